@@ -1,0 +1,55 @@
+"""What a user can fix.
+
+SdloraError
+├── SettingsError    a setting, flag or name is not one we accept
+├── DataError        a picture folder cannot be trained on
+├── ModelError       a base model cannot be found, recognised or opened
+├── LoraFileError    a LoRA file cannot be read, or is for another base model
+├── DeviceError      the device is missing, full or lost
+└── BusyError        something else holds what was asked for: a port, a workspace, a run
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SdloraError(Exception):
+    """Says what was given, what is accepted and what to do next; shown to the user as it is."""
+
+
+class SettingsError(SdloraError):
+    """A setting, flag or name is not one we accept."""
+
+
+class DataError(SdloraError):
+    """A picture folder cannot be trained on."""
+
+
+class ModelError(SdloraError):
+    """A base model cannot be found, recognised or opened."""
+
+
+class LoraFileError(SdloraError):
+    """A LoRA file cannot be read, or is for another base model."""
+
+
+class DeviceError(SdloraError):
+    """The device is missing, full or lost."""
+
+
+class BusyError(SdloraError):
+    """Something else holds what was asked for."""
+
+
+def near(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Up to `most` known words that look like `word`, best first, whatever their case."""
+    by_lower = {name.lower(): name for name in known}
+    return [by_lower[hit] for hit in difflib.get_close_matches(word.lower(), by_lower, most, 0.5)]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean a or b?' or nothing."""
+    hits = near(word, known)
+    return f" Did you mean {' or '.join(hits)}?" if hits else ""

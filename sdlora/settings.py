@@ -1,0 +1,187 @@
+"""Every setting, written once: its default, its bounds and its sentence.
+
+Checks, command-line flags, the page's form and the docs are all read from these fields. An unknown
+name is an error with a suggestion. What a goal and a model family want different from the defaults
+is a row of `PRESETS`; what the user set is never overridden.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sdlora.errors import SettingsError, did_you_mean
+
+Goal = Literal["style", "character"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+TargetGroup = Literal["attention", "feed_forward", "conv"]
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """A frozen set of settings that says clearly what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values. SettingsError: one sentence per wrong or unknown one."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(cls, e) for e in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Settings from a JSON file."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path} cannot be read as settings: {error}") from None
+        return cls.of(values)
+
+    def to_json(self) -> str:
+        """All values, readable, in the order of the fields."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def _sentence(cls: type[Settings], error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}.{did_you_mean(name, cls.model_fields)}"
+    said = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "missing" or not error["loc"] else f" = {error['input']!r}"
+    return f"{name}{given}: {said}"
+
+
+class TrainSettings(Settings):
+    """A training, from a folder of captioned pictures to a LoRA file."""
+
+    data: str = Field(min_length=1, description="Folder of pictures with captions to learn from")
+    name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
+    model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
+    goal: Goal = Field("style", description="What the pictures have in common")
+    trigger_word: str = Field(
+        "", description="Words that call the LoRA in a prompt; empty: what all captions begin with"
+    )
+    steps: int = Field(1000, ge=1, le=200_000, description="Optimizer steps to take")
+    batch_size: int = Field(2, ge=1, le=256, description="Pictures per step")
+    gradient_accumulation: int = Field(
+        1, ge=1, le=256, description="Batches added up per optimizer step"
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter: how much it can hold")
+    alpha: float = Field(16, gt=0, le=4096, description="Scale of the adapter is alpha / rank")
+    conv_rank: int = Field(8, ge=1, le=1024, description="Rank of the adapter on convolutions")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs dropped")
+    targets: tuple[TargetGroup, ...] = Field(
+        ("attention",), min_length=1, description="Layers of the UNet that learn"
+    )
+    train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
+    text_encoder_learning_rate: float = Field(
+        5e-5, gt=0, le=10, description="Peak learning rate of the text encoder's adapter"
+    )
+    resolution: int | None = Field(
+        None, ge=64, le=4096, description="Pixels a side; empty: what the model was made for"
+    )
+    caption_dropout: float = Field(
+        0.05, ge=0, le=1, description="Share of captions left out, so that guidance keeps working"
+    )
+    flip: bool = Field(False, description="Mirror half of the pictures, left to right")
+    optimizer: str = Field("adamw", description="Optimizer")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "cosine", description="How the learning rate changes over the steps"
+    )
+    warmup_steps: int = Field(20, ge=0, le=10_000, description="Steps over which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Pull of the adapter towards zero")
+    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this")
+    min_snr_gamma: float = Field(
+        5.0, ge=0, le=100, description="Evens out the noise levels; 0 weighs all the same"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same LoRA")
+    sample_every: int = Field(100, ge=0, le=100_000, description="Steps between samples; 0: none")
+    sample_prompts: tuple[str, ...] = Field(
+        (), max_length=16, description="Prompts to sample with; empty: from the captions"
+    )
+    precision: Precision = Field("auto", description="Number format; auto fits the device")
+    gradient_checkpointing: bool = Field(
+        False, description="Trade a fifth of the speed for much less memory"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        from sdlora.workspace import checked_name
+
+        return checked_name(name)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.warmup_steps > self.steps and "warmup_steps" in self.model_fields_set:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}"
+            )
+        return self
+
+
+class ImageRequest(Settings):
+    """A request for images."""
+
+    prompt: str = Field("", max_length=100_000, description="What to show; LoRA tags included")
+    negative_prompt: str = Field("", max_length=100_000, description="What to keep away from")
+    model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
+    steps: int = Field(20, ge=1, le=500, description="Denoising steps")
+    guidance: float = Field(6.0, ge=0, le=50, description="How closely to follow the prompt")
+    seed: int = Field(-1, ge=-1, lt=2**32, description="Start of the noise; -1 draws one")
+    count: int = Field(1, ge=1, le=64, description="Images; image i uses seed + i")
+    width: int | None = Field(
+        None,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        description="Pixels; empty: what the model was made for",
+    )
+    height: int | None = Field(
+        None,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        description="Pixels; empty: what the model was made for",
+    )
+    sampler: Literal["ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "lms"] = (
+        Field("dpm++_2m", description="How the noise is taken away")
+    )
+    batch_size: int = Field(4, ge=1, le=64, description="Images denoised side by side")
+
+
+# What a goal wants different from the defaults, per model family ("*": any). The starter model is
+# small: it learns with a high rate in few steps, and a style of local edges needs its convolutions.
+PRESETS: dict[tuple[str, Goal], dict[str, Any]] = {
+    ("*", "style"): {},
+    ("*", "character"): {"learning_rate": 1e-4, "rank": 16, "alpha": 8},
+    ("sdxl", "style"): {"rank": 32, "alpha": 16},
+    ("sdxl", "character"): {"rank": 32, "alpha": 16},
+    ("starter", "style"): {
+        "steps": 250, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 8, "conv_rank": 8,
+        "targets": ("attention", "feed_forward", "conv"), "sample_every": 50,
+    },
+    ("starter", "character"): {
+        "steps": 300, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 8, "conv_rank": 8,
+        "targets": ("attention", "feed_forward", "conv"), "sample_every": 50,
+    },
+}  # fmt: skip
+
+
+def preset(family: str, goal: Goal) -> dict[str, Any]:
+    """The values a family and goal want, most particular last."""
+    return {**PRESETS["*", goal], **PRESETS.get((family, goal), {})}
+
+
+def with_preset(values: Mapping[str, Any], family: str) -> TrainSettings:
+    """Settings from the user's values over the preset of `family` and the goal they name."""
+    checked = TrainSettings.of(values)
+    return TrainSettings.of({**preset(family, checked.goal), **values})

@@ -1,0 +1,1 @@
+"""The embedded starter model: its drawn world, its recipe and its weights."""

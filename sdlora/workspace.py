@@ -1,0 +1,154 @@
+"""Where files live. Names come in, never paths: nothing a user types can leave the workspace."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.errors import SettingsError
+
+STARTER_MODEL = Path(__file__).parent / "starter" / "model"
+STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
+TRAINING_DATA = Path(__file__).parent.parent / "training_data"
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def checked_name(name: str) -> str:
+    """The name, tidied to NFC. SettingsError unless it is fit for a file on every system: letters,
+    digits, space, dot, underscore, hyphen; 1 to 80 characters; not starting with a dot."""
+    tidy = unicodedata.normalize("NFC", name).strip()
+    fit = all(letter.isalnum() or letter in " ._-" for letter in tidy)
+    if (
+        not fit
+        or not 1 <= len(tidy) <= 80
+        or tidy[0] == "."
+        or tidy[-1] == "."
+        or _RESERVED.fullmatch(tidy)
+    ):
+        raise SettingsError(
+            f"{name[:80]!r} cannot be a name; use 1 to 80 letters, digits, spaces, '.', '_' or '-', "
+            "not starting or ending with a dot"
+        )
+    return tidy
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file beside `path` with `write(temporary)`, flush it to the disk, then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or `name-2`, `name-3` ... beside it: the first that does not exist."""
+    number, fresh = 2, path
+    while fresh.exists():
+        fresh = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return fresh
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One folder that holds all a user makes: models, LoRAs, pictures, runs and outputs."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path) -> Workspace:
+        """The workspace at `root`, its folders made. SettingsError when it cannot be written."""
+        space = cls(Path(root).expanduser().resolve())
+        try:
+            for folder in (
+                space.models,
+                space.loras,
+                space.datasets,
+                space.runs,
+                space.outputs,
+                space.jobs,
+            ):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"the workspace {space.root} cannot be written ({error.strerror}); "
+                "choose another with --workspace DIR"
+            ) from None
+        return space
+
+    @property
+    def models(self) -> Path:
+        """Base models: diffusers folders."""
+        return self.root / "models"
+
+    @property
+    def loras(self) -> Path:
+        """LoRA files that prompts can name."""
+        return self.root / "loras"
+
+    @property
+    def datasets(self) -> Path:
+        """Picture folders dropped on the page."""
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per training."""
+        return self.root / "runs"
+
+    @property
+    def outputs(self) -> Path:
+        """Images, by day."""
+        return self.root / "outputs"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder per image request."""
+        return self.root / "jobs"
+
+    @property
+    def database(self) -> Path:
+        """The queue."""
+        return self.root / "jobs.db"
+
+    @property
+    def lora_folders(self) -> tuple[Path, ...]:
+        """Where tags are looked up: the user's own first, then those that ship."""
+        return (self.loras, STARTER_LORAS)
+
+    def dataset_folders(self) -> dict[str, Path]:
+        """Name -> folder of every picture set on offer: the user's own and those that ship."""
+        found: dict[str, Path] = {}
+        for parent in (TRAINING_DATA, self.datasets):
+            if parent.is_dir():
+                found |= {p.name: p for p in sorted(parent.iterdir()) if p.is_dir()}
+        return found
+
+    def model_source(self, model: str) -> str:
+        """What to open for a model's name: the starter, a folder of models/, a path, or a hub id."""
+        if model == "starter":
+            return str(STARTER_MODEL)
+        named = self.models / model
+        return str(named) if named.exists() else model
+
+    def model_names(self) -> list[str]:
+        """Models on offer without a download."""
+        own = (
+            sorted(p.name for p in self.models.iterdir() if p.is_dir())
+            if self.models.is_dir()
+            else []
+        )
+        return ["starter", *own]

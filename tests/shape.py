@@ -1,0 +1,291 @@
+"""The house rules as functions: a source file in, its problems out. test_shape.py applies them."""
+
+import ast
+import fnmatch
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from launch import REQUIREMENTS, ROOT, pins
+
+# Module -> layer; imports point down, or sideways without a circle. The longest pattern counts.
+LAYERS = {
+    "sdlora": 0,
+    "sdlora.errors": 0,
+    "sdlora.events": 0,
+    "sdlora.settings": 1,
+    "sdlora.workspace": 1,
+    "sdlora.processes": 1,
+    "sdlora.noise": 2,
+    "sdlora.device": 2,
+    "sdlora.data*": 2,
+    "sdlora.lora*": 2,
+    "sdlora.prompt*": 2,
+    "sdlora.starter": 2,
+    "sdlora.starter.*": 2,
+    "sdlora.families*": 3,
+    "sdlora.adapters": 4,
+    "sdlora.encode": 4,
+    "sdlora.optim": 4,
+    "sdlora.generate": 5,
+    "sdlora.train": 6,
+    "sdlora.runs": 7,
+    "sdlora.jobs": 7,
+    "sdlora.worker": 7,
+    "sdlora.cli": 8,
+    "sdlora.demo": 8,
+    "webui*": 8,
+    # the top: nobody imports these
+    "sdlora.__main__": 9,
+    "sdlora.starter.make*": 9,
+    "launch": 9,
+    "benchmarks*": 9,
+}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
+TORCH_FREE = (
+    *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
+    *("sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
+    "sdlora.starter.[!m]*",  # what draws; make*.py trains
+)
+WEBUI_MAY = (
+    *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
+    *("sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
+    *("sdlora.prompt*", "webui*"),
+)
+BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py"}
+FORBIDDEN = {"torch.load", "os.system", "os.popen", "eval", "exec", "pickle", "dill", "joblib"}
+FORBIDDEN |= {"torchvision", "shell="}
+DISTRIBUTIONS = {"PIL": "pillow"}  # imported name -> pinned name, where they differ
+MAX_FUNCTION, MAX_FILE = 40, 400
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file: where it stands and what it says."""
+
+    path: PurePosixPath
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, filename=str(self.path))
+
+    @cached_property
+    def module(self) -> str:
+        parts = self.path.with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    def within(self, *places: str) -> bool:
+        return self.path.parts[0] in places
+
+
+@functools.cache
+def sources() -> dict[str, Source]:
+    """Every Python file that the rules speak about, by module name."""
+    files = [ROOT / "launch.py"]
+    for folder in ("sdlora", "webui", "benchmarks", "tests"):
+        files += sorted((ROOT / folder).rglob("*.py"))
+    texts = {PurePosixPath(file.relative_to(ROOT).as_posix()): file for file in files}
+    found = [Source(path, file.read_text("utf-8")) for path, file in texts.items()]
+    return {source.module: source for source in found}
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def layer(module: str) -> int | None:
+    """The table's number for a module; None when it has no row."""
+    rows = [pattern for pattern in LAYERS if fnmatch.fnmatchcase(module, pattern)]
+    return LAYERS[max(rows, key=len)] if rows else None
+
+
+def statements(tree: ast.AST, module_level: bool) -> Iterator[ast.AST]:
+    """Every node; at module level only those that run when the module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if module_level:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                continue
+        yield node
+        yield from statements(node, module_level)
+
+
+def imports(source: Source, module_level: bool = False) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of every import; `from a import b` gives a.b."""
+    package = source.path.parts[:-1]
+    for node in statements(source.tree, module_level):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{stem}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def own_module(name: str, known: dict[str, Source]) -> str | None:
+    """The module of ours that an imported name is, or is defined in."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def own_imports(source: Source, known: dict[str, Source]) -> Iterator[tuple[str, int]]:
+    for name, line in imports(source):
+        target = own_module(name, known)
+        if target and target != source.module:
+            yield target, line
+
+
+def layer_problems(source: Source, known: dict[str, Source]) -> list[str]:
+    mine = layer(source.module)
+    if mine is None:
+        return [f"{source.path}: has no layer; give it a row in tests/test_shape.py"]
+    return [
+        f"{source.path}:{line}: layer {mine} imports {target} of layer {layer(target)}"
+        for target, line in own_imports(source, known)
+        if (theirs := layer(target)) is None or theirs > mine
+    ]
+
+
+def webui_problems(source: Source, known: dict[str, Source]) -> list[str]:
+    return [
+        f"{source.path}:{line}: the page may not import {target}"
+        for target, line in own_imports(source, known)
+        if source.within("webui") and not matches(target, WEBUI_MAY)
+    ]
+
+
+def circles(known: dict[str, Source]) -> list[str]:
+    """Import circles, wherever in the files the imports stand."""
+    edges = {name: {to for to, _ in own_imports(source, known)} for name, source in known.items()}
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            found.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in done:
+            for target in sorted(edges[name]):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+    return found
+
+
+def torch_problems(source: Source, known: dict[str, Source]) -> list[str]:
+    """What importing a torch-free module would load of the heavy libraries, and by which way."""
+    if not matches(source.module, TORCH_FREE):
+        return []
+    problems, seen, waiting = [], {source.module}, [(source.module,)]
+    while waiting:
+        trail = waiting.pop()
+        for name, line in imports(known[trail[-1]], module_level=True):
+            if name.split(".")[0] in HEAVY:
+                problems.append(f"{' -> '.join(trail)}:{line}: loads {name.split('.')[0]}")
+            parents = [name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)]
+            for target in {own_module(part, known) for part in parents} - seen - {None}:
+                seen.add(target)
+                waiting.append((*trail, target))
+    return problems
+
+
+def size_problems(source: Source) -> list[str]:
+    lines = len(source.text.splitlines())
+    problems = [f"{source.path}: {lines} lines"] if lines > MAX_FILE else []
+    for node in ast.walk(source.tree) if not source.within("tests") else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if length > MAX_FUNCTION:
+                problems.append(f"{source.path}:{node.lineno}: {node.name} has {length} lines")
+    return problems
+
+
+def name_problems(source: Source) -> list[str]:
+    problems = []
+    if re.fullmatch(r"_?(utils?|helpers?)", source.path.stem):
+        problems.append(f"{source.path}: name it after what it does")
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ClassDef) and re.search("(Manager|Helper|Handler)$", node.name):
+            problems.append(f"{source.path}:{node.lineno}: class {node.name}")
+    return problems
+
+
+def danger_problems(source: Source) -> list[str]:
+    """Ways to run what a file or a user says: unpickling, shells, eval."""
+    uses = list(imports(source))
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Name):
+            uses.append((node.id, node.lineno))
+        elif isinstance(node, ast.Attribute):
+            uses.append((ast.unparse(node), node.lineno))
+        elif isinstance(node, ast.keyword) and node.arg == "shell":
+            uses.append(("shell=", node.value.lineno))
+    return [
+        f"{source.path}:{line}: {name}"
+        for name, line in uses
+        if name in FORBIDDEN or name.split(".")[0] in FORBIDDEN
+    ]
+
+
+def broad_except_problems(source: Source) -> list[str]:
+    if str(source.path) in BROAD_EXCEPT_MAY or source.within("tests"):
+        return []
+    caught: list[tuple[ast.expr | None, int]] = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            caught += [(kind, node.lineno) for kind in kinds]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            caught += [(kind, node.lineno) for kind in node.args]
+    return [
+        f"{source.path}:{line}: catches everything"
+        for kind, line in caught
+        if kind is None or ast.unparse(kind).split(".")[-1] in ("Exception", "BaseException")
+    ]
+
+
+def docstring_problems(source: Source) -> list[str]:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    public = [
+        node
+        for node in source.tree.body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    ]
+    problems = [f"{source.path}:{n.lineno}: {n.name}" for n in public if not ast.get_docstring(n)]
+    return problems if ast.get_docstring(source.tree) else [f"{source.path}: module", *problems]
+
+
+def pin_problems(source: Source) -> list[str]:
+    """Imported packages that requirements.txt does not pin."""
+    pinned = {name.replace("-", "_").lower() for name in pins(REQUIREMENTS)}
+    known = pinned | sys.stdlib_module_names | {"sdlora", "webui"}
+    used = {(name.split(".")[0], line) for name, line in imports(source)}
+    return [
+        f"{source.path}:{line}: {name} is not pinned in requirements.txt"
+        for name, line in sorted(used)
+        if DISTRIBUTIONS.get(name, name) not in known
+    ]
+
+
+def file_map(readme: str) -> set[str]:
+    """The paths named in the README's file map: the fenced block that has a line `sdlora/`."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    block = next((b for b in blocks if re.search(r"^sdlora/(\s|$)", b, flags=re.MULTILINE)), "")
+    paths: set[str] = set()
+    folders: list[tuple[int, str]] = []  # (indentation, path) of the headings above
+    for line in filter(str.strip, block.splitlines()):
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        folders = [row for row in folders if row[0] < indent]
+        path = (folders[-1][1] if folders else "") + name
+        paths.add(path)
+        if name.endswith("/"):
+            folders.append((indent, path))
+    return paths
