@@ -258,8 +258,9 @@ def ensure_chromium() -> bool:
     if apt and not find_chromium() and not os.environ.get("SDLORA_CHROMIUM"):
         print("Installing Chromium for the browser tests ...", flush=True)
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        no = subprocess.DEVNULL
         for step in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(apt + step, env=env, stdin=subprocess.DEVNULL, check=False)
+            subprocess.run([*apt, *step], env=env, stdin=no, stdout=no)
     if not find_chromium():
         print(
             "The browser tests need a Chromium and none was found: install Chromium or Chrome, or "

@@ -1,0 +1,121 @@
+"""Tiny real models: random weights, every part a stock class, made offline, saved as diffusers folders.
+
+`tiny("sd1")` is a folder that `StableDiffusionPipeline.from_pretrained` opens, 64 px square, a few
+hundred thousand parameters. Made once per process; gone when it ends.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+KINDS = ("sd1", "sd2", "sdxl", "starter")
+PIXELS, LATENT = 64, 8
+_FOLDER = tempfile.TemporaryDirectory(prefix="sdlora-tiny-")
+
+
+@functools.cache
+def tiny(kind: str) -> Path:
+    """The folder of a tiny model; the same one however often it is asked for. Not to be changed."""
+    folder = Path(_FOLDER.name) / kind
+    make(kind).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def make(kind: str) -> Any:
+    """A fresh pipeline, the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(KINDS.index(kind))
+        return _sdxl() if kind == "sdxl" else _sd(kind)
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's own, with a vocabulary of single bytes: one token per letter, any text, 75 letters."""
+    # GPT-2's printable stand-ins for the 256 bytes
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    letters = [chr(byte if byte in kept else next(spare)) for byte in range(256)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def _text_encoder(width: int, kind: type = CLIPTextModel, activation: str = "quick_gelu") -> Any:
+    config = CLIPTextConfig(
+        vocab_size=514, hidden_size=width, intermediate_size=2 * width, projection_dim=width,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77,
+        hidden_act=activation, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    return kind(config).eval()
+
+
+def _vae(channels: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        latent_channels=channels, sample_size=PIXELS,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
+
+
+def _unet(channels: int, width: int, **more: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=LATENT, in_channels=channels, out_channels=channels,
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=width, attention_head_dim=4, **more,
+    ).eval()  # fmt: skip
+
+
+def _scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type=prediction,
+    )  # fmt: skip
+
+
+def _sd(kind: str) -> StableDiffusionPipeline:
+    channels, width = {"sd1": (4, 16), "sd2": (4, 24), "starter": (8, 32)}[kind]
+    is_v = kind == "sd2"
+    return StableDiffusionPipeline(
+        vae=_vae(channels),
+        text_encoder=_text_encoder(width, activation="gelu" if is_v else "quick_gelu"),
+        tokenizer=tokenizer(),
+        unet=_unet(channels, width, use_linear_projection=is_v),
+        scheduler=_scheduler("v_prediction" if is_v else "epsilon"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sdxl() -> StableDiffusionXLPipeline:
+    # pooled text (24) and six sizes of 8 numbers each join the time embedding
+    sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24 + 6 * 8}
+    return StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=_text_encoder(16),
+        text_encoder_2=_text_encoder(24, CLIPTextModelWithProjection, "gelu"),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=_unet(
+            4, 16 + 24, use_linear_projection=True, addition_embed_type="text_time", **sizes
+        ),
+        scheduler=_scheduler(),
+        add_watermarker=False,
+    )
