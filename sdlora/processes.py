@@ -15,11 +15,10 @@ ROOT = Path(__file__).parent.parent
 
 def start_detached(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> int:
-    """Run `python ARGUMENTS` in a session of its own, both outputs appended to `log`; returns its pid.
+) -> subprocess.Popen[bytes]:
+    """Run `python ARGUMENTS` in a session of its own, so that it outlives us and our terminal.
 
-    Output goes to a file, not a pipe: a pipe nobody reads stops the writer. What the page keeps from
-    importing it keeps from its children too only where it says so in `environment`.
+    Both outputs are appended to `log`, not sent to a pipe: a pipe nobody reads stops the writer.
     """
     own_session: dict[str, object] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -27,7 +26,7 @@ def start_detached(
         own_session = {"creationflags": flags}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -36,18 +35,27 @@ def start_detached(
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **(environment or {})},
             **own_session,  # type: ignore[call-overload]
         )
-    return int(process.pid)
 
 
 def identity(pid: int) -> str | None:
-    """'pid:start time' of a living process, so that a pid used again is not taken for it."""
+    """'pid:start' of a living process, so that a pid used again is not taken for it."""
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        return f"{pid}:{process.create_time():.2f}"
-    except psutil.Error:
+        return f"{pid}:{_began(process)}"
+    except (psutil.Error, OSError):
         return None
+
+
+def _began(process: psutil.Process) -> str:
+    """When a process began: the same text for its whole life, also when somebody sets the clock."""
+    if not sys.platform.startswith("linux"):
+        return f"{process.create_time():.2f}"
+    # Linux: ticks since this boot. psutil would add the boot time, which moves with the clock.
+    fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
+    return f"{int(fields[19])}@{boot}"
 
 
 def alive(process_identity: str) -> bool:

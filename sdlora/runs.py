@@ -1,22 +1,67 @@
 """The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  stop  pid`.
 
 It is the only thing the trainer, the worker, the command and the page share. Who can read the folder
-can follow a run; who can create the file `stop` in it can end it.
+can follow a run; who can create the file `stop` in it can end it. A request for images has such a
+folder too; there the pictures lie in `outputs/`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from sdlora.errors import SdloraError, SettingsError, did_you_mean
-from sdlora.events import Event, Failed, RunState, fold, from_line, to_line
+from sdlora.events import Event, Failed, RunState, Stopped, fold, from_line, to_line
+from sdlora.jobs import Queue
 from sdlora.processes import alive, identity
+from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.workspace import Workspace
 
-EVENTS_FILE, STOP_FILE, PID_FILE, LOG_FILE = "events.jsonl", "stop", "pid", "log.txt"
+SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
+STOP_FILE, PID_FILE = "stop", "pid"
+_NOW = "now"  # what the file `stop` says when the run shall not even finish its step
+
+
+def start(settings: TrainSettings | ImageRequest, workspace: Workspace, queue: Queue) -> Path:
+    """Put a training or a request for images into the queue; returns its folder, which is new."""
+    if isinstance(settings, TrainSettings):
+        folder = reserve(workspace.runs / settings.name)
+    else:
+        folder = reserve(workspace.jobs / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    (folder / SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
+    queue.submit("train" if isinstance(settings, TrainSettings) else "generate", folder)
+    return folder
+
+
+def reserve(folder: Path) -> Path:
+    """Make `folder`, or `name-2`, `name-3` ... beside it: a new one, whoever else is asking."""
+    fresh, number = folder, 1
+    while True:
+        try:
+            fresh.mkdir(parents=True)
+            return fresh
+        except FileExistsError:
+            number += 1
+            fresh = folder.with_name(f"{folder.name}-{number}")
+
+
+def _open_events(folder: Path) -> TextIO:
+    lines = (folder / EVENTS_FILE).open("a", encoding="utf-8", newline="\n")
+    if lines.tell():
+        lines.write("\n")  # the process before us may have died in the middle of a line
+    return lines
+
+
+def say(folder: Path, event: Event) -> None:
+    """Add one event to the folder, for a run that cannot speak for itself."""
+    with _open_events(folder) as lines:
+        lines.write(to_line(event) + "\n")
 
 
 def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
@@ -24,7 +69,7 @@ def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
     the user's own mistakes by their sentence, anything else with its traceback in the log."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
-    with (folder / EVENTS_FILE).open("a", encoding="utf-8", newline="\n") as lines:
+    with _open_events(folder) as lines:
 
         def written(event: Event) -> Event:
             lines.write(to_line(event) + "\n")
@@ -63,19 +108,26 @@ class Follower:
 
     def poll(self) -> RunState:
         """The state now. A process that died without a word is a failed run."""
-        path = self.folder / EVENTS_FILE
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read()
-            whole = block[: block.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            lines = whole.decode("utf-8", errors="replace").splitlines()
-            self.state = fold((from_line(line) for line in lines if line), self.state)
-        if self.state.ended or not self._died():
+        died = self._died()  # asked first: what it wrote before it died is read after
+        self.state = fold(self._news(), self.state)
+        if self.state.ended or not died:
             return self.state
         lost = f"the process ended without a word at step {self.state.step}"
         return fold([Failed(lost, f"see {self.folder / LOG_FILE}")], self.state)
+
+    def _news(self) -> Iterator[Event]:
+        path = self.folder / EVENTS_FILE
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            block = file.read()
+        whole = block[: block.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        # not splitlines(): a prompt may hold one of the other characters that it splits at
+        for line in filter(None, whole.decode("utf-8", errors="replace").split("\n")):
+            with contextlib.suppress(ValueError, TypeError):  # a line torn by a kill
+                yield from_line(line)
 
     def _died(self) -> bool:
         pid = self.folder / PID_FILE
@@ -87,14 +139,28 @@ def read(folder: Path) -> RunState:
     return Follower(folder).poll()
 
 
-def stop(folder: Path) -> None:
-    """Ask the run to stop after its present step. What it has learnt is kept."""
-    (folder / STOP_FILE).touch()
+def stop(folder: Path, now: bool = False) -> None:
+    """Ask the run to stop after its present step; what it has learnt is kept. `now`: end it as it
+    stands; what it last saved is kept."""
+    (folder / STOP_FILE).write_text(_NOW if now else "", encoding="utf-8")
 
 
 def stop_asked(folder: Path) -> bool:
     """True when somebody asked the run to stop."""
     return (folder / STOP_FILE).exists()
+
+
+def stop_asked_now(folder: Path) -> bool:
+    """True when somebody asked the run to end without finishing its step."""
+    return stop_asked(folder) and (folder / STOP_FILE).read_text(encoding="utf-8") == _NOW
+
+
+def cancel(folder: Path, queue: Queue) -> None:
+    """Take the work out of the queue; if it runs already, ask it to stop."""
+    if queue.cancel(folder):
+        say(folder, Stopped())
+    else:
+        stop(folder)
 
 
 def list_runs(runs: Path) -> dict[str, RunState]:

@@ -44,9 +44,13 @@ class Settings(BaseModel):
             raise SettingsError(f"{path} cannot be read as settings: {error}") from None
         return cls.of(values)
 
+    def given(self) -> dict[str, Any]:
+        """The values somebody set, as plain JSON types; the rest are defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def to_json(self) -> str:
-        """All values, readable, in the order of the fields."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        """The values somebody set, readable, in the order of the fields."""
+        return json.dumps(self.given(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _sentence(cls: type[Settings], error: Any) -> str:
@@ -119,9 +123,17 @@ class TrainSettings(Settings):
 
         return checked_name(name)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_runs_warm_up_less(cls, values: dict[str, Any]) -> dict[str, Any]:
+        steps, warmup = values.get("steps"), cls.model_fields["warmup_steps"].default
+        if "warmup_steps" in values or not isinstance(steps, int) or steps >= warmup:
+            return values
+        return {**values, "warmup_steps": max(steps, 0)}
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.warmup_steps > self.steps and "warmup_steps" in self.model_fields_set:
+        if self.warmup_steps > self.steps:
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}"
             )
@@ -152,9 +164,9 @@ class ImageRequest(Settings):
         multiple_of=8,
         description="Pixels; empty: what the model was made for",
     )
-    sampler: Literal["ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "lms"] = (
-        Field("dpm++_2m", description="How the noise is taken away")
-    )
+    sampler: Literal[
+        "ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "dpm++_2m_sde"
+    ] = Field("dpm++_2m", description="How the noise is taken away")
     batch_size: int = Field(4, ge=1, le=64, description="Images denoised side by side")
 
 
@@ -181,7 +193,7 @@ def preset(family: str, goal: Goal) -> dict[str, Any]:
     return {**PRESETS["*", goal], **PRESETS.get((family, goal), {})}
 
 
-def with_preset(values: Mapping[str, Any], family: str) -> TrainSettings:
-    """Settings from the user's values over the preset of `family` and the goal they name."""
-    checked = TrainSettings.of(values)
-    return TrainSettings.of({**preset(family, checked.goal), **values})
+def with_preset(settings: TrainSettings, family: str) -> TrainSettings:
+    """What the user set, over the preset of `family` and the goal; everything counts as set."""
+    chosen = {**preset(family, settings.goal), **settings.given()}
+    return TrainSettings.of({**TrainSettings.of(chosen).model_dump(mode="json")})

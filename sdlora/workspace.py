@@ -120,6 +120,16 @@ class Workspace:
         return self.root / "jobs"
 
     @property
+    def uploads(self) -> Path:
+        """What the browser sent and nobody has checked yet; emptied when the page starts."""
+        return self.jobs / ".uploads"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker printed."""
+        return self.jobs / "worker.log"
+
+    @property
     def database(self) -> Path:
         """The queue."""
         return self.root / "jobs.db"
@@ -143,6 +153,14 @@ class Workspace:
             return str(STARTER_MODEL)
         named = self.models / model
         return str(named) if named.exists() else model
+
+    def preset_family(self, model: str) -> str:
+        """Whose presets fit a model, as far as its folder says without being opened; '*': unknown."""
+        if model == "starter":
+            return model
+        index = Path(self.model_source(model)) / "model_index.json"
+        said = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+        return "sdxl" if "StableDiffusionXL" in said else "*"
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""

@@ -1,0 +1,1 @@
+"""What a prompt says besides its words, and what a picture says of its making."""

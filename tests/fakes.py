@@ -1,0 +1,108 @@
+"""Stand-ins for what needs a model: an engine that draws squares, a training that counts.
+
+`python -m fakes DIR` is a worker with them; a test says in the prompt what shall go wrong.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from sdlora import runs
+from sdlora.errors import ModelError
+from sdlora.events import (
+    Done,
+    Event,
+    Progress,
+    SampleReady,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Warned,
+)
+from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.worker import Worker
+from sdlora.workspace import Workspace
+
+
+class FakeEngine:
+    """Draws one coloured square per image; the words of the prompt decide how that goes."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    def generate(
+        self, request: ImageRequest, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Event]:
+        yield Progress("loading the model")
+        if "no model" in request.prompt:
+            raise ModelError("there is no model 'x'; put one into models/")
+        if "crash" in request.prompt:
+            raise RuntimeError("<b>boom</b>")
+        if "kill" in request.prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Started("images", request.steps)
+        if "<lora:" in request.prompt:
+            yield Warned("there is no LoRA named <nobody>", "Did you mean somebody?")
+        for step in range(1, request.steps + 1):
+            if should_stop():
+                yield Stopped(step=step)
+                return
+            time.sleep(0.1 if "slow" in request.prompt else 0.01)
+            yield Step(step, request.steps, seconds_left=(request.steps - step) * 0.01)
+        folder = self.workspace.outputs / "2026-01-01"
+        folder.mkdir(exist_ok=True)
+        for index in range(request.count):
+            path = folder / f"{len(list(folder.iterdir())):05}.png"
+            Image.new("RGB", (64, 64), (40 * index, 120, 200)).save(path)
+            yield SampleReady(str(path), index, request.prompt, request.seed + index)
+        yield Done(str(folder), seconds=0.5)
+
+
+def fake_training(folder: Path) -> Iterator[Event]:
+    """Counts to the steps of the settings, drawing a sample now and then."""
+    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    yield Started("steps", settings.steps, {"pictures": "20"})
+    lora = folder / "lora" / f"{settings.name}.safetensors"
+    for step in range(1, settings.steps + 1):
+        time.sleep(0.02)
+        yield Step(step, settings.steps, loss=1 / step, seconds_left=(settings.steps - step) * 0.02)
+        if step % settings.sample_every == 0:
+            path = folder / "samples" / f"{step}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64), (200, step % 255, 90)).save(path)
+            yield SampleReady(str(path), step, "neon lighting, a house", 0)
+            yield Saved(str(lora), step)
+        if "kill" in settings.trigger_word and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if runs.stop_asked(folder) and "stubborn" not in settings.trigger_word:
+            yield Stopped(str(lora), step)
+            return
+    yield Done(str(lora), seconds=settings.steps * 0.02)
+
+
+def fake_train_command(folder: Path) -> list[str]:
+    """Train by `python -m fakes`, as its child process would."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        f"import fakes; fakes.train({str(folder)!r})"
+    )
+    return ["-c", code]
+
+
+def train(folder: str) -> None:
+    for _ in runs.record(fake_training(Path(folder)), Path(folder)):
+        pass
+
+
+def fake_worker(root: str | Path, idle_s: float = 60) -> Worker:
+    return Worker(Workspace.open(root), FakeEngine, fake_train_command, idle_s, poll_s=0.02)
+
+
+if __name__ == "__main__":
+    fake_worker(sys.argv[1]).run()

@@ -1,0 +1,223 @@
+"""The worker runs each job to an end that is written down, whoever is killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fakes import fake_worker
+from launch import ROOT
+from sdlora import runs
+from sdlora.events import Failed, RunState, Stopped
+from sdlora.jobs import Queue
+from sdlora.processes import alive, identity
+from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.workspace import Workspace
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
+
+
+@pytest.fixture
+def space(workspace: Path) -> Workspace:
+    return Workspace.open(workspace)
+
+
+@pytest.fixture
+def queue(space: Workspace) -> Queue:
+    return Queue(space.database)
+
+
+def wait_until(true: Callable[[], object], within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def train(space: Workspace, queue: Queue, name: str = "neon", **values: object) -> Path:
+    values = {"data": "sets/neon", "steps": 10, "sample_every": 5, **values}
+    return runs.start(TrainSettings.of({"name": name, **values}), space, queue)
+
+
+def images(space: Workspace, queue: Queue, prompt: str = "a ball", **values: object) -> Path:
+    request = ImageRequest.of({"prompt": prompt, "steps": 3, "seed": 7, **values})
+    return runs.start(request, space, queue)
+
+
+def work(space: Workspace) -> None:
+    """Let a worker do what waits, then end."""
+    assert fake_worker(space.root, idle_s=0.1).run()
+
+
+@contextmanager
+def worker_process(space: Workspace) -> Iterator[subprocess.Popen[bytes]]:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    with subprocess.Popen([sys.executable, "-m", "fakes", str(space.root)], env=env) as process:
+        yield process
+        process.kill()
+
+
+def test_jobs_run_in_order_and_leave_their_results(space: Workspace, queue: Queue) -> None:
+    first, second = images(space, queue, count=2), train(space, queue)
+    work(space)
+    made, trained = runs.read(first), runs.read(second)
+    assert (made.status, len(made.samples)) == ("done", 2)
+    assert [sample.seed for sample in made.samples] == [7, 8]
+    assert (trained.status, trained.step, len(trained.samples)) == ("done", 10, 2)
+    assert made.started_at and trained.started_at and made.started_at < trained.started_at
+    assert [job.status for job in (*queue.latest("generate"), *queue.latest("train"))] == [
+        "done",
+        "done",
+    ]
+    assert queue.holder("worker") is None and not queue.busy()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message", "advice"),
+    [
+        ("no model", "there is no model 'x'; put one into models/", ""),
+        ("crash", "RuntimeError: <b>boom</b>", "log.txt"),
+    ],
+)
+def test_a_failing_request_is_told_and_the_next_one_runs(
+    space: Workspace, queue: Queue, prompt: str, message: str, advice: str
+) -> None:
+    failing, fine = images(space, queue, prompt), images(space, queue)
+    work(space)
+    state = runs.read(failing)
+    assert (state.status, state.error) == ("failed", message)
+    assert advice in state.advice
+    assert runs.read(fine).status == "done"
+    assert [job.status for job in queue.latest("generate")] == ["done", "failed"]
+
+
+def test_damaged_settings_fail_their_job_only(space: Workspace, queue: Queue) -> None:
+    broken, fine = images(space, queue), images(space, queue)
+    (broken / runs.SETTINGS_FILE).write_text("{", encoding="utf-8")
+    work(space)
+    assert "cannot be read as settings" in runs.read(broken).error
+    assert runs.read(fine).status == "done"
+
+
+def test_stop_while_generating_ends_within_a_step(space: Workspace, queue: Queue) -> None:
+    folder = images(space, queue, "slow", steps=500)
+    with worker_process(space):
+        wait_until(lambda: runs.read(folder).step > 1)
+        runs.cancel(folder, queue)
+        wait_until(lambda: runs.read(folder).ended, within_s=5)
+    assert runs.read(folder).status == "stopped"
+
+
+def test_cancel_in_the_queue_is_at_once(space: Workspace, queue: Queue) -> None:
+    folder = train(space, queue)
+    runs.cancel(folder, queue)
+    assert runs.read(folder).status == "stopped"
+    work(space)
+    assert runs.read(folder).step == 0, "it never ran"
+
+
+@posix_only
+def test_a_killed_training_names_the_signal_and_the_step(space: Workspace, queue: Queue) -> None:
+    killed, fine = train(space, queue, trigger_word="kill"), images(space, queue)
+    work(space)
+    assert runs.read(killed).error == "the training process died (signal 9) at step 3"
+    assert runs.read(fine).status == "done"
+
+
+def test_a_training_that_cannot_even_start_fails(space: Workspace, queue: Queue) -> None:
+    folder = train(space, queue)
+    worker = fake_worker(space.root, idle_s=0.1)
+    worker.train_command = lambda folder: ["-c", "import nothing_of_this_name"]
+    worker.run()
+    assert "died (exit code 1)" in runs.read(folder).error
+    assert "nothing_of_this_name" in (folder / runs.LOG_FILE).read_text("utf-8")
+
+
+def test_stop_now_ends_a_stubborn_training_and_keeps_what_it_saved(
+    space: Workspace, queue: Queue
+) -> None:
+    folder = train(space, queue, trigger_word="stubborn", steps=5000)
+    with worker_process(space):
+        wait_until(lambda: runs.read(folder).result)
+        runs.stop(folder, now=True)
+        wait_until(lambda: runs.read(folder).ended, within_s=15)
+        wait_until(lambda: not queue.busy())
+    state = runs.read(folder)
+    assert state.status == "stopped" and state.result.endswith("neon.safetensors")
+
+
+@posix_only
+def test_a_training_outlives_its_worker_and_is_adopted(space: Workspace, queue: Queue) -> None:
+    folder, behind = train(space, queue, steps=150), images(space, queue)
+    with worker_process(space) as first:
+        wait_until(lambda: runs.read(folder).step > 2)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert runs.read(folder).status == "running", "the child goes on without its worker"
+    work(space)
+    state = runs.read(folder)
+    assert (state.status, state.step) == ("done", 150)
+    assert len({step for step, _ in state.losses}) == 150, "no step was done twice"
+    later = runs.read(behind)
+    assert later.status == "done" and later.started_at
+    assert later.started_at > (folder / runs.EVENTS_FILE).stat().st_mtime - 0.5, "it waited"
+
+
+@posix_only
+def test_a_training_that_died_with_its_worker_is_told(space: Workspace, queue: Queue) -> None:
+    folder = train(space, queue, steps=5000)
+    with worker_process(space) as first:
+        wait_until(lambda: runs.read(folder).step > 2)
+        child = (folder / runs.PID_FILE).read_text("utf-8")
+        first.send_signal(signal.SIGKILL)
+        os.kill(int(child.partition(":")[0]), signal.SIGKILL)
+    wait_until(lambda: not alive(child))
+    work(space)
+    assert "the worker died, and the training with it at step" in runs.read(folder).error
+    assert [job.status for job in queue.latest("train")] == ["failed"]
+
+
+@posix_only
+def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue) -> None:
+    killer, fine = images(space, queue, "kill"), images(space, queue)
+    for _ in range(2):
+        with worker_process(space) as process:
+            assert process.wait() == -signal.SIGKILL
+    work(space)
+    assert runs.read(killer).error == "the worker died 2 times over this request"
+    assert runs.read(fine).status == "done"
+
+
+def test_one_worker_per_workspace(space: Workspace, queue: Queue) -> None:
+    with worker_process(space) as process:
+        wait_until(lambda: queue.holder("worker"))
+        assert not fake_worker(space.root).run(), "there is one already"
+        seat = queue.holder("worker")
+        assert seat and seat.holder == identity(process.pid)
+
+
+def test_an_idle_worker_waits_as_long_as_there_is_a_page(space: Workspace, queue: Queue) -> None:
+    queue.take_seat("page", "http://127.0.0.1:1")
+    thread = threading.Thread(target=fake_worker(space.root, idle_s=0.2).run)
+    thread.start()
+    thread.join(0.6)
+    assert thread.is_alive()
+    queue.leave_seat("page")
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_sudden_end_is_not_mistaken_for_one_with_words(space: Workspace, queue: Queue) -> None:
+    folder = train(space, queue)
+    (folder / runs.PID_FILE).write_text("1:0", encoding="utf-8")
+    assert "ended without a word" in runs.read(folder).error
+    runs.say(folder, Stopped("lora", 4))
+    assert runs.read(folder) == RunState(status="stopped", result="lora")
+    assert isinstance(runs.failure(MemoryError("x"), folder), Failed)

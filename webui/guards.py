@@ -1,0 +1,149 @@
+"""What stands in front of every route: only this machine's browser, on our own page, gets through.
+
+Gradio's own check of where a request comes from can be got around, so each request is judged here,
+from its head alone, before a byte of its body is read: the host it names (DNS rebinding), the page
+that sent it (cross-site requests), the path (what we do not use does not exist), and its size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOSTS = ("localhost", "127.0.0.1", "[::1]")
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+MIB = 1024 * 1024
+MAX_UPLOAD_MIB = 512
+# Path -> the largest body it takes; the first match counts. No match: the path does not exist.
+# A path that a new Gradio adds is closed until somebody has read what it does.
+PATHS: tuple[tuple[str, int], ...] = (
+    (r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt", 0),
+    (r"/(assets|static|svelte|media)/.*", 0),
+    (r"/gradio_api/upload", MAX_UPLOAD_MIB * MIB),
+    (r"/gradio_api/(run|api|call)/[^/]+/?", 4 * MIB),
+    (r"/gradio_api/(queue/join|cancel|reset/?)", 4 * MIB),
+    (r"/gradio_api/(call/[^/]+/[^/]+|queue/(data|status)|heartbeat/[^/]+)", 0),
+    (r"/gradio_api/(upload_progress|info/?|app_id/?|login_check/?|theme\.css)", 0),
+)
+# Every picture, script and style comes from us; 'unsafe-eval' is what Gradio's components need.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": CONTENT_POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+def wrong_host(headers: Headers, hosts: tuple[str, ...]) -> bool:
+    """True unless the request names exactly one host, and it is one of ours, at any port."""
+    said = headers.getlist("host")
+    names = "|".join(map(re.escape, hosts))
+    return len(said) != 1 or not re.fullmatch(rf"(?i:{names})(:[0-9]{{1,5}})?", said[0])
+
+
+def cross_site(method: str, headers: Headers) -> bool:
+    """True when another page may have sent a request that can change something."""
+    if method in SAFE_METHODS:
+        return False
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return True
+    host = headers["host"].lower()
+    own = {f"http://{host}", f"https://{host}"}
+    return any(origin.lower() not in own for origin in headers.getlist("origin"))
+
+
+def body_limit(path: str) -> int | None:
+    """The largest body that a path takes, in bytes; None when there is no such path."""
+    return next((limit for pattern, limit in PATHS if re.fullmatch(pattern, path)), None)
+
+
+class Guard:
+    """ASGI middleware that refuses what is not meant for us and dresses what we answer."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = HOSTS) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Judge one request; `lifespan` passes, a websocket is never needed."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, _dressed(send))
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": "not used here"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, limit = Headers(scope=scope), body_limit(scope["path"])
+        refused = _refusal(scope["method"], headers, limit, self.hosts)
+        if refused:
+            await PlainTextResponse(*refused)(scope, receive, send)
+            return
+        # Nobody stands between the browser and us: who says so wants other addresses in the page.
+        told = [(name, value) for name, value in scope["headers"] if b"forwarded" not in name]
+        body = _CappedBody(receive, send, limit or 0)
+        await self.app({**scope, "headers": told}, body.receive, body.send)
+        if body.too_large and not body.answered:
+            await PlainTextResponse("the request is too large", 413)(scope, receive, send)
+
+
+def _refusal(
+    method: str, headers: Headers, limit: int | None, hosts: tuple[str, ...]
+) -> tuple[str, int] | None:
+    """Why a request is not let in, and the status to answer with."""
+    if wrong_host(headers, hosts):
+        return "this address is not served here", 400
+    if cross_site(method, headers):
+        return "requests from other pages are not served", 403
+    if limit is None:
+        return "not found", 404
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > limit:
+        return f"a request of at most {limit} bytes is taken here", 413
+    return None
+
+
+class _CappedBody:
+    """Counts a body that comes in pieces; past the limit the sender is gone for the app."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+        self._receive, self._send, self._left = receive, send, limit
+        self.too_large = self.answered = False
+
+    async def receive(self) -> Message:
+        message = await self._receive() if not self.too_large else {"type": "http.disconnect"}
+        self._left -= len(message.get("body", b""))
+        if self._left < 0 and not self.too_large:
+            self.too_large = True
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.too_large and not self.answered:
+            return  # the app's complaint about a sender who left: ours says what is wrong
+        self.answered = True
+        await self._send(message)
+
+
+def _dressed(send: Send) -> Send:
+    async def dressed(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            given = {name.lower() for name, _ in message.get("headers", ())}
+            ours = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in given]
+            message = {**message, "headers": [*message.get("headers", ()), *ours]}
+        await send(message)
+
+    return dressed
+
+

@@ -1,0 +1,91 @@
+"""Pictures for the page, under names that say nothing.
+
+The browser asks for `/media/TOKEN`, and a token exists only for a picture that the page itself has
+shown: no path is ever made from what a request says. What is sent was checked to be a picture by
+its first bytes, and is labelled so that a browser can take it for nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+SMALL_PX = 384  # the longer side of a thumbnail
+MOST_TOKENS = 20_000
+HEADERS = {
+    "content-security-policy": "default-src 'none'; sandbox",
+    "cache-control": "private, max-age=86400, immutable",
+}
+# What Pillow raises, over its formats, on a file that is damaged or meant to do damage.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class Media:
+    """The pictures that may be asked for."""
+
+    def __init__(self, roots: tuple[Path, ...]) -> None:
+        """Pictures outside `roots` get no token, nor do links that lead out of them."""
+        self._roots = tuple(root.resolve() for root in roots)
+        self._secret = secrets.token_bytes(16)
+        self._paths: OrderedDict[str, Path] = OrderedDict()
+        self.router = APIRouter()
+        self.router.get("/media/{token}")(self.full)
+        self.router.get("/media/{token}/small")(self.small)
+
+    def link(self, path: str | Path) -> str:
+        """The address of a picture, with '/small' behind it that of its thumbnail; '' for none."""
+        real = Path(path).resolve()
+        if not any(real.is_relative_to(root) for root in self._roots) or not real.is_file():
+            return ""
+        what = f"{real}\0{real.stat().st_mtime_ns}".encode("utf-8", "surrogatepass")
+        token = hashlib.blake2b(what, key=self._secret, digest_size=16).hexdigest()
+        self._paths[token] = real
+        self._paths.move_to_end(token)
+        if len(self._paths) > MOST_TOKENS:
+            self._paths.popitem(last=False)
+        return f"/media/{token}"
+
+    def full(self, token: str) -> Response:
+        """The file byte for byte, so that a saved PNG keeps its text; PNG and JPEG only."""
+        path = self._paths.get(token)
+        try:
+            content = path.read_bytes() if path else b""
+        except OSError:
+            content = b""
+        media_type = next((t for mark, t in SIGNATURES.items() if content.startswith(mark)), None)
+        if path is None or media_type is None:
+            return Response("not found", 404, media_type="text/plain")
+        return Response(content, media_type=media_type, headers=HEADERS)
+
+    def small(self, token: str) -> Response:
+        """A thumbnail, drawn anew."""
+        path = self._paths.get(token)
+        try:
+            content = thumbnail(path) if path else b""
+        except _BROKEN:
+            content = b""
+        if not content:
+            return Response("not found", 404, media_type="text/plain")
+        return Response(content, media_type="image/webp", headers=HEADERS)
+
+
+@lru_cache(maxsize=512)
+def thumbnail(path: Path) -> bytes:
+    """A WebP of at most SMALL_PX pixels a side. Raises what Pillow raises on a broken file."""
+    with Image.open(path, formats=FORMATS) as image:
+        image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
+        upright = ImageOps.exif_transpose(image)
+        upright.thumbnail((SMALL_PX, SMALL_PX))
+        kept = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    with io.BytesIO() as written:
+        kept.save(written, "WEBP", quality=90)
+        return written.getvalue()
