@@ -29,7 +29,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 
 def example(index: int) -> tuple[np.ndarray, list[int]]:
-    """(64, 64, 3) uint8 and the answer to each question; every second picture wears a set's look."""
+    """(64, 64, 3) uint8 and the answer to each question; every second one in a set's look."""
     rng = random.Random(30_000_001 + index)
     scene = random_scene(rng)
     look = rng.choice(list(SETS)) if index % 2 else "plain"
@@ -68,7 +68,9 @@ class Judge(nn.Module):
     def answers(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """What each picture shows."""
         self.eval()
-        small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+        small = [
+            image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images
+        ]
         logits = self(to_pixels(small))
         best = {question: values.argmax(1).tolist() for question, values in logits.items()}
         return [

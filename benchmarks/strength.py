@@ -1,7 +1,7 @@
 """What the shipped LoRAs do: `python -m benchmarks.strength [--scenes 24]`.
 
-Style score per weight, content kept at 0.8, the character with and without its LoRA, and two tags in
-one prompt against each alone.
+Style score per weight, content kept at 0.8, the character with and without its LoRA, and two tags
+in one prompt against each alone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def style_rows(engine: ImageMaker, vae: AutoencoderKL, name: str, count: int) ->
     ]
 
 
-def kept(engine: ImageMaker, judge: Judge, name: str, count: int, weight: float = 0.8) -> dict[str, float]:
+def kept(
+    engine: ImageMaker, judge: Judge, name: str, count: int, weight: float = 0.8
+) -> dict[str, float]:
     """Share of pictures at `weight` in which thing and colour are still told rightly."""
     scenes = scenes_for(name, count)
     trigger = SETS[name].trigger
@@ -82,18 +84,26 @@ def kept(engine: ImageMaker, judge: Judge, name: str, count: int, weight: float 
     ]
     said = judge.answers(images)
     return {
-        question: round(sum(a[question] == getattr(s, question) for a, s in zip(said, scenes, strict=True)) / count, 4)
+        question: round(
+            sum(a[question] == getattr(s, question) for a, s in zip(said, scenes, strict=True))
+            / count,
+            4,
+        )
         for question in ("thing", "colour", "background")
     }
 
 
 def character(engine: ImageMaker, judge: Judge, count: int) -> dict[str, float]:
-    """Share of pictures in which zibo is seen, with its LoRA and without, same prompts and seeds."""
+    """Share of pictures in which zibo is seen, with its LoRA and without; same seeds."""
     shares = {}
     for tag in ("", " <lora:zibo:1>"):
-        prompts = [f"zibo, {scene.background} background{tag}" for scene in scenes_for("zibo", count)]
+        prompts = [
+            f"zibo, {scene.background} background{tag}" for scene in scenes_for("zibo", count)
+        ]
         said = judge.answers([picture(engine, prompt, seed) for seed, prompt in enumerate(prompts)])
-        shares["with" if tag else "without"] = round(sum(a["thing"] == "zibo" for a in said) / count, 4)
+        shares["with" if tag else "without"] = round(
+            sum(a["thing"] == "zibo" for a in said) / count, 4
+        )
     return shares
 
 
@@ -109,7 +119,9 @@ def two_tags(engine: ImageMaker, vae: AutoencoderKL, count: int) -> dict[str, di
     table = {}
     for label, tag in tags.items():
         images = [picture(engine, f"{TWO}, {tag}".rstrip(", "), seed) for seed in range(count)]
-        table[label] = {name: round(axis.score(images).mean().item(), 4) for name, axis in axes.items()}
+        table[label] = {
+            name: round(axis.score(images).mean().item(), 4) for name, axis in axes.items()
+        }
     return table
 
 

@@ -24,16 +24,13 @@ from pydantic.fields import FieldInfo
 from sdlora import __version__
 from sdlora.errors import SdloraError
 from sdlora.events import (
-    Done,
     Event,
     Failed,
     Progress,
     RunState,
     SampleReady,
-    Saved,
     Started,
     Step,
-    Stopped,
     Warned,
     fold,
     to_line,
@@ -47,12 +44,16 @@ DONE, FAILED, USAGE = 0, 1, 2
 # Settings -> flags
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str]
+) -> None:
     """One flag per field, except those in `but`. A flag not given leaves its default."""
     for name, field in settings.model_fields.items():
         if name not in but:
             flag = f"--{name.replace('_', '-')}"
-            default = "" if field.is_required() or field.default in ("", None, ()) else _default(field)
+            default = (
+                "" if field.is_required() or field.default in ("", None, ()) else _default(field)
+            )
             parser.add_argument(
                 flag,
                 dest=name,
@@ -106,7 +107,9 @@ class Printer:
             sign = "warning" if isinstance(event, Warned) else "error"
             self._line(f"{sign}: {event.message}{f' ({event.advice})' if event.advice else ''}")
         elif isinstance(event, Progress | Step):
-            self._moving(_progress_words(event), whole=isinstance(event, Step) and event.step == event.total)
+            self._moving(
+                _progress_words(event), whole=isinstance(event, Step) and event.step == event.total
+            )
         elif isinstance(event, Started):
             self._line("\n".join([event.what, *(f"  {k}: {v}" for k, v in event.details.items())]))
 
@@ -181,7 +184,9 @@ def train(options: argparse.Namespace) -> int:
         settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
     else:
         if not options.data:
-            raise SdloraError("name a folder of pictures: python launch.py train FOLDER --name NAME")
+            raise SdloraError(
+                "name a folder of pictures: python launch.py train FOLDER --name NAME"
+            )
         values = given(options, TrainSettings)
         values.setdefault("name", Path(options.data).resolve().name)
         settings = TrainSettings.of(values)
@@ -202,7 +207,8 @@ def generate(options: argparse.Namespace) -> int:
 
     request = ImageRequest.of(given(options, ImageRequest))
     workspace = Workspace.open(options.workspace)
-    printer, made, lost = Printer(options.json), [], False
+    printer, lost = Printer(options.json), False
+    made: list[str] = []
     asked: list[bool] = []
     with _OnInterrupt(lambda: asked.append(True)):
         for event in open_engine(workspace).generate(request, lambda: bool(asked)):
@@ -219,7 +225,7 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def _delivered(event: SampleReady, output: str | None, index: int, count: int) -> SampleReady:
-    """The image where the user wants it, beside the workspace's own copy. Nothing is overwritten."""
+    """The image where the user wants it, beside the workspace's copy. Nothing is overwritten."""
     if output is None:
         return event
     wish = Path(output)
@@ -273,7 +279,9 @@ def _say_run(name: str, state: RunState, as_json: bool) -> None:
         return
     left = f", {clock(state.seconds_left)} left" if state.seconds_left and not state.ended else ""
     end = state.error or state.result
-    print(f"{name}: {state.status}, step {state.step} of {state.total}{left}{f', {end}' if end else ''}")
+    print(
+        f"{name}: {state.status}, step {state.step} of {state.total}{left}" + (end and f", {end}")
+    )
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -312,19 +320,27 @@ def build_parser() -> argparse.ArgumentParser:
     def verb(name: str, act: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         words = (act.__doc__ or "").strip()
         one = verbs.add_parser(name, help=words, description=words)
-        one.add_argument("--workspace", default="workspace", metavar="DIR", help="folder of all you make")
-        one.add_argument("--json", action="store_true", help="one JSON object per line, for programs")
+        one.add_argument(
+            "--workspace", default="workspace", metavar="DIR", help="folder of all you make"
+        )
+        one.add_argument(
+            "--json", action="store_true", help="one JSON object per line, for programs"
+        )
         one.set_defaults(act=act)
         return one
 
     page = verb("serve", serve)
-    page.add_argument("--port", type=int, default=None, help="fixed port (default: 7860 or the next free)")
+    page.add_argument(
+        "--port", type=int, default=None, help="fixed port (default: 7860 or the next free)"
+    )
     page.add_argument("--open", action="store_true", help="open the browser")
     verb("worker", worker)
     verb("demo", demo)
     one = verb("train", train)
     one.add_argument("data", nargs="?", default=None, help="folder of pictures with captions")
-    one.add_argument("--run-folder", metavar="DIR", help="continue what the page prepared in a run folder")
+    one.add_argument(
+        "--run-folder", metavar="DIR", help="continue what the page prepared in a run folder"
+    )
     add_flags(one, TrainSettings, but=("data",))
     one = verb("generate", generate)
     one.add_argument("prompt", help="what to show; LoRA tags included")

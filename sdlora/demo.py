@@ -67,7 +67,9 @@ def demo(workspace: Workspace, folder: Path) -> Iterator[Event]:
 def _training(workspace: Workspace) -> Iterator[Event]:
     from sdlora.train import train
 
-    settings = TrainSettings(data=str(TRAINING_DATA / SET), name="impressionist_demo", sample_every=0)
+    settings = TrainSettings(
+        data=str(TRAINING_DATA / SET), name="impressionist_demo", sample_every=0
+    )
     folder = runs.reserve(workspace.runs / settings.name)
     return runs.record(train(settings, workspace, folder), folder)
 
@@ -106,7 +108,9 @@ def strength_grid(
     for row, (prompt, images) in enumerate(zip(PROMPTS, rows, strict=True)):
         y = head + row * (side + edge)
         words = prompt.replace(", ", ",\n").replace(" in ", "\nin ")
-        pen.multiline_text((left - 14, y + side // 2), words, (40, 40, 48), font, anchor="rm", align="right")
+        pen.multiline_text(
+            (left - 14, y + side // 2), words, (40, 40, 48), font, anchor="rm", align="right"
+        )
         for column, image in enumerate(images):
             tile = image.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(tile, (left + column * (side + edge), y))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
-from sdlora.data.folder import Example
+from sdlora.data.folder import Example, Problem
 from sdlora.data.images import BROKEN, load_pixels
 from sdlora.device import generator_for
 from sdlora.errors import DataError
@@ -74,6 +74,17 @@ class Dataset:
     texts: Mapping[str, Cond]
     settings: TrainSettings
 
+    @property
+    def captions(self) -> list[str]:
+        """One per picture, in the order of the pictures."""
+        return [item.example.caption for item in self.items]
+
+    def summary(self) -> str:
+        """How many pictures of which sizes."""
+        sizes = sorted({(width, height) for *_, height, width in (i.sizes for i in self.items)})
+        said = ", ".join(f"{width} x {height}" for width, height in sizes)
+        return f"{len(self.items)} of {said} pixels"
+
     def batch(self, step: int) -> Batch:
         """The pictures of optimizer step `step` = 1, 2, ...: of one size, the last few of a round
         included, `batch_size * gradient_accumulation` at most."""
@@ -131,6 +142,10 @@ def encode_dataset(
             yield Progress("encoding pictures", len(items), len(examples))
         groups.append(tuple(group))
 
+    for example in examples:
+        if unread := family.cut_text(example.caption):
+            what = f"has a caption of more than 77 tokens; {unread!r} at its end is not read"
+            yield Problem(example.image, what, "shorten it").warned()
     texts: dict[str, Cond] = {}
     captions = sorted({"", *(example.caption for example in examples)})
     for caption in captions if not settings.train_text_encoder else ():

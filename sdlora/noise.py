@@ -28,7 +28,7 @@ class DDPM:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> DDPM:
-        """From any diffusers scheduler's config. ModelError when its prediction is not one of ours."""
+        """From any diffusers scheduler's config. ModelError: its prediction is not one of ours."""
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise ModelError(

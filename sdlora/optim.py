@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +45,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def make_optimizer(
-    name: str, rates: Iterable[tuple[list[nn.Parameter], float]], weight_decay: float
-) -> torch.optim.Optimizer:
-    """The optimizer `name` over groups of (parameters, peak rate); empty groups are left out.
-    SettingsError: no such optimizer, or its package is not installed."""
+def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer of that name, to be called with (groups, weight_decay=).
+    SettingsError: there is none, or its package is not installed."""
     if name not in OPTIMIZERS:
         hint = did_you_mean(name, OPTIMIZERS)
         raise SettingsError(f"optimizer = {name!r}; choose one of {', '.join(OPTIMIZERS)}.{hint}")
@@ -60,9 +59,15 @@ def make_optimizer(
             f"optimizer = {name!r} needs the package {row.package}: install it with "
             f"`python -m pip install {row.package}`, or use adamw"
         ) from None
-    groups = [{"params": some, "lr": rate, "peak": rate} for some, rate in rates if some]
-    optimizer: torch.optim.Optimizer = kind(groups, weight_decay=weight_decay, **row.options)
-    return optimizer
+    return partial(kind, **row.options)
+
+
+def make_optimizer(
+    name: str, rates: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer `name` over groups of (parameters, peak rate); empty groups are left out."""
+    groups = [{"params": [*some], "lr": rate, "peak": rate} for some, rate in rates if some]
+    return find_optimizer(name)(groups, weight_decay=weight_decay)
 
 
 def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:

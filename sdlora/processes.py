@@ -80,6 +80,15 @@ def end(process_identity: str, wait_s: float = 10.0) -> None:
         _quietly(process.kill)
 
 
+def step_back() -> None:
+    """Let what a person waits for go first, such as the page; children take this over."""
+    process = psutil.Process()
+    if sys.platform == "win32":
+        process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    else:
+        process.nice(max(10, process.nice()))
+
+
 def _quietly(act) -> None:  # type: ignore[no-untyped-def]
     try:
         act()

@@ -163,17 +163,21 @@ def cancel(folder: Path, queue: Queue) -> None:
         stop(folder)
 
 
+def run_folders(runs: Path) -> list[Path]:
+    """The folders of all runs, newest first."""
+    settings = [p / SETTINGS_FILE for p in runs.iterdir()] if runs.is_dir() else []
+    written = [(p.stat().st_mtime_ns, p.parent) for p in settings if p.is_file()]
+    return [folder for _, folder in sorted(written, reverse=True)]
+
+
 def list_runs(runs: Path) -> dict[str, RunState]:
     """Name -> state of every run in the folder, newest first."""
-    folders = [p for p in runs.iterdir() if p.is_dir()] if runs.is_dir() else []
-    return {
-        p.name: read(p) for p in sorted(folders, key=lambda p: p.stat().st_ctime_ns, reverse=True)
-    }
+    return {folder.name: read(folder) for folder in run_folders(runs)}
 
 
 def find_run(runs: Path, name: str) -> Path:
     """The folder of the run `name`. SettingsError with near names when there is none."""
-    names = [p.name for p in runs.iterdir() if p.is_dir()] if runs.is_dir() else []
+    names = [folder.name for folder in run_folders(runs)]
     if name not in names:
         raise SettingsError(f"there is no run {name!r}.{did_you_mean(name, names)}")
     return runs / name

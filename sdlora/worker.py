@@ -8,19 +8,18 @@ page may die meanwhile, and so may the worker: the next one goes on with what it
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sdlora import runs
 from sdlora.events import Event, Failed, Progress, Stopped
 from sdlora.jobs import Job, Kind, Queue
-from sdlora.processes import alive, end, identity, start_detached
+from sdlora.processes import alive, end, identity, start_detached, step_back
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
 
@@ -35,6 +34,10 @@ class ImageMaker(Protocol):
         self, request: ImageRequest, should_stop: Callable[[], bool] = ...
     ) -> Iterator[Event]:
         """The events of a request."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and the device's memory; the next request opens it again."""
         ...
 
 
@@ -163,11 +166,8 @@ class Worker:
             runs.say(folder, Failed(last, f"see {folder / runs.LOG_FILE}"))
 
     def _close_engine(self) -> None:
-        self.engine = None
-        gc.collect()
-        torch: Any = sys.modules.get("torch")  # not imported here: without it nothing is to free
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        if self.engine is not None:
+            self.engine.close()
 
 
 RUN: dict[Kind, Callable[[Worker, Job], None]] = {
@@ -191,6 +191,7 @@ def _text(path: Path) -> str:
 
 def main(workspace: Workspace) -> int:
     """Be the workspace's worker; 0 also when there is one already."""
+    step_back()
     if not Worker(workspace).run():
         print(f"{workspace.root} has a worker already")
     return 0

@@ -31,14 +31,14 @@ def checked_name(name: str) -> str:
         or _RESERVED.fullmatch(tidy)
     ):
         raise SettingsError(
-            f"{name[:80]!r} cannot be a name; use 1 to 80 letters, digits, spaces, '.', '_' or '-', "
-            "not starting or ending with a dot"
+            f"{name[:80]!r} cannot be a name; use 1 to 80 letters, digits, spaces, '.', '_' or "
+            "'-', not starting or ending with a dot"
         )
     return tidy
 
 
-def publish(path: Path, write: Callable[[Path], None]) -> Path:
-    """Write a file beside `path` with `write(temporary)`, flush it to the disk, then give it its name."""
+def publish(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file with `write(temporary)` beside `path`, flush it, then give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -148,14 +148,14 @@ class Workspace:
         return found
 
     def model_source(self, model: str) -> str:
-        """What to open for a model's name: the starter, a folder of models/, a path, or a hub id."""
+        """What to open for a name: the starter, a folder of models/, a path, or a hub id."""
         if model == "starter":
             return str(STARTER_MODEL)
         named = self.models / model
         return str(named) if named.exists() else model
 
     def preset_family(self, model: str) -> str:
-        """Whose presets fit a model, as far as its folder says without being opened; '*': unknown."""
+        """Whose presets fit a model, as far as its folder says unopened; '*': unknown."""
         if model == "starter":
             return model
         index = Path(self.model_source(model)) / "model_index.json"

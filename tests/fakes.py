@@ -63,6 +63,9 @@ class FakeEngine:
             yield SampleReady(str(path), index, request.prompt, request.seed + index)
         yield Done(str(folder), seconds=0.5)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def fake_training(folder: Path) -> Iterator[Event]:
     """Counts to the steps of the settings, drawing a sample now and then."""

@@ -22,6 +22,7 @@ LAYERS = {
     "sdlora.processes": 1,
     "sdlora.noise": 2,
     "sdlora.device": 2,
+    "sdlora.pace": 2,
     "sdlora.data*": 2,
     "sdlora.lora*": 2,
     "sdlora.prompt*": 2,
@@ -32,6 +33,7 @@ LAYERS = {
     "sdlora.encode": 4,
     "sdlora.optim": 4,
     "sdlora.generate": 5,
+    "sdlora.paint": 5,
     "sdlora.train": 6,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
@@ -54,6 +56,7 @@ TORCH_FREE = (
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
+    "sdlora.data.captions",
     *("sdlora.prompt*", "webui*"),
 )
 BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py"}

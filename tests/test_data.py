@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from sdlora.data.captions import common_trigger, read_caption, with_trigger
+from sdlora.data.captions import common_trigger, read_caption, spread, with_trigger
 from sdlora.data.folder import Problem, scan_folder
 from sdlora.data.images import load_pixels, load_rgb
 from sdlora.errors import DataError
@@ -135,6 +135,13 @@ def test_a_trigger_is_put_before_captions_that_do_not_say_it() -> None:
     assert with_trigger("a red ball", "zibo") == "zibo, a red ball"
     assert with_trigger("a photo of Zibo", "zibo") == "a photo of Zibo"
     assert with_trigger("", "zibo") == "zibo"
+
+
+def test_captions_to_sample_come_from_all_over_the_set() -> None:
+    assert spread(["a", "a", "b", "c", "d", "e"]) == ["a", "d"]
+    assert spread(["a", "b"]) == ["a", "b"]
+    assert spread(["a", "a"]) == ["a"]
+    assert spread([]) == []
 
 
 def test_pictures_look_as_a_viewer_shows_them(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Tiny real models: random weights, every part a stock class, made offline, saved as diffusers folders.
+"""Tiny real models: stock classes, random weights, made offline, saved as diffusers folders.
 
 `tiny("sd1")` is a folder that `StableDiffusionPipeline.from_pretrained` opens, 64 px square, a few
 hundred thousand parameters. Made once per process; gone when it ends.
 """
 
 import functools
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from sdlora.adapters import attach, collect, detach
+from sdlora.families import open_family
+from sdlora.families.base import Family
+from sdlora.lora.file import LoraFile
+from sdlora.settings import TrainSettings
+
+CPU = torch.device("cpu")
 KINDS = ("sd1", "sd2", "sdxl", "starter")
 PIXELS, LATENT = 64, 8
 _FOLDER = tempfile.TemporaryDirectory(prefix="sdlora-tiny-")
@@ -35,6 +43,35 @@ def tiny(kind: str) -> Path:
     folder = Path(_FOLDER.name) / kind
     make(kind).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def open_tiny(kind: str, dtype: torch.dtype = torch.float32) -> Family:
+    """A tiny family of its own, opened as the program opens one."""
+    return open_family(str(tiny(kind)), dtype, CPU)
+
+
+def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: Any) -> LoraFile:
+    """A LoRA on every kind of layer, as if it had learnt something strong."""
+    asked = {
+        "rank": 4, "alpha": 2, "conv_rank": 2, "train_text_encoder": True,
+        "targets": ("attention", "feed_forward", "conv"), "seed": seed, **settings,
+    }  # fmt: skip
+    rng = torch.Generator().manual_seed(seed)
+    for parameters in attach(family, TrainSettings(data="x", name="x", **asked)).values():
+        for parameter in parameters:
+            parameter.data = scale * torch.randn(parameter.shape, generator=rng)
+    file = collect(family)
+    detach(family)
+    return file
+
+
+def weights_hash(family: Family) -> str:
+    """Of every bit of the parts that a LoRA can change."""
+    digest = hashlib.sha256()
+    for part in family.parts.values():
+        for name, value in part.state_dict().items():
+            digest.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make(kind: str) -> Any:

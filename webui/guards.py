@@ -45,6 +45,9 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
+# The names of Gradio's assets are made from what is in them: a browser need not ask again.
+KEPT = {"cache-control": "public, max-age=31536000, immutable"}
+
 
 def wrong_host(headers: Headers, hosts: tuple[str, ...]) -> bool:
     """True unless the request names exactly one host, and it is one of ours, at any port."""
@@ -80,7 +83,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, _dressed(send))
+            await self._http(scope, receive, _dressed(send, scope["path"]))
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": "not used here"})
 
@@ -136,11 +139,13 @@ class _CappedBody:
         await self._send(message)
 
 
-def _dressed(send: Send) -> Send:
+def _dressed(send: Send, path: str) -> Send:
+    headers = {**HEADERS, **(KEPT if path.startswith("/assets/") else {})}
+
     async def dressed(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             given = {name.lower() for name, _ in message.get("headers", ())}
-            ours = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in given]
+            ours = [(k.encode(), v.encode()) for k, v in headers.items() if k.encode() not in given]
             message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await send(message)
 

@@ -26,7 +26,7 @@ HEADERS = {
     "cache-control": "private, max-age=86400, immutable",
 }
 # What Pillow raises, over its formats, on a file that is damaged or meant to do damage.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Media:
@@ -70,8 +70,8 @@ class Media:
         """A thumbnail, drawn anew."""
         path = self._paths.get(token)
         try:
-            content = thumbnail(path) if path else b""
-        except _BROKEN:
+            content = thumbnail(path, path.stat().st_mtime_ns) if path else b""
+        except BROKEN:
             content = b""
         if not content:
             return Response("not found", 404, media_type="text/plain")
@@ -79,7 +79,7 @@ class Media:
 
 
 @lru_cache(maxsize=512)
-def thumbnail(path: Path) -> bytes:
+def thumbnail(path: Path, _mtime_ns: int) -> bytes:
     """A WebP of at most SMALL_PX pixels a side. Raises what Pillow raises on a broken file."""
     with Image.open(path, formats=FORMATS) as image:
         image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))

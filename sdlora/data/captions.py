@@ -54,3 +54,9 @@ def with_trigger(caption: str, trigger: str) -> str:
     if trigger.lower() in caption.lower():
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+def spread(captions: Iterable[str], count: int = 2) -> list[str]:
+    """At most `count` different captions, from all over the set."""
+    different = list(dict.fromkeys(captions))
+    return different[:: max(1, -(-len(different) // count))]

@@ -39,11 +39,16 @@ class LoraPair:
         """r."""
         return self.down.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out,in[,k,k]): that of the weight it changes."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
     def delta(self, device: torch.device | None = None) -> Tensor:
         """(out,in[,k,k]) float32: alpha / r · up · down, to be added to the layer's weight."""
         down, up = self.down.to(device, torch.float32), self.up.to(device, torch.float32)
         product = up.flatten(1) @ down.flatten(1) * (self.alpha / self.rank)
-        return product.view(up.shape[0], *down.shape[1:])
+        return product.view(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,7 @@ class LoraFile:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """The LoRA in `path`, on the CPU, in the file's number format. LoraFileError says what is wrong."""
+    """The LoRA in `path`, on the CPU, in its own number format. LoraFileError: what is wrong."""
     header = read_header(path)
     try:
         keys = pairs_of(header.shapes)

@@ -49,7 +49,8 @@ OTHER_KINDS = {
     ".a1.weight": "GLoRA",
     ".on_input": "IA3",
     "lora_mid": "CP-decomposed LoCon",
-    ".diff": "full-weight difference",
+    ".diff.": "full-weight difference",
+    ".diff_b.": "full-weight difference",
     ".w_norm": "norm",
     "bundle_emb.": "bundle of LoRA and textual inversion",
 }
@@ -101,11 +102,10 @@ def pairs_of(shapes: Shapes) -> dict[str, Keys]:
     for key, (name, role) in canonical(shapes).items():
         if found.setdefault(name, {}).setdefault(role, key) != key:
             raise LoraFileError(f"layer {name[:80]!r} stands twice, as {found[name][role]!r} too")
-    for name, keys in found.items():
-        if not {"down", "up"} <= set(keys):
-            missing = "down" if "down" not in keys else "up"
-            raise LoraFileError(f"layer {name[:80]!r} lacks its {missing} matrix")
-    pairs = {name: Keys(**keys) for name, keys in found.items()}
+    for name, roles in found.items():
+        if missing := {"down", "up"} - set(roles):
+            raise LoraFileError(f"layer {name[:80]!r} lacks its {missing.pop()} matrix")
+    pairs = {name: Keys(**roles) for name, roles in found.items()}
     for name, keys in pairs.items():
         alpha = shapes[keys.alpha] if keys.alpha else ()
         if not _fit(shapes[keys.down], shapes[keys.up]) or math.prod(alpha) != 1:
@@ -123,7 +123,7 @@ def _fit(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
 
 
 def canonical(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (canonical name, role). LoraFileError when any key is none of ours, naming its kind."""
+    """Key -> (canonical name, role). LoraFileError names the kind when a key is none of ours."""
     keys = list(keys)
     known = {key: split for key in keys if (split := _split(key))}
     foreign = any(key.startswith(start) for key in keys for start in OTHER_MODELS)
@@ -160,7 +160,7 @@ def _name(stem: str) -> str:
 
 
 def text_name(prefix: str, path: str) -> str:
-    """Canonical name of a text encoder's layer: kohya writes `text_model`, transformers 5 has none."""
+    """Canonical name of a text encoder's layer: kohya writes `text_model`, which new ones lack."""
     has_it = path.startswith(("text_model_", "text_projection"))
     return prefix + ("" if has_it else "text_model_") + path
 
@@ -191,6 +191,6 @@ def _refusal(keys: list[str]) -> str:
         if any(key.startswith(start) for key in keys):
             return f"this LoRA is for {model}; Stable Diffusion 1, 2 and XL are known {example}"
     for part, kind in OTHER_KINDS.items():
-        if any(part in key for key in keys):
+        if any(part in f"{key}." for key in keys):
             return f"this is a {kind} file; only LoRA and LoCon can be used {example}"
     return f"this is not a LoRA for Stable Diffusion: {len(keys)} keys are unknown {example}"

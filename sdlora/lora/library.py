@@ -72,7 +72,7 @@ class Library:
         self.folders = tuple(folders)
 
     def list(self) -> list[LoraEntry]:
-        """All of them, one per name, by name. A file that cannot be used is there with its problem."""
+        """All of them, one per name, by name. An unusable file is there with its problem."""
         found: dict[str, LoraEntry] = {}
         for entry in self._scan():
             first = found.setdefault(entry.full_name, entry)
@@ -91,11 +91,8 @@ class Library:
             fits = [entry for entry in entries if wanted and of_entry(entry) == wanted]
             if fits:
                 return replace(fits[0], also=tuple(entry.path for entry in fits[1:]))
-        names = [entry.full_name for entry in entries]
-        raise LoraFileError(
-            f"there is no LoRA {name[:80]!r}.{did_you_mean(name[:80], names)}"
-            or f" There are none in {self.folders[0]}"
-        )
+        near = did_you_mean(name[:80], (entry.full_name for entry in entries))
+        raise LoraFileError(f"there is no LoRA {name[:80]!r}.{near}")
 
     def _scan(self) -> Iterable[LoraEntry]:
         for root in self.folders:
@@ -103,13 +100,21 @@ class Library:
             for path in sorted(files, key=lambda p: (len(p.parts), str(p).lower())):
                 if path.suffix.lower() == ".safetensors" and path.name[0] != ".":
                     folder = path.parent.relative_to(root).as_posix().removeprefix(".")
-                    stat = path.stat()
-                    yield _entry(path, folder, stat.st_mtime_ns, stat.st_size)
+                    yield _entry(path, folder, stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """(size, time of change): tells whether a file is still the one that was read."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache(maxsize=20_000)
-def _entry(path: Path, folder: str, _mtime_ns: int, size: int) -> LoraEntry:
-    entry = LoraEntry(path.stem, path, folder, size_bytes=size)
+def _entry(path: Path, folder: str, seen: tuple[int, int]) -> LoraEntry:
+    entry = LoraEntry(path.stem, path, folder, size_bytes=seen[0])
     try:
         header = read_header(path)
         entry = replace(entry, metadata=header.metadata)

@@ -34,7 +34,7 @@ class TrainingFacts:
 
 
 def count_tags(captions: Iterable[str]) -> dict[str, int]:
-    """Tag -> number of captions with it; tags are what stands between commas. Most frequent first."""
+    """Tag -> number of captions with it, the most frequent first; commas separate tags."""
     counts = Counter(
         tag for caption in captions for tag in {part.strip() for part in caption.split(",")} if tag
     )

@@ -120,7 +120,8 @@ def _understood(found: _Found, problems: list[str]) -> LoraTag | None:
 
 def _by_place(arguments: list[str]) -> dict[str, str]:
     """Weights by name; one that is given by name wins over one given by its place."""
-    named, placed = {}, {}
+    named: dict[str, str] = {}
+    placed: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals:

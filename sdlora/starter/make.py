@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for state and caches")
     parser.add_argument("--output", type=Path, default=MODEL, help="where the model is written")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
+    parser.add_argument("--warm", action="store_true", help="begin from the weights that ship")
     parser.add_argument("--export", action="store_true", help="train nothing, write what there is")
     for stage, plan in PLANS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=plan.steps, metavar="N")
@@ -52,13 +53,18 @@ def plans_of(options: argparse.Namespace) -> dict[str, Plan]:
     return chosen
 
 
-def make(work: Path, plans: dict[str, Plan]) -> StableDiffusionPipeline:
-    """Train what is not trained yet and put it together."""
+def make(work: Path, plans: dict[str, Plan], warm: bool = False) -> StableDiffusionPipeline:
+    """Train what is not trained yet and put it together; `warm`: from the weights that ship."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = new_tokenizer(work / "tokenizer")
-    text_encoder = train_text_encoder(work, tokenizer, plans["text"]).eval()
-    vae = train_vae(work, plans["vae"]).eval()
-    unet = train_unet(work, vae, text_encoder, tokenizer, plans["unet"]).eval()
+    shipped = StableDiffusionPipeline.from_pretrained(MODEL) if warm else None
+    text_encoder = train_text_encoder(
+        work, tokenizer, plans["text"], shipped and shipped.text_encoder
+    ).eval()
+    vae = train_vae(work, plans["vae"], shipped and shipped.vae).eval()
+    unet = train_unet(
+        work, vae, text_encoder, tokenizer, plans["unet"], shipped and shipped.unet
+    ).eval()
     vae = train_decoder(work, plans["decoder"], vae).eval()
     return assemble(vae, text_encoder, tokenizer, unet)
 
@@ -86,7 +92,7 @@ def main() -> None:
     """Run the recipe and write the model in half precision."""
     options = parse()
     torch.set_num_threads(options.threads)
-    pipeline = make(options.work, plans_of(options))
+    pipeline = make(options.work, plans_of(options), options.warm)
     parts = [pipeline.vae, pipeline.text_encoder, pipeline.unet]
     pipeline.to("cpu", torch.float16).save_pretrained(options.output, safe_serialization=True)
     written = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A resumable training loop for the starter model's stages: warm-up, hold, decay; EMA; state on disk."""
+"""A resumable training loop for the starter model's stages: warm-up, hold, decay and average."""
 
 from __future__ import annotations
 

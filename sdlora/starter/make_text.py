@@ -1,8 +1,8 @@
-"""The starter model's words: a CLIP tokenizer of its own, and a `CLIPTextModel` that knows its world.
+"""The starter model's words: a CLIP tokenizer of its own, and a `CLIPTextModel` for its world.
 
-The text encoder learns before the UNet, from captions alone: at the end token and at every pad token
-after it, it must know the scene's parts and which words were said. A UNet that starts from such
-conditioning needs far fewer pictures than one that must learn language through noise.
+The text encoder learns before the UNet, from captions alone: at the end token and at every pad
+token after it, it must know the scene's parts and which words were said. A UNet that starts from
+such conditioning needs far fewer pictures than one that must learn language through noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdlora.starter.draw import BACKGROUNDS, COLOURS, PLACES, SIZES, THINGS, cap
 from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
 
 TOKENS = 77
-VOCABULARY = 2048
+VOCABULARY = 2048  # at most; the corpus needs fewer
 START, END = "<|startoftext|>", "<|endoftext|>"
 # What a caption can say; 0 stands for "not said".
 PARTS: dict[str, tuple[str, ...]] = {
@@ -33,25 +33,29 @@ PARTS: dict[str, tuple[str, ...]] = {
     "place": tuple(PLACES),
 }
 # Words people put into prompts and trigger words, so that they are few tokens rather than letters.
-COMMON = """impressionist style neon lighting cyberpunk architecture zibo art painting drawing photo
-picture of the a an and with in on at by from to under over near beside between beautiful cute happy
-sad bright dark light soft glowing shiny old new little large huge tiny tall wide round square
-simple detailed masterpiece best quality high low resolution watercolor watercolour oil pencil ink
-sketch cartoon anime comic pixel retro vintage modern classic minimal flat vector sticker realistic
-portrait landscape city forest mountain river lake sky cloud rain sun moon stars winter summer spring
-autumn morning evening day dusk dawn sunset sunrise fire water ice gold silver glass wood metal stone
-paper man woman girl boy child dog bird horse dragon monster wizard knight princess castle tower
-street window door garden hat scarf eye eyes face smile hair dress coat shoe hand bad worst ugly
-blurry noisy text watermark signature my your his her character style object thing ohwx sks""".split()
+COMMON_WORDS = """
+impressionist style neon lighting cyberpunk architecture zibo art painting drawing photo picture
+of the a an and with in on at by from to under over near beside between beautiful cute happy sad
+bright dark light soft glowing shiny old new little large huge tiny tall wide round square
+simple detailed masterpiece best quality high low resolution watercolor watercolour oil pencil
+ink sketch cartoon anime comic pixel retro vintage modern classic minimal flat vector sticker
+realistic portrait landscape city forest mountain river lake sky cloud rain sun moon stars
+winter summer spring autumn morning evening day dusk dawn sunset sunrise fire water ice gold
+silver glass wood metal stone paper man woman girl boy child dog bird horse dragon monster
+wizard knight princess castle tower street window door garden hat scarf eye eyes face smile hair
+dress coat shoe hand bad worst ugly blurry noisy text watermark signature my your his her
+character style object thing ohwx sks
+"""
+COMMON = COMMON_WORDS.split()
 
 
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer of 2048 tokens: any text can be said in it. Written to `folder`."""
+    """A byte-level CLIP tokenizer that any text can be said in, written to `folder`."""
     rng = random.Random(0)
     corpus = [caption(random_scene(rng), rng) for _ in range(4000)]
     corpus += [word for word in COMMON for _ in range(20)]
-    # Every byte that can end a word must be a token of its own, or a text with it could not be said:
-    # the signs of ASCII, and the 64 last bytes of longer characters.
+    # Every byte that can end a word must be a token, or a text with it could not be said: the
+    # signs of ASCII, and the 64 last bytes of longer characters.
     corpus += [chr(point) for point in (*range(0x21, 0x7F), *range(0x4E00, 0x4E40)) for _ in "12"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
@@ -138,7 +142,7 @@ class Reader(nn.Module):
         self.words = nn.Linear(width, vocabulary)
 
     def loss(self, state: Tensor, parts: Tensor, said: Tensor) -> Tensor:
-        """Cross-entropy of each part, and of each word being there; `parts` (B, 5), `said` (B, V)."""
+        """Cross-entropy of each part, and of each word; `parts` (B, 5), `said` (B, V)."""
         loss = F.binary_cross_entropy_with_logits(self.words(state), said) * 20
         for column, head in enumerate(self.parts.values()):
             loss = loss + F.cross_entropy(head(state), parts[:, column])
@@ -146,11 +150,15 @@ class Reader(nn.Module):
 
 
 def train_text_encoder(
-    folder: Path, tokenizer: CLIPTokenizer, plan: Plan, seed: int = 3
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    plan: Plan,
+    start: CLIPTextModel | None = None,
+    seed: int = 3,
 ) -> CLIPTextModel:
-    """The text encoder, taught by the captions of the drawn world."""
+    """The text encoder, taught by the captions of the drawn world; from `start` if there is one."""
     torch.manual_seed(seed)
-    encoder = new_text_encoder(tokenizer).to(DEVICE)
+    encoder = (start or new_text_encoder(tokenizer)).to(DEVICE)
     reader = Reader(128, len(tokenizer)).to(DEVICE)
     stage = Stage("text", {"encoder": encoder, "reader": reader}, folder, plan)
 

@@ -84,13 +84,17 @@ def train_unet(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     plan: Plan,
+    start: UNet2DConditionModel | None = None,
     pictures: int = 12_000,
     batch: int = 16,
     seed: int = 4,
 ) -> UNet2DConditionModel:
-    """The denoiser, on cached latents and freshly worded captions. Sets the VAE's scaling factor."""
+    """The denoiser, on cached latents and freshly worded captions; from `start` if there is one.
+
+    Sets the VAE's scaling factor.
+    """
     torch.manual_seed(seed)
-    unet = new_unet().to(DEVICE, memory_format=torch.channels_last)
+    unet = (start or new_unet()).to(DEVICE, memory_format=torch.channels_last)
     stage = Stage("unet", {"unet": unet}, folder, plan)
     latents = latent_pool(vae, pictures, folder)
     vae.register_to_config(scaling_factor=round(1 / latents[:4000].float().std().item(), 5))

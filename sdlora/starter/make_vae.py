@@ -1,4 +1,4 @@
-"""The starter model's picture half: an `AutoencoderKL` of factor 8 that knows the drawn world and styles of it."""
+"""The starter model's eyes: an `AutoencoderKL` of factor 8 for the drawn world and styles of it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
 from sdlora.starter.sets import SETS
 
 LATENT_CHANNELS = 8
-# Weight of the KL term per latent number: posterior noise of about 3 % keeps the latents smooth
+# Weight of the KL term per latent number: posterior noise of a few percent keeps the latents smooth
 # without costing visible sharpness.
-KL_WEIGHT = 5e-4
+KL_WEIGHT = 1e-4
 
 
 def new_vae() -> AutoencoderKL:
@@ -40,7 +40,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def picture(index: int) -> np.ndarray:
-    """(128, 128, 3) uint8: plain for even indices; a style, or a shipped set's look, for odd ones."""
+    """(128, 128, 3) uint8: plain at even indices, in a style or a shipped set's look at odd."""
     rng = random.Random(10_000_019 + index)
     scene = random_scene(rng)
     if index % 2 == 0:
@@ -53,6 +53,8 @@ def picture(index: int) -> np.ndarray:
 
 def picture_pool(count: int, folder: Path, processes: int = 2) -> Tensor:
     """(count, 3, 128, 128) uint8, drawn once and kept in `folder`."""
+    if not count:
+        return torch.zeros(0, 3, 128, 128, dtype=torch.uint8)
     kept = folder / f"pictures-{count}.npy"
     if not kept.exists():
         with Pool(processes) as workers:
@@ -74,16 +76,22 @@ def crops(pool: Tensor, batch: int, side: int, rng: torch.Generator) -> Tensor:
 
 
 def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:
-    """Squared error for PSNR with a share of absolute error, which keeps small coloured things sharp."""
+    """Squared error for PSNR, with some absolute error, which keeps small coloured things sharp."""
     return F.mse_loss(restored, pixels) + 0.1 * F.l1_loss(restored, pixels)
 
 
-def train_vae(folder: Path, plan: Plan, pictures: int = 5000, seed: int = 1) -> AutoencoderKL:
-    """Encoder and decoder together, on 64-pixel crops."""
+def train_vae(
+    folder: Path,
+    plan: Plan,
+    start: AutoencoderKL | None = None,
+    pictures: int = 5000,
+    seed: int = 1,
+) -> AutoencoderKL:
+    """Encoder and decoder together, on 64-pixel crops; from `start` if there is one."""
     torch.manual_seed(seed)
-    vae = new_vae().to(DEVICE, memory_format=torch.channels_last)
+    vae = (start or new_vae()).to(DEVICE, memory_format=torch.channels_last)
     stage = Stage("vae", {"vae": vae}, folder, plan)
-    pool = picture_pool(pictures, folder) if stage.step < plan.steps else None
+    pool = picture_pool(pictures if stage.step < plan.steps else 0, folder)
 
     def loss_at(step: int) -> Tensor:
         rng = step_rng(seed, step)
@@ -105,7 +113,7 @@ def train_decoder(
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     stage = Stage("decoder", {"vae": vae}, folder, plan)
-    pool = picture_pool(pictures, folder) if stage.step < plan.steps else None
+    pool = picture_pool(pictures if stage.step < plan.steps else 0, folder)
 
     def loss_at(step: int) -> Tensor:
         rng = step_rng(seed, step)

@@ -1,0 +1,112 @@
+"""The model families, and how a model is recognised and opened.
+
+Recognising reads two small JSON files and loads no torch. A model's index names classes to be
+imported: only those of the table below pass, so a hostile one is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdlora.errors import ModelError
+from sdlora.lora.bases import BASES
+from sdlora.workspace import STARTER_MODEL
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdlora.families.base import Family
+
+# read by the libraries when they are imported
+os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+INDEX = "model_index.json"
+# Family -> the pipeline that its index names
+FAMILIES = {
+    "starter": "StableDiffusionPipeline",
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
+# Part of a model -> the one class it may be of
+_PARTS = {
+    "unet": r"diffusers\.UNet2DConditionModel",
+    "vae": r"diffusers\.AutoencoderKL",
+    "scheduler": r"diffusers\.\w+Scheduler",
+    "text_encoder": r"transformers\.CLIPTextModel",
+    "text_encoder_2": r"transformers\.CLIPTextModelWithProjection",
+    "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
+    "tokenizer_2": r"transformers\.CLIPTokenizer(Fast)?",
+}
+_NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
+
+
+def detect_family(path: str | Path) -> str:
+    """The family of the diffusers folder `path`, a key of FAMILIES. ModelError when it is none."""
+    folder = Path(path)
+    pipeline = _checked_index(folder / INDEX)
+    if folder.resolve() == STARTER_MODEL.resolve():
+        return "starter"
+    fitting = [name for name, its in FAMILIES.items() if its == pipeline and name != "starter"]
+    if len(fitting) == 1:
+        return fitting[0]
+    width = _read(folder / "unet" / "config.json").get("cross_attention_dim")
+    for name in fitting:
+        if BASES[name].width == width:
+            return name
+    # an unusual width: what sets the two apart besides is that SD 2 predicts v
+    prediction = _read(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
+    return "sd2" if prediction == "v_prediction" else "sd1"
+
+
+def open_family(source: str, dtype: torch.dtype, device: torch.device) -> Family:
+    """Open a diffusers folder or a hub id. ModelError: it is not there, or not one of ours."""
+    from sdlora.families import hub
+    from sdlora.families.sd import StableDiffusion
+    from sdlora.families.sdxl import StableDiffusionXL
+
+    classes = {kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL)}
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise ModelError(f"{source} is a single file; a diffusers folder or a hub id can be opened")
+    if not folder.is_dir():
+        index = hub.index_of(source, INDEX)
+        kind = classes[_checked_index(index)]
+        folder = hub.whole_model(source, index, kind.pipeline_class, kind.no_parts)
+    name = detect_family(folder)
+    return classes[FAMILIES[name]].open(name, folder, dtype, device)
+
+
+def _checked_index(path: Path) -> str:
+    """The pipeline an index names, once everything it names is known to be harmless."""
+    index = _read(path)
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or pipeline not in FAMILIES.values():
+        known = " and ".join(sorted(set(FAMILIES.values())))
+        raise ModelError(f"{path.parent} is a {str(pipeline)[:80]} model; {known} are known")
+    for part, says in index.items():
+        if part.startswith("_") or not isinstance(says, list) or part in _NEVER_LOADED:
+            continue
+        kind = ".".join(str(word) for word in says)
+        if not re.fullmatch(_PARTS.get(part, ""), kind):
+            raise ModelError(f"{path} names {kind[:80]!r} as its {part[:80]}; that is not loaded")
+    return pipeline
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelError(
+            f"{path.parent} is not a diffusers model: {path.name} is not there"
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    if not isinstance(table, dict):
+        raise ModelError(f"{path} is damaged: it is not a table")
+    return table

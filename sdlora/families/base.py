@@ -1,0 +1,165 @@
+"""What a model family is: everything that differs between base models, behind one class.
+
+Training, generating and LoRA files are written against this page only. A new family is a subclass
+in a file of its own, a row of `families.FAMILIES` and a row of `lora.bases.BASES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sdlora.errors import ModelError
+from sdlora.lora.bases import BASES
+from sdlora.lora.formats import text_name
+from sdlora.noise import DDPM
+
+# Layers of the UNet that an adapter can be put on, by the end of their path. `conv` are the
+# convolutions of kohya's LoCon (sd-scripts, networks/lora.py).
+TARGETS = {
+    "attention": r"attentions\.\d+\.(proj_in|proj_out|.*\.(to_q|to_k|to_v|to_out\.0))",
+    "feed_forward": r"attentions\.\d+\..*\.ff\.net\.(0\.proj|2)",
+    "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
+}
+TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
+
+
+class Conditioned(Protocol):
+    """What `predict` needs of a batch: batch is dim 0 of every value."""
+
+    @property
+    def cond(self) -> Mapping[str, Tensor]:
+        """What `encode_prompts` gave."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,6): original height and width, top and left of the cut, height and width, pixels."""
+
+
+class Family(ABC):
+    """An open base model: its stock pipeline, frozen, and what is special about it.
+
+    B pictures or prompts, H x W pixels, h x w latent cells of C channels, t in 0..1000.
+    """
+
+    pipeline_class: ClassVar[type[diffusers.DiffusionPipeline]]
+    text_parts: ClassVar[dict[str, str]]  # kohya's name of a text encoder -> the pipeline's
+    no_parts: ClassVar[dict[str, Any]]  # what of the pipeline is not loaded
+
+    def __init__(self, name: str, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.name, self.title = name, BASES[name].title
+        self.device, self.dtype = device, dtype
+        self.pipeline = pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.denoiser: Any = pipeline.unet
+        self.vae: Any = pipeline.vae
+        self.text_encoders: dict[str, Any] = {
+            key: getattr(pipeline, attribute) for key, attribute in self.text_parts.items()
+        }
+        for part in (self.vae, *self.parts.values()):
+            part.requires_grad_(False).eval()
+        self.noise = DDPM.of(pipeline.scheduler.config).to(device)
+        self.resolution = int(self.denoiser.config.sample_size * pipeline.vae_scale_factor)
+        self._vocabulary = dict(self._name_modules())
+
+    @classmethod
+    def open(cls, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
+        """Open a diffusers folder that has passed `detect_family`; safetensors only.
+
+        ModelError when a part of it is missing or damaged.
+        """
+        diffusers.logging.set_verbosity_error()
+        diffusers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            pipeline = cls.pipeline_class.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, **cls.no_parts
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"the model in {folder} cannot be opened: {error}") from None
+        return cls(name, pipeline, device, dtype)
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the network reads beside the picture; gradients reach the text encoders."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
+        """The network's answer (B,C,h,w) to `noisy` (B,C,h,w) at levels t (B,)."""
+
+    @abstractmethod
+    def prompt_embeds(self, prompts: list[str], negatives: list[str]) -> dict[str, Tensor]:
+        """Arguments for the pipeline's call in place of the two texts."""
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B,3,H,W) in -1..1 to scaled latents (B,C,h,w): the posterior's mode.
+
+        In float32 where the model says that its VAE overflows in fp16.
+        """
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if upcast:
+            self.vae.to(torch.float32)
+        try:
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            return posterior.mode() * self.vae.config.scaling_factor
+        finally:
+            if upcast:
+                self.vae.to(torch.float16)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The modules a LoRA can change: `denoiser`, and the text encoders by kohya's names."""
+        return {"denoiser": self.denoiser, **self.text_encoders}
+
+    def module_names(self) -> Mapping[str, tuple[str, str]]:
+        """Canonical LoRA layer name -> (part, path in it), of linear layers and convolutions."""
+        return self._vocabulary
+
+    def lora_targets(
+        self, groups: Iterable[str], text_encoder: bool = False
+    ) -> dict[str, dict[str, list[str]]]:
+        """Part -> group of TARGETS -> paths of the layers to put an adapter on, in their order."""
+        wanted = {"denoiser": {group: TARGETS[group] for group in groups}}
+        if text_encoder:
+            wanted |= {key: {"attention": TEXT_TARGETS} for key in self.text_encoders}
+        paths: dict[str, dict[str, list[str]]] = {}
+        for part, patterns in wanted.items():
+            every = [path for its, path in self._vocabulary.values() if its == part]
+            paths[part] = {
+                group: [path for path in every if re.search(rf"\b({pattern})$", path)]
+                for group, pattern in patterns.items()
+            }
+        return paths
+
+    def cut_text(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder will not see, for it reads 77 tokens."""
+        tokenizer = self.pipeline.tokenizer
+        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        # the last place is the end mark's
+        return str(tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1])).strip()
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Lets float32 adapters learn on a base model held in half the bits."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _name_modules(self) -> Iterable[tuple[str, tuple[str, str]]]:
+        for part, model in self.parts.items():
+            for path, module in model.named_modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    flat = path.replace(".", "_")
+                    is_text = part in self.text_encoders
+                    name = text_name(f"lora_{part}_", flat) if is_text else f"lora_unet_{flat}"
+                    yield name, (part, path)

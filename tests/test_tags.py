@@ -1,0 +1,141 @@
+"""The tag grammar, case by case; then what must hold for any text."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdlora.prompt.tags import LoraTag, parse_prompt
+
+FOO = LoraTag("foo")
+
+
+def both(name: str, weight: float) -> LoraTag:
+    return LoraTag(name, weight, weight)
+
+
+# prompt, text left over, LoRAs; the prompt is understood without a problem
+UNDERSTOOD = [
+    ("a cat <lora:foo:0.8>", "a cat", [both("foo", 0.8)]),
+    ("<lora:foo>", "", [FOO]),
+    ("<lora:foo:0.8:0.4>", "", [LoraTag("foo", unet=0.4, text_encoder=0.8)]),
+    ("<lora:foo:te=0.5:unet=1>", "", [LoraTag("foo", 1.0, 0.5)]),
+    ("<lora:foo: te = 0.5 >", "", [both("foo", 0.5)]),
+    ("<lora:foo:unet=1>", "", [FOO]),
+    ("<lora:foo:unet=.5>", "", [LoraTag("foo", 0.5, 1.0)]),
+    ("<lora:foo:1:unet=0>", "", [LoraTag("foo", 0.0, 1.0)]),
+    ("<lora:foo:te=.5>", "", [both("foo", 0.5)]),
+    ("<lora:foo:TE=.5>", "", [both("foo", 0.5)]),
+    ("<lora:foo:1:0.5:unet=0.2:te=0.3>", "", [LoraTag("foo", 0.2, 0.3)]),
+    ("<lora:foo:-1.2>", "", [both("foo", -1.2)]),
+    ("<lora:foo:+.5>", "", [both("foo", 0.5)]),
+    ("<lora:foo:1.>", "", [FOO]),
+    ("<lora:foo:1e-1>", "", [both("foo", 0.1)]),
+    ("<lora:foo:0>", "", [both("foo", 0.0)]),
+    ("<lora: foo :1>", "", [FOO]),
+    ("<lora:foo\n:1>", "", [FOO]),
+    ("<lora:my lora (v1.2):0.7>", "", [both("my lora (v1.2)", 0.7)]),
+    ("<lora:sub/foo:1>", "", [LoraTag("sub/foo")]),
+    ("<lora:a=b:1>", "", [LoraTag("a=b")]),
+    ("<lora:x(1):0.5>, (a:1.2)", "(a:1.2)", [both("x(1)", 0.5)]),
+    ("<LORA:foo:1>", "", [FOO]),
+    ("<lyco:foo:1>", "", [FOO]),
+    ("<lora:猫:1>", "", [LoraTag("猫")]),
+    ("<lora:foo:1>>", ">", [FOO]),
+    ("(<lora:foo:1>)", "()", [FOO]),
+    ("(cat <lora:foo:1>:1.2)", "(cat :1.2)", [FOO]),
+    ("<lora:a:1><lora:b:0.5>", "", [LoraTag("a"), both("b", 0.5)]),
+    ("<lora:a:0.5> <lora:a:0.3>", "", [both("a", 0.5), both("a", 0.3)]),
+    ("red|<lora:test:1.0>|black", "red||black", [LoraTag("test")]),
+    # bare
+    ("lora:foo:0.8", "", [both("foo", 0.8)]),
+    ("a, lora:foo:0.8, b", "a, b", [both("foo", 0.8)]),
+    ("lora:foo", "", [FOO]),
+    ("Lora:foo:0.5:0.25", "", [LoraTag("foo", 0.25, 0.5)]),
+    ("a house lora:a:0.7 lora:b:0.5", "a house", [both("a", 0.7), both("b", 0.5)]),
+    ("(lora:foo:0.8)", "()", [both("foo", 0.8)]),
+    ("with lora:foo:0.8. Then", "with . Then", [both("foo", 0.8)]),
+    # what only the tags needed goes with them, nothing else
+    (
+        "some prompt, very cool, <lora:hey-lora:0.4>,  cool   <lora:you-lora:0.2>",
+        "some prompt, very cool, cool",
+        [both("hey-lora", 0.4), both("you-lora", 0.2)],
+    ),
+    ("<lora:foo>, b", "b", [FOO]),
+    ("a, <lora:foo>", "a", [FOO]),
+    ("a, <lora:a>, <lora:b>, c", "a, c", [LoraTag("a"), LoraTag("b")]),
+    ("a\n<lora:foo>\nb", "a\nb", [FOO]),
+    ("a  b,, c <lora:foo>", "a  b,, c", [FOO]),
+    # not tags
+    ("", "", []),
+    ("  a ,, b  ", "  a ,, b  ", []),
+    ("<lora:>", "<lora:>", []),
+    ("<lora :foo:1>", "<lora :foo:1>", []),
+    ("< lora:foo:1 >", "< >", [FOO]),
+    ("<foo>", "<foo>", []),
+    ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2", []),
+    ("explora:foo:1", "explora:foo:1", []),
+    ("http://lora:80", "http://lora:80", []),
+    ("x.lora:foo", "x.lora:foo", []),
+    ("lora: a name", "lora: a name", []),
+]
+# prompt, text left over, LoRAs, part of the one problem
+DOUBTED = [
+    ("<lora:foo:0.8:0.4:16>", "", [LoraTag("foo", 0.4, 0.8)], "'dyn' is not used"),
+    ("<lora:foo:dyn=8>", "", [FOO], "'dyn' is not used"),
+    ("<lora:foo:x=3>", "", [FOO], "'x' is not used"),
+    ("<lora:foo:1:lbw=IN02>", "", [FOO], "'lbw' is not used"),
+    ("<lora:foo:>", "", [FOO], "empty weight"),
+    ("<lora:foo:abc>", "", [], "'abc' is not a weight"),
+    ("<lora:foo:1.0.0>", "", [], "'1.0.0' is not a weight"),
+    ("<lora:foo:1,5>", "", [], "'1,5' is not a weight"),
+    ("<lora:foo:nan>", "", [], "'nan' is not a weight"),
+    ("<lora:foo:inf>", "", [], "'inf' is not a weight"),
+    ("<lora:foo:1e999>", "", [], "'1e999' is not a weight"),
+    ("<lora:foo:1_0>", "", [], "'1_0' is not a weight"),
+    ("a lora:foo:high, b", "a, b", [], "'high' is not a weight"),
+    ("<lora::1>", "", [], "names no LoRA"),
+    ("<lora:foo:1", "<lora:foo:1", [], "not closed"),
+    ("<lora:a:1 <lora:b:1>", "<lora:a:1", [LoraTag("b")], "not closed"),
+    ("[<lora:foo:1>:0.5]", "[:0.5]", [FOO], "stands inside [...]"),
+    ("a <hypernet:foo:1> b", "a b", [], "only <lora:name:weight> is known"),
+]
+
+
+@pytest.mark.parametrize(("text", "rest", "loras"), UNDERSTOOD)
+def test_understood(text: str, rest: str, loras: list[LoraTag]) -> None:
+    prompt = parse_prompt(text)
+    assert (prompt.text, list(prompt.loras), prompt.problems) == (rest, loras, ())
+
+
+@pytest.mark.parametrize(("text", "rest", "loras", "problem"), DOUBTED)
+def test_doubted(text: str, rest: str, loras: list[LoraTag], problem: str) -> None:
+    prompt = parse_prompt(text)
+    assert (prompt.text, list(prompt.loras)) == (rest, loras)
+    assert len(prompt.problems) == 1 and problem in prompt.problems[0]
+
+
+def test_a_bad_tag_leaves_the_others_on() -> None:
+    text = "<lora:foo:1..2>, <lora:bar:.>, <test:1.0>, <lora:baz:+> and <lora:quux:>"
+    prompt = parse_prompt(text)
+    assert prompt.text == "and" and prompt.loras == (LoraTag("quux"),)
+    assert len(prompt.problems) == 5
+
+
+@given(st.text("<>lorayc:.,[]()te=unx0123456789 \n-\\|", max_size=60))
+def test_any_text_is_read_and_read_again(text: str) -> None:
+    prompt = parse_prompt(text)
+    assert parse_prompt(text) == prompt
+    if not prompt.loras and not prompt.problems:
+        assert prompt.text == text
+
+
+@pytest.mark.parametrize(
+    "unit", ["<lora:", "<lora:a:1>", "<lora:a:1>, ", "lora:a", "<", "[", "<a", ", "]
+)
+def test_time_is_linear(unit: str) -> None:
+    text = "big cat, " * 5000 + unit * 12_000
+    began = time.process_time()
+    parse_prompt(text)
+    assert time.process_time() - began < 2

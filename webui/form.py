@@ -1,0 +1,148 @@
+"""Settings as a form: one component per field, its label, bounds and sentence from the field.
+
+What a form sends is checked by the settings themselves; nothing is written here a second time.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import gradio as gr
+from gradio.components import Component
+from pydantic.fields import FieldInfo
+
+from sdlora.settings import Settings
+
+WIDEST_SLIDER = 100  # a range wider than this is set more easily by typing
+
+
+class Widget(NamedTuple):
+    """How fields of one type are shown and read back."""
+
+    fits: Callable[[Any], bool]
+    build: Callable[[FieldInfo, Any, dict[str, Any]], Component]
+    show: Callable[[Any], Any] = lambda value: value
+    parse: Callable[[Any], Any] = lambda value: value
+
+
+def label(name: str) -> str:
+    """'learning_rate' -> 'Learning rate'."""
+    return name.replace("_", " ").capitalize()
+
+
+def bounds(field: FieldInfo) -> dict[str, float]:
+    """The bounds of a number by their names: ge, gt, le, lt."""
+    return {
+        name: float(value)
+        for rule in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(rule, name, None)) is not None
+    }
+
+
+def _number(field: FieldInfo, kind: Any, look: dict[str, Any]) -> Component:
+    limit, whole, compact = bounds(field), kind is int, look.pop("compact", False)
+    if not field.is_required() and field.default is None:
+        return gr.Number(placeholder="auto", precision=0 if whole else None, **look)
+    low, high = limit.get("ge"), limit.get("le", limit.get("lt"))
+    # Without a lowest value that it may have, a number spans magnitudes: a slider cannot set it.
+    if compact or low is None or high is None or high - low > WIDEST_SLIDER:
+        return gr.Number(precision=0 if whole else None, step=1 if whole else 0.0001, **look)
+    return gr.Slider(low, high, step=1 if whole else 0.1 if high > 1 else 0.01, **look)
+
+
+def _choices(kind: Any) -> list[tuple[str, str]]:
+    return [(value.replace("_", " "), value) for value in typing.get_args(kind)]
+
+
+def _is_tuple_of(kind: Any, origin: Any) -> bool:
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    return inner is origin or (inner is not None and typing.get_origin(inner) is origin)
+
+
+# The first row that fits a field's type counts.
+WIDGETS = (
+    Widget(lambda kind: kind is bool, lambda field, kind, look: gr.Checkbox(**look)),
+    Widget(lambda kind: kind in (int, float), _number),
+    Widget(
+        lambda kind: typing.get_origin(kind) is Literal,
+        lambda field, kind, look: gr.Dropdown(_choices(kind), **look),
+    ),
+    Widget(
+        lambda kind: _is_tuple_of(kind, Literal),
+        lambda field, kind, look: gr.CheckboxGroup(_choices(typing.get_args(kind)[0]), **look),
+        show=list,
+        parse=tuple,
+    ),
+    Widget(
+        lambda kind: _is_tuple_of(kind, str),
+        lambda field, kind, look: gr.Textbox(lines=2, placeholder="one per line", **look),
+        show="\n".join,
+        parse=lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()),
+    ),
+    Widget(lambda kind: kind is str, lambda field, kind, look: gr.Textbox(**look)),
+)
+
+
+def widget(field: FieldInfo) -> tuple[Widget, Any]:
+    """The row for a field, and its type without `None`."""
+    kind: Any = field.annotation
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return next(row for row in WIDGETS if row.fits(kind)), kind
+
+
+def component(settings: type[Settings], name: str, compact: bool = False, **look: Any) -> Component:
+    """The component for one field, with its default. `compact`: no sentence, and no slider.
+
+    `look` are arguments of the Gradio component that shall be other than the field makes them.
+    """
+    field = settings.model_fields[name]
+    row, kind = widget(field)
+    value = None if field.is_required() or field.default is None else row.show(field.default)
+    said = {"label": label(name), "info": None if compact else field.description, "value": value}
+    if compact and kind in (int, float):
+        look["compact"] = True
+    return row.build(field, kind, {**said, **look})
+
+
+@dataclass(frozen=True)
+class Form:
+    """Some fields of a settings class, on the page."""
+
+    settings: type[Settings]
+    fields: dict[str, Component] = field(default_factory=dict)
+
+    def add(self, *names: str, **look: Any) -> None:
+        """Show these fields here."""
+        for name in names:
+            self.fields[name] = component(self.settings, name, **look)
+
+    def read(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
+        """The values of the fields that are not as they are by default."""
+        values: dict[str, Any] = {}
+        for name, part in self.fields.items():
+            default, given = self._default(name), sent[part]
+            if given is None and default is not None:
+                continue  # a number that was wiped out is the default again
+            value = widget(self.settings.model_fields[name])[0].parse(given)
+            if value != default:
+                values[name] = value
+        return values
+
+    def show(self, values: Mapping[str, Any]) -> dict[Component, Any]:
+        """Updates that bring these values into the form, and its other fields to their defaults."""
+        shown = {}
+        for name, part in self.fields.items():
+            value = values.get(name, self._default(name))
+            row = widget(self.settings.model_fields[name])[0]
+            shown[part] = value if value is None else row.show(value)
+        return shown
+
+    def _default(self, name: str) -> Any:
+        info = self.settings.model_fields[name]
+        return None if info.is_required() else info.default

@@ -1,0 +1,154 @@
+"""Serve the page on this machine: our own app, the guard outermost, Gradio inside.
+
+One page per workspace: a second one points to the first. The port is ours before anything else
+starts, so a taken one is said at once. No torch here: what needs a device is the worker's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import threading
+import webbrowser
+from typing import Any
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from sdlora.errors import BusyError
+from sdlora.workspace import Workspace
+from webui import page, theme
+from webui.guards import MAX_UPLOAD_MIB, Guard
+from webui.studio import Studio
+
+HOST = "127.0.0.1"
+PORT = 7860
+PORTS_TRIED = 20
+PORT_TAKEN = 3  # the exit code, when the user insisted on a port
+
+
+def make_app(studio: Studio) -> FastAPI:
+    """The app with every switch of Gradio that would do more than we use turned off."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # A CORS policy of our own keeps Gradio from adding one that reflects the caller's origin.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(Guard)  # added last: outermost
+    app.include_router(studio.media.router)
+    return gr.mount_gradio_app(
+        app,
+        page.build(studio),
+        path="/",
+        server_name=HOST,
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=MAX_UPLOAD_MIB * 2**20,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        run_history=False,
+        enable_monitoring=False,
+        favicon_path=None,
+        footer_links=[],
+        theme=theme.theme(),
+        css=theme.CSS,
+        head=theme.head(),
+    )
+
+
+def bind(port: int | None) -> socket.socket:
+    """A listening socket at `port`, or at 7860 or the next free one. BusyError: the port is taken."""
+    ports = [port] if port is not None else range(PORT, PORT + PORTS_TRIED)
+    for number in ports:
+        listener = _listen(number)
+        if listener:
+            return listener
+    if port is None:
+        raise BusyError(f"the ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken; free one")
+    free = next((n for n in range(port + 1, min(port + 100, 65536)) if _is_free(n)), None)
+    advice = f"; {free} is free: --port {free}" if free else ""
+    raise BusyError(f"port {port} is taken by another program{advice}")
+
+
+def _listen(port: int) -> socket.socket | None:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Windows lets two programs share a port unless one says no; Linux says no by itself, but keeps
+    # a port for a minute after its program has gone unless one says yes.
+    exclusive: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    listener.setsockopt(socket.SOL_SOCKET, exclusive, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen(128)
+    except (OSError, OverflowError):
+        listener.close()
+        return None
+    return listener
+
+
+def _is_free(port: int) -> bool:
+    listener = _listen(port)
+    if listener:
+        listener.close()
+    return listener is not None
+
+
+def empty_uploads(workspace: Workspace) -> None:
+    """A private folder for what the browser sends, without what an earlier page left in it."""
+    shutil.rmtree(workspace.uploads, ignore_errors=True)
+    workspace.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(workspace.uploads)
+
+
+def serve(workspace: Workspace, port: int | None = None, open_browser: bool = False) -> int:
+    """Serve until Ctrl+C; returns the exit code. A training goes on without the page."""
+    studio = Studio(workspace)
+    try:
+        listener = bind(port)
+    except BusyError as error:
+        first = studio.queue.holder("page")
+        if first is None:
+            print(f"error: {error}", file=sys.stderr)
+            return PORT_TAKEN
+        return _point_to(first.note, open_browser)
+    address = f"http://{HOST}:{listener.getsockname()[1]}"
+    first = studio.queue.take_seat("page", address)
+    if first:
+        listener.close()
+        return _point_to(first.note, open_browser)
+    try:
+        empty_uploads(workspace)
+        server = uvicorn.Server(_config(make_app(studio)))
+        studio.wake()
+        print(f"sdlora is at {address}\nCtrl+C ends the page; a training goes on.", flush=True)
+        if open_browser:
+            _open(address)
+        server.run(sockets=[listener])
+    finally:
+        studio.queue.leave_seat("page")
+        listener.close()
+    return 0
+
+
+def _config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _point_to(address: str, open_browser: bool) -> int:
+    print(f"sdlora serves this workspace already, at {address}", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    return 0
+
+
+def _open(address: str) -> None:
+    # The socket listens already, so the browser waits for the answer; some browsers block us.
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -1,0 +1,148 @@
+"""What the tabs stand on: the workspace, its queue, its LoRAs, and the state of every run.
+
+All of it can be read from disk again: a page that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from sdlora import runs
+from sdlora.errors import SettingsError
+from sdlora.events import Failed, RunState, SampleReady, fold
+from sdlora.jobs import Queue
+from sdlora.lora.library import Library
+from sdlora.processes import alive, identity, start_detached
+from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
+from webui.media import Media
+
+RECENT_REQUESTS = 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training or a request for images, as it stands."""
+
+    folder: Path
+    state: RunState
+    stopping: bool = False
+
+    @property
+    def name(self) -> str:
+        """The folder's name, by which the page knows it."""
+        return self.folder.name
+
+    @property
+    def live(self) -> bool:
+        """True while there is more to come."""
+        return not self.state.ended
+
+    @property
+    def version(self) -> str:
+        """Another text whenever there is something else to show."""
+        s = self.state
+        counts = (s.step, s.phase_done, s.ahead, len(s.samples), len(s.warnings), self.stopping)
+        return f"{self.name} {s.status} {s.phase} {counts}"
+
+
+class Studio:
+    """One workspace, seen from the page."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.queue = Queue(workspace.database)
+        self.library = Library(workspace.lora_folders)
+        own = (workspace.outputs, workspace.runs, workspace.datasets, workspace.loras)
+        self.media = Media((*own, TRAINING_DATA, STARTER_LORAS))
+        self._followers: dict[Path, runs.Follower] = {}
+        self._lock = threading.Lock()
+        self._worker = ""
+
+    def start(self, settings: TrainSettings | ImageRequest) -> Run:
+        """Put work into the queue and see that somebody works on it."""
+        folder = runs.start(settings, self.workspace, self.queue)
+        self.wake()
+        return self.run(folder)
+
+    def wake(self) -> None:
+        """Start the worker, unless it lives or is just starting."""
+        with self._lock:
+            if self.queue.holder("worker") or alive(self._worker):
+                return
+            arguments = ["-m", "sdlora.worker", "--workspace", str(self.workspace.root)]
+            process = start_detached(arguments, self.workspace.worker_log)
+            self._worker = identity(process.pid) or ""
+
+    def run(self, folder: Path) -> Run:
+        """A run's state, with its place in the queue; wakes a worker for one that needs it."""
+        with self._lock:
+            follower = self._followers.setdefault(folder, runs.Follower(folder))
+            state = follower.poll()
+        if state.status == "queued":
+            state = self._in_queue(folder, state)
+        if not state.ended:
+            self.wake()
+        return Run(folder, state, runs.stop_asked(folder))
+
+    def _in_queue(self, folder: Path, state: RunState) -> RunState:
+        job = self.queue.job_of(folder)
+        if job and job.status in ("queued", "running"):
+            return replace(state, ahead=self.queue.ahead(job))
+        if (folder / runs.PID_FILE).exists():  # started by the command, without the queue
+            return state
+        return fold([Failed("it is not in the queue any more", "start it again")], state)
+
+    def trainings(self) -> list[Run]:
+        """Every training, newest first."""
+        folder = self.workspace.runs
+        return [self.run(path) for path in runs.run_folders(folder)]
+
+    def training(self, name: str) -> Run | None:
+        """The training of that name; None when there is none."""
+        try:
+            return self.run(runs.find_run(self.workspace.runs, name))
+        except SettingsError:
+            return None
+
+    def requests(self) -> list[Run]:
+        """The newest requests for images, newest first."""
+        return [self.run(job.folder) for job in self.queue.latest("generate", RECENT_REQUESTS)]
+
+    def request(self, name: str) -> Run | None:
+        """The request of that name, while it is among the newest."""
+        return next((run for run in self.requests() if run.name == name), None)
+
+    def recent_pictures(self, besides: Run | None, most: int = 24) -> list[SampleReady]:
+        """The newest images, newest first, without those of one request."""
+        shown = [run for run in self.requests() if not besides or run.folder != besides.folder]
+        return [picture for run in shown for picture in reversed(run.state.samples)][:most]
+
+    def free_name(self, name: str) -> str:
+        """`name`, or `name-2`, `name-3` ...: the first that no LoRA has yet."""
+        taken = {entry.name for entry in self.library.list()}
+        later = (f"{name}-{number}" for number in count(2))
+        return name if name not in taken else next(n for n in later if n not in taken)
+
+    def seconds_per_step(self, settings: TrainSettings) -> float | None:
+        """How long a step like these took in the last training that finished here; None: unknown."""
+        for run in self.trainings():
+            if run.state.status != "done" or not run.state.total:
+                continue
+            try:
+                past = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+            except SettingsError:
+                continue
+            if all(getattr(past, name) == getattr(settings, name) for name in COSTLY):
+                return run.state.seconds / run.state.total
+        return None
+
+
+# What a step's time depends on, beside the machine
+COSTLY = (
+    *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
+    *("train_text_encoder", "precision", "gradient_checkpointing"),
+)

@@ -1,0 +1,176 @@
+"""The tab *Generate*: a prompt, the LoRAs to name in it, a few settings; the pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora import runs
+from sdlora.errors import SdloraError
+from sdlora.lora.library import LoraEntry
+from sdlora.settings import ImageRequest
+from webui import datasets, markup
+from webui.form import Form
+from webui.parts import QUICK, html
+from webui.studio import Run, Studio
+
+PLACEHOLDER = (
+    "What shall be in the picture? For example:\n"
+    "impressionist style, a red house by the sea, <lora:impressionist_style:0.8>"
+)
+EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
+
+
+@dataclass(frozen=True)
+class GenerateTab:
+    """The components that others reach for."""
+
+    form: Form
+    prompt: Component
+    chips: Component
+    generate: Component
+    cancel: Component
+    notice: Component
+    card: Component
+    pictures: Component
+    earlier: Component
+    shown: Component
+    seen: Component
+    timer: gr.Timer
+
+    @property
+    def views(self) -> list[Component]:
+        """What changes when the request on screen does."""
+        own = (self.card, self.pictures, self.earlier, self.cancel, self.notice)
+        return [*own, self.shown, self.seen, self.timer]
+
+
+def build(studio: Studio) -> GenerateTab:
+    """The tab's components and what they do, inside an open `gr.Tab`."""
+    form = Form(ImageRequest)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320, elem_classes="ask"):
+            form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)
+            html('<div class="legend">LoRAs: click to use one in the prompt</div>')
+            chips = html(elem_id="loras")
+            with gr.Row():
+                generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1)
+            notice = html(elem_id="generate-notice")
+            _settings(studio, form)
+        with gr.Column(scale=6, min_width=320):
+            card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
+            earlier = html(elem_id="earlier")
+    shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
+    tab = GenerateTab(
+        form, form.fields["prompt"], chips, generate, cancel, notice, card, pictures, earlier,
+        shown, seen, timer,
+    )  # fmt: skip
+    _wire(studio, tab)
+    return tab
+
+
+def _settings(studio: Studio, form: Form) -> None:
+    with gr.Row(elem_classes="row-fields"):
+        form.add("steps", "guidance", "count", compact=True, min_width=80)
+        form.add("seed", compact=True, min_width=110, elem_id="seed")
+    with gr.Row(elem_classes="row-fields"):
+        dice = gr.Button("Random seed", size="sm", elem_id="dice")
+        same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
+    with gr.Accordion("More settings", open=False):
+        form.add("negative_prompt", lines=2)
+        models = studio.workspace.model_names()
+        form.fields["model"] = gr.Dropdown(
+            models, value="starter", allow_custom_value=True, label="Model",
+            info=ImageRequest.model_fields["model"].description,
+        )  # fmt: skip
+        with gr.Row(elem_classes="row-fields"):
+            form.add("width", "height")
+        with gr.Row(elem_classes="row-fields"):
+            form.add("sampler", "batch_size")
+    dice.click(lambda: -1, outputs=form.fields["seed"], **QUICK)
+    same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
+
+
+def _last_seed(studio: Studio) -> int:
+    newest = studio.recent_pictures(None, most=1)
+    return newest[0].seed if newest else -1
+
+
+def _wire(studio: Studio, tab: GenerateTab) -> None:
+    def generate(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        try:
+            run = studio.start(ImageRequest.of(tab.form.read(sent)))
+        except SdloraError as error:
+            return {tab.notice: markup.problem(str(error))}
+        return view(studio, tab, run)
+
+    def tick(name: str, seen: str) -> Any:
+        run = studio.request(name)
+        return gr.skip() if run and run.version == seen else view(studio, tab, run)
+
+    def cancel(name: str) -> Any:
+        run = studio.request(name)
+        if run and run.live:
+            runs.cancel(run.folder, studio.queue)
+        return tick(name, "")
+
+    tab.generate.click(generate, inputs=set(tab.form.fields.values()), outputs=tab.views, **QUICK)
+    tab.cancel.click(cancel, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.timer.tick(tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+
+
+def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
+    """Updates that bring a request onto the screen; None: nothing has been asked for yet."""
+    old = markup.gallery(studio.recent_pictures(run), studio.media, small=True)
+    earlier = f'<div class="legend">Earlier</div>{old}' if old else ""
+    if run is None:
+        return {tab.card: EMPTY, tab.earlier: earlier, tab.timer: gr.Timer(active=False)}
+    return {
+        tab.card: markup.run_card(run, _title(run)),
+        tab.pictures: markup.gallery(run.state.samples, studio.media),
+        tab.earlier: earlier,
+        tab.cancel: gr.Button(interactive=run.live and not run.stopping),
+        tab.notice: "",
+        tab.shown: run.name,
+        tab.seen: run.version,
+        tab.timer: gr.Timer(active=run.live),
+    }
+
+
+def _title(run: Run) -> str:
+    try:
+        prompt = ImageRequest.load(run.folder / runs.SETTINGS_FILE).prompt
+    except SdloraError:
+        return run.name
+    return prompt if len(prompt) <= 120 else f"{prompt[:117]}…"
+
+
+def chooser(studio: Studio) -> str:
+    """The LoRAs on offer, as buttons."""
+    sets = studio.workspace.dataset_folders()
+    entries = studio.library.list()
+    return markup.chips([markup.chip(e, _face(studio, e, sets.get(e.name))) for e in entries])
+
+
+def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
+    """A picture for a LoRA: one beside its file, else one of the set of its name."""
+    beside = [entry.path.with_suffix(end) for end in (".preview.png", ".png", ".jpg")]
+    found = [path for path in beside if path.is_file()]
+    if not found and pictures:
+        found = list(datasets.look(pictures).pictures[:1])
+    return studio.media.link(found[0]) if found else ""
+
+
+def with_tag(prompt: str, name: str, words: tuple[str, ...]) -> str:
+    """The prompt with a LoRA's tag and the words that call it, each unless it is there already."""
+    tag = f"<lora:{name}:0.8>"
+    missing = [word for word in words if word.lower() not in prompt.lower()]
+    if f"<lora:{name}:".lower() not in prompt.lower():
+        missing.append(tag)
+    return ", ".join(filter(None, [prompt.strip().rstrip(","), *missing]))

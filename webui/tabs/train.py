@@ -1,0 +1,279 @@
+"""The tab *Train*: a few fields to start a training, and beside them the training on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora import runs
+from sdlora.errors import LoraFileError, SdloraError
+from sdlora.settings import TrainSettings, preset
+from webui import datasets, markup
+from webui.form import Form
+from webui.parts import QUICK, html
+from webui.studio import Run, Studio
+
+GOALS = (
+    ("Style: how everything looks", "style"),
+    ("Character: someone or something", "character"),
+)
+# The advanced fields, by rows
+ADVANCED = (
+    ("steps", "batch_size", "learning_rate"),
+    ("rank", "alpha", "conv_rank"),
+    ("targets", "train_text_encoder", "text_encoder_learning_rate"),
+    ("resolution", "flip", "gradient_accumulation"),
+    ("optimizer", "schedule", "warmup_steps"),
+    ("dropout", "caption_dropout", "min_snr_gamma"),
+    ("weight_decay", "max_grad_norm", "seed"),
+    ("precision", "gradient_checkpointing", "sample_every"),
+    ("sample_prompts",),
+)
+EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and its samples.</p></div>'
+MOST_THUMBS = 20
+
+
+@dataclass(frozen=True)
+class TrainTab:
+    """The components that others reach for."""
+
+    form: Form
+    advanced: Form
+    pictures: Component
+    thumbs: Component
+    summary: Component
+    notice: Component
+    start: Component
+    card: Component
+    curve: Component
+    samples: Component
+    stop: Component
+    use: Component
+    history: Component
+    shown: Component
+    seen: Component
+    timer: gr.Timer
+
+    @property
+    def inputs(self) -> set[Component]:
+        """What a training is started from."""
+        return {self.pictures, *self.form.fields.values(), *self.advanced.fields.values()}
+
+    @property
+    def views(self) -> list[Component]:
+        """What changes when the training on screen does."""
+        own = (self.card, self.curve, self.samples, self.stop, self.use, self.history, self.notice)
+        return [*own, self.shown, self.seen, self.timer]
+
+    @property
+    def suggested(self) -> list[Component]:
+        """What the choice of pictures, goal or model fills in."""
+        named = (self.form.fields["name"], self.form.fields["trigger_word"])
+        return [self.thumbs, self.summary, *named, *self.advanced.fields.values()]
+
+
+def build(studio: Studio) -> TrainTab:
+    """The tab's components and what they do, inside an open `gr.Tab`."""
+    form, advanced = Form(TrainSettings), Form(TrainSettings)
+    sets = sorted(studio.workspace.dataset_folders())
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=320, elem_classes="ask"):
+            pictures = gr.Dropdown(
+                sets, value=sets[0] if sets else None, label="Pictures", elem_id="pictures-choice",
+                info="A set of captioned pictures to learn from",
+            )  # fmt: skip
+            thumbs = html(elem_id="thumbs")
+            _own_pictures(studio, pictures)
+            with gr.Row(elem_classes="row-fields"):
+                form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
+                form.add("trigger_word", elem_id="trigger-word", info="The words that call it")
+            form.fields["goal"] = gr.Radio(
+                GOALS, value="style", elem_classes="goals", label="Goal",
+                info=TrainSettings.model_fields["goal"].description,
+            )  # fmt: skip
+            summary = html(elem_id="summary")
+            start = gr.Button("Start training", variant="primary", elem_id="start")
+            notice = html(elem_id="train-notice")
+            _advanced(studio, form, advanced)
+        with gr.Column(scale=6, min_width=320):
+            history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
+            card, curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
+            with gr.Row():
+                use = gr.Button("Use it", variant="primary", visible=False, elem_id="use")
+                stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
+            samples = html(elem_id="samples")
+    shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
+    tab = TrainTab(
+        form, advanced, pictures, thumbs, summary, notice, start, card, curve, samples, stop, use,
+        history, shown, seen, timer,
+    )  # fmt: skip
+    _wire(studio, tab)
+    return tab
+
+
+def _own_pictures(studio: Studio, pictures: Component) -> None:
+    with gr.Accordion("Add your own pictures", open=False, elem_id="own-pictures"):
+        name = gr.Textbox(label="Name of the set", value="my pictures", elem_id="set-name")
+        files = gr.File(
+            label="Drop pictures here, and captions as .txt files of the same name",
+            file_count="multiple",
+            file_types=["image", *datasets.CAPTION_SUFFIXES],
+            height=160,
+            elem_id="files",
+        )
+        add = gr.Button("Add these pictures", elem_id="add")
+        said = html(elem_id="add-notice")
+
+    def added(name: str, paths: list[str] | None) -> dict[Component, Any]:
+        try:
+            result = datasets.add(studio.workspace, name, [Path(p) for p in paths or ()])
+        except SdloraError as error:
+            return {said: markup.problem(str(error))}
+        sets = sorted(studio.workspace.dataset_folders())
+        return {
+            said: markup.added(result),
+            files: None,
+            pictures: gr.Dropdown(sets, value=result.folder.name),
+        }
+
+    add.click(added, inputs=[name, files], outputs=[said, files, pictures], **QUICK)
+
+
+def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        models = studio.workspace.model_names()
+        form.fields["model"] = gr.Dropdown(
+            models, value="starter", allow_custom_value=True, label="Model",
+            info=TrainSettings.model_fields["model"].description,
+        )  # fmt: skip
+        for names in ADVANCED:
+            with gr.Row(elem_classes="row-fields"):
+                advanced.add(*names, min_width=140)
+
+
+def _wire(studio: Studio, tab: TrainTab) -> None:
+    def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        return {**suggest_names(studio, tab, sent[tab.pictures]), **summed_up(studio, tab, sent)}
+
+    def preset_for(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        shown = suggest_values(studio, tab, sent)
+        return {**shown, **summed_up(studio, tab, {**sent, **shown})}
+
+    def start(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        try:
+            run = studio.start(TrainSettings.of(values(studio, tab, sent)))
+        except SdloraError as error:
+            return {tab.notice: markup.problem(str(error))}
+        return view(studio, tab, run)
+
+    def tick(name: str, seen: str) -> Any:
+        run = studio.training(name)
+        return gr.skip() if run and run.version == seen else view(studio, tab, run)
+
+    def stop(name: str) -> Any:
+        run = studio.training(name)
+        if run and run.stopping:
+            runs.stop(run.folder, now=True)
+        elif run and run.live:
+            runs.cancel(run.folder, studio.queue)
+        return tick(name, "")
+
+    suggested, inputs = tab.suggested, tab.inputs
+    tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
+    for name in ("goal", "model"):
+        tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
+    for name in ("steps", "batch_size"):
+        part = tab.advanced.fields[name]
+        part.change(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
+    tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
+    tab.stop.click(stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.history.input(lambda name: tick(name, ""), [tab.history], tab.views, **QUICK)
+    tab.timer.tick(tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+
+
+def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+    """The settings that the form stands for. The page sends a set's name, never a path."""
+    folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
+    return {
+        "data": str(folder or ""),
+        **tab.form.read(sent),
+        **tab.advanced.read(sent),
+    }
+
+
+def suggest_names(studio: Studio, tab: TrainTab, pictures: str | None) -> dict[Component, Any]:
+    """Name and trigger word for a set of pictures, and what is in it."""
+    folder = studio.workspace.dataset_folders().get(pictures or "")
+    if folder is None:
+        return {tab.thumbs: ""}
+    found = datasets.look(folder)
+    some = slice(0, MOST_THUMBS)
+    label = f"{len(found.pictures)} pictures"
+    return {
+        tab.form.fields["name"]: studio.free_name(folder.name),
+        tab.form.fields["trigger_word"]: found.trigger_word,
+        tab.thumbs: markup.thumbnails(
+            found.pictures[some], studio.media, found.captions[some], label
+        ),
+    }
+
+
+def suggest_values(
+    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
+) -> dict[Component, Any]:
+    """The advanced fields as the goal and the model want them."""
+    family = studio.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
+    return tab.advanced.show(preset(family, sent[tab.form.fields["goal"]]))
+
+
+def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[Component, Any]:
+    """One line on what will happen."""
+    folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
+    try:
+        settings = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+    except SdloraError:
+        return {tab.summary: ""}  # Start says what is wrong
+    count = len(datasets.look(folder).pictures) if folder else 0
+    return {tab.summary: markup.plan(settings, count, studio.seconds_per_step(settings))}
+
+
+def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
+    """Updates that bring a training onto the screen; None: there has been none."""
+    if run is None:
+        return {tab.card: EMPTY, tab.timer: gr.Timer(active=False)}
+    state = run.state
+    stop = "Stop now, without the last steps" if run.stopping else "Stop and keep"
+    names = [(markup.run_label(one), one.name) for one in studio.trainings()]
+    return {
+        tab.card: markup.run_card(run, run.name),
+        tab.curve: markup.loss_curve(state.losses),
+        tab.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
+        tab.stop: gr.Button(stop, visible=run.live),
+        tab.use: gr.Button(visible=not run.live and bool(state.result)),
+        tab.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
+        tab.notice: "",
+        tab.shown: run.name,
+        tab.seen: run.version,
+        tab.timer: gr.Timer(active=run.live),
+    }
+
+
+def trained(studio: Studio, name: str) -> tuple[str, tuple[str, ...]] | None:
+    """A finished training's tag name and the words that call it; None when it left no LoRA."""
+    run = studio.training(name)
+    if run is None or not run.state.result:
+        return None
+    tag = Path(run.state.result).stem
+    try:
+        words = studio.library.find(tag).trigger_words
+    except LoraFileError:
+        words = ()
+    if not words:
+        said = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+        words = tuple(filter(None, [said.trigger_word]))
+    return tag, words
