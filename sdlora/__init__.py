@@ -1,3 +1,12 @@
-"""Train LoRAs for Stable Diffusion from folders of captioned pictures, and generate images with them."""
+"""Train LoRAs for Stable Diffusion from captioned pictures, and generate images with them."""
+
+from __future__ import annotations
+
+import os
+
+# Read by the libraries when they are imported: no code from model folders, and no warnings about
+# what is not installed because it is not needed.
+os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 __version__ = "0.1.0"

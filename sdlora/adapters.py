@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
-from sdlora.device import free_memory_gib
+from sdlora.device import free_memory_gib, generator_for
 from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.bases import BASES
@@ -167,14 +167,18 @@ def attach(family: Family, settings: TrainSettings) -> dict[str, list[nn.Paramet
     float32 whatever the base; the same numbers for the same seed on every device.
     """
     targets = family.lora_targets(settings.targets, settings.train_text_encoder)
-    trainable: dict[str, list[nn.Parameter]] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        for part, groups in targets.items():
-            model = family.parts[part]
-            LoraModel(model, _config(model, groups, settings), ADAPTER)
-            trainable[part] = [p for p in model.parameters() if p.requires_grad]
-    return trainable
+    for part, groups in targets.items():
+        model = family.parts[part]
+        LoraModel(model, _config(model, groups, settings), ADAPTER)
+    rng = generator_for(settings.seed, "adapter")
+    for layer in _adapted(family).values():
+        layer.lora_A.float()
+        layer.lora_B.float()
+        down = layer.lora_A[ADAPTER].weight
+        down.data.copy_(torch.randn(down.shape, generator=rng) / layer.r[ADAPTER])
+    return {
+        part: [p for p in family.parts[part].parameters() if p.requires_grad] for part in targets
+    }
 
 
 def _config(model: nn.Module, groups: dict[str, list[str]], settings: TrainSettings) -> LoraConfig:
@@ -194,7 +198,7 @@ def _config(model: nn.Module, groups: dict[str, list[str]], settings: TrainSetti
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=[path for paths in by_rank.values() for path in paths],
-        init_lora_weights="gaussian",
+        init_lora_weights="gaussian",  # B zero; `attach` draws A from a stream of its own
         rank_pattern=patterns,
         alpha_pattern={pattern: scale * rank for pattern, rank in patterns.items()},
     )
@@ -226,7 +230,7 @@ def _copy(halves: nn.ModuleDict) -> Tensor:
     return halves[ADAPTER].weight.detach().cpu().clone()  # type: ignore[union-attr,operator]
 
 
-def _adapted(family: Family) -> dict[Place, LoraLayer]:
+def _adapted(family: Family) -> dict[Place, Any]:
     places = family.module_names().values()
     layers = {(part, path): family.parts[part].get_submodule(path) for part, path in places}
     return {place: layer for place, layer in layers.items() if isinstance(layer, LoraLayer)}

@@ -35,7 +35,7 @@ from sdlora.events import (
     fold,
     to_line,
 )
-from sdlora.settings import ImageRequest, Settings, TrainSettings
+from sdlora.settings import ImageRequest, Settings, TrainSettings, with_preset
 from sdlora.workspace import Workspace, free_path
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -189,10 +189,10 @@ def train(options: argparse.Namespace) -> int:
             )
         values = given(options, TrainSettings)
         values.setdefault("name", Path(options.data).resolve().name)
-        settings = TrainSettings.of(values)
         workspace = Workspace.open(options.workspace)
-        folder = runs.reserve(workspace.runs / settings.name)
-        (folder / runs.SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
+        settings = TrainSettings.of(values)
+        settings = with_preset(settings, workspace.preset_family(settings.model))
+        folder = runs.new_folder(settings, workspace)
     with _OnInterrupt(lambda: runs.stop(folder)):
         events = training(settings, workspace, folder, lambda: runs.stop_asked(folder))
         state = follow(runs.record(events, folder), Printer(options.json))
@@ -244,6 +244,7 @@ def _delivered(event: SampleReady, output: str | None, index: int, count: int) -
 def runs_verb(options: argparse.Namespace) -> int:
     """List, show or stop trainings."""
     from sdlora import runs
+    from sdlora.jobs import Queue
 
     workspace = Workspace.open(options.workspace)
     if options.what == "list":
@@ -256,7 +257,7 @@ def runs_verb(options: argparse.Namespace) -> int:
     if options.what == "stop":
         if runs.read(folder).ended:
             raise SdloraError(f"the run {options.name!r} has already ended")
-        runs.stop(folder)
+        runs.cancel(folder, Queue(workspace.database))
         return DONE
     state = runs.read(folder)
     _say_run(options.name, state, options.json)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora import runs
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Failed, Progress, SampleReady, Warned
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings import ImageRequest, TrainSettings, with_preset
 from sdlora.worker import ImageMaker, open_engine
 from sdlora.workspace import TRAINING_DATA, Workspace, publish
 
@@ -67,10 +67,11 @@ def demo(workspace: Workspace, folder: Path) -> Iterator[Event]:
 def _training(workspace: Workspace) -> Iterator[Event]:
     from sdlora.train import train
 
-    settings = TrainSettings(
-        data=str(TRAINING_DATA / SET), name="impressionist_demo", sample_every=0
+    settings = with_preset(
+        TrainSettings(data=str(TRAINING_DATA / SET), name="impressionist_demo", sample_every=0),
+        "starter",
     )
-    folder = runs.reserve(workspace.runs / settings.name)
+    folder = runs.new_folder(settings, workspace)
     return runs.record(train(settings, workspace, folder), folder)
 
 

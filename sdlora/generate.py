@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -27,6 +27,7 @@ from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Sto
 from sdlora.families import open_family
 from sdlora.families.base import Family
 from sdlora.lora.library import Library
+from sdlora.pace import Pace
 from sdlora.paint import SAMPLERS, Painter, Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_png
 from sdlora.settings import ImageRequest
@@ -124,57 +125,40 @@ class Engine:
         stopping: Callable[[], bool],
     ) -> None:
         """The thread's part of `generate`."""
-        total = request.steps * -(-request.count // request.batch_size)
+        pace = Pace(request.steps * -(-request.count // request.batch_size), sample_every=0)
         details = {"model": painter.family.title, "seed": str(request.seed)}
-        say(Started("generating", total, {**details, "device": str(self.device)}))
+        say(Started("generating", pace.steps, {**details, "device": str(self.device)}))
         sheet = painter.prepare(request)
+        known = len(sheet.problems)
         for problem in sheet.problems:
             say(Warned(problem))
-        pace = _Pace(total)
+        steps = count(1)
+        paths: list[str] = []
 
         def on_step() -> None:
-            say(pace.step())
+            step = next(steps)
+            pace.stepped(step)
+            say(Step(step, pace.steps, seconds_left=pace.seconds_left(step)))
             if stopping():
-                raise _StopAsked
+                raise _StopAsked(step)
 
-        paths: list[str] = []
         try:
             for index, image in enumerate(painter.paint(request, sheet, on_step)):
-                path = self._save(image, request, sheet, request.seed + index)
-                paths.append(str(path))
-                say(
-                    SampleReady(
-                        paths[-1], index, request.prompt, request.seed + index, sheet.report
-                    )
-                )
-        except _StopAsked:
-            say(Stopped(paths[0] if paths else "", pace.done))
-        else:
-            say(Done(paths[0], time.monotonic() - began))
+                seed = request.seed + index
+                paths.append(str(self._save(image, request, sheet, seed)))
+                say(SampleReady(paths[-1], index, request.prompt, seed, sheet.report))
+        except _StopAsked as asked:
+            say(Stopped(paths[0] if paths else "", asked.args[0]))
+            return
+        for problem in sheet.problems[known:]:
+            say(Warned(problem))
+        say(Done(paths[0], time.monotonic() - began))
 
     def _save(self, image: Image.Image, request: ImageRequest, sheet: Sheet, seed: int) -> Path:
         now = time.localtime()
         folder = self.workspace.outputs / time.strftime("%Y-%m-%d", now)
         path = free_path(folder / f"{time.strftime('%H%M%S', now)}-{seed}.png")
         return write_png(image, path, parameters(request, sheet, seed, image.size))
-
-
-@dataclass
-class _Pace:
-    """Counts steps and tells from their pace how long the rest takes."""
-
-    total: int
-    done: int = 0
-    first_at: float = 0.0
-
-    def step(self) -> Step:
-        now = time.monotonic()
-        self.done += 1
-        if self.done == 1:
-            self.first_at = now  # the first step warms up; the pace is that of the others
-        per_step = (now - self.first_at) / (self.done - 1) if self.done > 1 else None
-        left = None if per_step is None else per_step * (self.total - self.done)
-        return Step(self.done, self.total, seconds_left=left)
 
 
 def parameters(request: ImageRequest, sheet: Sheet, seed: int, size: tuple[int, int]) -> str:
@@ -203,7 +187,7 @@ def _in_a_thread(
     work: Callable[[Callable[[Event], None], Callable[[], bool]], None],
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """What `work(say, stopping)` says, as it says it: a pipeline's call gives no way to pause in it.
+    """What `work(say, stopping)` says, when it says it: a pipeline does not pause in its call.
 
     Its errors are raised here. When the iterator is closed, `stopping` becomes true.
     """

@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
     folder TEXT NOT NULL UNIQUE,            -- relative to the workspace, so that it can be moved
-    status TEXT NOT NULL DEFAULT 'queued',  -- queued, running, then done, stopped, failed, cancelled
+    status TEXT NOT NULL DEFAULT 'queued',  -- running, then done, stopped, failed or cancelled
     worker TEXT NOT NULL DEFAULT '',
     tries INTEGER NOT NULL DEFAULT 0,
     submitted_at REAL NOT NULL
@@ -53,14 +53,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Seat:
-    """Who holds a role: a process identity, and what it wants others to know, such as its address."""
+    """Who holds a role: a process identity, and what others shall know, such as its address."""
 
     holder: str
     note: str
 
 
 class Queue:
-    """First in, first out; each job is claimed by one worker, once. Safe from any process, thread."""
+    """First in, first out; each job is claimed once. Safe from any process and thread."""
 
     def __init__(self, database: Path) -> None:
         """SettingsError when the file is there and is not a database of ours."""

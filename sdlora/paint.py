@@ -38,6 +38,7 @@ class Sampler:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
 SAMPLERS = {
     "ddim": Sampler("DDIM", "Automatic", DDIMScheduler),
     "euler": Sampler("Euler", "Automatic", EulerDiscreteScheduler),
@@ -66,14 +67,17 @@ class LoraUse:
     layers: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sheet:
-    """What is painted: the texts without their tags, the LoRAs used, all that went otherwise."""
+    """What is painted: the texts without their tags, the LoRAs used, all that went otherwise.
+
+    `problems` grows when something goes wrong while painting.
+    """
 
     prompt: str
     negative_prompt: str
     loras: tuple[LoraUse, ...]
-    problems: tuple[str, ...]
+    problems: list[str]
 
     @property
     def report(self) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class Painter:
             if cut := self.family.cut_text(text):
                 problems.append(f"the {name} is too long for the text encoder; left out: {cut!r}")
         uses = tuple(one.use(its) for one, its in zip(chosen, fits, strict=True))
-        return Sheet(prompt.text, negative.text, uses, tuple(problems))
+        return Sheet(prompt.text, negative.text, uses, problems)
 
     def paint(
         self, request: ImageRequest, sheet: Sheet, on_step: Callable[[], None]
@@ -136,8 +140,11 @@ class Painter:
         width = request.width or self.family.resolution
         height = request.height or self.family.resolution
 
-        def after_step(_pipe: Any, _step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        def after_step(_: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
             on_step()
+            is_last = step == pipeline.num_timesteps - 1  # asked once, for it waits for the device
+            if is_last and not values["latents"].isfinite().all():
+                sheet.problems += [OVERFLOW] * (OVERFLOW not in sheet.problems)
             return values
 
         with self._painting(sampler):

@@ -1,8 +1,8 @@
 """The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  stop  pid`.
 
-It is the only thing the trainer, the worker, the command and the page share. Who can read the folder
-can follow a run; who can create the file `stop` in it can end it. A request for images has such a
-folder too; there the pictures lie in `outputs/`.
+It is the only thing the trainer, the worker, the command and the page share. Who can read the
+folder can follow a run; who can create the file `stop` in it can end it. A request for images has
+such a folder too; there the pictures lie in `outputs/`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ _NOW = "now"  # what the file `stop` says when the run shall not even finish its
 
 def start(settings: TrainSettings | ImageRequest, workspace: Workspace, queue: Queue) -> Path:
     """Put a training or a request for images into the queue; returns its folder, which is new."""
+    folder = new_folder(settings, workspace)
+    queue.submit("train" if isinstance(settings, TrainSettings) else "generate", folder)
+    return folder
+
+
+def new_folder(settings: TrainSettings | ImageRequest, workspace: Workspace) -> Path:
+    """A folder of its own for a training or a request, its settings written."""
     if isinstance(settings, TrainSettings):
         folder = reserve(workspace.runs / settings.name)
     else:
         folder = reserve(workspace.jobs / time.strftime("%Y-%m-%d_%H-%M-%S"))
     (folder / SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
-    queue.submit("train" if isinstance(settings, TrainSettings) else "generate", folder)
     return folder
 
 

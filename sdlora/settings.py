@@ -178,12 +178,12 @@ PRESETS: dict[tuple[str, Goal], dict[str, Any]] = {
     ("sdxl", "style"): {"rank": 32, "alpha": 16},
     ("sdxl", "character"): {"rank": 32, "alpha": 16},
     ("starter", "style"): {
-        "steps": 250, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 8, "conv_rank": 8,
-        "targets": ("attention", "feed_forward", "conv"), "sample_every": 50,
+        "steps": 250, "batch_size": 4, "learning_rate": 2e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
     ("starter", "character"): {
-        "steps": 300, "batch_size": 4, "learning_rate": 2e-3, "rank": 8, "alpha": 8, "conv_rank": 8,
-        "targets": ("attention", "feed_forward", "conv"), "sample_every": 50,
+        "steps": 300, "batch_size": 4, "learning_rate": 2e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
 }  # fmt: skip
 

@@ -67,7 +67,7 @@ class Worker:
         idle_s: float = IDLE_S,
         poll_s: float = 0.2,
     ) -> None:
-        """`make_engine` and `train_command` are what tests replace; `poll_s` is how often to look."""
+        """`make_engine` and `train_command` are what tests replace; it looks every `poll_s`."""
         self.workspace, self.queue = workspace, Queue(workspace.database)
         self.make_engine, self.train_command = make_engine, train_command
         self.idle_s, self.poll_s = idle_s, poll_s
@@ -79,8 +79,8 @@ class Worker:
         if self.queue.take_seat("worker"):
             return False
         try:
-            for job in self.queue.left_running_by_others(self.me):
-                self.do(job, ADOPT)
+            for left in self.queue.left_running_by_others(self.me):
+                self.do(left, ADOPT)
             needed_at = time.monotonic()
             while time.monotonic() - needed_at < self.idle_s:
                 job = self.queue.claim(self.me)

@@ -25,7 +25,7 @@ from sdlora.events import (
     Stopped,
     Warned,
 )
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings import ImageRequest, TrainSettings, with_preset
 from sdlora.worker import Worker
 from sdlora.workspace import Workspace
 
@@ -69,13 +69,13 @@ class FakeEngine:
 
 def fake_training(folder: Path) -> Iterator[Event]:
     """Counts to the steps of the settings, drawing a sample now and then."""
-    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    settings = with_preset(TrainSettings.load(folder / runs.SETTINGS_FILE), "starter")
     yield Started("steps", settings.steps, {"pictures": "20"})
     lora = folder / "lora" / f"{settings.name}.safetensors"
     for step in range(1, settings.steps + 1):
         time.sleep(0.02)
         yield Step(step, settings.steps, loss=1 / step, seconds_left=(settings.steps - step) * 0.02)
-        if step % settings.sample_every == 0:
+        if settings.sample_every and step % settings.sample_every == 0:
             path = folder / "samples" / f"{step}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGB", (64, 64), (200, step % 255, 90)).save(path)

@@ -38,10 +38,11 @@ class Some:
     sizes: Tensor
 
 
-@pytest.fixture(params=list(FAMILIES))
-def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Family:
-    monkeypatch.setattr(families, "STARTER_MODEL", tiny("starter"))
-    return open_tiny(request.param)
+@pytest.fixture(params=list(FAMILIES), scope="module")
+def family(request: pytest.FixtureRequest) -> Family:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "STARTER_MODEL", tiny("starter"))
+        return open_tiny(request.param)
 
 
 def test_table_and_tiny_models_agree() -> None:
@@ -55,7 +56,7 @@ def test_family_is_recognised(family: Family, request: pytest.FixtureRequest) ->
 
 
 def test_encode_then_predict(family: Family, tmp_path: Path) -> None:
-    """Shapes agree, the loss falls, what was learnt survives the disk, and the base is untouched."""
+    """Shapes agree, the loss falls, what is learnt survives the disk, the base is untouched."""
     before = weights_hash(family)
     rng = torch.Generator().manual_seed(0)
     pixels = torch.rand(2, 3, PIXELS, PIXELS, generator=rng) * 2 - 1
@@ -77,7 +78,9 @@ def test_encode_then_predict(family: Family, tmp_path: Path) -> None:
         loss = mse_loss(predicted.float(), family.noise.target(latents, eps, t))
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is not None for some in parameters.values() for p in some)
+        # of SDXL's first text encoder the last layer is not read
+        assert all(p.grad is not None for p in parameters["denoiser"])
+        assert all(any(p.grad is not None for p in some) for some in parameters.values())
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.98 * losses[0]
@@ -119,7 +122,7 @@ def test_half_precision_learns_in_float32() -> None:
     cond = family.encode_prompts(["a cat"])
     noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([5])
     family.predict(noisy, t, Some(cond, torch.zeros(1, 6))).float().mean().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+    assert {p.grad.dtype for p in parameters if p.grad is not None} == {torch.float32}
 
 
 def copy(kind: str, folder: Path) -> Path:

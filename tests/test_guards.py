@@ -186,12 +186,15 @@ def test_a_websocket_is_closed() -> None:
 
 
 def routes(app: Any, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
-    """(path as it is written, methods) of every route, those of mounted apps included."""
+    """(path as it is written, methods) of every route, in mounted apps and included routers too."""
     for route in app.routes:
         inner = getattr(route, "app", None)
-        if hasattr(inner, "routes"):
+        router = getattr(route, "original_router", None)
+        if router is not None:
+            yield from routes(router, prefix + route.include_context.prefix)
+        elif hasattr(inner, "routes"):
             yield from routes(inner, prefix + route.path.rstrip("/"))
-        elif hasattr(route, "path"):
+        else:
             yield prefix + route.path, set(getattr(route, "methods", None) or ())
 
 

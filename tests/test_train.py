@@ -1,33 +1,33 @@
 """The loop, on tiny models: it learns, says all that happens, and repeats itself to the bit."""
 
 import itertools
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import KINDS, tiny
+from PIL import Image
 
 import sdlora.train
-from sdlora import runs
 from sdlora.errors import DataError, ModelError, SettingsError
-from sdlora.events import Done, Event, SampleReady, Saved, Started, Step, Stopped, Warned
+from sdlora.events import Done, Event, Progress, SampleReady, Saved, Started, Step, Stopped, Warned
 from sdlora.lora.file import LoraFile, read_lora
 from sdlora.pace import Pace
 from sdlora.settings import TrainSettings
 from sdlora.starter.draw import draw, random_scene
-from sdlora.train import train
+from sdlora.train import Training, loss_of, train
 from sdlora.workspace import Workspace
+from tiny import KINDS, tiny
 
-NOW = 1_750_000_000.0
+Run = Callable[..., list[Event]]
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Six small captioned pictures."""
-    import random
-
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(6):
@@ -42,107 +42,268 @@ def space(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def run(pictures: Path, space: Workspace, tmp_path: Path) -> Callable[..., list[Event]]:
-    """Runs a training to its end; each call in a run folder of its own."""
+def run(pictures: Path, space: Workspace, tmp_path: Path) -> Run:
+    """Runs a training to its end, or until it is asked to stop; in folders run-1, run-2 ..."""
     numbers = itertools.count(1)
 
-    def go(kind: str = "sd1", stop: Callable[[], bool] = lambda: False, **values: Any) -> list[Event]:
+    def go(kind: str = "sd1", stop_at: int | None = None, **values: Any) -> list[Event]:
         said = {
             "data": str(pictures), "name": "zibo", "model": str(tiny(kind)), "steps": 4,
             "batch_size": 2, "rank": 2, "alpha": 2, "learning_rate": 1e-2, "warmup_steps": 0,
             "sample_every": 0, **values,
         }  # fmt: skip
+        events: list[Event] = []
         folder = tmp_path / f"run-{next(numbers)}"
-        return list(train(TrainSettings.of(said), space, folder, stop))
+        for event in train(TrainSettings.of(said), space, folder, lambda: reached(events, stop_at)):
+            events.append(event)
+        return events
 
     return go
 
 
+def reached(events: list[Event], step: int | None) -> bool:
+    return step == 0 or step in [event.step for event in events if isinstance(event, Step)]
+
+
+def only(kind: type[Event], events: list[Event]) -> Any:
+    """The one event of a kind."""
+    (found,) = [event for event in events if isinstance(event, kind)]
+    return found
+
+
 def learnt(events: list[Event]) -> LoraFile:
     """The LoRA that a run left where prompts find it."""
-    (saved,) = [event for event in events if isinstance(event, Saved)]
-    return read_lora(Path(saved.path))
+    return read_lora(Path(only(Saved, events).path))
 
 
-def flat(file: LoraFile) -> torch.Tensor:
-    return torch.cat([half.flatten() for p in file.pairs.values() for half in (p.down, p.up)])
-
-
-def calls(count: int) -> Callable[[], bool]:
-    """Asks to stop from the call after `count` on."""
-    asked = itertools.count(1)
-    return lambda: next(asked) > count
+def numbers_of(file: LoraFile) -> torch.Tensor:
+    halves = [half for pair in file.pairs.values() for half in (pair.down, pair.up)]
+    return torch.cat([half.flatten() for half in halves]).float()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_family_learns_in_the_same_loop(kind: str, run: Callable[..., list[Event]]) -> None:
+def test_every_family_learns_in_the_same_loop(kind: str, run: Run) -> None:
     events = run(kind, targets=("attention", "feed_forward", "conv"), train_text_encoder=True)
-    (started,) = [event for event in events if isinstance(event, Started)]
+    started = only(Started, events)
     assert started.total == 4
+    assert started.details["pictures"] == "6 of 64 x 64 pixels"
     assert started.details["trigger word"] == "zibo"
-    assert "parameters" in started.details["learning"]
+    assert {"learning", "model", "device", "number format", "seed"} <= started.details.keys()
     steps = [event for event in events if isinstance(event, Step)]
     assert [step.step for step in steps] == [1, 2, 3, 4]
-    assert all(0 < step.loss < 10 for step in (steps[0], steps[-1]) if step.loss is not None)
+    assert [step.loss is not None for step in steps] == [True, False, False, True]
     file = learnt(events)
-    assert all(pair.up.any() for pair in file.pairs.values()), "a layer learnt nothing"
+    idle = {name for name, pair in file.pairs.items() if not pair.up.any()}
+    # SDXL reads the first text encoder before its last layer
+    assert all(name.startswith("lora_te1_text_model_encoder_layers_1_") for name in idle)
     prefixes = {name.split("_")[1] for name in file.pairs}
     assert prefixes == ({"unet", "te1", "te2"} if kind == "sdxl" else {"unet", "te"})
-    assert any("resnets" in name for name in file.pairs)
+    assert any("_resnets_" in name for name in file.pairs)
     assert file.metadata["modelspec.trigger_phrase"] == "zibo"
     assert file.metadata["ss_steps"] == "4"
-    assert isinstance(events[-1], Done) and events[-1].path.endswith("loras/zibo.safetensors")
+    assert isinstance(events[-1], Done)
+    assert Path(events[-1].path).parts[-2:] == ("loras", "zibo.safetensors")
 
 
-def test_the_loss_falls(run: Callable[..., list[Event]]) -> None:
+def test_the_loss_falls(run: Run) -> None:
     events = run(steps=60, batch_size=4, rank=8, alpha=8, targets=("attention", "conv"))
     losses = [event.loss for event in events if isinstance(event, Step) and event.loss]
-    assert len(losses) == 13  # step 1 and every fifth
+    assert len(losses) == 13  # at step 1, and the mean of five at every fifth
     assert sum(losses[-4:]) / 4 < 0.8 * sum(losses[:3]) / 3
 
 
 def test_two_runs_write_the_same_bytes_whatever_else_draws(
-    run: Callable[..., list[Event]], space: Workspace, monkeypatch: pytest.MonkeyPatch
+    run: Run, space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chance is used wherever it can be; the second run samples, and the world's dice are thrown."""
-    monkeypatch.setattr("time.time", lambda: NOW)
+    """Chance is used wherever it can be; the second run samples, after other dice were thrown."""
+    monkeypatch.setattr("time.time", lambda: 1_750_000_000.0)
     chance = {"dropout": 0.3, "flip": True, "caption_dropout": 0.3, "train_text_encoder": True}
-    run(**chance)
-    first = (space.loras / "zibo.safetensors").read_bytes()
-    (space.loras / "zibo.safetensors").unlink()
+    file = space.loras / "zibo.safetensors"
+    first = learnt(run(**chance))
+    written = file.read_bytes()
+    file.unlink()
     torch.manual_seed(99)
-    state = torch.get_rng_state()
-    run(**chance, sample_every=2)
-    assert (space.loras / "zibo.safetensors").read_bytes() == first
-    assert torch.equal(torch.get_rng_state(), state), "the process's own dice were thrown"
-    other = learnt(run(**chance, seed=1))
-    assert not torch.equal(flat(other), flat(read_lora(space.loras / "zibo.safetensors")))
+    dice = torch.get_rng_state()
+    run(**chance, sample_every=3)
+    assert file.read_bytes() == written
+    assert torch.equal(torch.get_rng_state(), dice), "the process's own dice were used"
+    assert not torch.equal(numbers_of(learnt(run(**chance, seed=1))), numbers_of(first))
 
 
-def test_stopping_keeps_the_lora_of_the_last_step(
-    run: Callable[..., list[Event]], space: Workspace
+def test_stopping_keeps_what_the_last_step_learnt(run: Run) -> None:
+    stopped = run(steps=50, schedule="constant", stop_at=3)
+    assert stopped[-1] == Stopped(only(Saved, stopped).path, 3, at=stopped[-1].at)
+    assert learnt(stopped).metadata["ss_steps"] == "3"
+    whole = run(steps=3, schedule="constant")
+    assert torch.equal(numbers_of(learnt(stopped)), numbers_of(learnt(whole)))
+
+
+def test_stopping_before_the_first_step_leaves_no_file(run: Run, space: Workspace) -> None:
+    events = run(stop_at=0)
+    assert events == [Stopped(at=events[0].at)]
+    assert list(space.loras.iterdir()) == []
+
+
+def test_samples_show_what_was_learnt_so_far(run: Run, tmp_path: Path) -> None:
+    events = run(sample_every=2, seed=5)
+    samples = [event for event in events if isinstance(event, SampleReady)]
+    folder = tmp_path / "run-1" / "samples"
+    names = [f"step-00000{step}-{index}.png" for step in (2, 4) for index in (0, 1)]
+    assert [sample.path for sample in samples] == [str(folder / name) for name in names]
+    assert [(sample.step, sample.seed) for sample in samples] == [(2, 5), (2, 6), (4, 5), (4, 6)]
+    assert [sample.prompt for sample in samples[:2]] == ["zibo, picture 0", "zibo, picture 3"]
+    images = [Image.open(sample.path) for sample in samples]
+    assert all(image.size == (64, 64) for image in images)
+    assert images[0].tobytes() != images[2].tobytes(), "the sample does not see the adapter"
+    own = run(sample_every=4, sample_prompts=("a house",))
+    assert only(SampleReady, own).prompt == "a house"
+
+
+def test_a_failing_sample_is_said_and_the_run_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[Event] = []
-    whole = run(steps=3)
-    asked = runs.RunState()
-    asked_after = iter([False] * 1000)
-    assert learnt(whole).metadata["ss_steps"] == "3"
-    del asked, asked_after
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
 
-    seen: list[int] = []
+    monkeypatch.setattr(sdlora.train, "render", no_memory)
+    events = run(sample_every=2, sample_prompts=("a house",))
+    warnings = [event.message for event in events if isinstance(event, Warned)]
+    assert warnings == [f"no sample of 'a house' at step {n}: out of memory" for n in (2, 4)]
+    assert isinstance(events[-1], Done)
 
-    def stop() -> bool:
-        return len(seen) >= 3
 
-    real = sdlora.train.Training.learn
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sdlora.train.Training, "learn", lambda self, step: (seen.append(step), real(self, step))
-        )
-        events = run(steps=50, schedule="constant", stop=stop)
-    assert isinstance(events[-1], Stopped)
-    assert events[-1].step == 3
-    assert Path(events[-1].path).name == "zibo-2.safetensors"
-    assert learnt(events).metadata["ss_steps"] == "3"
-    same = learnt(run(steps=3, schedule="constant"))
-    assert torch.equal(flat(learnt(events)), flat(same))
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_pictures(
+    run: Run, space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def broken(family: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        seen.append(batch.names)
+        return loss_of(family, batch, *rest) * (torch.nan if len(seen) == 7 else 1)
+
+    sound = run(steps=20, stop_at=5)
+    Path(only(Saved, sound).path).unlink()
+    monkeypatch.setattr(sdlora.train, "loss_of", broken)
+    with pytest.raises(DataError) as error:
+        run(steps=20)
+    assert f"at step 7, with {', '.join(seen[6])};" in str(error.value)
+    assert list(space.loras.iterdir()) == []
+    (kept,) = (tmp_path / "run-2" / "lora").iterdir()
+    assert kept.name == "zibo-step-000005.safetensors" and str(kept) in str(error.value)
+    best = read_lora(tmp_path / "run-1" / "lora" / "zibo.safetensors")
+    assert torch.equal(numbers_of(read_lora(kept)), numbers_of(best))
+
+
+def test_every_problem_of_the_folder_is_a_warning(run: Run, pictures: Path) -> None:
+    (pictures / "1.txt").unlink()
+    (pictures / "2.png").write_bytes(b"")
+    draw(random_scene(random.Random(9))).resize((20, 20)).save(pictures / "5.png")
+    events = run(steps=1)
+    said = " ".join(event.message for event in events if isinstance(event, Warned))
+    assert "1.png has no caption" in said
+    assert "2.png is not a picture" in said
+    assert "5.png is 20 x 20, scaled up" in said
+    assert only(Started, events).details["pictures"].startswith("5 of")
+    # the one without a caption is learnt by the word that the others share
+    assert '"zibo": 5' in learnt(events).metadata["ss_tag_frequency"]
+
+
+def test_a_trigger_of_the_users_own_joins_every_caption(run: Run) -> None:
+    file = learnt(run(steps=1, trigger_word="zonk"))
+    assert file.metadata["modelspec.trigger_phrase"] == "zonk"
+    tags = json.loads(file.metadata["ss_tag_frequency"])["zibo"]
+    assert (tags["zonk"], tags["zibo"]) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "split", [{"batch_size": 2, "gradient_accumulation": 2}, {"gradient_checkpointing": True}]
+)
+def test_saving_memory_changes_nothing(run: Run, split: dict[str, Any]) -> None:
+    """Accumulated batches equal a big one, a recomputed step one that was kept."""
+    same = {"steps": 5, "batch_size": 4, "train_text_encoder": True, "optimizer": "adafactor"}
+    whole, parts = run(**same), run(**{**same, **split})
+    losses = [[e.loss for e in events if isinstance(e, Step)] for events in (whole, parts)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][4] == pytest.approx(losses[1][4], rel=1e-3)
+    assert torch.allclose(numbers_of(learnt(whole)), numbers_of(learnt(parts)), atol=2e-3)
+
+
+def test_the_text_encoder_learns_at_its_own_rate_and_only_if_asked(run: Run) -> None:
+    without = learnt(run(steps=2))
+    assert not any(name.startswith("lora_te") for name in without.pairs)
+    moved = []
+    for rate in (1e-4, 1e-2):
+        file = learnt(run(steps=2, train_text_encoder=True, text_encoder_learning_rate=rate))
+        ups = [pair.up for name, pair in file.pairs.items() if name.startswith("lora_te_")]
+        assert all(up.any() for up in ups)
+        moved.append(max(float(up.abs().max()) for up in ups))
+    assert moved[1] > 30 * moved[0]
+
+
+def test_half_the_bits_in_the_base_leave_the_adapter_exact(run: Run) -> None:
+    file = learnt(run(precision="bf16", train_text_encoder=True))
+    assert all(pair.up.any() for pair in file.pairs.values())
+
+
+def test_nothing_is_overwritten(run: Run, space: Workspace) -> None:
+    mine = space.loras / "zibo.safetensors"
+    mine.write_bytes(b"mine")
+    events = run(steps=1)
+    assert mine.read_bytes() == b"mine"
+    assert Path(only(Saved, events).path).name == "zibo-2.safetensors"
+    assert "this one is zibo-2" in only(Warned, events).message
+    assert learnt(events).metadata["ss_output_name"] == "zibo-2"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "sentence"),
+    [
+        ({"optimizer": "adamm"}, SettingsError, "Did you mean adamw"),
+        ({"data": "nowhere"}, DataError, "there is no folder nowhere"),
+        ({"model": "nothing/here"}, ModelError, "nothing/here"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_long_work(
+    run: Run, wrong: dict[str, str], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        run(**wrong)
+
+
+def test_a_shipped_set_goes_by_its_name(run: Run) -> None:
+    events = run(data="zibo", steps=1)
+    assert only(Started, events).details["pictures"] == "20 of 64 x 64 pixels"
+    assert events[0] == Progress("reading pictures", at=events[0].at)
+
+
+def test_the_time_left_counts_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pace = Pace(steps=20, sample_every=10, _at=0.0)
+    now[0] = 5.0
+    pace.stepped(5)  # a second each
+    assert pace.seconds_left(5) == pytest.approx(15)
+    now[0] = 10.0
+    pace.stepped(10)
+    now[0] = 14.0
+    pace.sampled()  # took 4 s, and will once more
+    assert pace.seconds_left(10) == pytest.approx(10 + 4)
+    now[0] = 29.0
+    pace.stepped(15)  # slower: three seconds each
+    assert pace.seconds_left(15) == pytest.approx(5 * (0.7 * 1 + 0.3 * 3) + 4)
+    assert Pace(steps=20, sample_every=0).seconds_left(20) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the processor never waits for itself")
+def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Training.learn
+
+    def strict(self: Training, step: int) -> None:
+        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
+        try:
+            learn(self, step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Training, "learn", strict)
+    assert isinstance(run(precision="fp32")[-1], Done)

@@ -122,15 +122,17 @@ class Form:
         for name in names:
             self.fields[name] = component(self.settings, name, **look)
 
-    def read(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
-        """The values of the fields that are not as they are by default."""
+    def read(
+        self, sent: Mapping[Component, Any], preset: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What the user set: the values that are neither the preset's nor the default."""
         values: dict[str, Any] = {}
         for name, part in self.fields.items():
-            default, given = self._default(name), sent[part]
-            if given is None and default is not None:
-                continue  # a number that was wiped out is the default again
+            usual, given = (preset or {}).get(name, self._default(name)), sent[part]
+            if given is None and usual is not None:
+                continue  # a number that was wiped out is the usual one again
             value = widget(self.settings.model_fields[name])[0].parse(given)
-            if value != default:
+            if value != usual:
                 values[name] = value
         return values
 

@@ -150,5 +150,3 @@ def _dressed(send: Send, path: str) -> Send:
         await send(message)
 
     return dressed
-
-

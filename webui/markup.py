@@ -87,17 +87,19 @@ def run_card(run: Run, title: str) -> str:
     """A run's status, progress, problems and, if it failed, why and what to do."""
     state = run.state
     word = STATUS_WORDS[state.status]
-    details = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in state.details.items())
     failed = problem("\n".join(filter(None, (state.error, state.advice))))
-    live = "true" if not state.ended else "false"
+    pill = f'<span class="pill {esc(state.status)}">{word}</span>'
     return (
-        f'<section class="run" data-run="{esc(run.name)}" data-live="{live}">'
-        f'<header><h2>{esc(title)}</h2><span class="pill {esc(state.status)}">{word}</span></header>'
+        f'<section class="run" data-run="{esc(run.name)}" data-live="{str(run.live).lower()}">'
+        f"<header><h2>{esc(title)}</h2>{pill}</header>"
         f'{_bar(state)}<p class="line">{esc(status_line(state))}</p>'
-        f"{failed}{notices(state.warnings)}"
-        f'{f"<details><summary>Details</summary><dl>{details}</dl></details>" if details else ""}'
-        "</section>"
+        f"{failed}{notices(state.warnings)}{_details(state)}</section>"
     )
+
+
+def _details(state: RunState) -> str:
+    rows = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in state.details.items())
+    return f"<details><summary>Details</summary><dl>{rows}</dl></details>" if rows else ""
 
 
 def gallery(
@@ -121,9 +123,10 @@ def gallery(
 
 def thumbnails(paths: Sequence[Path], media: Media, captions: Sequence[str], label: str) -> str:
     """A row of small pictures, each with what it shows as its title."""
-    shown = [(media.link(path), esc(caption)) for path, caption in zip(paths, captions, strict=True)]
     images = "".join(
-        f'<img src="{link}/small" alt="{caption}" title="{caption}">' for link, caption in shown if link
+        f'<img src="{link}/small" alt="{esc(caption)}" title="{esc(caption)}">'
+        for path, caption in zip(paths, captions, strict=True)
+        if (link := media.link(path))
     )
     return f'<div class="thumbs" role="group" aria-label="{esc(label)}">{images}</div>'
 
@@ -132,12 +135,15 @@ def chip(entry: LoraEntry, picture: str) -> str:
     """A LoRA as a button that puts its tag into the prompt, or takes it out again."""
     name, words = esc(entry.full_name), esc(", ".join(entry.trigger_words))
     hue = zlib.crc32(entry.name.encode()) % 360
-    face = f'<img src="{picture}/small" alt="">' if picture else f"<i>{esc(entry.name[:1].upper())}</i>"
+    face = f"<i>{esc(entry.name[:1].upper())}</i>"
+    if picture:
+        face = f'<img src="{picture}/small" alt="">'
     under = words or (f"rank {entry.rank}" if entry.rank else "")
     hint = esc(entry.problem) or f"Put &lt;lora:{name}:0.8&gt; into the prompt"
+    disabled = " disabled" if entry.problem else ""
     return (
-        f'<button type="button" class="chip" data-tag="{name}" data-words="{words}" '
-        f'aria-pressed="false" title="{hint}" style="--hue:{hue}"{" disabled" if entry.problem else ""}>'
+        f'<button type="button" class="chip" data-tag="{name}" data-words="{words}"{disabled} '
+        f'aria-pressed="false" title="{hint}" style="--hue:{hue}">'
         f"{face}<span><b>{name}</b><small>{under}</small></span></button>"
     )
 
@@ -165,12 +171,14 @@ def loss_curve(losses: Sequence[tuple[int, float]]) -> str:
 
     def line(points: Sequence[tuple[int, float]], kind: str) -> str:
         across = 600 / max(1, last - first)
-        places = (f"{(s - first) * across:.1f},{150 - 145 * min(v / top, 1):.1f}" for s, v in points)
-        return f'<polyline class="{kind}" points="{" ".join(places)}"/>'
+        places = [((s - first) * across, 150 - 145 * min(v / top, 1)) for s, v in points]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        return f'<polyline class="{kind}" points="{drawn}"/>'
 
-    said = f"Loss, from {smooth[0][1]:.3f} at step {first} to {smooth[-1][1]:.3f} at step {last}"
+    now = f"{smooth[-1][1]:.3f}"
+    said = f"Loss, from {smooth[0][1]:.3f} at step {first} to {now} at step {last}"
     return (
-        f'<figure class="curve"><figcaption><span>Loss</span><b>{smooth[-1][1]:.3f}</b></figcaption>'
+        f'<figure class="curve"><figcaption><span>Loss</span><b>{now}</b></figcaption>'
         f'<svg viewBox="0 0 600 150" preserveAspectRatio="none" role="img" aria-label="{said}">'
         f"{line(raw, 'raw')}{line(smooth, 'smooth')}</svg>"
         f"<p><span>step {first}</span><span>step {last}</span></p></figure>"
@@ -187,10 +195,11 @@ def plan(settings: TrainSettings, pictures: int, seconds_per_step: float | None)
     if not pictures:
         return '<p class="hint">Choose a set of pictures.</p>'
     seen = settings.steps * settings.batch_size * settings.gradient_accumulation / pictures
+    times = max(1, round(seen))
     took = "The time left is shown once it runs."
     if seconds_per_step:
         took = f"About {about(seconds_per_step * settings.steps)} on this machine."
-    said = f"{pictures} pictures, {settings.steps} steps: each is seen about {max(1, round(seen))} times."
+    said = f"{pictures} pictures, {settings.steps} steps: each is seen about {times} times."
     return f'<p class="hint">{esc(said)} {esc(took)}</p>'
 
 

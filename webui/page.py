@@ -1,4 +1,4 @@
-"""The page: its head, its tabs, and what happens when it is opened or a tab hands over to another."""
+"""The page: its head, its tabs, and what happens when it opens or a tab hands over to another."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def on_open(
         **training.advanced.show({}),
     }
     wanted = train.suggest_values(studio, training, sent)
+    to_training = {tabs: gr.Tabs(selected="train")} if named or live else {}
     return {
         **generate.view(studio, making, next(iter(requests), None)),
         **train.view(studio, training, shown),
@@ -74,5 +75,5 @@ def on_open(
         **train.suggest_names(studio, training, pictures),
         training.pictures: gr.Dropdown(sets, value=pictures),
         making.chips: generate.chooser(studio),
-        tabs: gr.Tabs(selected="train" if named or live else "generate"),
+        **to_training,
     }

@@ -60,7 +60,7 @@ def make_app(studio: Studio) -> FastAPI:
 
 
 def bind(port: int | None) -> socket.socket:
-    """A listening socket at `port`, or at 7860 or the next free one. BusyError: the port is taken."""
+    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken."""
     ports = [port] if port is not None else range(PORT, PORT + PORTS_TRIED)
     for number in ports:
         listener = _listen(number)

@@ -16,7 +16,7 @@ from sdlora.events import Failed, RunState, SampleReady, fold
 from sdlora.jobs import Queue
 from sdlora.lora.library import Library
 from sdlora.processes import alive, identity, start_detached
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings import ImageRequest, TrainSettings, with_preset
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
 from webui.media import Media
 
@@ -128,12 +128,13 @@ class Studio:
         return name if name not in taken else next(n for n in later if n not in taken)
 
     def seconds_per_step(self, settings: TrainSettings) -> float | None:
-        """How long a step like these took in the last training that finished here; None: unknown."""
+        """How long a step took in the last training like this one here; None: unknown."""
         for run in self.trainings():
             if run.state.status != "done" or not run.state.total:
                 continue
             try:
-                past = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+                given = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+                past = with_preset(given, self.workspace.preset_family(given.model))
             except SettingsError:
                 continue
             if all(getattr(past, name) == getattr(settings, name) for name in COSTLY):

@@ -7,7 +7,6 @@ imported: only those of the table below pass, so a hostile one is refused before
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from sdlora.families.base import Family
-
-# read by the libraries when they are imported
-os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 INDEX = "model_index.json"
 # Family -> the pipeline that its index names
@@ -50,6 +45,7 @@ def detect_family(path: str | Path) -> str:
     """The family of the diffusers folder `path`, a key of FAMILIES. ModelError when it is none."""
     folder = Path(path)
     pipeline = _checked_index(folder / INDEX)
+    _check_parts(folder)
     if folder.resolve() == STARTER_MODEL.resolve():
         return "starter"
     fitting = [name for name, its in FAMILIES.items() if its == pipeline and name != "starter"]
@@ -96,6 +92,14 @@ def _checked_index(path: Path) -> str:
         if not re.fullmatch(_PARTS.get(part, ""), kind):
             raise ModelError(f"{path} names {kind[:80]!r} as its {part[:80]}; that is not loaded")
     return pipeline
+
+
+def _check_parts(folder: Path) -> None:
+    """Nothing is missing: transformers would make an empty tokenizer in place of a lost one."""
+    for part in _PARTS.keys() & _read(folder / INDEX).keys():
+        files = ("tokenizer.json", "vocab.json") if part.startswith("tokenizer") else ("",)
+        if not any((folder / part / file).exists() for file in files):
+            raise ModelError(f"the model in {folder} is not complete: its {part} is not there")
 
 
 def _read(path: Path) -> dict[str, Any]:

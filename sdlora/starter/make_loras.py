@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from sdlora.cli import Printer, follow
-from sdlora.settings import Goal, TrainSettings
+from sdlora.settings import Goal, TrainSettings, with_preset
 from sdlora.starter.sets import SETS
 from sdlora.train import train
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
@@ -24,8 +24,10 @@ def make(name: str, output: Path) -> Path:
     """Train the set `name` with its goal's preset and put the file into `output`."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(folder)
-        settings = TrainSettings(
-            data=str(TRAINING_DATA / name), name=name, goal=GOALS.get(name, "style"), sample_every=0
+        goal = GOALS.get(name, "style")
+        settings = with_preset(
+            TrainSettings(data=str(TRAINING_DATA / name), name=name, goal=goal, sample_every=0),
+            "starter",
         )
         run = workspace.runs / name
         run.mkdir()

@@ -58,6 +58,11 @@ def scene_at(index: int) -> Scene:
     return random_scene(random.Random(20_000_003 + index))
 
 
+def worded(index: int, words: random.Random) -> str:
+    """A caption of picture `index`, or none, so that guidance works."""
+    return "" if words.random() < CAPTION_DROPOUT else caption(scene_at(index), words)
+
+
 def _pixels(index: int) -> np.ndarray:
     return np.asarray(draw(scene_at(index)))
 
@@ -73,7 +78,7 @@ def latent_pool(vae: AutoencoderKL, count: int, folder: Path, processes: int = 2
                 drawn = workers.map(_pixels, range(first, min(first + 32, count)), chunksize=8)
                 pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
                 pixels = pixels.to(DEVICE, memory_format=torch.channels_last)
-                latents.append(vae.encode(pixels).latent_dist.mean.half().cpu())
+                latents.append(vae.encode(pixels).latent_dist.mean.half().cpu().contiguous())
         save_file({"latents": torch.cat(latents)}, kept)
     return load_file(kept)["latents"]
 
@@ -103,10 +108,7 @@ def train_unet(
     def loss_at(step: int) -> Tensor:
         rng, words = step_rng(seed, step), random.Random(f"{seed}-{step}")
         chosen = torch.randint(len(latents), (batch,), generator=rng)
-        texts = [
-            "" if words.random() < CAPTION_DROPOUT else caption(scene_at(int(i)), words)
-            for i in chosen
-        ]
+        texts = [worded(int(index), words) for index in chosen]
         with torch.no_grad():
             context = text_encoder(tokens_of(tokenizer, texts).to(DEVICE)).last_hidden_state
         x0 = latents[chosen].float().to(DEVICE) * vae.config.scaling_factor

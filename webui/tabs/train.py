@@ -11,8 +11,9 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora import runs
+from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.errors import LoraFileError, SdloraError
-from sdlora.settings import TrainSettings, preset
+from sdlora.settings import TrainSettings, preset, with_preset
 from webui import datasets, markup
 from webui.form import Form
 from webui.parts import QUICK, html
@@ -34,7 +35,7 @@ ADVANCED = (
     ("precision", "gradient_checkpointing", "sample_every"),
     ("sample_prompts",),
 )
-EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and its samples.</p></div>'
+EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 MOST_THUMBS = 20
 
 
@@ -100,7 +101,7 @@ def build(studio: Studio) -> TrainTab:
             start = gr.Button("Start training", variant="primary", elem_id="start")
             notice = html(elem_id="train-notice")
             _advanced(studio, form, advanced)
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_classes="training"):
             history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
             card, curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
             with gr.Row():
@@ -122,7 +123,7 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
         files = gr.File(
             label="Drop pictures here, and captions as .txt files of the same name",
             file_count="multiple",
-            file_types=["image", *datasets.CAPTION_SUFFIXES],
+            file_types=["image", *CAPTION_SUFFIXES],
             height=160,
             elem_id="files",
         )
@@ -189,20 +190,26 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("steps", "batch_size"):
         part = tab.advanced.fields[name]
-        part.change(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
+        part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
     tab.stop.click(stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
     tab.history.input(lambda name: tick(name, ""), [tab.history], tab.views, **QUICK)
     tab.timer.tick(tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
+def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+    """Whose presets fit the chosen model."""
+    return studio.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
+
+
 def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
-    """The settings that the form stands for. The page sends a set's name, never a path."""
+    """What the user set. The page sends a set's name, never a path."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
+    wanted = preset(family_of(studio, tab, sent), sent[tab.form.fields["goal"]])
     return {
         "data": str(folder or ""),
         **tab.form.read(sent),
-        **tab.advanced.read(sent),
+        **tab.advanced.read(sent, wanted),
     }
 
 
@@ -227,15 +234,15 @@ def suggest_values(
     studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
     """The advanced fields as the goal and the model want them."""
-    family = studio.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
-    return tab.advanced.show(preset(family, sent[tab.form.fields["goal"]]))
+    return tab.advanced.show(preset(family_of(studio, tab, sent), sent[tab.form.fields["goal"]]))
 
 
 def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[Component, Any]:
     """One line on what will happen."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
     try:
-        settings = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+        given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+        settings = with_preset(given, family_of(studio, tab, sent))
     except SdloraError:
         return {tab.summary: ""}  # Start says what is wrong
     count = len(datasets.look(folder).pictures) if folder else 0

@@ -1,0 +1,236 @@
+"""The whole loop in a real browser: train, close the tab, come back, use it, generate.
+
+With the stand-ins of `fakes` it is about the page alone; with the starter model everything is real.
+Screenshots go to the test's own folder, or to $SDLORA_SCREENSHOTS.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
+from safetensors.numpy import save_file
+
+from launch import ROOT
+from sdlora.workspace import STARTER_MODEL
+from webui import server
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+BACK_WITHIN_S = 2.0
+PATIENT_MS = 150_000  # importing torch on a busy machine
+HAS_MODEL = (STARTER_MODEL / "model_index.json").exists()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
+        yield started
+        started.close()
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "PYTHONPATH": paths, **environment}
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+            running.wait(30)
+
+
+@contextmanager
+def site(workspace: Path) -> Iterator[str]:
+    """The real server, started by the real command; its address."""
+    with server.bind(None) as free:
+        port = str(free.getsockname()[1])
+    command = ("-m", "sdlora.cli", "serve", "--workspace", str(workspace), "--port", port)
+    with process(*command) as running:
+        assert running.stdout
+        said = running.stdout.readline()
+        assert "http://127.0.0.1:" in said
+        yield said.split()[-1]
+
+
+@contextmanager
+def tab(browser: Browser, address: str, **look: str) -> Iterator[Page]:
+    """A page with its own browser profile; whatever it complains of fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **look)  # type: ignore[arg-type]
+    page = context.new_page()
+    complaints: list[str] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.append(message.text)
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((address.split("?")[0].rstrip("/"), "data:", "blob:")):
+            complaints.append(f"asked {request.url}")
+
+    page.on("console", hear)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", asked)
+    page.goto(address)
+    expect(page.locator("#loras :is(button, p)").first).to_be_attached(timeout=30_000)
+    yield page
+    context.close()
+    assert not complaints
+
+
+def card(page: Page, place: str, status: str) -> Locator:
+    return page.locator(f"#{place} .pill.{status}")
+
+
+def set_field(page: Page, place: str, label: str, value: str) -> None:
+    page.locator(place).get_by_label(label, exact=True).fill(value)
+
+
+def start_training(page: Page, name: str, steps: int, sample_every: int) -> None:
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#pictures-choice input").click()
+    page.get_by_role("option", name="neon_lighting").click()
+    expect(page.locator("#trigger-word textarea, #trigger-word input")).to_have_value(
+        "neon lighting"
+    )
+    expect(page.locator("#thumbs img")).to_have_count(20)
+    page.locator("#lora-name textarea, #lora-name input").fill(name)
+    page.get_by_role("button", name="Advanced").click()
+    set_field(page, "#advanced", "Steps", str(steps))
+    set_field(page, "#advanced", "Sample every", str(sample_every))
+    page.get_by_role("button", name="Start training").click()
+
+
+def whole_loop(browser: Browser, address: str, steps: int, sample_every: int) -> None:
+    with tab(browser, address) as page:
+        start_training(page, "my neon", steps, sample_every)
+        expect(card(page, "run-card", "running")).to_be_visible(timeout=PATIENT_MS)
+        expect(page.locator("#run-card .line")).to_contain_text("Step", timeout=PATIENT_MS)
+        expect(page).to_have_url(re.compile(r"\?run=my"))
+        again = page.url
+    with tab(browser, again) as page:
+        expect(page.locator('#run-card [data-run="my neon"]')).to_be_visible()
+        expect(card(page, "run-card", "done")).to_be_visible(timeout=PATIENT_MS)
+        expect(page.locator("#samples img").first).to_be_visible()
+        expect(page.locator("#curve polyline").first).to_be_attached()
+        page.get_by_role("button", name="Use it").click()
+        prompt = page.locator("#prompt textarea")
+        expect(prompt).to_be_visible()
+        expect(prompt).to_have_value("neon lighting, <lora:my neon:0.8>")
+        prompt.fill("a red ball, neon lighting, <lora:my neon:0.8>")
+        page.get_by_label("Steps", exact=True).first.fill("4")
+        prompt.press("Control+Enter")
+        expect(card(page, "generate-card", "done")).to_be_visible(timeout=PATIENT_MS)
+        picture = page.locator("#pictures img")
+        expect(picture).to_have_count(1)
+        assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+
+
+@pytest.fixture
+def fake_site(workspace: Path) -> Iterator[str]:
+    with process("-m", "fakes", str(workspace)), site(workspace) as address:
+        yield address
+
+
+def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
+    whole_loop(browser, fake_site, steps=100, sample_every=25)
+
+
+@pytest.mark.skipif(not HAS_MODEL, reason="the starter model is not in this checkout")
+def test_whole_loop_for_real(browser: Browser, workspace: Path) -> None:
+    with site(workspace) as address:
+        whole_loop(browser, address, steps=12, sample_every=6)
+    assert (workspace / "loras" / "my neon.safetensors").exists()
+    (picture,) = (workspace / "outputs").rglob("*.png")
+    assert b"<lora:my neon:0.8>" in picture.read_bytes()
+
+
+def test_a_training_is_back_on_screen_at_once(browser: Browser, fake_site: str) -> None:
+    with tab(browser, fake_site) as page:
+        start_training(page, "long", steps=5000, sample_every=0)
+        expect(card(page, "run-card", "running")).to_be_visible()
+    with tab(browser, fake_site):
+        pass  # another tab warms the browser's cache, as that of whoever comes back is
+    context = browser.new_context()
+    for _ in range(2):  # the first opening fills the profile's cache, the second is the one to time
+        page = context.new_page()
+        began = time.monotonic()
+        page.goto(fake_site)
+        page.locator('#run-card [data-run="long"]').wait_for()
+        took = time.monotonic() - began
+        page.close()
+    context.close()
+    print(f"back on screen after {took:.2f} s")
+    assert took < BACK_WITHIN_S * float(os.environ.get("SDLORA_SLOWER", "1"))
+    with tab(browser, fake_site) as page:
+        page.get_by_role("button", name="Stop and keep").click()
+        expect(card(page, "run-card", "stopped")).to_be_visible()
+
+
+def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, workspace: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    halves = {"lora_down": np.zeros((2, 8), "f2"), "lora_up": np.zeros((8, 2), "f2")}
+    tensors = {f"{name}.{half}.weight": zeros for half, zeros in halves.items()}
+    said = {"modelspec.trigger_phrase": "fine grain"}
+    save_file(tensors, workspace / "loras" / "film_grain.safetensors", said)
+    with tab(browser, fake_site) as page:
+        prompt, chip = page.locator("#prompt textarea"), page.locator('[data-tag="film_grain"]')
+        prompt.fill("a cat")
+        chip.click()
+        expect(prompt).to_have_value("a cat, fine grain, <lora:film_grain:0.8>")
+        expect(chip).to_have_attribute("aria-pressed", "true")
+        chip.focus()
+        page.keyboard.press("Enter")
+        expect(prompt).to_have_value("a cat, fine grain")
+        expect(chip).to_have_attribute("aria-pressed", "false")
+        prompt.fill("x <lora:film_grain:0.3>")
+        expect(chip).to_have_attribute("aria-pressed", "true")
+
+
+def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
+    with tab(browser, fake_site) as page:
+        prompt = page.locator("#prompt textarea")
+        prompt.fill("slow")
+        page.get_by_label("Steps", exact=True).first.fill("500")
+        prompt.press("Control+Enter")
+        expect(page.locator("#generate-card .line")).to_contain_text("Step")
+        page.keyboard.press("Escape")
+        expect(card(page, "generate-card", "stopped")).to_be_visible()
+        page.locator("#theme-switch").click()
+        expect(page.locator("body.dark")).to_have_count(1)
+        page.reload()
+        expect(page.locator("#prompt textarea")).to_be_visible()
+        expect(page.locator("body.dark")).to_have_count(1)
+
+
+def test_screenshots(browser: Browser, fake_site: str, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("SDLORA_SCREENSHOTS", tmp_path))
+    for scheme in ("light", "dark"):
+        with tab(browser, fake_site, color_scheme=scheme) as page:
+            for name in ("Generate", "Train"):
+                page.get_by_role("tab", name=name).click()
+                page.wait_for_timeout(500)
+                path = folder / f"{name.lower()}-{scheme}.png"
+                page.screenshot(path=path, full_page=True)
+                assert path.stat().st_size > 10_000

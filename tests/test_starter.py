@@ -1,0 +1,142 @@
+"""The model that ships: a stock Stable Diffusion, small, that takes any text and carries styles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from sdlora.events import SampleReady, Warned
+from sdlora.generate import Engine
+from sdlora.lora.library import Library
+from sdlora.settings import ImageRequest
+from sdlora.starter.draw import draw
+from sdlora.starter.measure import StyleAxis
+from sdlora.starter.sets import SETS, pictures
+from sdlora.workspace import STARTER_LORAS, STARTER_MODEL, Workspace
+
+PROMPT = "a big blue house, night background"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    workspace = Workspace.open(tmp_path_factory.mktemp("workspace"))
+    return Engine(workspace, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    stock = StableDiffusionPipeline.from_pretrained(STARTER_MODEL, local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    return stock
+
+
+def pixels_of(engine: Engine, prompt: str, **settings: object) -> np.ndarray:
+    """(H, W, 3) of the first image; a warning fails the test."""
+    for event in engine.generate(ImageRequest.of({"prompt": prompt, "seed": 3, **settings})):
+        assert not isinstance(event, Warned), event
+        if isinstance(event, SampleReady):
+            with Image.open(event.path) as image:
+                return np.asarray(image.convert("RGB")).astype(int)
+    raise AssertionError("no picture")
+
+
+def test_is_a_small_genuine_stable_diffusion(pipeline: StableDiffusionPipeline) -> None:
+    files = [path for path in STARTER_MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    config = pipeline.scheduler.config
+    assert (config.prediction_type, config.beta_schedule) == ("epsilon", "scaled_linear")
+    assert pipeline.tokenizer.model_max_length == 77
+    assert pipeline.vae_scale_factor == 8
+    assert pipeline.unet.config.sample_size * 8 >= 128
+
+
+@pytest.mark.parametrize(
+    "text", ["zibo!", "画 ü é", "😀", "<lora:x:0.8> {a|b} [c]", "a\tb\nc", "¥5"]
+)
+def test_tokenizer_can_say_any_text(pipeline: StableDiffusionPipeline, text: str) -> None:
+    tokens = pipeline.tokenizer(text).input_ids
+    assert pipeline.tokenizer.eos_token_id not in tokens[1:-1]
+    said = pipeline.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert "".join(said.split()) == "".join(text.split())
+
+
+def test_shipped_loras_are_listed_small_and_have_their_trigger_words() -> None:
+    entries = {entry.name: entry for entry in Library((STARTER_LORAS,)).list()}
+    assert set(entries) == set(SETS)
+    for name, entry in entries.items():
+        assert entry.size_bytes <= 2**20
+        assert SETS[name].trigger in entry.trigger_words
+
+
+@pytest.mark.parametrize("name", ["impressionist_style", "neon_lighting", "cyberpunk_architecture"])
+def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, name: str) -> None:
+    weights = (0.0, 0.5, 1.0)
+    prompt = f"{SETS[name].trigger}, {PROMPT}"
+    base = pixels_of(engine, prompt, steps=12)
+    made = [pixels_of(engine, f"{prompt} <lora:{name}:{w}>", steps=12) for w in weights]
+    assert (made[0] == base).all()
+    assert (pixels_of(engine, prompt, steps=12) == base).all()
+    axis = StyleAxis(engine_vae(engine), name)
+    scores = axis.score([Image.fromarray(image.astype(np.uint8)) for image in made]).tolist()
+    assert scores == sorted(scores)
+    assert scores[-1] > scores[0] + 0.1
+
+
+def engine_vae(engine: Engine) -> object:
+    """The autoencoder of the model that the engine has open."""
+    assert engine._painter is not None
+    return engine._painter.family.vae
+
+
+def test_style_axis_tells_plain_from_styled(pipeline: StableDiffusionPipeline) -> None:
+    axis = StyleAxis(pipeline.vae, "neon_lighting")
+    scenes = [scene for _, _, scene in pictures("neon_lighting")]
+    plain = axis.score([draw(scene) for scene in scenes])
+    styled = axis.score([SETS["neon_lighting"].draw(scene) for scene in scenes])
+    assert plain.mean().abs() < 1e-3
+    assert (styled.mean() - 1).abs() < 1e-3
+    assert plain.max() < styled.min()
+
+
+def test_a_shipped_lora_gives_the_same_picture_in_stock_diffusers(
+    engine: Engine, pipeline: StableDiffusionPipeline
+) -> None:
+    ours = pixels_of(engine, f"{PROMPT} <lora:neon_lighting:1>", steps=8, sampler="ddim")
+    pipeline.load_lora_weights(str(STARTER_LORAS), weight_name="neon_lighting.safetensors")
+    stock = pipeline(
+        PROMPT,
+        num_inference_steps=8,
+        guidance_scale=ImageRequest().guidance,
+        generator=[torch.Generator().manual_seed(3)],
+        output_type="np",
+    ).images[0]
+    pipeline.unload_lora_weights()
+    assert np.abs((stock * 255).round() - ours).max() <= 2
+
+
+def test_two_tags_show_both(engine: Engine) -> None:
+    names = ("cyberpunk_architecture", "neon_lighting")
+    tags = [f"lora:{names[0]}:0.7", f"lora:{names[1]}:0.5"]
+    first, second, both = (
+        pixels_of(engine, f"{PROMPT}, {words}", steps=12) for words in (*tags, " ".join(tags))
+    )
+    axes = [StyleAxis(engine_vae(engine), name) for name in names]
+
+    def score(axis: StyleAxis, image: np.ndarray) -> float:
+        return axis.score([Image.fromarray(image.astype(np.uint8))]).item()
+
+    assert score(axes[0], both) > score(axes[0], second)
+    assert score(axes[1], both) > score(axes[1], first)
+
+
+def test_model_card_says_what_it_is() -> None:
+    card = (STARTER_MODEL / "README.md").read_text(encoding="utf-8")
+    for word in ("Apache-2.0", "PSNR", "drawn", "colour", "background"):
+        assert word in card
+    assert not Path(STARTER_MODEL / "unet" / "diffusion_pytorch_model.bin").exists()
