@@ -167,9 +167,10 @@ def attach(family: Family, settings: TrainSettings) -> dict[str, list[nn.Paramet
     float32 whatever the base; the same numbers for the same seed on every device.
     """
     targets = family.lora_targets(settings.targets, settings.train_text_encoder)
-    for part, groups in targets.items():
-        model = family.parts[part]
-        LoraModel(model, _config(model, groups, settings), ADAPTER)
+    with torch.random.fork_rng(devices=[]):  # peft throws the process's dice; ours come below
+        for part, groups in targets.items():
+            model = family.parts[part]
+            LoraModel(model, _config(model, groups, settings), ADAPTER)
     rng = generator_for(settings.seed, "adapter")
     for layer in _adapted(family).values():
         layer.lora_A.float()

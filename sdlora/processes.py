@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -89,7 +89,7 @@ def step_back() -> None:
         process.nice(max(10, process.nice()))
 
 
-def _quietly(act) -> None:  # type: ignore[no-untyped-def]
+def _quietly(act: Callable[[], None]) -> None:
     try:
         act()
     except psutil.Error:

@@ -31,7 +31,7 @@ class Settings(BaseModel):
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Settings from plain values. SettingsError: one sentence per wrong or unknown one."""
         try:
-            return cls(**values)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise SettingsError("\n".join(_sentence(cls, e) for e in error.errors())) from None
 
@@ -125,9 +125,11 @@ class TrainSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_runs_warm_up_less(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _short_runs_warm_up_less(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "warmup_steps" in values:
+            return values
         steps, warmup = values.get("steps"), cls.model_fields["warmup_steps"].default
-        if "warmup_steps" in values or not isinstance(steps, int) or steps >= warmup:
+        if not isinstance(steps, int) or steps >= warmup:
             return values
         return {**values, "warmup_steps": max(steps, 0)}
 

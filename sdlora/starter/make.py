@@ -94,7 +94,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     pipeline = make(options.work, plans_of(options), options.warm)
     parts = [pipeline.vae, pipeline.text_encoder, pipeline.unet]
-    pipeline.to("cpu", torch.float16).save_pretrained(options.output, safe_serialization=True)
+    for part in parts:
+        part.to("cpu", torch.float16)
+    pipeline.save_pretrained(options.output, safe_serialization=True)
+    for path in options.output.rglob("*.safetensors"):
+        path.chmod(0o644)
     written = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
     print(f"{count(parts) / 1e6:.2f} M parameters, {written / 2**20:.1f} MiB, made on {DEVICE}")
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import (
     Browser,
+    BrowserContext,
     ConsoleMessage,
     Locator,
     Page,
@@ -158,34 +159,52 @@ def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_MODEL, reason="the starter model is not in this checkout")
-def test_whole_loop_for_real(browser: Browser, workspace: Path) -> None:
+def test_whole_loop_for_real(browser: Browser, workspace: Path, tmp_path: Path) -> None:
+    """With $SDLORA_SCREENSHOTS the training is a whole one, and the pictures are for the docs."""
+    folder = Path(os.environ.get("SDLORA_SCREENSHOTS", tmp_path))
+    steps = 250 if folder != tmp_path else 12
     with site(workspace) as address:
-        whole_loop(browser, address, steps=12, sample_every=6)
+        whole_loop(browser, address, steps, sample_every=steps // 2)
+        screenshots(browser, address, folder)
     assert (workspace / "loras" / "my neon.safetensors").exists()
     (picture,) = (workspace / "outputs").rglob("*.png")
     assert b"<lora:my neon:0.8>" in picture.read_bytes()
+
+
+def screenshots(browser: Browser, address: str, folder: Path) -> None:
+    for scheme in ("light", "dark"):
+        with tab(browser, address, color_scheme=scheme) as page:
+            for name in ("Generate", "Train"):
+                page.get_by_role("tab", name=name).click()
+                page.wait_for_timeout(1000)
+                path = folder / f"{name.lower()}-{scheme}.png"
+                page.screenshot(path=path, full_page=True)
+                assert path.stat().st_size > 10_000
 
 
 def test_a_training_is_back_on_screen_at_once(browser: Browser, fake_site: str) -> None:
     with tab(browser, fake_site) as page:
         start_training(page, "long", steps=5000, sample_every=0)
         expect(card(page, "run-card", "running")).to_be_visible()
-    with tab(browser, fake_site):
-        pass  # another tab warms the browser's cache, as that of whoever comes back is
     context = browser.new_context()
-    for _ in range(2):  # the first opening fills the profile's cache, the second is the one to time
-        page = context.new_page()
-        began = time.monotonic()
-        page.goto(fake_site)
-        page.locator('#run-card [data-run="long"]').wait_for()
-        took = time.monotonic() - began
-        page.close()
+    took = [back_on_screen_after(context, fake_site) for _ in range(4)]
     context.close()
-    print(f"back on screen after {took:.2f} s")
-    assert took < BACK_WITHIN_S * float(os.environ.get("SDLORA_SLOWER", "1"))
+    print("back on screen after", " ".join(f"{seconds:.2f}" for seconds in took), "s")
+    # The first fills the browser's cache, and a neighbour may take the processor from another.
+    assert min(took[1:]) < BACK_WITHIN_S
     with tab(browser, fake_site) as page:
         page.get_by_role("button", name="Stop and keep").click()
         expect(card(page, "run-card", "stopped")).to_be_visible()
+
+
+def back_on_screen_after(context: BrowserContext, address: str) -> float:
+    page = context.new_page()
+    began = time.monotonic()
+    page.goto(address, wait_until="commit")
+    page.locator('#run-card [data-run="long"]').wait_for()
+    took = time.monotonic() - began
+    page.close()
+    return took
 
 
 def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, workspace: Path) -> None:
@@ -224,13 +243,5 @@ def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
         expect(page.locator("body.dark")).to_have_count(1)
 
 
-def test_screenshots(browser: Browser, fake_site: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("SDLORA_SCREENSHOTS", tmp_path))
-    for scheme in ("light", "dark"):
-        with tab(browser, fake_site, color_scheme=scheme) as page:
-            for name in ("Generate", "Train"):
-                page.get_by_role("tab", name=name).click()
-                page.wait_for_timeout(500)
-                path = folder / f"{name.lower()}-{scheme}.png"
-                page.screenshot(path=path, full_page=True)
-                assert path.stat().st_size > 10_000
+def test_both_tabs_in_both_themes(browser: Browser, fake_site: str, tmp_path: Path) -> None:
+    screenshots(browser, fake_site, tmp_path)

@@ -1,0 +1,87 @@
+"""What is shown: text stays text, pictures are only those that were shown."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdlora.events import Failed, RunState, SampleReady, Started, Step, Warned, fold
+from sdlora.workspace import Workspace
+from surfing import StudioWithoutWorker
+from webui import markup
+from webui.media import Media
+from webui.studio import Run, Studio
+
+NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; drop", "${1}{{2}}"]
+
+
+@pytest.fixture
+def studio(workspace: Path) -> Studio:
+    return StudioWithoutWorker(Workspace.open(workspace))
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+    Image.new("RGB", size, "teal").save(path)
+    return path
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_no_text_becomes_markup(studio: Studio, text: str, tmp_path: Path) -> None:
+    sample = picture(studio.workspace.outputs / "a.png")
+    state = fold(
+        [
+            Started(text, 3, {text: text}),
+            Step(1, 3),
+            SampleReady(str(sample), 1, text, 0),
+            Warned(text, text),
+            Failed(text, text),
+        ]
+    )
+    run = Run(studio.workspace.runs / "x", state)
+    shown = markup.run_card(run, text) + markup.gallery(state.samples, studio.media)
+    shown += markup.problem(text) + markup.thumbnails([sample], studio.media, [text], text)
+    assert text not in shown or text.isalnum() or "<" not in text and '"' not in text
+    assert "<script" not in shown and "<img src=x" not in shown and markup.esc(text) in shown
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (RunState(), "Starts in a moment"),
+        (RunState(ahead=1), "1 job comes first"),
+        (RunState(ahead=3), "3 jobs come first"),
+        (RunState(status="loading", phase="loading the model"), "Loading the model …"),
+        (RunState(status="running", phase="encoding", phase_total=9, phase_done=4), "4 of 9"),
+        (RunState(status="running", step=3, total=9), "Step 3 of 9"),
+        (RunState(status="running", step=3, total=9, seconds_left=200), "about 3 min left"),
+        (RunState(status="done", seconds=8000), "Finished in 2 h 13 min"),
+        (RunState(status="stopped", step=3, total=9), "At step 3 of 9"),
+    ],
+)
+def test_status_lines(state: RunState, said: str) -> None:
+    assert said in markup.status_line(state)
+
+
+def test_loss_curve_stays_small_and_in_its_box() -> None:
+    curve = markup.loss_curve([(step, 1 / step) for step in range(1, 20_000)])
+    assert len(curve) < 30_000
+    points = [p.split(",") for p in curve.split('points="')[2].split('"')[0].split()]
+    assert all(0 <= float(x) <= 600 and 0 <= float(y) <= 150 for x, y in points)
+    assert markup.loss_curve([(1, 0.5)]) == ""
+
+
+def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> None:
+    media = Media((studio.workspace.outputs,))
+    inside = picture(studio.workspace.outputs / "a.png")
+    outside = picture(tmp_path / "secret.png")
+    (studio.workspace.outputs / "link.png").symlink_to(outside)
+    assert media.link(inside).startswith("/media/")
+    assert media.link(outside) == media.link(studio.workspace.outputs / "link.png") == ""
+    assert media.link(studio.workspace.outputs / ".." / ".." / "secret.png") == ""
+    assert media.full("../secret.png").status_code == 404
+    page = studio.workspace.outputs / "page.png"
+    page.write_bytes(b"<html><script>alert(1)</script>")
+    token = media.link(page).rpartition("/")[2]
+    assert media.full(token).status_code == media.small(token).status_code == 404
+    inside.unlink()
+    assert media.link(inside) == ""

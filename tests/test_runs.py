@@ -1,0 +1,154 @@
+"""The run folder can be written, followed and stopped by different processes, at any moment."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from launch import ROOT
+from sdlora import runs
+from sdlora.errors import DataError, SettingsError
+from sdlora.events import Done, Event, Failed, Progress, Started, Step, Stopped, fold, to_line
+from sdlora.jobs import Queue
+from sdlora.processes import alive, identity
+from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.workspace import Workspace
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def record(folder: Path, *events: Event, error: Exception | None = None) -> list[Event]:
+    def source() -> Iterator[Event]:
+        yield from events
+        if error:
+            raise error
+
+    return list(runs.record(source(), folder))
+
+
+def test_what_is_recorded_is_what_is_read(folder: Path) -> None:
+    events = [Started("x", 2), Step(1, 2, loss=0.5), Step(2, 2), Done("out", 1.0)]
+    assert record(folder, *events) == events
+    assert runs.read(folder) == fold(events)
+
+
+def test_a_mistake_is_a_sentence_and_a_bug_has_its_traceback_in_the_log(folder: Path) -> None:
+    *_, told = record(folder, Started("x", 2), error=DataError("no pictures in x"))
+    assert told == Failed("no pictures in x", at=told.at)
+    assert not (folder / runs.LOG_FILE).exists()
+    *_, told = record(folder, error=ZeroDivisionError("oh"))
+    assert isinstance(told, Failed) and told.message == "ZeroDivisionError: oh"
+    assert "Traceback" in (folder / runs.LOG_FILE).read_text("utf-8")
+    assert runs.read(folder).status == "failed"
+
+
+def test_running_out_of_memory_comes_with_advice(folder: Path) -> None:
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
+    *_, told = record(folder, error=out_of_memory("CUDA out of memory"))
+    assert isinstance(told, Failed) and "batch_size" in told.advice
+
+
+def test_each_event_is_on_disk_before_it_is_passed_on(folder: Path) -> None:
+    for count, _ in enumerate(runs.record(iter([Step(1, 9), Step(2, 9)]), folder), start=1):
+        assert runs.read(folder).step == count
+
+
+def test_a_follower_reads_each_line_once_and_waits_for_whole_ones(folder: Path) -> None:
+    folder.mkdir()
+    file, follower = folder / runs.EVENTS_FILE, runs.Follower(folder)
+    assert follower.poll().status == "queued"
+    line = to_line(Step(1, 9, loss=1.0)) + "\n"
+    with file.open("a", encoding="utf-8") as out:
+        out.write(line[:20])
+        out.flush()
+        assert follower.poll().step == 0, "half a line is no event yet"
+        out.write(line[20:])
+        out.flush()
+        assert follower.poll().losses == ((1, 1.0),)
+        assert follower.poll().losses == ((1, 1.0),)
+
+
+def test_a_line_torn_by_a_kill_costs_that_line_only(folder: Path) -> None:
+    folder.mkdir()
+    torn = to_line(Step(1, 9)) + "\n" + to_line(Step(2, 9))[:25]
+    (folder / runs.EVENTS_FILE).write_text(torn, encoding="utf-8")
+    runs.say(folder, Stopped("kept", 1))
+    state = runs.read(folder)
+    assert (state.status, state.step, state.result) == ("stopped", 1, "kept")
+
+
+def test_a_prompt_with_any_separator_is_one_line(folder: Path) -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\nf\rg"
+    record(folder, Progress(text))
+    assert runs.read(folder).phase == text
+
+
+def test_a_process_that_died_without_a_word_is_a_failed_run(folder: Path) -> None:
+    code = (
+        "import sys, os; from pathlib import Path; from sdlora import runs; "
+        "from sdlora.events import Started, Step\n"
+        "for event in runs.record(iter([Started('x', 9), Step(3, 9), Step(4, 9)]), "
+        "Path(sys.argv[1])):\n    getattr(event, 'step', 0) == 3 and os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT)
+    state = runs.read(folder)
+    assert (state.status, state.error) == (
+        "failed",
+        "the process ended without a word at step 3",
+    )
+
+
+def test_stop_is_a_file_and_now_is_what_it_says(folder: Path) -> None:
+    folder.mkdir()
+    assert not runs.stop_asked(folder) and not runs.stop_asked_now(folder)
+    runs.stop(folder)
+    assert runs.stop_asked(folder) and not runs.stop_asked_now(folder)
+    runs.stop(folder, now=True)
+    assert runs.stop_asked(folder) and runs.stop_asked_now(folder)
+
+
+def test_start_never_takes_a_folder_that_is_there(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    queue = Queue(space.database)
+    settings = TrainSettings.of({"name": "v1.0", "data": "x"})
+    with ThreadPoolExecutor(6) as pool:
+        folders = list(pool.map(lambda _: runs.start(settings, space, queue), range(6)))
+    assert sorted(f.name for f in folders) == ["v1.0", *(f"v1.0-{n}" for n in range(2, 7))]
+    assert TrainSettings.load(folders[0] / runs.SETTINGS_FILE) == settings
+    request = runs.start(ImageRequest.of({"prompt": "x"}), space, queue)
+    assert request.parent == space.jobs
+    assert [job.folder for job in queue.latest("generate")] == [request]
+
+
+def test_runs_are_listed_newest_first_and_found_by_name_only(workspace: Path) -> None:
+    for number, name in enumerate(("first", "second")):
+        folder = workspace / name
+        record(folder, Done())
+        (folder / runs.SETTINGS_FILE).write_text("{}", encoding="utf-8")
+        os.utime(folder / runs.SETTINGS_FILE, (number, number))
+    (workspace / "no run").mkdir()
+    assert list(runs.list_runs(workspace)) == ["second", "first"]
+    assert runs.find_run(workspace, "first") == workspace / "first"
+    for name in ("frist", "../first", str(workspace / "first"), ""):
+        with pytest.raises(SettingsError, match="there is no run"):
+            runs.find_run(workspace, name)
+    with pytest.raises(SettingsError, match="Did you mean first"):
+        runs.find_run(workspace, "frist")
+    assert runs.list_runs(workspace / "nowhere") == {}
+
+
+def test_a_process_is_known_by_more_than_its_number() -> None:
+    me = identity(os.getpid())
+    assert me and alive(me) and me == identity(os.getpid())
+    assert not alive(f"{os.getpid()}:another start")
+    assert not alive("") and not alive("words") and not alive("999999999:1")
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+        child.wait()
+    assert identity(child.pid) is None

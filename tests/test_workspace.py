@@ -1,0 +1,102 @@
+"""Names stay names, files are published whole, and nothing leaves the workspace."""
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdlora.errors import SettingsError
+from sdlora.workspace import Workspace, checked_name, free_path, publish
+
+BAD_NAMES = [
+    *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
+    *("con", "CON", "nul.txt", "com1", "LPT9.safetensors", "a*b", "a?b", 'a"b', "a<b", "a|b"),
+    *("x" * 81, "a\u202eb", "😀"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot be a name"):
+        checked_name(name)
+
+
+def test_good_names_are_tidied() -> None:
+    assert checked_name("  my style v1.0_b-2 ") == "my style v1.0_b-2"
+    assert checked_name(unicodedata.normalize("NFD", "Größe")) == "Größe"
+    assert checked_name("日本") == "日本"
+
+
+@given(st.text(max_size=90))
+def test_a_name_never_leads_anywhere(name: str) -> None:
+    try:
+        tidy = checked_name(name)
+    except SettingsError:
+        return
+    root = Path("/root/of/all")
+    assert Path(os.path.normpath(root / tidy)).parent == root
+
+
+def test_publish_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    publish(path, lambda to: to.write_text("whole", encoding="utf-8") and None)
+
+    def half(to: Path) -> None:
+        to.write_text("half", encoding="utf-8")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        publish(path, half)
+    assert path.read_text("utf-8") == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"], "no temporary file stays"
+
+
+def test_free_path_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    assert free_path(path) == path
+    path.touch()
+    (tmp_path / "a-2.png").touch()
+    assert free_path(path) == tmp_path / "a-3.png"
+
+
+def test_a_workspace_makes_its_folders(tmp_path: Path) -> None:
+    space = Workspace.open(tmp_path / "with space" / "ünï")
+    folders = (space.models, space.loras, space.datasets, space.runs, space.outputs, space.jobs)
+    assert all(folder.is_dir() and folder.parent == space.root for folder in folders)
+    assert space.database.parent == space.root and space.uploads.parent == space.jobs
+
+
+def test_a_workspace_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot be written .*--workspace"):
+        Workspace.open(tmp_path / "file" / "below")
+
+
+def test_own_sets_and_models_are_on_offer(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    (space.datasets / "cats").mkdir()
+    assert {"cats", "zibo", "neon_lighting"} <= space.dataset_folders().keys()
+    (space.models / "mine").mkdir()
+    assert space.model_names() == ["starter", "mine"]
+    assert space.model_source("mine") == str(space.models / "mine")
+    assert space.model_source("someone/model") == "someone/model"
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("StableDiffusionXLPipeline", "sdxl"), ("StableDiffusionPipeline", "*"), (None, "*")],
+)
+def test_a_models_presets_are_told_by_its_index(
+    workspace: Path, name: str | None, family: str
+) -> None:
+    space = Workspace.open(workspace)
+    folder = space.models / "mine"
+    folder.mkdir()
+    if name:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name}), "utf-8")
+    assert space.preset_family("mine") == family
+    assert space.preset_family("starter") == "starter"
