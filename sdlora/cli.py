@@ -191,8 +191,8 @@ def train(options: argparse.Namespace) -> int:
         values.setdefault("name", Path(options.data).resolve().name)
         workspace = Workspace.open(options.workspace)
         settings = TrainSettings.of(values)
-        settings = with_preset(settings, workspace.preset_family(settings.model))
         folder = runs.new_folder(settings, workspace)
+    settings = with_preset(settings, workspace.preset_family(settings.model))
     with _OnInterrupt(lambda: runs.stop(folder)):
         events = training(settings, workspace, folder, lambda: runs.stop_asked(folder))
         state = follow(runs.record(events, folder), Printer(options.json))

@@ -149,7 +149,7 @@ class ImageRequest(Settings):
     negative_prompt: str = Field("", max_length=100_000, description="What to keep away from")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     steps: int = Field(20, ge=1, le=500, description="Denoising steps")
-    guidance: float = Field(6.0, ge=0, le=50, description="How closely to follow the prompt")
+    guidance: float = Field(5.0, ge=0, le=50, description="How closely to follow the prompt")
     seed: int = Field(-1, ge=-1, lt=2**32, description="Start of the noise; -1 draws one")
     count: int = Field(1, ge=1, le=64, description="Images; image i uses seed + i")
     width: int | None = Field(
@@ -180,11 +180,11 @@ PRESETS: dict[tuple[str, Goal], dict[str, Any]] = {
     ("sdxl", "style"): {"rank": 32, "alpha": 16},
     ("sdxl", "character"): {"rank": 32, "alpha": 16},
     ("starter", "style"): {
-        "steps": 250, "batch_size": 4, "learning_rate": 2e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "steps": 250, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
         "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
     ("starter", "character"): {
-        "steps": 300, "batch_size": 4, "learning_rate": 2e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "steps": 300, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
         "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
 }  # fmt: skip

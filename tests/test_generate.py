@@ -69,7 +69,7 @@ def test_stock_pipeline_gives_the_same_image(kind: str, tmp_path: Path) -> None:
     pipeline = STOCK[kind].from_pretrained(tiny(kind))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 6.0}
+    options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": ImageRequest().guidance}
     plain, theirs = None, None
     for load in (False, True):
         if load:

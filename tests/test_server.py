@@ -1,5 +1,6 @@
 """The server binds first, says what is taken, and leaves the device to the worker."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from launch import ROOT
 from sdlora.errors import BusyError
+from sdlora.jobs import Queue
 from sdlora.workspace import Workspace
 from webui import server
 
@@ -62,7 +64,8 @@ def test_two_pages_one_workspace(workspace: Path) -> None:
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert (second.returncode, address in second.stdout) == (0, True)
     finally:
-        first.terminate()
-        first.wait(30)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(30) == 0
+    assert Queue(Workspace(workspace).database).holder("page") is None
     uploads = Workspace(workspace).uploads
     assert uploads.stat().st_mode & 0o777 == 0o700

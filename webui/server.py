@@ -6,12 +6,14 @@ starts, so a taken one is said at once. No torch here: what needs a device is th
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import sys
 import threading
 import webbrowser
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -120,16 +122,25 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
         return _point_to(first.note, open_browser)
     try:
         empty_uploads(workspace)
-        server = uvicorn.Server(_config(make_app(studio)))
+        server = _Server(_config(make_app(studio)))
         studio.wake()
         print(f"sdlora is at {address}\nCtrl+C ends the page; a training goes on.", flush=True)
         if open_browser:
             _open(address)
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
     finally:
         studio.queue.leave_seat("page")
         listener.close()
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Ends without a word about open tabs: each keeps a request open for as long as it lives."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
 
 
 def _config(app: Any) -> uvicorn.Config:
@@ -138,7 +149,7 @@ def _config(app: Any) -> uvicorn.Config:
         log_level="warning",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=1,
     )
 
 
