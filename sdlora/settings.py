@@ -180,11 +180,11 @@ PRESETS: dict[tuple[str, Goal], dict[str, Any]] = {
     ("sdxl", "style"): {"rank": 32, "alpha": 16},
     ("sdxl", "character"): {"rank": 32, "alpha": 16},
     ("starter", "style"): {
-        "steps": 250, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "steps": 180, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
         "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
     ("starter", "character"): {
-        "steps": 300, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
+        "steps": 180, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
         "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
     },
 }  # fmt: skip

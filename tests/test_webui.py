@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from sdlora import runs
-from sdlora.settings import ImageRequest, TrainSettings, with_preset
+from sdlora.settings import ImageRequest, TrainSettings, preset, with_preset
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import markup
 from webui.guards import HEADERS
 from webui.studio import Studio
 from webui.tabs.generate import with_tag
+
+STEPS = preset("starter", "style")["steps"]
 
 
 @pytest.fixture
@@ -82,13 +84,13 @@ def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Brows
     assert browser.value("lora-name").startswith("neon_lighting")
     assert browser.value("trigger-word") == "neon lighting"
     assert browser.value("thumbs").count("<img") == 20
-    assert "20 pictures, 250 steps" in browser.value("summary")
+    assert f"20 pictures, {STEPS} steps" in browser.value("summary")
     browser.set("lora-name", "my neon")
     browser.set_labelled("Sample every", 10)
     (steps,) = [
         i
         for i, p in browser.parts.items()
-        if p["props"].get("label") == "Steps" and browser.values[i] == 250
+        if p["props"].get("label") == "Steps" and browser.values[i] == STEPS
     ]
     browser.values[steps] = 20
     browser.click("start")

@@ -166,7 +166,7 @@ def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
 def test_whole_loop_for_real(browser: Browser, workspace: Path, tmp_path: Path) -> None:
     """With $SDLORA_SCREENSHOTS the training is a whole one, and the pictures are for the docs."""
     folder = Path(os.environ.get("SDLORA_SCREENSHOTS", tmp_path))
-    steps = 250 if folder != tmp_path else 12
+    steps = 180 if folder != tmp_path else 12
     with site(workspace) as address:
         whole_loop(browser, address, steps, sample_every=steps // 2)
         screenshots(browser, address, folder)
