@@ -1,0 +1,78 @@
+"""How fast a running training is back on screen: `python -m benchmarks.back_on_screen`.
+
+Serves the page, starts a long training, then opens the page again and again in headless Chromium
+and times how long it takes until the run is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from benchmarks.starter_quality import machine
+from sdlora import runs
+from sdlora.jobs import Queue
+from sdlora.settings import TrainSettings
+from sdlora.workspace import TRAINING_DATA, Workspace
+
+PORT = 7999
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+
+def seconds_until_shown(page: Page) -> float:
+    """From the request to the run's card."""
+    began = time.monotonic()
+    page.goto(f"http://127.0.0.1:{PORT}", wait_until="commit")
+    page.locator('#run-card [data-run="long"]').wait_for(timeout=60_000)
+    return round(time.monotonic() - began, 3)
+
+
+def wait_for_page() -> None:
+    """Until the server answers."""
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}", timeout=5)
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise TimeoutError("the page did not come up")
+
+
+def main() -> None:
+    """Measure and print as JSON; the first opening fills the browser's cache."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--openings", type=int, default=6)
+    options = parser.parse_args()
+    chromium = os.environ.get("SDLORA_CHROMIUM") or shutil.which("chromium")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        space = Workspace.open(folder)
+        words = ["-m", "sdlora.cli", "serve", "--workspace", folder, "--port", str(PORT)]
+        server = subprocess.Popen([sys.executable, *words], cwd=Path(__file__).parent.parent)
+        try:
+            wait_for_page()
+            values = {"data": str(TRAINING_DATA / "zibo"), "name": "long", "steps": 5000}
+            run = runs.start(TrainSettings.of(values), space, Queue(space.database))
+            while runs.read(run).step < 10:
+                time.sleep(1)
+            with sync_playwright() as play:
+                context = play.chromium.launch(executable_path=chromium, args=FLAGS).new_context()
+                took = [seconds_until_shown(context.new_page()) for _ in range(options.openings)]
+            runs.stop(run, now=True)
+        finally:
+            server.terminate()
+    print(json.dumps({"machine": machine(), "first": took[0], "again": took[1:]}))
+
+
+if __name__ == "__main__":
+    main()
