@@ -28,7 +28,6 @@ from safetensors.numpy import save_file
 from launch import ROOT
 from sdlora import runs
 from sdlora.workspace import STARTER_MODEL
-from webui import server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM_FLAGS = (
@@ -63,10 +62,8 @@ def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
 @contextmanager
 def site(workspace: Path) -> Iterator[str]:
     """The real server, started by the real command; its address."""
-    with server.bind(None) as free:
-        port = str(free.getsockname()[1])
-    command = ("-m", "sdlora.cli", "serve", "--workspace", str(workspace), "--port", port)
-    with process(*command) as running:
+    # no --port: it takes the next free one itself, whatever other tests start at the same moment
+    with process("-m", "sdlora.cli", "serve", "--workspace", str(workspace)) as running:
         assert running.stdout
         said = running.stdout.readline()
         assert "http://127.0.0.1:" in said
