@@ -6,8 +6,6 @@ and times how long it takes until the run is shown.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -19,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.starter_quality import machine
+from benchmarks.report import asked, show
 from sdlora import runs
 from sdlora.jobs import Queue
 from sdlora.settings import TrainSettings
@@ -51,9 +49,7 @@ def wait_for_page() -> None:
 
 def main() -> None:
     """Measure and print as JSON; the first opening fills the browser's cache."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--openings", type=int, default=6)
-    options = parser.parse_args()
+    options = asked(__doc__, openings=6)
     chromium = os.environ.get("SDLORA_CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         space = Workspace.open(folder)
@@ -71,7 +67,7 @@ def main() -> None:
             runs.stop(run, now=True)
         finally:
             server.terminate()
-    print(json.dumps({"machine": machine(), "first": took[0], "again": took[1:]}))
+    show({"first": took[0], "again": took[1:]})
 
 
 if __name__ == "__main__":

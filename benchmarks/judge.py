@@ -79,7 +79,7 @@ class Judge(nn.Module):
         ]
 
 
-def trained_judge(folder: Path, pictures: int = 10_000, epochs: int = 6) -> Judge:
+def trained_judge(folder: Path, pictures: int = 16_000, epochs: int = 8) -> Judge:
     """The judge kept in `folder`, trained first if there is none."""
     torch.manual_seed(0)
     judge, kept = Judge(), folder / "judge.safetensors"
@@ -97,26 +97,32 @@ def trained_judge(folder: Path, pictures: int = 10_000, epochs: int = 6) -> Judg
         for chosen in torch.randperm(pictures)[: batches * 64].view(batches, 64):
             batch = pixels[chosen].float() / 127.5 - 1 + 0.04 * torch.randn(64, 3, SIDE, SIDE)
             logits = judge(batch)
-            loss = sum(
+            losses = [
                 F.cross_entropy(values, answers[chosen, column])
                 for column, values in enumerate(logits.values())
-            )
+            ]
+            loss = torch.stack(losses).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"judge: epoch {epoch + 1} of {epochs}, loss {float(loss):.3f}", flush=True)
+        print(f"judge: epoch {epoch + 1} of {epochs}, loss {loss.item():.3f}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(judge.state_dict(), kept)
     return judge.eval()
 
 
-def accuracy_on_drawn(judge: Judge, first: int = 1_000_000, count: int = 500) -> dict[str, float]:
-    """Share of right answers on drawn pictures it has not seen."""
-    right = dict.fromkeys(QUESTIONS, 0)
+def accuracy_on_drawn(
+    judge: Judge, first: int = 1_000_000, count: int = 500
+) -> dict[str, dict[str, float]]:
+    """Share of right answers on drawn pictures it has not seen: look -> question -> share."""
+    right: dict[str, list[list[bool]]] = {}
     for index in range(first, first + count):
         pixels, told = example(index)
         said = judge.answers([Image.fromarray(pixels)])[0]
-        for (question, options), number in zip(QUESTIONS.items(), told, strict=True):
-            right[question] += said[question] == options[number]
-    return {question: hits / count for question, hits in right.items()}
+        hits = [said[q] == o[n] for (q, o), n in zip(QUESTIONS.items(), told, strict=True)]
+        right.setdefault(QUESTIONS["look"][told[-1]], []).append(hits)
+    return {
+        look: dict(zip(QUESTIONS, np.mean(rows, axis=0).round(3).tolist(), strict=True))
+        for look, rows in right.items()
+    }

@@ -6,31 +6,22 @@ autoencoder on plain and styled pictures; seconds for a picture.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import random
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
 from benchmarks.judge import Judge, accuracy_on_drawn, trained_judge
+from benchmarks.report import asked, show
 from sdlora.events import SampleReady
 from sdlora.settings import ImageRequest
 from sdlora.starter.draw import STYLES, caption, draw, random_scene
 from sdlora.starter.measure import to_pixels
 from sdlora.worker import open_engine
 from sdlora.workspace import STARTER_MODEL, Workspace
-
-
-def machine() -> str:
-    """The machine in words."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 @torch.no_grad()
@@ -77,22 +68,19 @@ def prompt_accuracy(judge: Judge, prompts: int, workspace: Workspace) -> dict[st
 
 
 def main() -> None:
-    """Measure and print the table as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=300)
-    parser.add_argument("--judge", type=Path, default=Path(tempfile.gettempdir()) / "sdlora-judge")
-    options = parser.parse_args()
+    """Measure and print the table."""
+    options = asked(__doc__, prompts=300)
     judge = trained_judge(options.judge)
     with tempfile.TemporaryDirectory() as folder:
         accuracy = prompt_accuracy(judge, options.prompts, Workspace.open(folder))
-    table = {
-        "machine": machine(),
-        "judge on drawn pictures": accuracy_on_drawn(judge),
-        "psnr": psnr_table(),
-        "prompts": options.prompts,
-        "right": accuracy,
-    }
-    print(json.dumps(table, indent=2))
+    show(
+        {
+            "judge on drawn pictures": accuracy_on_drawn(judge),
+            "psnr": psnr_table(),
+            "prompts": options.prompts,
+            "right": accuracy,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sdlora.generate import Engine
 from sdlora.lora.library import Library
 from sdlora.settings import ImageRequest
 from sdlora.starter.draw import draw
-from sdlora.starter.measure import StyleAxis
+from sdlora.starter.measure import STYLES, StyleAxis
 from sdlora.starter.sets import SETS, pictures
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL, Workspace
 
@@ -76,7 +76,7 @@ def test_shipped_loras_are_listed_small_and_have_their_trigger_words() -> None:
         assert SETS[name].trigger in entry.trigger_words
 
 
-@pytest.mark.parametrize("name", ["impressionist_style", "neon_lighting", "cyberpunk_architecture"])
+@pytest.mark.parametrize("name", STYLES)
 def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, name: str) -> None:
     made: dict[float, list[Image.Image]] = {0: [], 1: []}
     for words in ("a big red house, meadow background", "a big green house in the snow"):
@@ -103,9 +103,10 @@ def test_style_axis_tells_plain_from_styled(pipeline: StableDiffusionPipeline) -
     scenes = [scene for _, _, scene in pictures("neon_lighting")]
     plain = axis.score([draw(scene) for scene in scenes])
     styled = axis.score([SETS["neon_lighting"].draw(scene) for scene in scenes])
-    assert plain.mean().abs() < 1e-3
-    assert (styled.mean() - 1).abs() < 1e-3
-    assert (plain < styled).all()
+    houses = [scene for _, _, scene in pictures("cyberpunk_architecture")]
+    other = axis.score([SETS["cyberpunk_architecture"].draw(scene) for scene in houses])
+    assert abs(plain.mean()) < 0.1 and abs(styled.mean() - 1) < 0.1 and abs(other.mean()) < 0.2
+    assert max(plain.max(), other.max()) < styled.min()
 
 
 def test_a_shipped_lora_gives_the_same_picture_in_stock_diffusers(
