@@ -15,6 +15,7 @@ from sdlora.errors import SdloraError
 from sdlora.lora.library import LoraEntry
 from sdlora.settings import ImageRequest
 from webui import datasets, markup
+from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -103,26 +104,14 @@ def _last_seed(studio: Studio) -> int:
 
 
 def _wire(studio: Studio, tab: GenerateTab) -> None:
+    follower = Follower(studio, tab.notice, studio.request, lambda run: view(studio, tab, run))
+
     def generate(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        try:
-            run = studio.start(ImageRequest.of(tab.form.read(sent)))
-        except SdloraError as error:
-            return {tab.notice: markup.problem(str(error))}
-        return view(studio, tab, run)
-
-    def tick(name: str, seen: str) -> Any:
-        run = studio.request(name)
-        return gr.skip() if run and run.version == seen else view(studio, tab, run)
-
-    def cancel(name: str) -> Any:
-        run = studio.request(name)
-        if run and run.live:
-            runs.cancel(run.folder, studio.queue)
-        return tick(name, "")
+        return follower.start(lambda: ImageRequest.of(tab.form.read(sent)))
 
     tab.generate.click(generate, inputs=set(tab.form.fields.values()), outputs=tab.views, **QUICK)
-    tab.cancel.click(cancel, inputs=[tab.shown], outputs=tab.views, **QUICK)
-    tab.timer.tick(tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+    tab.cancel.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
 def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:

@@ -15,6 +15,7 @@ from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.settings import TrainSettings, preset, with_preset
 from webui import datasets, markup
+from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -158,6 +159,8 @@ def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
 
 
 def _wire(studio: Studio, tab: TrainTab) -> None:
+    follower = Follower(studio, tab.notice, studio.training, lambda run: view(studio, tab, run))
+
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         return {**suggest_names(studio, tab, sent[tab.pictures]), **summed_up(studio, tab, sent)}
 
@@ -166,23 +169,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         return {**shown, **summed_up(studio, tab, {**sent, **shown})}
 
     def start(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        try:
-            run = studio.start(TrainSettings.of(values(studio, tab, sent)))
-        except SdloraError as error:
-            return {tab.notice: markup.problem(str(error))}
-        return view(studio, tab, run)
-
-    def tick(name: str, seen: str) -> Any:
-        run = studio.training(name)
-        return gr.skip() if run and run.version == seen else view(studio, tab, run)
-
-    def stop(name: str) -> Any:
-        run = studio.training(name)
-        if run and run.stopping:
-            runs.stop(run.folder, now=True)
-        elif run and run.live:
-            runs.cancel(run.folder, studio.queue)
-        return tick(name, "")
+        return follower.start(lambda: TrainSettings.of(values(studio, tab, sent)))
 
     suggested, inputs = tab.suggested, tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
@@ -192,9 +179,9 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
-    tab.stop.click(stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
-    tab.history.input(lambda name: tick(name, ""), [tab.history], tab.views, **QUICK)
-    tab.timer.tick(tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+    tab.stop.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.history.input(follower.tick, [tab.history], tab.views, **QUICK)
+    tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
 def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
