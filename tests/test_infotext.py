@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdlora.prompt.infotext import infotext, lora_hashes, write_png
+from sdlora.prompt import infotext, lora_hashes, write_png
 
 # AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: re_param_code
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -31,12 +31,23 @@ def test_empty_negative_has_no_line() -> None:
     assert infotext("", "", {"Steps": 1}) == "Steps: 1"
 
 
+def test_fields_stand_in_a1111s_order() -> None:
+    fields = {
+        "Version": "x", "Hires upscale": 2, "Lora hashes": "a: 1", "TI hashes": "b: 2",
+        "Clip skip": 2, "Model": "m", "Size": "8x8", "Seed": 1, "Steps": 9, "Tiling": "Tiling",
+    }  # fmt: skip
+    assert infotext("p", "", fields).split("\n")[1] == (
+        "Steps: 9, Seed: 1, Size: 8x8, Model: m, Clip skip: 2, Tiling, Hires upscale: 2, "
+        'Lora hashes: "a: 1", TI hashes: "b: 2", Version: x'
+    )
+
+
 @pytest.mark.parametrize(
-    "value", ["plain", "a, b", "a: b", 'say "x", y', "two\nlines", "a\\b, c", "猫, 犬", ""]
+    "value", ["plain", "a, b", "a: b", 'say "x", y', "two\nlines", "a\\b, c", "猫, 犬", "", " a "]
 )
 def test_fields_survive(value: str) -> None:
     line = infotext("p", "", {"Steps": 3, "Odd": value, "Seed": 9}).split("\n")[1]
-    expected = {"Steps": "3", "Odd": value, "Seed": "9"}
+    expected = {"Steps": "3", "Seed": "9", "Odd": value}
     assert read_back(line) == {key: text for key, text in expected.items() if text}
 
 

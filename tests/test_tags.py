@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdlora.prompt.tags import LoraTag, parse_prompt
+from sdlora.prompt import LoraTag, parse_prompt
 
 FOO = LoraTag("foo")
 
@@ -48,6 +48,12 @@ UNDERSTOOD = [
     ("<lora:a:1><lora:b:0.5>", "", [LoraTag("a"), both("b", 0.5)]),
     ("<lora:a:0.5> <lora:a:0.3>", "", [both("a", 0.5), both("a", 0.3)]),
     ("red|<lora:test:1.0>|black", "red||black", [LoraTag("test")]),
+    ("{<lora:a:0.5>|<lora:b:0.5>}", "{|}", [both("a", 0.5), both("b", 0.5)]),
+    ("[<lora:foo:1>]", "[]", [FOO]),
+    ("<lora:foo:1:hr=0.5>", "", [LoraTag("foo", hires=0.5)]),
+    ("ugly <lora:n:1>", "ugly", [LoraTag("n")]),  # as from a negative prompt
+    ("<lora:foo#1:1>", "", [LoraTag("foo#1")]),
+    ("<lora:my__name__v2:1>", "", [LoraTag("my__name__v2")]),
     # bare
     ("lora:foo:0.8", "", [both("foo", 0.8)]),
     ("a, lora:foo:0.8, b", "a, b", [both("foo", 0.8)]),
@@ -78,6 +84,8 @@ UNDERSTOOD = [
     ("explora:foo:1", "explora:foo:1", []),
     ("http://lora:80", "http://lora:80", []),
     ("x.lora:foo", "x.lora:foo", []),
+    ("cat lora:foo]", "cat ]", [FOO]),
+    (r"\<lora:foo:1>", r"\<lora:foo:1>", []),
     ("lora: a name", "lora: a name", []),
 ]
 # prompt, text left over, LoRAs, part of the one problem
@@ -98,7 +106,12 @@ DOUBTED = [
     ("<lora::1>", "", [], "names no LoRA"),
     ("<lora:foo:1", "<lora:foo:1", [], "not closed"),
     ("<lora:a:1 <lora:b:1>", "<lora:a:1", [LoraTag("b")], "not closed"),
-    ("[<lora:foo:1>:0.5]", "[:0.5]", [FOO], "stands inside [...]"),
+    ("<a:<lora:foo:1>>", "<a:>", [FOO], "'<a:' is not closed"),
+    ("[lora:a:1:0.5]", "[]", [LoraTag("a", 0.5, 1.0)], "[<lora:a:1>:0.5]"),
+    ("<lora:foo:1@0.5,2>", "", [], "'1@0.5,2' is not a weight"),
+    ("<lora:foo:1@-1>", "", [], "'1@-1' is not a weight"),
+    ("<lora:foo:hr=0@0,1@1>", "", [LoraTag("foo", hires=1.0)], "hr is the strongest"),
+    ("[" * 20 + "<lora:foo:1>" + ":0.5]" * 20, "[" * 20 + ":0.5]" * 20, [], "too many [...]"),
     ("a <hypernet:foo:1> b", "a b", [], "only <lora:name:weight> is known"),
 ]
 
@@ -123,6 +136,61 @@ def test_a_bad_tag_leaves_the_others_on() -> None:
     assert len(prompt.problems) == 5
 
 
+# prompt -> for each LoRA its UNet weights at steps 0 to 9 of 10
+OVER_THE_STEPS = [
+    ("<lora:a:0@0,1@0.5>", ["0 .2 .4 .6 .8 1 1 1 1 1"]),
+    ("<lora:a:0@0,1@1>", ["0 .1 .2 .3 .4 .5 .6 .7 .8 .9"]),  # a whole 1 is the end
+    ("<lora:a:0@0,1@4>", ["0 .25 .5 .75 1 1 1 1 1 1"]),
+    ("<lora:a:1@0,0@1,0@3,1@3>", ["1 0 0 1 1 1 1 1 1 1"]),  # in steps, with a jump
+    ("<lora:a:0@0.2,1@4>", ["0 0 0 .5 1 1 1 1 1 1"]),
+    ("<lora:a:1@0.5,0@0>", ["0 .2 .4 .6 .8 1 1 1 1 1"]),  # in any order
+    ("<lora:a:.5@3>", [".5 .5 .5 .5 .5 .5 .5 .5 .5 .5"]),
+    ("<lora:a:te=0.3:unet=0@0,1@0.5>", ["0 .2 .4 .6 .8 1 1 1 1 1"]),
+    ("[<lora:a:1>:0.5]", ["0 0 0 0 0 1 1 1 1 1"]),
+    ("[<lora:a:.8>:3]", ["0 0 0 .8 .8 .8 .8 .8 .8 .8"]),
+    ("[<lora:a:1>::0.25]", ["1 1 0 0 0 0 0 0 0 0"]),
+    ("[cat:dog <lora:a:1>:0.5]", ["0 0 0 0 0 1 1 1 1 1"]),
+    ("[a:[b:<lora:a:1>:2]:5]", ["0 0 0 0 0 1 1 1 1 1"]),
+    ("[[<lora:a:1>::0.8]:2]", ["0 0 1 1 1 1 1 1 0 0"]),
+    ("[(<lora:a:1>:1.2):4]", ["0 0 0 0 1 1 1 1 1 1"]),
+    ("[<lora:a:1@0,0@0.5>:2]", ["0 0 .6 .4 .2 0 0 0 0 0"]),
+    (
+        "[<lora:a:1>|<lora:b:1>|x]",
+        ["1 0 0 1 0 0 1 0 0 1", "0 1 0 0 1 0 0 1 0 0"],
+    ),
+    (
+        "[<lora:foo:0.5>:<lora:bar:0.5:0.2>:0.3] <lora:bar:0.5:1.0>",
+        [".5 .5 .5 0 0 0 0 0 0 0", "0 0 0 .2 .2 .2 .2 .2 .2 .2", "1 1 1 1 1 1 1 1 1 1"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "weights"), OVER_THE_STEPS)
+def test_over_the_steps(text: str, weights: list[str]) -> None:
+    prompt = parse_prompt(text)
+    found = [[lora.at(step, 10)[0] for step in range(10)] for lora in prompt.loras]
+    assert found == [pytest.approx([float(w) for w in row.split()]) for row in weights]
+    assert not prompt.problems
+
+
+def test_text_encoder_keeps_one_weight_unless_its_text_comes_and_goes() -> None:
+    [curve] = parse_prompt("<lora:a:0@0,0.8@0.5>").loras
+    assert {curve.at(step, 10)[1] for step in range(10)} == {0.8} and not curve.is_constant
+    [switched] = parse_prompt("[<lora:a:0.3:0.8>:0.5]").loras
+    assert [switched.at(step, 10) for step in (4, 5)] == [(0, 0), (0.8, 0.3)]
+    assert len(switched.points) == 2 and not switched.is_constant
+    assert parse_prompt("<lora:a:1>").loras[0].is_constant
+
+
+def test_second_pass_of_hires_fix() -> None:
+    loras = parse_prompt(
+        "<lora:a:1:hr=0.5> [<lora:b:1>:0.5] [<lora:c:1>:1.5] [<lora:d:1:hr=0.4>:1.5]"
+    ).loras
+    assert [lora.at(0, 10)[0] for lora in loras] == [1, 0, 0, 0]
+    assert [lora.at(0, 10, first_pass=20)[0] for lora in loras] == [0.5, 1, 0, 0]
+    assert [lora.at(5, 10, first_pass=20)[0] for lora in loras] == [0.5, 1, 1, 0.4]
+
+
 @given(st.text("<>lorayc:.,[]()te=unx0123456789 \n-\\|", max_size=60))
 def test_any_text_is_read_and_read_again(text: str) -> None:
     prompt = parse_prompt(text)
@@ -132,7 +200,11 @@ def test_any_text_is_read_and_read_again(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["<lora:", "<lora:a:1>", "<lora:a:1>, ", "lora:a", "<", "[", "<a", ", "]
+    "unit",
+    [
+        *("<lora:", "<lora:a:1>", "<lora:a:1>, ", "lora:a", "<", "[", "<a", ", ", "(", "]", "__"),
+        *("__a", "lora:a....", "lora:a ", "[<lora:a:1>:", "[a|", ":0.5]", "\\", "a ", "1@0,"),
+    ],
 )
 def test_time_is_linear(unit: str) -> None:
     text = "big cat, " * 5000 + unit * 12_000

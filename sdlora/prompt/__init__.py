@@ -1,1 +1,58 @@
-"""What a prompt says besides its words, and what a picture says of its making."""
+"""What a prompt says besides its words, and what a picture says of its making.
+
+A prompt goes through these stages, each a function of its own, none of which needs the model:
+
+    1. comments      strip_comments      # to the end of the line goes
+    2. styles        apply_styles        a style's text comes around it
+    3. wildcards     expand_wildcards    __name__ and {a|b} are drawn from the image's seed
+    4. tags          parse_prompt        LoRA tags are taken out, with when they act
+    5. schedules     schedule            [from:to:when] and [a|b]: which text at which steps
+    6. composition   compose             texts joined by AND, and their weights
+    7. emphasis      parse_emphasis      (word:1.2), [word], BREAK; escapes lose their backslash
+
+`expand` is the first three. A LoRA tag is one piece to all of them. All are linear in the length
+of the text and know no deepest nesting. `infotext`, `write_png` and `write_exif` put settings into
+pictures; `read_parameters` and `parse_infotext` read them back, from other programs too.
+"""
+
+from sdlora.prompt.emphasis import BREAK, compose, parse_emphasis
+from sdlora.prompt.expansion import expand, strip_comments
+from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
+from sdlora.prompt.moments import Moment, Point, Window
+from sdlora.prompt.recall import parse_infotext, read_parameters, rename_loras
+from sdlora.prompt.recalled import Recalled, read_hashes
+from sdlora.prompt.schedules import schedule
+from sdlora.prompt.styles import Style, apply_styles, read_styles
+from sdlora.prompt.tags import LoraTag, Prompt, parse_prompt
+from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards, wildcard_folder
+
+__all__ = [
+    "BREAK",
+    "Expanded",
+    "Lists",
+    "LoraTag",
+    "Moment",
+    "Point",
+    "Prompt",
+    "Recalled",
+    "Style",
+    "Window",
+    "apply_styles",
+    "compose",
+    "expand",
+    "expand_wildcards",
+    "infotext",
+    "lora_hashes",
+    "parse_emphasis",
+    "parse_infotext",
+    "parse_prompt",
+    "read_hashes",
+    "read_parameters",
+    "read_styles",
+    "rename_loras",
+    "schedule",
+    "strip_comments",
+    "wildcard_folder",
+    "write_exif",
+    "write_png",
+]

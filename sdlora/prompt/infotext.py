@@ -1,11 +1,12 @@
-"""The text a picture carries about its making, as A1111 writes and reads it.
+"""The text a picture carries about its making, as A1111 writes it, and how it gets into the file.
 
     prompt, tags included
     Negative prompt: ...
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Lora hashes: "neon: 1a2b..."
 
-AUTOMATIC1111/stable-diffusion-webui: modules/processing.py create_infotext, modules/images.py
-save_image_with_geninfo, modules/infotext_utils.py quote.
+AUTOMATIC1111/stable-diffusion-webui 1.10: modules/processing.py create_infotext,
+modules/images.py save_image_with_geninfo, modules/infotext_utils.py quote. What that form cannot
+hold without loss stands beside it, as JSON in a chunk of our own.
 """
 
 from __future__ import annotations
@@ -13,37 +14,101 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdlora.errors import SettingsError
 from sdlora.workspace import publish
+
+PARAMETERS, DETAILS = "parameters", "sdlora"  # PNG chunks
+EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+UTF_16, UTF_8 = b"UNICODE\0", b"\0" * 8  # how EXIF marks a comment's encoding
+EXIF_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_LARGEST_EXIF = 60_000  # bytes; a JPEG segment holds 65,533
+# A1111 1.10's own fields stand in this order, then those of its extensions, then the last two.
+_FIRST = (
+    *("Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed"),
+    *("Face restoration", "Size", "Model hash", "Model", "FP8 weight"),
+    *("Cache FP16 weight for LoRA", "VAE hash", "VAE", "Variation seed"),
+    *("Variation seed strength", "Seed resize from", "Denoising strength"),
+    *("Conditional mask weight", "Clip skip", "ENSD", "Token merging ratio"),
+    *("Token merging ratio hr", "Init image hash", "RNG", "Tiling"),
+)
+_LAST = ("Version", "User")
+_ORDER = {name: place for place, name in enumerate(_FIRST, -len(_FIRST))}
+_ORDER |= {name: place for place, name in enumerate(_LAST, 1)}
 
 
 def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The whole text. `fields` are written in their order; None and empty ones are left out."""
+    """The whole text, the fields in A1111's order; None and empty ones are left out."""
     said = {key: str(value) for key, value in fields.items() if value not in (None, "")}
+    names = sorted(said, key=lambda name: _ORDER.get(name, 0))
     lines = [
         prompt,
         f"Negative prompt: {negative_prompt}" if negative_prompt else "",
-        ", ".join(f"{key}: {_quoted(value)}" for key, value in said.items()),
+        ", ".join(_field(name, said[name]) for name in names),
     ]
     return "\n".join(line for line in lines if line).strip()
 
 
-def _quoted(value: str) -> str:
-    """JSON where the value holds what separates fields."""
-    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
+def _field(name: str, value: str) -> str:
+    """`name: value`, the value as JSON where it holds what separates fields."""
+    if name == value:
+        return name
+    plain = not set(value) & set(',:\n\r"') and value == value.strip()
+    return f"{name}: {value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def lora_hashes(hashes: Mapping[str, str]) -> str:
-    """`name: hash, name: hash`; A1111 takes ':' and ',' out of the names."""
-    plain = str.maketrans("", "", ":,")
-    return ", ".join(f"{name.translate(plain)}: {hash_}" for name, hash_ in hashes.items())
+    """`name: hash, name: hash`, for `Lora hashes` and `TI hashes`; A1111 takes ':' and ',' out of
+    the names."""
+    return ", ".join(f"{hashed_name(name)}: {hash_}" for name, hash_ in hashes.items())
 
 
-def write_png(image: Image.Image, path: Path, parameters: str) -> Path:
-    """Write the picture with its text chunk `parameters`, complete or not at all."""
+def hashed_name(name: str) -> str:
+    """A LoRA's name as it stands among the hashes."""
+    return name.translate(str.maketrans("", "", ":,"))
+
+
+def write_png(
+    image: Image.Image, path: Path, parameters: str, details: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the picture with its text, complete or not at all.
+
+    `details` is what the text cannot hold: JSON values, the request under 'request'.
+    """
     chunks = PngInfo()
-    chunks.add_text("parameters", parameters)
+    chunks.add_text(PARAMETERS, _encodable(parameters))
+    if details is not None:
+        chunks.add_text(DETAILS, json.dumps(details))
     return publish(path, lambda temporary: image.save(temporary, "png", pnginfo=chunks))
+
+
+def write_exif(
+    image: Image.Image, path: Path, parameters: str, details: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a JPEG or WebP, by the path's ending, with its text as EXIF UserComment.
+
+    UTF-16 with the high byte first, as A1111 writes it; `details` in a MakerNote, unless they are
+    too large for EXIF. SettingsError for another ending, or when the text itself is too large.
+    """
+    its_format = EXIF_FORMATS.get(path.suffix.lower())
+    comment = UTF_16 + _encodable(parameters).encode("utf-16-be")
+    if its_format is None or len(comment) > _LARGEST_EXIF:
+        raise SettingsError(
+            f"{path.name} cannot hold this picture's text; a PNG can, whatever the text is"
+        )
+    exif = Image.Exif()
+    place = exif.get_ifd(EXIF_IFD)
+    place[USER_COMMENT] = comment
+    note = f"{DETAILS}\0{json.dumps(details)}".encode()
+    if details is not None and len(comment) + len(note) <= _LARGEST_EXIF:
+        place[MAKER_NOTE] = note
+    return publish(path, lambda temporary: image.save(temporary, its_format, quality=95, exif=exif))
+
+
+def _encodable(text: str) -> str:
+    """Without halves of surrogate pairs, which no encoding has."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,71 @@
+"""The one scanner of the prompt language: a text becomes tokens, in time linear in its length.
+
+Every stage reads these tokens and takes what it does not know as text, so that all agree on what
+a LoRA tag, an escape or a bracket is. A tag is one token: no stage changes what stands in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Each alternative fails at once or takes what it has looked at, so nothing is read twice. [^<>]
+# stops at the next tag. A bare tag is never part of a word, a path or an address, ends where
+# prompt grammar begins, and leaves the sentence its full stop.
+_TOKEN = re.compile(
+    r"""
+      (?P<tag> <(?i:[a-z])\w*:[^<>]+> )
+    | (?P<bare> (?<![\w<:/\\.@\#-]) (?i:lora|lyco):\w
+                (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|".!?:'`*] )? )
+    | (?P<wildcard> __[^\W_][\w./*-]*?__ )
+    | (?P<escape> \\. )
+    | (?P<word> (?<!\w)(?:BREAK|AND)(?!\w) )
+    | (?P<sign> [()\[\]{}:|$\#\n] )
+    | (?P<text> [^\W_]+ | [^\w\\()\[\]{}:|$\#\n<]+ | . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+_EXPONENT = re.compile(r"e[+-]?[0-9]+", re.IGNORECASE)
+
+
+class Token(NamedTuple):
+    """A piece of a prompt.
+
+    `kind` is tag, bare (a tag without its <>), wildcard, escape (a backslash and what it keeps
+    from being read), word (BREAK or AND), sign (one of ()[]{}:|$# and the end of a line) or text.
+    """
+
+    kind: str
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
+
+    @property
+    def sign(self) -> str:
+        """The sign that it is, or nothing."""
+        return self.text if self.kind == "sign" else ""
+
+
+def tokens(text: str, start: int = 0) -> Iterator[Token]:
+    """The tokens from `start` on; their texts joined are the text."""
+    for match in _TOKEN.finditer(text, start):
+        yield Token(match.lastgroup or "", match[0], match.start())
+
+
+def number(text: str, exponent: bool = True) -> float | None:
+    """The finite number that the text is, spaces around it aside: 0.8, .5, -1, 1e-1 if allowed."""
+    text = text.strip()
+    plain = _NUMBER.match(text)
+    if not plain:
+        return None
+    rest = text[plain.end() :]
+    if rest and not (exponent and _EXPONENT.fullmatch(rest)):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
