@@ -56,8 +56,10 @@ def plans_of(options: argparse.Namespace) -> dict[str, Plan]:
 def make(work: Path, plans: dict[str, Plan], warm: bool = False) -> StableDiffusionPipeline:
     """Train what is not trained yet and put it together; `warm`: from the weights that ship."""
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = new_tokenizer(work / "tokenizer")
     shipped = StableDiffusionPipeline.from_pretrained(MODEL) if warm else None
+    if shipped and not (work / "tokenizer").exists():
+        shipped.tokenizer.save_pretrained(work / "tokenizer")
+    tokenizer = new_tokenizer(work / "tokenizer")
     text_encoder = train_text_encoder(
         work, tokenizer, plans["text"], shipped and shipped.text_encoder
     ).eval()

@@ -8,7 +8,6 @@ such conditioning needs far fewer pictures than one that must learn language thr
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +49,12 @@ COMMON = COMMON_WORDS.split()
 
 
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer that any text can be said in, written to `folder`."""
+    """A byte-level CLIP tokenizer that any text can be said in, kept in `folder`.
+
+    The one that is there stays: a text encoder knows words by its tokenizer's numbers.
+    """
+    if (folder / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
     rng = random.Random(0)
     corpus = [caption(random_scene(rng), rng) for _ in range(4000)]
     corpus += [word for word in COMMON for _ in range(20)]
@@ -71,7 +75,6 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
     trained = base.train_new_from_iterator(
         corpus, VOCABULARY, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
     )
-    shutil.rmtree(folder, ignore_errors=True)
     trained.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
