@@ -15,6 +15,7 @@ from sdlora.generate import Engine
 from sdlora.lora.library import Library
 from sdlora.settings import ImageRequest
 from sdlora.starter.draw import draw
+from sdlora.starter.make_text import new_tokenizer
 from sdlora.starter.measure import STYLES, StyleAxis
 from sdlora.starter.sets import SETS, pictures
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL, Workspace
@@ -66,6 +67,12 @@ def test_tokenizer_can_say_any_text(pipeline: StableDiffusionPipeline, text: str
     assert pipeline.tokenizer.eos_token_id not in tokens[1:-1]
     said = pipeline.tokenizer.decode(tokens, skip_special_tokens=True)
     assert "".join(said.split()) == "".join(text.split())
+
+
+def test_a_second_run_of_the_recipe_keeps_the_tokenizer(tmp_path: Path) -> None:
+    # a new one has the same words under other numbers, which a trained text encoder does not know
+    first, second = (new_tokenizer(tmp_path / "tokenizer").get_vocab() for _ in range(2))
+    assert first == second
 
 
 def test_shipped_loras_are_listed_small_and_have_their_trigger_words() -> None:
