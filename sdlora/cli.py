@@ -12,14 +12,9 @@ import shutil
 import signal
 import sys
 import time
-import types
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic.fields import FieldInfo
 
 from sdlora import __version__
 from sdlora.errors import SdloraError
@@ -35,59 +30,12 @@ from sdlora.events import (
     fold,
     to_line,
 )
-from sdlora.settings import ImageRequest, Settings, TrainSettings, with_preset
+from sdlora.flags import add_flags, add_shared_flags, given
+from sdlora.lora_cli import add_tools, lora
+from sdlora.settings import ImageRequest, TrainSettings, with_preset
 from sdlora.workspace import Workspace, free_path
 
 DONE, FAILED, USAGE = 0, 1, 2
-
-
-# Settings -> flags
-
-
-def add_flags(
-    parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str]
-) -> None:
-    """One flag per field, except those in `but`. A flag not given leaves its default."""
-    for name, field in settings.model_fields.items():
-        if name not in but:
-            flag = f"--{name.replace('_', '-')}"
-            default = (
-                "" if field.is_required() or field.default in ("", None, ()) else _default(field)
-            )
-            parser.add_argument(
-                flag,
-                dest=name,
-                default=argparse.SUPPRESS,
-                help=f"{field.description}{default}".replace("%", "%%"),
-                **_shape(field),
-            )
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.default
-    shown = " ".join(value) if isinstance(value, tuple) else value
-    return f" (default: {shown})"
-
-
-def _shape(field: FieldInfo) -> dict[str, Any]:
-    """What argparse needs to know about a field; bounds are left to the settings themselves."""
-    kind: Any = field.annotation
-    if isinstance(kind, types.UnionType):  # int | None
-        kind = typing.get_args(kind)[0]
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        choices = typing.get_args(inner) or None
-        return {"nargs": "+", "choices": choices, **({} if choices else {"metavar": "TEXT"})}
-    if typing.get_origin(kind) is Literal:
-        return {"choices": typing.get_args(kind)}
-    return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
-
-
-def given(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The settings among the parsed flags."""
-    return {key: value for key, value in vars(options).items() if key in settings.model_fields}
 
 
 # Events -> lines
@@ -318,16 +266,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def verb(name: str, act: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    def verb(
+        name: str, act: Callable[[argparse.Namespace], int], shared: bool = True
+    ) -> argparse.ArgumentParser:
         words = (act.__doc__ or "").strip()
         one = verbs.add_parser(name, help=words, description=words)
-        one.add_argument(
-            "--workspace", default="workspace", metavar="DIR", help="folder of all you make"
-        )
-        one.add_argument(
-            "--json", action="store_true", help="one JSON object per line, for programs"
-        )
         one.set_defaults(act=act)
+        if shared:
+            add_shared_flags(one)
         return one
 
     page = verb("serve", serve)
@@ -350,6 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = verb("runs", runs_verb)
     one.add_argument("what", choices=("list", "show", "stop"))
     one.add_argument("name", nargs="?")
+    add_tools(verb("lora", lora, shared=False))
     return parser
 
 

@@ -32,7 +32,14 @@ class ModelError(SdloraError):
 
 
 class LoraFileError(SdloraError):
-    """A LoRA file cannot be read, or is for another base model."""
+    """A LoRA file cannot be read, or is for another base model.
+
+    `code` is the short name of the refusal in `lora.refusals`; empty where no file was judged.
+    """
+
+    def __init__(self, sentence: str, code: str = "") -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class DeviceError(SdloraError):

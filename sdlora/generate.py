@@ -112,8 +112,8 @@ class Engine:
         if self._painter is None or source != self._source:
             self.close()  # two models at once may not fit
             family = open_family(source, self.dtype, self.device)
-            library = Library(self.workspace.lora_folders)
-            self._painter, self._source = Painter(family, library), source
+            painter = Painter(family, Library.of(self.workspace))
+            self._painter, self._source = painter, source
         return self._painter
 
     def _work(

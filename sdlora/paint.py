@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from sdlora.adapters import Blend, Fit, fit
+from sdlora.adapters import Blend, Fit
 from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile, read_lora
@@ -87,17 +87,30 @@ class Sheet:
 
 @dataclass
 class _Chosen:
-    """A LoRA that prompts named, found and fitting, with the sum of its weights."""
+    """A LoRA that prompts named, found and fitting, with the weights it was given."""
 
     entry: LoraEntry
     file: LoraFile
     hash: str
-    unet: float
-    text_encoder: float
+    weights: list[tuple[float, float]]  # on the denoiser, on the text encoders
+
+    @property
+    def weighted(self) -> tuple[LoraFile, float, float]:
+        denoiser, text_encoders = (sum(side) for side in zip(*self.weights, strict=True))
+        return self.file, denoiser, text_encoders
+
+    @property
+    def sum_told(self) -> str:
+        given = [f"{denoiser:g}" for denoiser, _ in self.weights]
+        times = "twice" if len(given) == 2 else f"{len(given)} times"
+        return (
+            f"{self.entry.name!r} stands {times}, and its weights add up: "
+            f"{' + '.join(given)} = {self.weighted[1]:g}"
+        )
 
     def use(self, its: Fit) -> LoraUse:
-        entry, layers = self.entry, its.layers
-        return LoraUse(entry.name, entry.path.name, self.hash, self.unet, self.text_encoder, layers)
+        entry, (_, denoiser, text_encoders) = self.entry, self.weighted
+        return LoraUse(entry.name, entry.path.name, self.hash, denoiser, text_encoders, its.layers)
 
 
 class Painter:
@@ -117,9 +130,9 @@ class Painter:
         if negative.loras or negative.problems:
             problems.append("LoRA tags in the negative prompt are not used; they were taken out")
         chosen = self._choose(prompt.loras, problems)
-        weighted = [(one.file, one.unet, one.text_encoder) for one in chosen]
         try:
-            fits = self.blend.apply(weighted)
+            fits = self.blend.apply([one.weighted for one in chosen])
+            problems += self.blend.notes
         except LoraFileError as error:
             problems.append(f"no LoRA is used: {error}")
             chosen, fits = [], []
@@ -187,27 +200,25 @@ class Painter:
             try:
                 entry = self.library.find(tag.name)
                 file, its_hash = self._opened(entry.path)
-                unmatched = fit(file, self.family).unmatched
+                unmatched = self.blend.fit(file).unmatched
             except LoraFileError as error:
                 problems.append(f"{tag.name!r} is not used: {error}")
                 continue
+            weights = (tag.unet, tag.text_encoder)
             if one := chosen.get(entry.path):
-                one.unet, one.text_encoder = (
-                    one.unet + tag.unet,
-                    one.text_encoder + tag.text_encoder,
-                )
-                problems.append(f"{tag.name!r} stands more than once: its weights add up")
+                one.weights.append(weights)
                 continue
-            chosen[entry.path] = _Chosen(entry, file, its_hash, tag.unet, tag.text_encoder)
+            chosen[entry.path] = _Chosen(entry, file, its_hash, [weights])
             if unmatched:
                 problems.append(
                     f"{len(unmatched)} layers of {tag.name!r} are not in this model and are not "
-                    f"used, {unmatched[0]!r} first"
+                    f"used: {_listed(unmatched)}"
                 )
             if entry.also:
                 names = ", ".join(path.parent.name + "/" + path.name for path in entry.also)
                 problems.append(f"{tag.name!r} is the name of other files too, not used: {names}")
-        in_use = {path for path in chosen}
+        problems += [one.sum_told for one in chosen.values() if len(one.weights) > 1]
+        in_use = set(chosen)
         self._files = {key: value for key, value in self._files.items() if key[0] in in_use}
         return list(chosen.values())
 
@@ -217,3 +228,8 @@ class Painter:
         if key not in self._files:
             self._files[key] = read_lora(path), body_hash(path)[:12]
         return self._files[key]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:80] for name in names[:most]) + rest

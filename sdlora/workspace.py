@@ -15,6 +15,8 @@ from sdlora.errors import SettingsError
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
 TRAINING_DATA = Path(__file__).parent.parent / "training_data"
+# where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
+LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -135,9 +137,29 @@ class Workspace:
         return self.root / "jobs.db"
 
     @property
+    def lora_index(self) -> Path:
+        """What the LoRA files have said, so that it need not be read again."""
+        return self.root / "loras.db"
+
+    @property
     def lora_folders(self) -> tuple[Path, ...]:
-        """Where tags are looked up: the user's own first, then those that ship."""
-        return (self.loras, STARTER_LORAS)
+        """Where tags are looked up: the user's own folders first, then what ships."""
+        return (self.loras, *self._further_lora_folders(), STARTER_LORAS)
+
+    def _further_lora_folders(self) -> list[Path]:
+        """Those that lora_folders.txt names, a line each; of another program's tree its LoRAs."""
+        try:
+            lines = (self.root / "lora_folders.txt").read_text("utf-8-sig", "replace").splitlines()
+        except OSError:
+            return []
+        folders: list[Path] = []
+        for line in lines:
+            name = "".join(filter(str.isprintable, line)).strip(" \"'")
+            if name and name[0] != "#":
+                folder = self.root / os.path.expanduser(name)
+                places = [folder / place for place in LORA_PLACES if (folder / place).is_dir()]
+                folders.extend(places or [folder])
+        return folders
 
     def dataset_folders(self) -> dict[str, Path]:
         """Name -> folder of every picture set on offer: the user's own and those that ship."""

@@ -29,15 +29,20 @@ LAYERS = {
     "sdlora.starter": 2,
     "sdlora.starter.*": 2,
     "sdlora.families*": 3,
-    "sdlora.adapters": 4,
+    "sdlora.adapters*": 4,
     "sdlora.encode": 4,
     "sdlora.optim": 4,
+    "sdlora.extract": 5,
+    "sdlora.fuse": 5,
     "sdlora.generate": 5,
     "sdlora.paint": 5,
+    "sdlora.lora_tools": 6,
     "sdlora.train": 6,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
     "sdlora.worker": 7,
+    "sdlora.flags": 8,
+    "sdlora.lora_cli": 8,
     "sdlora.cli": 8,
     "sdlora.demo": 8,
     "webui*": 8,
@@ -51,6 +56,7 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
     *("sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
+    *("sdlora.flags", "sdlora.lora_cli"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (

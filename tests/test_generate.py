@@ -20,7 +20,8 @@ from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.families.base import Family
 from sdlora.generate import Engine, render
-from sdlora.lora.file import LoraFile, LoraPair, write_lora
+from sdlora.lora.adapter import Adapter
+from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.library import Library
 from sdlora.paint import SAMPLERS
 from sdlora.settings import ImageRequest, TrainSettings
@@ -50,8 +51,8 @@ def loras(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("neon", "soft")):
         file = tiny_lora(family, seed, 0.05)
-        write_lora(LoraFile(file.pairs, {"ss_output_name": name}), folder / f"{name}.safetensors")
-    wrong = {"lora_unet_x_attn2_to_k": LoraPair(torch.ones(2, 2048), torch.ones(4, 2), 2.0)}
+        write_lora(LoraFile(file.layers, {"ss_output_name": name}), folder / f"{name}.safetensors")
+    wrong = {"lora_unet_x_attn2_to_k": Adapter.lora(torch.ones(2, 2048), torch.ones(4, 2), 2.0)}
     write_lora(LoraFile(wrong), folder / "big.safetensors")
     (folder / "broken.safetensors").write_bytes(b"nonsense, and quite a lot of it")
     return folder
@@ -146,7 +147,10 @@ def test_live_training_is_sampled_and_left_as_it_was(family: Family) -> None:
     assert (first == second).all() and (first != base).any()  # no dropout, and the LoRA shows
     assert family.denoiser.training and all(p.requires_grad for p in parameters)
     after = collect(family)
-    assert all(torch.equal(pair.up, after.pairs[n].up) for n, pair in before.pairs.items())
+    assert all(
+        torch.equal(it.tensors["up"], after.layers[name].tensors["up"])
+        for name, it in before.layers.items()
+    )
     detach(family)
     family.denoiser.eval()
 
@@ -164,7 +168,7 @@ def test_problems_are_told_and_the_rest_is_used(family: Family, loras: Path) -> 
         "no LoRA 'neom'. Did you mean neon",
         "a LoRA for Stable Diffusion XL; the open model is Stable Diffusion 1",
         "not a safetensors file",
-        "add up",
+        "'neon' stands twice, and its weights add up: 0.5 + 0.3 = 0.8",
     ]
     assert len(report["problems"]) == len(expected)
     for problem, part in zip(report["problems"], expected, strict=True):

@@ -1,31 +1,33 @@
-"""Finding LoRA files by name, from their headers alone."""
+"""Finding LoRA files by name, alias and hash, in folders of any shape."""
 
-import json
+import hashlib
+import os
+import struct
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
-import torch
 
 from launch import ROOT
+from raw_lora import lora, shapes_of
 from sdlora.errors import LoraFileError
-from sdlora.lora.file import LoraFile, LoraPair, write_lora
-from sdlora.lora.header import body_hash
-from sdlora.lora.library import Library, trigger_words
-
-
-def lora(path: Path, width: int = 768, **metadata: str) -> Path:
-    some = LoraPair(torch.ones(4, width), torch.ones(8, 4), 4.0)
-    return write_lora(LoraFile({"lora_unet_x_attn2_to_k": some}, metadata), path)
+from sdlora.lora import library as library_module
+from sdlora.lora.library import Library
+from sdlora.workspace import Workspace
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    lora(tmp_path / "neon.safetensors", ss_output_name="old neon")
-    lora(tmp_path / "My_style-v1.0.safetensors", 2048)
-    lora(tmp_path / "people" / "zibo.safetensors", 128)
-    return tmp_path
+    root = tmp_path / "loras"
+    lora(root / "neon.safetensors", ss_output_name="old neon")
+    lora(root / "My_style-v1.0.safetensors", 2048)
+    lora(root / "people" / "zibo.safetensors", 128)
+    return root
+
+
+# By name
 
 
 @pytest.mark.parametrize(
@@ -48,34 +50,59 @@ def test_find(name: str, found: str, folder: Path) -> None:
     assert Library([folder]).find(name).name == found
 
 
+def test_letters_are_alike_however_they_are_stored(tmp_path: Path) -> None:
+    lora(tmp_path / "Größe.safetensors")
+    assert Library([tmp_path]).find("GRÖSSE").name == "Größe"
+    assert Library([tmp_path]).find(unicodedata.normalize("NFD", "Größe")).name == "Größe"
+
+
 @pytest.mark.parametrize("name", ["neo", "", "../neon", "neon.safetensors/..", "/etc/passwd"])
 def test_what_is_not_there_is_not_found(name: str, folder: Path) -> None:
     with pytest.raises(LoraFileError, match="there is no LoRA"):
         Library([folder]).find(name)
 
 
-def test_near_names_are_offered(folder: Path) -> None:
-    with pytest.raises(LoraFileError, match="Did you mean neon"):
+def test_near_names_are_offered_among_many(folder: Path) -> None:
+    for number in range(200):
+        lora(folder / f"something_else_{number}.safetensors")
+    lora(folder / "neon_2.safetensors")
+    with pytest.raises(LoraFileError, match="Did you mean neon or neon_2"):
         Library([folder]).find("neom")
 
 
-def test_list_tells_base_rank_and_size(folder: Path) -> None:
-    entries = Library([folder, folder / "none"]).list()
-    assert [(e.full_name, e.family, e.rank) for e in entries] == [
-        ("My_style-v1.0", "sdxl", 4),
-        ("neon", "sd1", 4),
-        ("people/zibo", "starter", 4),
+def test_list_tells_base_kind_rank_and_size(folder: Path) -> None:
+    entries = Library([folder]).list()
+    assert [(e.full_name, e.family, e.rank, e.facts.kinds) for e in entries] == [
+        ("My_style-v1.0", "sdxl", 4, ["LoRA"]),
+        ("neon", "sd1", 4, ["LoRA"]),
+        ("people/zibo", "starter", 4, ["LoRA"]),
     ]
     assert entries[0].size_bytes == (folder / "My_style-v1.0.safetensors").stat().st_size
-    assert entries[1].autov3 == body_hash(folder / "neon.safetensors")[:12]
 
 
-def test_first_folder_wins_and_it_is_told(tmp_path: Path) -> None:
+def test_the_highest_rank_counts(tmp_path: Path) -> None:
+    other = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    shapes = {**shapes_of(768, rank=2), **shapes_of(768, rank=6, layer=other)}
+    lora(tmp_path / "a.safetensors", shapes=shapes)
+    assert Library([tmp_path]).list()[0].rank == 6
+
+
+def test_of_two_files_of_one_name_both_are_listed_and_the_choice_is_told(tmp_path: Path) -> None:
     own, shipped = lora(tmp_path / "own" / "a.safetensors"), lora(tmp_path / "b" / "a.safetensors")
     library = Library([tmp_path / "own", tmp_path / "b"])
     found = library.find("A")
     assert (found.path, found.also) == (own, (shipped,))
-    assert [(e.path, e.also) for e in library.list()] == [(own, (shipped,))]
+    first, second = library.list()
+    assert (first.path, first.also, first.problem) == (own, (shipped,), "")
+    assert second.path == shipped and f"'a' means {own}" in second.problem
+
+
+def test_one_name_in_two_sub_folders_is_told_too(tmp_path: Path) -> None:
+    near, far = lora(tmp_path / "b" / "x.safetensors"), lora(tmp_path / "a" / "c" / "x.safetensors")
+    library = Library([tmp_path])
+    assert (library.find("x").path, library.find("x").also) == (near, (far,))
+    assert library.find("a/c/x").path == far and not library.find("a/c/x").also
+    assert not any(entry.problem or entry.also for entry in library.list())
 
 
 def test_exact_case_wins(tmp_path: Path) -> None:
@@ -86,38 +113,161 @@ def test_exact_case_wins(tmp_path: Path) -> None:
     assert Library([tmp_path]).find("Neon/x").folder == "Neon"
 
 
-def test_unreadable_file_is_listed_with_its_problem(folder: Path) -> None:
+# By hash
+
+
+@pytest.fixture
+def hashed(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A file long enough for every hash, and what they are by their definitions."""
+    wide = {"lora_unet_x.lora_down.weight": [768, 768], "lora_unet_x.lora_up.weight": [768, 768]}
+    path = lora(folder / "big.safetensors", shapes=wide, fill=7)
+    content = path.read_bytes()
+    assert len(content) > 0x110000
+    (length,) = struct.unpack("<Q", content[:8])
+    return path, {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "AutoV2": hashlib.sha256(content).hexdigest()[:10],
+        "AutoV3": hashlib.sha256(content[8 + length :]).hexdigest()[:12],
+        "legacy": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+def nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was read for its hash")
+
+    monkeypatch.setattr(library_module, "read_hashes", refuse)
+
+
+@pytest.mark.parametrize("kind", ["sha256", "AutoV2", "AutoV3", "legacy"])
+def test_find_by_hash(kind: str, hashed: tuple[Path, dict[str, str]], folder: Path) -> None:
+    path, hashes = hashed
+    assert Library([folder]).find(hashes[kind]).path == path
+    assert Library([folder]).find(hashes[kind][:8].upper()).path == path
+    with pytest.raises(LoraFileError, match="there is no LoRA"):
+        Library([folder]).find(hashes[kind][:7])
+
+
+def test_hashes_are_read_once(
+    hashed: tuple[Path, dict[str, str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path, hashes), index = hashed, folder.parent / "index.db"
+    read = Library([folder], index).hashes(Library([folder], index).find("big"))
+    assert [read.sha256, read.autov2, read.autov3, read.legacy] == list(hashes.values())
+    nobody_reads(monkeypatch)
+    path.with_suffix(".json").write_text('{"activation text": "big"}', "utf-8")
+    entry = Library([folder], index).find(hashes["AutoV3"])
+    assert entry.path == path and entry.hashes == read and entry.trigger_words == ("big",)
+
+
+def test_a_changed_file_has_other_hashes(hashed: tuple[Path, dict[str, str]], folder: Path) -> None:
+    (path, hashes), library = hashed, Library([folder], folder.parent / "index.db")
+    assert library.find(hashes["AutoV3"]).path == path
+    lora(path, 1024)
+    for some in (library, Library([folder], folder.parent / "index.db")):
+        with pytest.raises(LoraFileError, match="there is no LoRA"):
+            some.find(hashes["AutoV3"])
+
+
+def test_the_hash_that_a_file_claims_finds_it_unread(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora(folder / "claims.safetensors", sshs_model_hash="AB" * 32)
+    nobody_reads(monkeypatch)
+    assert Library([folder]).find("abababababab").name == "claims"
+
+
+def test_many_files_are_not_all_read_for_one_hash(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_module, "HASHED_AT_ONCE", 1)
+    library = Library([folder])
+    sha = hashlib.sha256((folder / "people" / "zibo.safetensors").read_bytes()).hexdigest()
+    for left in (2, 1):
+        with pytest.raises(LoraFileError, match=f"{left} files are not read yet: ask again"):
+            library.find(sha[:10])
+    assert library.find(sha[:10]).name == "zibo"
+
+
+def test_a_hidden_file_is_found_by_its_hash(tmp_path: Path) -> None:
+    lora(tmp_path / "own" / "a.safetensors")
+    hidden = lora(tmp_path / "b" / "a.safetensors", 2048)
+    library = Library([tmp_path / "own", tmp_path / "b"])
+    assert library.find(hashlib.sha256(hidden.read_bytes()).hexdigest()).path == hidden
+
+
+# Folders
+
+
+def test_unusable_files_are_listed_with_their_problem(folder: Path) -> None:
     (folder / "broken.safetensors").write_bytes(b"nonsense, and quite a lot of it")
     (folder / "dangling.SAFETENSORS").symlink_to(folder / "nowhere")
+    (folder / "itself.safetensors").symlink_to(folder / "itself.safetensors")
     (folder / ".hidden.safetensors").write_bytes(b"")
+    (folder / "folder.safetensors").mkdir()
+    lora(folder / ".cache" / "hidden.safetensors")
+    lora(folder / "other.safetensors", shapes={"model.weight": [2, 2]})
     entries = {entry.name: entry for entry in Library([folder]).list()}
     assert "not a safetensors file" in entries["broken"].problem
     assert "cannot be read" in entries["dangling"].problem
-    assert ".hidden" not in entries and not entries["neon"].problem
+    assert "cannot be read" in entries["itself"].problem
+    assert "keys are unknown" in entries["other"].problem
+    assert not entries["neon"].problem
+    assert len(entries) == 7
 
 
-def test_a_changed_file_is_read_again(folder: Path) -> None:
-    library = Library([folder])
-    assert library.find("neon").family == "sd1"
-    lora(folder / "neon.safetensors", 1024)
-    assert library.find("neon").family == "sd2"
+def test_links_that_go_in_circles_are_followed_once(folder: Path) -> None:
+    (folder / "people" / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "again").symlink_to(folder / "people", target_is_directory=True)
+    (folder / "itself").symlink_to(folder / "itself")
+    entries = Library([folder, folder / "people"]).list()
+    assert sorted(entry.name for entry in entries) == ["My_style-v1.0", "neon", "zibo"]
 
 
-@pytest.mark.parametrize(
-    ("metadata", "words"),
-    [
-        ({"modelspec.trigger_phrase": "neon lighting"}, ("neon lighting",)),
-        ({"trained_words": '["zibo", "robot"]'}, ("zibo", "robot")),
-        ({"trained_words": "zibo, robot"}, ("zibo", "robot")),
-        ({"ss_tag_frequency": json.dumps({"10_a": {"zibo": 20, "sea": 3}})}, ("zibo",)),
-        ({"ss_tag_frequency": json.dumps({"a": {c: 1 for c in "abcdefgh"}})}, ()),
-        ({"ss_tag_frequency": "{broken"}, ()),
-        ({"ss_tag_frequency": "[1]"}, ()),
-        ({}, ()),
-    ],
-)
-def test_trigger_words(metadata: dict[str, str], words: tuple[str, ...]) -> None:
-    assert trigger_words(metadata) == words
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_file(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.safetensors")
+    os.mkfifo(folder / "neon.json")
+    assert len(Library([folder]).list()) == 3
+
+
+def test_names_that_are_no_text_can_be_shown_and_found(folder: Path) -> None:
+    strange = os.fsencode(folder) + b"/caf\xe9.safetensors"
+    try:
+        os.rename(folder / "neon.safetensors", strange)
+    except (OSError, UnicodeError):
+        pytest.skip("this disk keeps text only")
+    library = Library([folder], folder.parent / "index.db")
+    assert "caf?" in [entry.name for entry in library.list()]
+    again = Library([folder], folder.parent / "index.db").find("caf?")
+    assert os.fsencode(again.path) == strange and again.family == "sd1"
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder: Path) -> None:
+    library = Library([folder, folder / "none"])
+    assert len(library.list()) == 3
+    with pytest.raises(LoraFileError, match="folder .*none cannot be read"):
+        library.find("neom")
+
+
+def test_further_folders_are_read_in_place(tmp_path: Path) -> None:
+    space = Workspace.open(tmp_path / "space")
+    library = Library.of(space)
+    shipped = {entry.name for entry in library.list()}
+    assert shipped and not library.problems
+    a1111, comfy, plain_one = (tmp_path / name for name in ("a 1111", "comfy", "mine"))
+    lora(a1111 / "models" / "Lora" / "styles" / "one.safetensors")
+    lora(a1111 / "models" / "LyCORIS" / "two.safetensors")
+    lora(a1111 / "outputs" / "not_this.safetensors")
+    lora(comfy / "models" / "loras" / "three.safetensors")
+    lora(plain_one / "four.safetensors")
+    lora(space.root / "near" / "five.safetensors")
+    lines = ["\ufeff# my folders", f'"{a1111}"', "", f"{comfy}\r", f"  {plain_one}  ", "near"]
+    lines.append(str(tmp_path / "gone"))
+    (space.root / "lora_folders.txt").write_text("\n".join(lines), "utf-8")
+    names = {entry.full_name for entry in library.list()}
+    assert names - shipped == {"styles/one", "two", "three", "four", "five"}
+    assert [str(tmp_path / "gone") in problem for problem in library.problems] == [True]
 
 
 def test_listing_needs_no_torch(folder: Path) -> None:

@@ -77,7 +77,7 @@ def learnt(events: list[Event]) -> LoraFile:
 
 
 def numbers_of(file: LoraFile) -> torch.Tensor:
-    halves = [half for pair in file.pairs.values() for half in (pair.down, pair.up)]
+    halves = [it.tensors[half] for it in file.layers.values() for half in ("down", "up")]
     return torch.cat([half.flatten() for half in halves]).float()
 
 
@@ -93,12 +93,12 @@ def test_every_family_learns_in_the_same_loop(kind: str, run: Run) -> None:
     assert [step.step for step in steps] == [1, 2, 3, 4]
     assert [step.loss is not None for step in steps] == [True, False, False, True]
     file = learnt(events)
-    idle = {name for name, pair in file.pairs.items() if not pair.up.any()}
+    idle = {name for name, it in file.layers.items() if not it.tensors["up"].any()}
     # SDXL reads the first text encoder before its last layer
     assert all(name.startswith("lora_te1_text_model_encoder_layers_1_") for name in idle)
-    prefixes = {name.split("_")[1] for name in file.pairs}
+    prefixes = {name.split("_")[1] for name in file.layers}
     assert prefixes == ({"unet", "te1", "te2"} if kind == "sdxl" else {"unet", "te"})
-    assert any("_resnets_" in name for name in file.pairs)
+    assert any("_resnets_" in name for name in file.layers)
     assert file.metadata["modelspec.trigger_phrase"] == "zibo"
     assert file.metadata["ss_steps"] == "4"
     assert isinstance(events[-1], Done)
@@ -230,11 +230,11 @@ def test_saving_memory_changes_nothing(run: Run, split: dict[str, Any]) -> None:
 
 def test_the_text_encoder_learns_at_its_own_rate_and_only_if_asked(run: Run) -> None:
     without = learnt(run(steps=2))
-    assert not any(name.startswith("lora_te") for name in without.pairs)
+    assert not any(name.startswith("lora_te") for name in without.layers)
     moved = []
     for rate in (1e-4, 1e-2):
         file = learnt(run(steps=2, train_text_encoder=True, text_encoder_learning_rate=rate))
-        ups = [pair.up for name, pair in file.pairs.items() if name.startswith("lora_te_")]
+        ups = [it.tensors["up"] for name, it in file.layers.items() if name.startswith("lora_te_")]
         assert all(up.any() for up in ups)
         moved.append(max(float(up.abs().max()) for up in ups))
     assert moved[1] > 30 * moved[0]
@@ -242,7 +242,7 @@ def test_the_text_encoder_learns_at_its_own_rate_and_only_if_asked(run: Run) -> 
 
 def test_half_the_bits_in_the_base_leave_the_adapter_exact(run: Run) -> None:
     file = learnt(run(precision="bf16", train_text_encoder=True))
-    assert all(pair.up.any() for pair in file.pairs.values())
+    assert all(it.tensors["up"].any() for it in file.layers.values())
 
 
 def test_nothing_is_overwritten(run: Run, space: Workspace) -> None:

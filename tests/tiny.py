@@ -92,7 +92,7 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def _text_encoder(width: int, kind: type = CLIPTextModel, activation: str = "quick_gelu") -> Any:
+def text_encoder(width: int, kind: type = CLIPTextModel, activation: str = "quick_gelu") -> Any:
     config = CLIPTextConfig(
         vocab_size=514, hidden_size=width, intermediate_size=2 * width, projection_dim=width,
         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77,
@@ -101,7 +101,7 @@ def _text_encoder(width: int, kind: type = CLIPTextModel, activation: str = "qui
     return kind(config).eval()
 
 
-def _vae(channels: int) -> AutoencoderKL:
+def vae(channels: int) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
         latent_channels=channels, sample_size=PIXELS,
@@ -130,8 +130,8 @@ def _sd(kind: str) -> StableDiffusionPipeline:
     channels, width = {"sd1": (4, 16), "sd2": (4, 24), "starter": (8, 32)}[kind]
     is_v = kind == "sd2"
     return StableDiffusionPipeline(
-        vae=_vae(channels),
-        text_encoder=_text_encoder(width, activation="gelu" if is_v else "quick_gelu"),
+        vae=vae(channels),
+        text_encoder=text_encoder(width, activation="gelu" if is_v else "quick_gelu"),
         tokenizer=tokenizer(),
         unet=_unet(channels, width, use_linear_projection=is_v),
         scheduler=_scheduler("v_prediction" if is_v else "epsilon"),
@@ -145,9 +145,9 @@ def _sdxl() -> StableDiffusionXLPipeline:
     # pooled text (24) and six sizes of 8 numbers each join the time embedding
     sizes = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24 + 6 * 8}
     return StableDiffusionXLPipeline(
-        vae=_vae(4),
-        text_encoder=_text_encoder(16),
-        text_encoder_2=_text_encoder(24, CLIPTextModelWithProjection, "gelu"),
+        vae=vae(4),
+        text_encoder=text_encoder(16),
+        text_encoder_2=text_encoder(24, CLIPTextModelWithProjection, "gelu"),
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
         unet=_unet(

@@ -17,7 +17,7 @@ from sdlora.jobs import Queue
 from sdlora.lora.library import Library
 from sdlora.processes import alive, identity, start_detached
 from sdlora.settings import ImageRequest, TrainSettings, with_preset
-from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
+from sdlora.workspace import TRAINING_DATA, Workspace
 from webui.media import Media
 
 RECENT_REQUESTS = 12
@@ -55,9 +55,9 @@ class Studio:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.queue = Queue(workspace.database)
-        self.library = Library(workspace.lora_folders)
-        own = (workspace.outputs, workspace.runs, workspace.datasets, workspace.loras)
-        self.media = Media((*own, TRAINING_DATA, STARTER_LORAS))
+        self.library = Library.of(workspace)
+        own = (workspace.outputs, workspace.runs, workspace.datasets)
+        self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
         self._followers: dict[Path, runs.Follower] = {}
         self._lock = threading.Lock()
         self._worker = ""

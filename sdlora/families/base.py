@@ -10,6 +10,7 @@ import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from sdlora.errors import ModelError
 from sdlora.lora.bases import BASES
 from sdlora.lora.formats import text_name
+from sdlora.lora.vocabulary import Slot, vocabulary
 from sdlora.noise import DDPM
 
 # Layers of the UNet that an adapter can be put on, by the end of their path. `conv` are the
@@ -32,6 +34,8 @@ TARGETS = {
     "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
 }
 TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
+# What a LoRA file can change, of any kind
+CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
 
 
 class Conditioned(Protocol):
@@ -70,7 +74,11 @@ class Family(ABC):
             part.requires_grad_(False).eval()
         self.noise = DDPM.of(pipeline.scheduler.config).to(device)
         self.resolution = int(self.denoiser.config.sample_size * pipeline.vae_scale_factor)
-        self._vocabulary = dict(self._name_modules())
+        self.layers: dict[str, dict[str, Any]] = {  # part -> path in it -> what a LoRA can change
+            part: {path: its for path, its in model.named_modules() if isinstance(its, CHANGEABLE)}
+            for part, model in self.parts.items()
+        }
+        self._module_names = dict(self._name_modules())
 
     @classmethod
     def open(cls, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
@@ -124,7 +132,12 @@ class Family(ABC):
 
     def module_names(self) -> Mapping[str, tuple[str, str]]:
         """Canonical LoRA layer name -> (part, path in it), of linear layers and convolutions."""
-        return self._vocabulary
+        return self._module_names
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, tuple[Slot, ...]]:
+        """Every layer name that a LoRA file may use for this model -> the modules it changes."""
+        return vocabulary(self.name, self.layers)
 
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False
@@ -135,7 +148,7 @@ class Family(ABC):
             wanted |= {key: {"attention": TEXT_TARGETS} for key in self.text_encoders}
         paths: dict[str, dict[str, list[str]]] = {}
         for part, patterns in wanted.items():
-            every = [path for its, path in self._vocabulary.values() if its == part]
+            every = [path for its, path in self._module_names.values() if its == part]
             paths[part] = {
                 group: [path for path in every if re.search(rf"\b({pattern})$", path)]
                 for group, pattern in patterns.items()
@@ -156,8 +169,8 @@ class Family(ABC):
         return torch.autocast(self.device.type, self.dtype)
 
     def _name_modules(self) -> Iterable[tuple[str, tuple[str, str]]]:
-        for part, model in self.parts.items():
-            for path, module in model.named_modules():
+        for part, layers in self.layers.items():
+            for path, module in layers.items():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     flat = path.replace(".", "_")
                     is_text = part in self.text_encoders

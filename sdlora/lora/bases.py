@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Shapes = Mapping[str, tuple[int, ...]]  # tensor or pair name -> shape
+Shapes = Mapping[str, tuple[int, ...]]  # layer name -> its weight's shape, () when not told
 
 
 @dataclass(frozen=True)
 class Base:
-    """One base model. `width` is that of its text: what the UNet's cross-attention reads."""
+    """One base model. `width` is that of its text: what the denoiser's cross-attention reads."""
 
     name: str
     title: str
@@ -34,37 +35,89 @@ BASES: dict[str, Base] = {
             "stable-diffusion-xl-v1-base",
             "https://github.com/Stability-AI/generative-models",
         ),
+        Base(
+            "sd3",
+            "Stable Diffusion 3",
+            4096,
+            "sd3_m",
+            "stable-diffusion-3",
+            "https://github.com/Stability-AI/sd3-ref",
+        ),
+        Base(
+            "flux",
+            "FLUX.1",
+            4096,
+            "flux1",
+            "flux-1-dev",
+            "https://github.com/black-forest-labs/flux",
+        ),
     )
 }
-_BY_WIDTH = {base.width: base.name for base in BASES.values()}
+UNETS = ("starter", "sd1", "sd2", "sdxl")
+_BY_WIDTH = {BASES[name].width: name for name in UNETS}
+# how metadata starts that names a base: "sdxl_base_v0-9", "flux-1-schnell"
+_SAID = {
+    "ss_base_model_version": {
+        "sdlora_starter": "starter", "sd_v1": "sd1", "sd_v2": "sd2", "sdxl": "sdxl", "sd3": "sd3",
+        "flux1": "flux",
+    },
+    "modelspec.architecture": {
+        "sdlora-starter": "starter", "stable-diffusion-v1": "sd1", "stable-diffusion-v2": "sd2",
+        "stable-diffusion-xl": "sdxl", "stable-diffusion-3": "sd3", "flux-1": "flux",
+    },
+}  # fmt: skip
+
+_CROSS = re.compile("lora_unet_.*_attn2_to_[kv]")
+# the blocks that only one of the transformers has, in either naming
+_OWN_BLOCKS = {
+    "lora_unet_joint_blocks_": "sd3",
+    "lora_unet_double_blocks_": "flux",
+    "lora_unet_single_blocks_": "flux",
+    "lora_unet_single_transformer_blocks_": "flux",
+}
+_JOINT = re.compile(r"lora_unet_transformer_blocks_\d+_(?:attn|ff|norm1)")
+_JOINT_WIDTHS = {3072: "flux", 1536: "sd3", 2432: "sd3"}  # of what such a layer reads
 
 
-def base_of(downs: Shapes, metadata: Mapping[str, str]) -> str:
+def base_of(weights: Shapes, metadata: Mapping[str, str]) -> str:
     """The name of the base that a LoRA is for; empty when nothing tells.
 
-    `downs` are the shapes of its down matrices by canonical name. They are asked first, because
-    metadata goes stale when files are merged; the cross-attention's input is the base's text width.
+    `weights` are asked first, because metadata goes stale when files are merged: blocks that one
+    base alone has, or the cross-attention's input, which is the base's text width.
     """
-    for name, shape in downs.items():
-        if name.endswith(("_attn2_to_k", "_attn2_to_v")) and shape[1] in _BY_WIDTH:
+    return _by_blocks(weights) or _by_text(weights) or _said(metadata)
+
+
+def _by_blocks(weights: Shapes) -> str:
+    joint = ""  # of what SD 3 and FLUX share; a block that only one has tells more
+    for name, shape in weights.items():
+        for start, base in _OWN_BLOCKS.items():
+            if name.startswith(start):
+                return base
+        if _JOINT.match(name):
+            joint = joint or _JOINT_WIDTHS.get(shape[1] if len(shape) > 1 else 0, "")
+        elif len(shape) > 1 and shape[1] in _BY_WIDTH and _CROSS.fullmatch(name):
             return _BY_WIDTH[shape[1]]
-    if any(name.startswith(("lora_te1_", "lora_te2_")) for name in downs):
+    return joint
+
+
+def _by_text(weights: Shapes) -> str:
+    """A file for text encoders: SDXL alone has two, else its attention is as wide as its text."""
+    if any(name.startswith("lora_te3_") for name in weights):
+        return ""  # SD 3 and FLUX share theirs
+    if any(name.startswith(("lora_te1_", "lora_te2_")) for name in weights):
         return "sdxl"
-    return _base_of_text(downs) or _base_said(metadata)
-
-
-def _base_of_text(downs: Shapes) -> str:
-    """A file that holds the text encoder only: its attention is as wide as what the UNet reads."""
-    widths = (s[1] for n, s in downs.items() if n.startswith("lora_te_") and n.endswith("_q_proj"))
+    widths = (
+        shape[1]
+        for name, shape in weights.items()
+        if name.startswith("lora_te_") and name.endswith("_q_proj") and len(shape) > 1
+    )
     return next((_BY_WIDTH[width] for width in widths if width in _BY_WIDTH), "")
 
 
-def _base_said(metadata: Mapping[str, str]) -> str:
-    version = metadata.get("ss_base_model_version", "")
-    architecture = metadata.get("modelspec.architecture", "").removesuffix("/lora")
-    for base in BASES.values():
-        # versions are prefixes: sdxl_base_v0-9, stable-diffusion-v2-512
-        family = base.version.split("_base")[0]
-        if version.startswith(family) or architecture == base.architecture:
-            return base.name
+def _said(metadata: Mapping[str, str]) -> str:
+    for key, bases in _SAID.items():
+        said = metadata.get(key, "")
+        if base := next((base for start, base in bases.items() if said.startswith(start)), ""):
+            return base
     return ""

@@ -1,18 +1,20 @@
 """A LoRA in memory, and its way from and to a safetensors file.
 
-Reading passes the gate of `header` and `formats` before a tensor is allocated, then a scan for
-numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers and the
-others read (kohya-ss/sd-scripts, networks/lora.py).
+Reading passes the gate of `header`, `formats` and `kinds` before a tensor is allocated, then a scan
+for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers and the
+others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,107 +22,111 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
+from sdlora.lora.adapter import Adapter
 from sdlora.lora.bases import base_of
-from sdlora.lora.formats import Keys, pairs_of
+from sdlora.lora.formats import embedding_key, embeddings_of
 from sdlora.lora.header import Header, read_header
+from sdlora.lora.kinds import Layer, layers_of
+from sdlora.lora.refusals import refusal
+from sdlora.lora.written import (
+    ADAPTER_METADATA,
+    kohya_tensors,
+    peft_metadata,
+    peft_tensors,
+    said_alphas,
+)
 from sdlora.workspace import publish
 
 
 @dataclass(frozen=True, eq=False)
-class LoraPair:
-    """What one layer learnt: down (r,in[,k,k]), up (out,r[,1,1]); its scale is alpha / r."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return self.down.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(out,in[,k,k]): that of the weight it changes."""
-        return (self.up.shape[0], *self.down.shape[1:])
-
-    def delta(self, device: torch.device | None = None) -> Tensor:
-        """(out,in[,k,k]) float32: alpha / r · up · down, to be added to the layer's weight."""
-        down, up = self.down.to(device, torch.float32), self.up.to(device, torch.float32)
-        product = up.flatten(1) @ down.flatten(1) * (self.alpha / self.rank)
-        return product.view(self.shape)
-
-
-@dataclass(frozen=True, eq=False)
 class LoraFile:
-    """Canonical layer name -> pair, and the file's free text. Compared by identity."""
+    """What a file holds: layers by name, free text, and textual inversions by the word for them.
 
-    pairs: dict[str, LoraPair]
+    An embedding is (n,width) for each text encoder: "clip_l" and "clip_g", or "" for the only one.
+    Compared by identity.
+    """
+
+    layers: dict[str, Adapter]
     metadata: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
         """The name of the base model it is for, by its shapes; empty when nothing tells."""
-        return base_of({name: tuple(p.down.shape) for name, p in self.pairs.items()}, self.metadata)
+        return base_of({name: it.shape for name, it in self.layers.items()}, self.metadata)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many layers there are of each kind, the most frequent first."""
+        return dict(Counter(adapter.kind for adapter in self.layers.values()).most_common())
 
 
 def read_lora(path: Path) -> LoraFile:
     """The LoRA in `path`, on the CPU, in its own number format. LoraFileError: what is wrong."""
     header = read_header(path)
     try:
-        keys = pairs_of(header.shapes)
+        layers = layers_of(header.shapes)
         with safe_open(path, framework="pt") as file:
-            pairs = {name: _pair(file, key, name, header) for name, key in keys.items()}
+            return LoraFile(_adapters(file, layers, header), header.metadata, _bundled(file))
     except LoraFileError as error:
-        raise LoraFileError(f"{path.name}: {error}") from None
+        raise LoraFileError(f"{path.name}: {error}", error.code) from None
     except (OSError, SafetensorError) as error:
-        raise LoraFileError(f"{path.name} cannot be read: {error}") from None
-    return LoraFile(pairs, header.metadata)
+        raise refusal("unreadable", file=path.name, why=error) from None
 
 
-def _pair(file: safe_open, keys: Keys, name: str, header: Header) -> LoraPair:
-    down, up = file.get_tensor(keys.down), file.get_tensor(keys.up)
-    alpha = _said_alpha(keys.down, header.metadata)
-    if keys.alpha:
-        alpha = file.get_tensor(keys.alpha).item()
-    # without any alpha the scale is 1, as everywhere
-    alpha = float(down.shape[0]) if alpha is None else alpha
-    finite = all(bool(half.float().isfinite().all()) for half in (down, up))
-    if not finite or not math.isfinite(alpha):
-        raise LoraFileError(f"layer {name[:80]!r} holds numbers that are not finite")
-    return LoraPair(down, up, alpha)
+def _adapters(file: safe_open, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
+    ranks = {it.keys["down"]: it.rank for it in layers.values() if "down" in it.keys}
+    alphas = said_alphas(header.metadata, ranks)
+    adapters: dict[str, Adapter] = {}
+    for name, layer in layers.items():
+        tensors = {role: _finite(file.get_tensor(key), name) for role, key in layer.keys.items()}
+        if "alpha" not in tensors and (said := alphas.get(layer.keys.get("down", ""))) is not None:
+            tensors["alpha"] = _finite(torch.tensor(said), name)
+        adapters[name] = Adapter(layer.kind, tensors)
+    return adapters
 
 
-def _said_alpha(key: str, metadata: dict[str, str]) -> float | None:
-    """The alpha that diffusers keeps in the header: `unet.lora_alpha`, `unet.alpha_pattern`."""
-    try:
-        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        model, _, path = key.partition(".")
-        pattern = said.get(f"{model}.alpha_pattern") or {}
-        exact = (alpha for layer, alpha in pattern.items() if path.startswith(f"{layer}."))
-        alpha = next(exact, said.get(f"{model}.lora_alpha"))
-        return None if alpha is None else float(alpha)
-    except (AttributeError, TypeError, ValueError):
-        return None
+def _bundled(file: safe_open) -> dict[str, dict[str, Tensor]]:
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    for key, (name, encoder) in embeddings_of(file.keys()).items():
+        embeddings.setdefault(name, {})[encoder] = _finite(file.get_tensor(key), key)
+    return embeddings
 
 
-def write_lora(file: LoraFile, path: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write `file` with kohya's names, in `dtype`, with its hashes; complete or not at all.
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    if not _is_finite(tensor):
+        raise refusal("not_finite", name=name)
+    return tensor
 
-    The same tensors and metadata give the same bytes. LoraFileError when the numbers do not fit
-    into `dtype`, such as a training that ran away.
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.float().isfinite().all())  # 8-bit numbers cannot be asked
+
+
+def write_lora(
+    file: LoraFile,
+    path: Path,
+    dtype: torch.dtype = torch.float16,
+    names: Literal["kohya", "peft"] = "kohya",
+) -> Path:
+    """Write `file` in `dtype`, with kohya's or PEFT's names and its hashes; whole or not at all.
+
+    Layers keep the path they have. The same tensors and metadata give the same bytes. LoraFileError
+    when the numbers do not fit into `dtype`, such as a training that ran away, or PEFT's names
+    cannot hold a layer: its format has LoRA and DoRA only, in diffusers' naming.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, pair in file.pairs.items():
-        tensors[f"{name}.lora_down.weight"] = _stored(pair.down, dtype)
-        tensors[f"{name}.lora_up.weight"] = _stored(pair.up, dtype)
-        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha)
-    if bad := [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+    by_key = (peft_tensors if names == "peft" else kohya_tensors)(file.layers)
+    for name, parts in file.embeddings.items():
+        by_key |= {embedding_key(name, encoder): rows for encoder, rows in parts.items()}
+    tensors = {key: _stored(tensor, dtype) for key, tensor in by_key.items()}
+    if bad := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         raise LoraFileError(
             f"{path.name} is not written: {len(bad)} tensors are not finite, {bad[0]!r} first; "
             "a lower learning_rate helps"
         )
-    blob = serialise(tensors, {**file.metadata, **_hashes(tensors, file.metadata)})
+    metadata = {key: text for key, text in file.metadata.items() if key != ADAPTER_METADATA}
+    metadata |= peft_metadata(file.layers) if names == "peft" else {}
+    blob = serialise(tensors, {**metadata, **_hashes(tensors, metadata)})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(blob)
@@ -128,8 +134,13 @@ def write_lora(file: LoraFile, path: Path, dtype: torch.dtype = torch.float16) -
     return publish(path, write)
 
 
-def _stored(half: Tensor, dtype: torch.dtype) -> Tensor:
-    return half.detach().to("cpu", dtype).contiguous()
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in `dtype`; a lone number, such as alpha, costs nothing and stays as precise as it is.
+
+    A copy, because layers may share a tensor and safetensors writes none that is shared.
+    """
+    kept = tensor.dim() == 0 or not tensor.is_floating_point()
+    return tensor.detach().to("cpu", tensor.dtype if kept else dtype, copy=True).contiguous()
 
 
 def serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

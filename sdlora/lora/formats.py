@@ -1,196 +1,232 @@
-"""How LoRA files name their tensors: kohya, Stability's block names, diffusers and PEFT; no torch.
+"""How LoRA files name their tensors: kohya's, diffusers' and PEFT's, ComfyUI's grammar; no torch.
 
-Every key becomes (canonical name, role). A canonical name is kohya's with the block names of
-diffusers, without suffix, such as `lora_unet_down_blocks_0_attentions_0_proj_in`; roles are `down`,
-`up` and `alpha`. What cannot be read so is refused by the name of its kind.
+Every key becomes (layer name, role). A layer name is `lora_unet_` (UNet or transformer), or
+`lora_te_`, `lora_te1_`, `lora_te2_` or `lora_te3_`, and the layer's path with `_` for `.`. The path
+stays as the file spells it; which module of a model it means is told by `vocabulary`.
+
+Sources: kohya-ss/sd-scripts, networks/lora.py; diffusers, loaders/lora_conversion_utils.py; peft,
+utils/save_and_load.py; ComfyUI, comfy/lora.py; LyCORIS, lycoris/wrapper.py.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from sdlora.errors import LoraFileError
-from sdlora.lora.bases import Shapes
+from sdlora.lora.refusals import refusal
 
-ROLES = {
+_LYCORIS = (
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("oft_blocks", "rescale", "on_input", "weight", "diff", "diff_b", "w_norm", "b_norm"),
+    *("alpha", "dora_scale", "scalar", "reshape_weight"),
+)
+# how a key ends -> its tensor's role in the layer; of several ends of a role kohya writes the first
+ROLES: dict[str, str] = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
-    "_lora.down.weight": "down",  # diffusers before 0.22: attn1.processor.to_q_lora
-    "_lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
-    ".alpha": "alpha",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    **{f".{role}.weight": role for role in ("a1", "a2", "b1", "b2", "bm")},
+    **{f".{role}": role for role in _LYCORIS},
 }
-PREFIXES = {
-    "unet.": "lora_unet_",
-    "text_encoder.": "lora_te_",
-    "text_encoder_2.": "lora_te2_",
-    "base_model.model.unet.": "lora_unet_",
-    "base_model.model.text_encoder.": "lora_te_",
-    "base_model.model.text_encoder_2.": "lora_te2_",
+# a part of a key -> what has it, and is not read
+_UNREAD = {
+    "lora_embedding_": "a LoRA of an embedding table",
+    "lora_B.bias": "a LoRA with biases of its own",
+    "oft_R": "PEFT's OFT, which does not say how to turn its numbers into a rotation,",
+    "oft_diag": "OFT of LyCORIS before 2.0",
+    "boft_R": "PEFT's BOFT",
+    "boft_s": "PEFT's BOFT",
+    "ia3_l": "PEFT's IA3",
+    "vera_lambda": "VeRA",
+    "set_weight": "weights that replace a model's",
+    "lora_controlnet": "a Control-LoRA",
+    "qkv_lora": "a LoRA in XLabs' form",
 }
-# a part of a key -> the kind of adapter that has it
-OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "boft_": "BOFT",
-    "oft_": "OFT",
-    ".a1.weight": "GLoRA",
-    ".on_input": "IA3",
-    "lora_mid": "CP-decomposed LoCon",
-    ".diff.": "full-weight difference",
-    ".diff_b.": "full-weight difference",
-    ".w_norm": "norm",
-    "bundle_emb.": "bundle of LoRA and textual inversion",
-}
-OTHER_MODELS = {
-    "lora_unet_double_blocks_": "FLUX",
-    "lora_unet_single_blocks_": "FLUX",
-    "lora_unet_joint_blocks_": "Stable Diffusion 3",
-    "transformer.": "a transformer model such as FLUX or Stable Diffusion 3",
-    "lora_transformer_": "a transformer model such as FLUX or Stable Diffusion 3",
-    "diffusion_model.": "a transformer model such as FLUX or Stable Diffusion 3",
-}
-# inside a block of Stability's UNet -> in diffusers'
-_INNER = {
-    "in_layers_2": "conv1",
-    "out_layers_3": "conv2",
-    "emb_layers_1": "time_emb_proj",
-    "skip_connection": "conv_shortcut",
-}
-_OUTER = {
-    "input_blocks_0_0": "conv_in",
-    "out_2": "conv_out",
-    "time_embed_0": "time_embedding_linear_1",
-    "time_embed_2": "time_embedding_linear_2",
-    "label_emb_0_0": "add_embedding_linear_1",
-    "label_emb_0_2": "add_embedding_linear_2",
-}
-_BLOCK = re.compile(r"(input|middle|output)_blocks?_(\d+)(?:_(\d+))?_(.+)")
-_TEXT = ("lora_te_", "lora_te1_", "lora_te2_")
-_TO_OUT = re.compile("to_out$")
-_MIDDLE = {"0": "resnets_0", "1": "attentions_0", "2": "resnets_1"}
+_ONLY_TEXT = re.compile("^lora_te_")
+_EMBEDDING = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_l|clip_g)", re.DOTALL)
+_EMBEDDING_PARTS = {"string_to_param.*": "", "clip_l": "clip_l", "clip_g": "clip_g"}
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The tensors of one layer's pair in a file; `alpha` is empty when the file leaves it out."""
+class Grammar:
+    """A format's way to name a layer: a prefix and the path of its module, dotted or flat.
 
-    down: str
-    up: str
-    alpha: str = ""
-
-
-def pairs_of(shapes: Shapes) -> dict[str, Keys]:
-    """Canonical name -> the keys of its pair, from the tensors' names and shapes.
-
-    LoraFileError when a key is none of ours, a half is missing, or the halves do not fit together:
-    down (r,in[,k,k]), up (out,r[,1,1]), alpha one number, 1 <= r <= min(in k k, out).
+    `prefixes`: how it starts in the file -> how the layer's name starts.
     """
-    found: dict[str, dict[str, str]] = {}
-    for key, (name, role) in canonical(shapes).items():
-        if found.setdefault(name, {}).setdefault(role, key) != key:
-            raise LoraFileError(f"layer {name[:80]!r} stands twice, as {found[name][role]!r} too")
-    for name, roles in found.items():
-        if missing := {"down", "up"} - set(roles):
-            raise LoraFileError(f"layer {name[:80]!r} lacks its {missing.pop()} matrix")
-    pairs = {name: Keys(**roles) for name, roles in found.items()}
-    for name, keys in pairs.items():
-        alpha = shapes[keys.alpha] if keys.alpha else ()
-        if not _fit(shapes[keys.down], shapes[keys.up]) or math.prod(alpha) != 1:
-            raise LoraFileError(
-                f"layer {name[:80]!r} has matrices that do not fit together: "
-                f"down {list(shapes[keys.down])}, up {list(shapes[keys.up])}"
+
+    name: str
+    dotted: bool
+    prefixes: Mapping[str, str]
+
+    @cached_property
+    def _start(self) -> re.Pattern[str]:
+        longest_first = sorted(self.prefixes, key=len, reverse=True)
+        return re.compile(rf"({'|'.join(map(re.escape, longest_first))})(?=.)")
+
+    def read(self, stem: str) -> str:
+        """The layer's name, from a key without its end; empty when it is not of this format."""
+        match = self._start.match(stem)
+        if match is None or (not self.dotted and "." in stem):
+            return ""
+        prefix, path = self.prefixes[match[1]], stem[match.end() :]
+        return _flat_name(prefix, path) if self.dotted else prefix + path
+
+
+GRAMMARS = (
+    Grammar(
+        "kohya",
+        dotted=False,
+        prefixes={
+            "lora_unet_": "lora_unet_",
+            "lora_te_": "lora_te_",
+            "lora_te1_": "lora_te1_",
+            "lora_te2_": "lora_te2_",
+            "lora_te3_": "lora_te3_",
+            "lora_transformer_": "lora_unet_",  # OneTrainer
+            "lycoris_text_model_": "lora_te_text_model_",  # LyCORIS' wrapper of any module
+            "lycoris_": "lora_unet_",
+        },
+    ),
+    Grammar(
+        "diffusers",
+        dotted=True,
+        prefixes={
+            f"{wrapped}{part}": name
+            for part, name in (
+                ("unet.", "lora_unet_"),
+                ("transformer.", "lora_unet_"),
+                ("text_encoder.", "lora_te_"),
+                ("text_encoder_2.", "lora_te2_"),
+                ("text_encoder_3.", "lora_te3_"),
             )
-    return pairs
+            for wrapped in ("", "base_model.model.")
+        },
+    ),
+    Grammar(
+        "ComfyUI",
+        dotted=True,
+        prefixes={
+            "diffusion_model.": "lora_unet_",
+            "base_model.model.diffusion_model.": "lora_unet_",
+            "text_encoders.clip_l.transformer.": "lora_te1_",
+            "text_encoders.clip_g.transformer.": "lora_te2_",
+            "text_encoders.t5xxl.transformer.": "lora_te3_",
+        },
+    ),
+    Grammar(
+        "PEFT",  # of one model alone, which the keys do not name
+        dotted=True,
+        prefixes={
+            "base_model.model.text_model.": "lora_te_text_model_",
+            "base_model.model.": "lora_unet_",
+        },
+    ),
+)
 
 
-def _fit(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
-    if len(down) != len(up) or len(down) not in (2, 4) or down[0] != up[1]:
-        return False
-    return up[2:] in ((), (1, 1)) and down[0] <= min(math.prod(down[1:]), up[0])
+def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Key -> (layer name, role). LoraFileError names the kind when a key is none of ours."""
+    cut = {key: _cut(key) for key in keys}
+    names = {
+        stem: next((name for grammar in GRAMMARS if (name := grammar.read(stem))), "")
+        for stem in dict.fromkeys(stem for stem, _ in cut.values())
+    }
+    if any(name.startswith(("lora_te2_", "lora_te3_")) for name in names.values()):
+        # of several text encoders the first is called te1
+        names = {stem: _ONLY_TEXT.sub("lora_te1_", name) for stem, name in names.items()}
+    if unknown := [key for key, (stem, role) in cut.items() if not role or not names[stem]]:
+        raise _unknown(unknown, len(cut))
+    return {key: (names[stem], role) for key, (stem, role) in cut.items()}
 
 
-def canonical(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (canonical name, role). LoraFileError names the kind when a key is none of ours."""
-    keys = list(keys)
-    known = {key: split for key in keys if (split := _split(key))}
-    foreign = any(key.startswith(start) for key in keys for start in OTHER_MODELS)
-    if foreign or len(known) < len(keys):
-        raise LoraFileError(_refusal([key for key in keys if key not in known] or keys))
-    if any(name.startswith("lora_te2_") for name, _ in known.values()):
-        # of two text encoders the first is called te1
-        return {key: (_te1(name), role) for key, (name, role) in known.items()}
-    return known
+def _cut(key: str) -> tuple[str, str]:
+    """(what stands before the end that tells the role, role); no role when ROLES has none."""
+    flat, _, end = key.partition(".")
+    if role := ROLES.get(f".{end}"):
+        return flat, role
+    plain = key.replace("_lora.", ".lora.")  # diffusers before 0.22: attn1.processor.to_q_lora
+    last = plain.rfind(".")
+    second = plain.rfind(".", 0, last)
+    third = plain.rfind(".", 0, second)
+    for at in (third, second, last):  # the longest end counts
+        role = ROLES.get(plain[at:], "weight")
+        if role != "weight":  # which every dotted key of a checkpoint ends with
+            return plain[:at], role
+    return plain, ""
 
 
-def _te1(name: str) -> str:
-    return re.sub("^lora_te_", "lora_te1_", name)
+def _unknown(keys: list[str], of: int) -> Exception:
+    for part, kind in _UNREAD.items():
+        if key := next((key for key in keys if part in key), None):
+            return refusal("unknown_kind", kind=kind, key=key)
+    return refusal("unknown_keys", count=len(keys), of=of, key=keys[0])
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    for suffix, role in ROLES.items():
-        if key.endswith(suffix) and (name := _name(key.removesuffix(suffix))):
-            return name, role
-    return None
+def embeddings_of(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Key -> (name, encoder) of the textual inversions that are bundled with a LoRA.
+
+    The encoder is "clip_l" or "clip_g", or empty where a model has but one.
+    """
+    bundled = ((key, _EMBEDDING.fullmatch(key)) for key in keys if key.startswith("bundle_emb."))
+    return {key: (m[1], _EMBEDDING_PARTS[m[2]]) for key, m in bundled if m}
 
 
-def _name(stem: str) -> str:
-    """The canonical name of a key without its role; empty when it is none of ours."""
-    if stem.startswith("lora_unet_"):
-        return f"lora_unet_{from_stability(stem.removeprefix('lora_unet_'))}"
-    if stem.startswith(_TEXT):
-        return stem
-    for prefix, ours in PREFIXES.items():
-        if stem.startswith(prefix):
-            rest = stem.removeprefix(prefix).replace(".processor.", ".").replace(".", "_")
-            return text_name(ours, rest) if ours in _TEXT else ours + _TO_OUT.sub("to_out_0", rest)
-    return ""
+def embedding_key(name: str, encoder: str) -> str:
+    """The key that `embeddings_of` reads as (name, encoder)."""
+    return f"bundle_emb.{name}.{encoder or 'string_to_param.*'}"
+
+
+# kohya writes text_model, which newer encoders do not have; T5's blocks never had it
+_AS_IT_IS = ("text_model_", "text_projection", "encoder_block_", "encoder_final", "shared")
+_OLD_ATTENTION = re.compile("self_attn_to_(q|k|v|out)$")
+_OLD_OUT = re.compile("to_out$")
 
 
 def text_name(prefix: str, path: str) -> str:
-    """Canonical name of a text encoder's layer: kohya writes `text_model`, which new ones lack."""
-    has_it = path.startswith(("text_model_", "text_projection"))
-    return prefix + ("" if has_it else "text_model_") + path
+    """Canonical name of a text encoder's layer, from its path with `_` for `.`."""
+    return prefix + ("" if path.startswith(_AS_IT_IS) else "text_model_") + path
 
 
-def from_stability(name: str) -> str:
-    """A layer of the UNet, underscores for dots, from Stability's block names to diffusers'.
-
-    With two layers per block, as in SD 1 and XL, input block 1 + 3b + j is layer j of down block b
-    and output block 3b + j is layer j of up block b; the third of a block changes the resolution.
-    """
-    match = _BLOCK.fullmatch(name)
-    if name in _OUTER or not match:
-        return _OUTER.get(name, name)
-    side, number, layer, rest = match.groups()
-    if side == "middle":
-        return f"mid_block_{_MIDDLE.get(number, number)}_{_INNER.get(rest, rest)}"
-    block, index = divmod(int(number) - (side == "input"), 3)
-    ours = "down" if side == "input" else "up"
-    if rest in ("op", "conv"):
-        return f"{ours}_blocks_{block}_{ours}samplers_0_conv"
-    kind = "resnets" if layer == "0" else "attentions"
-    return f"{ours}_blocks_{block}_{kind}_{index}_{_INNER.get(rest, rest)}"
+def _flat_name(prefix: str, path: str) -> str:
+    flat = path.replace(".processor.", ".").replace(".", "_")
+    if prefix.startswith("lora_te"):
+        path = _OLD_ATTENTION.sub(r"self_attn_\1_proj", flat)
+        return prefix + path if prefix.endswith("_text_model_") else text_name(prefix, path)
+    return prefix + _OLD_OUT.sub("to_out_0", flat)
 
 
-def _refusal(keys: list[str]) -> str:
-    example = f"(it has {keys[0][:80]!r})"
-    for start, model in OTHER_MODELS.items():
-        if any(key.startswith(start) for key in keys):
-            return f"this LoRA is for {model}; Stable Diffusion 1, 2 and XL are known {example}"
-    for part, kind in OTHER_KINDS.items():
-        if any(part in f"{key}." for key in keys):
-            return f"this is a {kind} file; only LoRA and LoCon can be used {example}"
-    return f"this is not a LoRA for Stable Diffusion: {len(keys)} keys are unknown {example}"
+# The names of modules that have an underscore of their own
+_WORDS = (
+    "conv_in conv_out conv_norm_out conv_shortcut down_blocks mid_block up_blocks "
+    "time_embedding add_embedding class_embedding linear_1 linear_2 time_emb_proj group_norm "
+    "transformer_blocks single_transformer_blocks proj_in proj_out proj_mlp "
+    "to_q to_k to_v to_out to_add_out add_q_proj add_k_proj add_v_proj "
+    "norm_q norm_k norm_added_q norm_added_k norm_out norm1_context norm2_context ff_context "
+    "pos_embed x_embedder context_embedder time_text_embed "
+    "timestep_embedder text_embedder guidance_embedder "
+    "text_model text_projection token_embedding position_embedding self_attn "
+    "q_proj k_proj v_proj out_proj layer_norm1 layer_norm2 final_layer_norm "
+    "layer_norm wi_0 wi_1 embed_tokens relative_attention_bias"
+)
+_LONGEST_FIRST = "|".join(sorted(_WORDS.split(), key=len, reverse=True))
+_STEP = re.compile(rf"(?:{_LONGEST_FIRST})(?=_|$)|[^_]+")
+
+
+def dotted(flat: str) -> str:
+    """A path in diffusers' or transformers' naming, given with `_` for `.`, as it was."""
+    return ".".join(_STEP.findall(flat))

@@ -9,16 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.errors import LoraFileError
+from sdlora.lora.refusals import refusal
 
 MAX_FILE, MAX_HEADER, MAX_TENSORS = 4 * 2**30, 16 * 2**20, 20_000
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+WHOLE_BYTES = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MOST_WHOLE = 4  # whole numbers are flags or a shape, such as IA3's `on_input`
+_ANY_BYTES = DTYPE_BYTES | WHOLE_BYTES
 HASH_BLOCK = 2**20
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands twice")
+    return table
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A file's header, cut in two and not judged yet.
+
+    Files that one program made of models of one shape have the same `tensors`, letter for letter.
+    """
+
+    file: str  # its name, for what is said of it
+    tensors: bytes  # a JSON table: name -> dtype, shape, place
+    metadata: dict[str, str]
+    body_at: int  # offset of the first tensor byte
+    body_bytes: int
 
 
 @dataclass(frozen=True)
@@ -32,30 +63,59 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of `path`, fully checked. LoraFileError: one sentence that says what is wrong."""
+    head = read_head(path)
+    return Header(shapes_in(head), head.metadata, head.body_at)
+
+
+def read_head(path: Path) -> Head:
+    """The head of `path`, its tensors not looked at. LoraFileError when it has none."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8) or size > MAX_FILE:
-                raise LoraFileError(f"{path.name} is not a safetensors file, or it is cut short")
+                raise refusal("not_safetensors", file=path.name)
             text = file.read(length)
     except OSError as error:
-        raise LoraFileError(f"{path.name} cannot be read: {error.strerror}") from None
+        raise refusal("unreadable", file=path.name, why=error.strerror) from None
     try:
-        entries = json.loads(text, object_pairs_hook=_no_duplicates)
+        tensors, metadata = _cut(text)
     except (ValueError, RecursionError) as error:
-        raise LoraFileError(f"the header of {path.name} is damaged: {error}") from None
+        raise refusal("damaged_header", file=path.name, why=error) from None
+    return Head(path.name, tensors, metadata, 8 + length, size - 8 - length)
+
+
+def _cut(header: bytes) -> tuple[bytes, dict[str, str]]:
+    """(JSON table of the tensors, metadata). ValueError when that is not a table of texts.
+
+    The metadata stands first in all files but odd ones, so that the long rest is not parsed here.
+    """
+    text, tensors = header.decode("utf-8"), header
+    metadata: Any = {}
+    if first := _METADATA_FIRST.match(text):
+        metadata, end = _JSON.raw_decode(text, first.end())
+        tensors = b"{" + text[end:].lstrip().removeprefix(",").encode("utf-8")
+    elif '"__metadata__"' in text and isinstance(table := _JSON.decode(text), dict):
+        metadata = table.pop("__metadata__", {})
+        tensors = json.dumps(table).encode("utf-8")
+    if not isinstance(metadata, dict) or not set(map(type, metadata.values())) <= {str}:
+        raise ValueError("metadata that is not text")
+    return tensors, metadata
+
+
+def shapes_in(head: Head) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, every entry judged. LoraFileError: what is wrong."""
+    try:
+        entries = _JSON.decode(head.tensors.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise refusal("damaged_header", file=head.file, why=error) from None
     if not isinstance(entries, dict):
-        raise LoraFileError(f"the header of {path.name} is damaged: it is not a table")
-    metadata = _metadata(entries.pop("__metadata__", {}), path)
+        raise refusal("damaged_header", file=head.file, why="it is not a table")
     if not 1 <= len(entries) <= MAX_TENSORS:
-        raise LoraFileError(
-            f"{path.name} holds {len(entries)} tensors; a LoRA has 1 to {MAX_TENSORS}"
-        )
-    spans = sorted(_span(name, entry, path) for name, entry in entries.items())
-    _check_body(spans, size - 8 - length, path)
-    return Header({name: tuple(entries[name]["shape"]) for name in entries}, metadata, 8 + length)
+        raise refusal("tensor_count", file=head.file, count=len(entries), most=MAX_TENSORS)
+    _check_body(sorted(_span(name, entry, head.file) for name, entry in entries.items()), head)
+    return {name: tuple(entry["shape"]) for name, entry in entries.items()}
 
 
 def body_hash(path: Path) -> str:
@@ -68,33 +128,21 @@ def body_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
-    return table
-
-
-def _metadata(said: Any, path: Path) -> dict[str, str]:
-    if isinstance(said, dict) and all(isinstance(value, str) for value in said.values()):
-        return said
-    raise LoraFileError(f"the header of {path.name} is damaged: metadata that is not text")
-
-
-def _span(name: str, entry: Any, path: Path) -> tuple[int, int]:
+def _span(key: str, entry: Any, file: str) -> tuple[int, int]:
     """(first, last + 1) byte of a tensor in the body."""
-    refused = LoraFileError(f"{path.name}: the entry of tensor {name[:80]!r} is damaged")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise refused
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise refusal("damaged_entry", file=file, key=key)
     shape, offsets, dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise refused
-    if dtype not in DTYPE_BYTES:
-        raise LoraFileError(f"{path.name}: tensor {name[:80]!r} is {dtype!r}, not floating numbers")
+        raise refusal("damaged_entry", file=file, key=key)
+    count = math.prod(shape)
+    known = DTYPE_BYTES if count > MOST_WHOLE else _ANY_BYTES
+    if not isinstance(dtype, str) or dtype not in known:
+        raise refusal("not_numbers", file=file, key=key, dtype=dtype)
     if len(shape) > 4 or 0 in shape:
-        raise LoraFileError(f"{path.name}: tensor {name[:80]!r} has the impossible shape {shape}")
-    if offsets[1] - offsets[0] != math.prod(shape) * DTYPE_BYTES[dtype]:
-        raise refused
+        raise refusal("impossible_shape", file=file, key=key, shape=shape)
+    if offsets[1] - offsets[0] != count * known[dtype]:
+        raise refusal("damaged_entry", file=file, key=key)
     return offsets[0], offsets[1]
 
 
@@ -102,12 +150,12 @@ def _are_counts(numbers: Any) -> bool:
     return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_FILE for n in numbers)
 
 
-def _check_body(spans: list[tuple[int, int]], size: int, path: Path) -> None:
+def _check_body(spans: list[tuple[int, int]], head: Head) -> None:
     """Tensors must fill the body without hole or overlap: no byte hidden, none read twice."""
     reached = 0
     for first, end in spans:
         if first != reached:
-            raise LoraFileError(f"{path.name} is damaged: its tensors overlap or leave a hole")
+            raise refusal("overlap", file=head.file)
         reached = end
-    if reached != size:
-        raise LoraFileError(f"{path.name} is cut short or has bytes after its end")
+    if reached != head.body_bytes:
+        raise refusal("cut_short", file=head.file)

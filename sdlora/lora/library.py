@@ -1,106 +1,171 @@
-"""The LoRA files that prompts can name: an index by header only, so thousands are listed at once.
+"""The LoRA files that prompts can name, listed by the thousand; no torch.
 
 A LoRA's name is its file's stem. It is found by that, whatever the case, with '.', '_', '-' and
-space alike, with its sub-folder, or by the name it was trained under. No torch.
+space alike, with its sub-folder, by the name it was trained under, or by any of its hashes from
+eight letters on. Headers are read once and kept in an index; after that files are only listed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora.errors import LoraFileError, did_you_mean
-from sdlora.lora.bases import base_of
-from sdlora.lora.formats import pairs_of
-from sdlora.lora.header import body_hash, read_header
+from sdlora.lora.entry import LoraEntry
+from sdlora.lora.facts import Layouts, facts_of, trigger_words
+from sdlora.lora.hashes import Hashes, is_hash, read_hashes
+from sdlora.lora.index import Index, Row
+from sdlora.lora.refusals import refusal
+from sdlora.lora.shelf import Shelf
+from sdlora.lora.walk import Found, walk
+from sdlora.workspace import Workspace
 
-MAX_TRIGGERS = 3
+__all__ = ["Library", "LoraEntry", "stamp", "trigger_words"]
 
-
-@dataclass(frozen=True)
-class LoraEntry:
-    """One file. `problem` says why it cannot be used; `family` is empty when nothing tells it."""
-
-    name: str
-    path: Path
-    folder: str = ""  # below the library's folder, with '/'
-    family: str = ""
-    rank: int = 0
-    trigger_words: tuple[str, ...] = ()
-    size_bytes: int = 0
-    metadata: dict[str, str] = field(default_factory=dict, repr=False, hash=False, compare=False)
-    problem: str = ""
-    also: tuple[Path, ...] = ()  # files of the same name, which this one hides
-
-    @property
-    def alias(self) -> str:
-        """The name it was trained under; the file may have been renamed since."""
-        return self.metadata.get("ss_output_name", "")
-
-    @property
-    def full_name(self) -> str:
-        """The name with its sub-folder, such as `styles/neon`."""
-        return f"{self.folder}/{self.name}" if self.folder else self.name
-
-    @cached_property
-    def autov3(self) -> str:
-        """The hash that A1111 writes into pictures: 12 letters of sha256 over the tensors."""
-        return body_hash(self.path)[:12]
-
-
-def _folded(name: str) -> str:
-    return name.lower().replace("\\", "/").translate(str.maketrans("._-", "   "))
-
-
-# How a name is looked up, the most exact way first: what of an entry has to equal what of the name
-_LOOKUPS: tuple[tuple[Callable[[LoraEntry], str], Callable[[str], str]], ...] = (
-    (lambda entry: entry.name, str),
-    (lambda entry: entry.full_name, str),
-    (lambda entry: _folded(entry.name), _folded),
-    (lambda entry: _folded(entry.full_name), _folded),
-    (lambda entry: _folded(entry.alias), _folded),
-)
+FRESH_S = 0.5  # so long a listing answers for the next name of the same prompt
+HASHED_AT_ONCE = 2 * 2**30  # bytes read to find one hash
+Rows = dict[bytes, Row]
 
 
 class Library:
     """The LoRA files in some folders and the folders below them; the first folder's come first."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self.folders = tuple(folders)
+    def __init__(self, folders: Iterable[Path], index: Path | None = None) -> None:
+        """`index` is a file to remember headers and hashes in."""
+        fixed = tuple(folders)
+        self._folders: Callable[[], tuple[Path, ...]] = lambda: fixed
+        self._index = Index(index)
+        self._layouts: Layouts = {}
+        self._rows: Rows | None = None
+        self._found: Sequence[Found] = ()
+        self._known: dict[bytes, LoraEntry] = {}
+        self._shelf, self._listed_at = Shelf(), float("-inf")
+        self._problems: list[str] = []
+        self._settled = True  # False while a file could not be read
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Library:
+        """That of a workspace. Folders that its user adds are seen at once."""
+        library = cls((), workspace.lora_index)
+        library._folders = lambda: workspace.lora_folders
+        return library
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The folders that could not be listed the last time."""
+        return tuple(self._problems)
 
     def list(self) -> list[LoraEntry]:
-        """All of them, one per name, by name. An unusable file is there with its problem."""
-        found: dict[str, LoraEntry] = {}
-        for entry in self._scan():
-            first = found.setdefault(entry.full_name, entry)
-            if first is not entry:
-                found[entry.full_name] = replace(first, also=(*first.also, entry.path))
-        return sorted(found.values(), key=lambda entry: _folded(entry.full_name))
+        """All files by name. One that cannot be used is there with its problem."""
+        return list(self._listed().by_name)
 
     def find(self, name: str) -> LoraEntry:
         """The entry that `name` means. LoraFileError with near names when there is none.
 
         Where several files fit equally well, the first is taken and its `also` names the others.
         """
-        entries = list(self._scan())
-        for of_entry, of_name in _LOOKUPS:
-            wanted = of_name(name.strip())
-            fits = [entry for entry in entries if wanted and of_entry(entry) == wanted]
-            if fits:
-                return replace(fits[0], also=tuple(entry.path for entry in fits[1:]))
-        near = did_you_mean(name[:80], (entry.full_name for entry in entries))
-        raise LoraFileError(f"there is no LoRA {name[:80]!r}.{near}")
+        name = name.strip()
+        entry = self._shelf.find(name) if time.monotonic() - self._listed_at < FRESH_S else None
+        if entry is None or entry.found.stamp != _seen(entry.path):
+            entry = self._listed().find(name)
+        if entry is None and is_hash(name.lower()):
+            entry = self._find_by_reading(name.lower())
+        if entry is None:
+            near = did_you_mean(name[:80], self._shelf.near(name[:80]))
+            said = "".join(f" {problem}." for problem in self.problems)
+            raise LoraFileError(f"there is no LoRA {name[:80]!r}.{near}{said}")
+        return entry
 
-    def _scan(self) -> Iterable[LoraEntry]:
-        for root in self.folders:
-            files = root.rglob("*") if root.is_dir() else ()
-            for path in sorted(files, key=lambda p: (len(p.parts), str(p).lower())):
-                if path.suffix.lower() == ".safetensors" and path.name[0] != ".":
-                    folder = path.parent.relative_to(root).as_posix().removeprefix(".")
-                    yield _entry(path, folder, stamp(path))
+    def hashes(self, entry: LoraEntry) -> Hashes:
+        """A file's hashes: read once, then kept. LoraFileError when it cannot be read."""
+        key, seen = entry.row.path, _seen(entry.path)
+        if self._rows is None:
+            self._listed()
+        row = (self._rows or {}).get(key)
+        if row and row.stamp == seen and row.sha256:
+            return row.hashes
+        try:
+            hashes = read_hashes(entry.path)
+        except OSError as error:
+            raise refusal("unreadable", file=entry.path.name, why=error.strerror) from None
+        with self._lock:
+            if row and row.stamp == seen == _seen(entry.path):
+                self._index.keep_hashes(key, seen, hashes)
+                self._rows = {**(self._rows or {}), key: row._replace(**hashes._asdict())}
+                self._found = ()  # so that they are seen
+        return hashes
+
+    def _find_by_reading(self, start: str) -> LoraEntry | None:
+        """The file whose hash begins so, among those that nobody has hashed yet."""
+        left = HASHED_AT_ONCE
+        unread = [e for e in self._shelf.entries if not e.row.sha256 and not e.facts.problem]
+        for number, entry in enumerate(unread):
+            left -= entry.size_bytes
+            if left < 0 and number:
+                raise LoraFileError(
+                    f"no LoRA is known to have the hash {start!r} so far; {len(unread) - number} "
+                    "files are not read yet: ask again to go on"
+                )
+            with suppress(LoraFileError):  # it may be gone by now
+                if self.hashes(entry).fit(start):
+                    return self._listed().find(start)
+        return None
+
+    def _listed(self) -> Shelf:
+        """What is there now. Only files that changed are opened."""
+        with self._lock:
+            found, self._problems = walk(self._folders())
+            if self._rows is None or found != self._found or not self._settled:
+                self._known = self._entries(found)
+                self._shelf = Shelf(list(self._known.values()))
+                self._found = found
+            self._listed_at = time.monotonic()
+            return self._shelf
+
+    def _entries(self, found: Sequence[Found]) -> dict[bytes, LoraEntry]:
+        """One per file, those of before where nothing changed."""
+        rows = self._index.rows() if self._rows is None else self._rows
+        keyed = {os.fsencode(one.path): one for one in found}
+        news = {key: one for key, one in keyed.items() if not _is_of(rows.get(key), one)}
+        read, unsettled = self._read(news, rows)
+        # what cannot be listed at the moment is not gone for good
+        gone = set() if self._problems else rows.keys() - keyed.keys()
+        if read or gone:
+            self._index.keep(read.values(), gone)
+        self._rows = {key: row for key, row in rows.items() if key not in gone} | read
+        self._settled = not unsettled
+        now, before = self._rows | unsettled, self._known
+        return {
+            key: entry
+            if (entry := before.get(key)) and (entry.found, entry.row) == (one, now[key])
+            else LoraEntry(one, now[key])
+            for key, one in keyed.items()
+        }
+
+    def _read(self, files: dict[bytes, Found], rows: Rows) -> tuple[Rows, Rows]:
+        """The rows of files that are new or have changed; second those to be read again."""
+        settled: Rows = {}
+        unsettled: Rows = {}
+        for key, one in files.items():
+            facts, lasts = facts_of(one, self._layouts)
+            old = rows.get(key)
+            hashes = old.hashes if old and old.stamp == one.stamp else Hashes()
+            row = Row(key, one.stamp, one.beside, facts.text, *hashes)
+            (settled if lasts else unsettled)[key] = row
+        return settled, unsettled
+
+
+def _is_of(row: Row | None, found: Found) -> bool:
+    return row is not None and row.stamp == found.stamp and row.beside == found.beside
+
+
+def _seen(path: Path) -> str:
+    return "{} {}".format(*stamp(path))
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -110,53 +175,3 @@ def stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
-
-
-@lru_cache(maxsize=20_000)
-def _entry(path: Path, folder: str, seen: tuple[int, int]) -> LoraEntry:
-    entry = LoraEntry(path.stem, path, folder, size_bytes=seen[0])
-    try:
-        header = read_header(path)
-        entry = replace(entry, metadata=header.metadata)
-        pairs = pairs_of(header.shapes)
-    except LoraFileError as error:
-        return replace(entry, problem=str(error))
-    downs = {name: header.shapes[keys.down] for name, keys in pairs.items()}
-    return replace(
-        entry,
-        family=base_of(downs, header.metadata),
-        rank=max(shape[0] for shape in downs.values()),
-        trigger_words=trigger_words(header.metadata),
-    )
-
-
-def trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
-    """The words that call a LoRA: as its maker says, else the tags that all its captions had."""
-    said = metadata.get("modelspec.trigger_phrase") or metadata.get("trained_words", "")
-    if said:
-        words = _json(said, said)
-        words = words if isinstance(words, list) else str(words).split(",")
-        return tuple(str(word).strip() for word in words if str(word).strip())
-    return _most_frequent(_json(metadata.get("ss_tag_frequency", ""), {}))
-
-
-def _most_frequent(frequency: object) -> tuple[str, ...]:
-    """The tags of `{folder: {tag: count}}` that stand as often as the most frequent one."""
-    folders = frequency.values() if isinstance(frequency, dict) else ()
-    counts = {
-        tag.strip(): count
-        for tags in folders
-        if isinstance(tags, dict)
-        for tag, count in tags.items()
-        if isinstance(count, int)
-    }
-    most = [tag for tag, count in counts.items() if count == max(counts.values())]
-    # where every tag stands equally often none of them is special
-    return tuple(most) if len(most) <= MAX_TRIGGERS else ()
-
-
-def _json(text: str, otherwise: object) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return otherwise

@@ -149,8 +149,7 @@ def chooser(studio: Studio) -> str:
 
 def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
     """A picture for a LoRA: one beside its file, else one of the set of its name."""
-    beside = [entry.path.with_suffix(end) for end in (".preview.png", ".png", ".jpg")]
-    found = [path for path in beside if path.is_file()]
+    found = [entry.preview] if entry.preview else []
     if not found and pictures:
         found = list(datasets.look(pictures).pictures[:1])
     return studio.media.link(found[0]) if found else ""

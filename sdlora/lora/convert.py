@@ -1,0 +1,142 @@
+"""The same LoRA with other names for its layers, or in another number format.
+
+Names differ by whose code they are taken from: Stability AI's blocks for SD 1, 2 and XL, Black
+Forest Labs' for FLUX, or diffusers'. FLUX's first code stacks layers that diffusers keeps apart.
+A stack of LoRAs is exactly one LoRA: its downs stand on top of each other, its ups stand along the
+diagonal; where all shares have the same down, it is kept once and the ranks do not add up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdlora.errors import LoraFileError
+from sdlora.lora.adapter import Adapter
+from sdlora.lora.bases import BASES
+from sdlora.lora.changes import flat_factors
+from sdlora.lora.file import LoraFile
+from sdlora.lora.groups import Losses
+from sdlora.lora.naming import Rows
+from sdlora.lora.spectrum import Spectrum, distance
+from sdlora.lora.vocabulary import fused, unfused
+
+Share = tuple[Adapter | None, Rows]
+# base -> how its text encoders are spelt by others -> by most
+_TEXTS = {
+    **dict.fromkeys(("starter", "sd1", "sd2"), {"lora_te1_": "lora_te_"}),
+    **dict.fromkeys(("sdxl", "sd3"), {"lora_te_": "lora_te1_"}),
+    "flux": {"lora_te_": "lora_te1_", "lora_te2_": "lora_te3_"},
+}
+# Stacks of these have a name that programs with kohya's names read; those of SD 3 have none
+_STACKED = ("flux",)
+
+
+def renamed(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
+    """`file` with the layers that a file with such names is expected to have.
+
+    LoraFileError when a layer of a kind that cannot be cut or stacked would have to be.
+    """
+    if names == "kohya" and file.base in _STACKED:
+        return _stacked(file)
+    return alike(file)
+
+
+def alike(file: LoraFile) -> LoraFile:
+    """`file` with diffusers' names for its layers, so that any two files can be held together."""
+    if file.base not in BASES:
+        return file
+    layers: dict[str, Adapter] = {}
+    for name, shares in unfused(file.base, file.layers).items():
+        for theirs, rows in shares:
+            adapter = file.layers[name]
+            spelt = _spelt(theirs, file.base)
+            if spelt in layers:
+                raise LoraFileError(f"layer {spelt[:80]!r} stands twice, as {name[:80]!r} too")
+            layers[spelt] = adapter.rows(*rows) if rows else adapter
+    return LoraFile(layers, file.metadata, file.embeddings)
+
+
+def _spelt(name: str, base: str) -> str:
+    for theirs, ours in _TEXTS[base].items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _stacked(file: LoraFile) -> LoraFile:
+    layers: dict[str, Adapter] = {}
+    for name, shares in fused(file.base, file.layers).items():
+        if shares == ((name, None),):
+            layers[name] = file.layers[name]
+            continue
+        parts = [(file.layers[theirs] if theirs else None, rows) for theirs, rows in shares]
+        layers[name] = _stack(name, [(adapter, rows or (0, 1, 1)) for adapter, rows in parts])
+    return LoraFile(layers, file.metadata, file.embeddings)
+
+
+def _stack(name: str, shares: Sequence[Share]) -> Adapter:
+    """One adapter whose output rows are those of all shares; a share that is None changes none."""
+    present = [(adapter, rows) for adapter, rows in shares if adapter]
+    roles = set().union(*(adapter.tensors for adapter, _ in present))
+    if roles == {"diff"}:
+        placed = [_placed(adapter.tensors["diff"], rows) for adapter, rows in present]
+        return Adapter("full", {"diff": torch.stack(placed).sum(0)})
+    if not roles <= {"down", "up", "alpha"}:
+        kinds = " and ".join(sorted({adapter.kind for adapter, _ in present}))
+        raise LoraFileError(
+            f"the {kinds} of layer {name[:80]!r} cannot be stacked as kohya's names ask for; "
+            "write peft's names, or resize it to a LoRA first"
+        )
+    downs = [adapter.tensors["down"] for adapter, _ in present]
+    ups = [_placed(adapter.tensors["up"], rows) for adapter, rows in present]
+    scales = [_scale(adapter) for adapter, _ in present]
+    scale = scales[0] if len(set(scales)) == 1 else 1.0
+    if len(set(scales)) > 1:
+        ups = [up.float() * its for up, its in zip(ups, scales, strict=True)]
+    if all(torch.equal(downs[0], other) for other in downs[1:]):
+        return Adapter.lora(downs[0], torch.stack(ups).sum(0), scale * len(downs[0]))
+    down = torch.cat(downs)
+    return Adapter.lora(down, torch.cat(ups, 1), scale * len(down))
+
+
+def _scale(adapter: Adapter) -> float:
+    alpha = adapter.tensors.get("alpha")
+    return 1.0 if alpha is None else float(alpha) / adapter.rank
+
+
+def _placed(half: Tensor, rows: Rows) -> Tensor:
+    """`half` at its rows of the stack, zeros at all others; rows past the end begin anew."""
+    first, last, of = rows
+    share = len(half) // (last - first)
+    places = (first * share + torch.arange(len(half))) % (share * of)
+    return half.new_zeros(share * of, *half.shape[1:]).index_copy(0, places, half)
+
+
+def number_format(*files: LoraFile) -> torch.dtype:
+    """The narrowest format that holds all of their numbers."""
+    layers = (adapter for file in files for adapter in file.layers.values())
+    every = (tensor for adapter in layers for tensor in adapter.tensors.values() if tensor.dim())
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in every})
+
+
+def rounding(file: LoraFile, dtype: torch.dtype) -> Losses:
+    """What is lost when `file` is written in `dtype`: of a LoRA's change, or where a change cannot
+    be told without a model, of the numbers themselves."""
+    losses = Losses()
+    for name, adapter in file.layers.items():
+        halves = {role: tensor for role, tensor in adapter.tensors.items() if tensor.dim()}
+        stored = {role: tensor.to(dtype) for role, tensor in halves.items()}
+        pairs = [(tensor.float(), stored[role].float()) for role, tensor in halves.items()]
+        if adapter.factors() and any(not torch.equal(*pair) for pair in pairs):
+            rounded = flat_factors(Adapter(adapter.kind, {**adapter.tensors, **stored}))
+            exact = flat_factors(adapter)
+            losses.add(name, Spectrum.of_factors(*exact).norm, distance(exact, rounded))
+            continue
+        for tensor, its in pairs:
+            losses.add(name, float(tensor.norm()), float((tensor - its).norm()))
+    return losses

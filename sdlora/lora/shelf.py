@@ -1,0 +1,88 @@
+"""LoRA files as they were listed at one moment, and what a name means among them; no torch."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from heapq import nlargest
+
+from sdlora.lora.entry import LoraEntry
+from sdlora.lora.facts import plain
+from sdlora.lora.hashes import is_hash
+
+COMPARED = 30  # names that a mistaken one is compared with letter by letter
+
+
+def _folded(name: str) -> str:
+    same = unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
+    return same.replace(".", " ").replace("_", " ").replace("-", " ")
+
+
+# How a name is looked up, the most exact way first: what of an entry has to equal what of the name
+_LOOKUPS: tuple[tuple[Callable[[LoraEntry], str], Callable[[str], str]], ...] = (
+    (lambda entry: entry.name, str),
+    (lambda entry: entry.full_name, str),
+    (lambda entry: _folded(entry.name), _folded),
+    (lambda entry: _folded(entry.full_name), _folded),
+    (lambda entry: _folded(entry.alias), _folded),
+)
+
+
+class Shelf:
+    """The files as they were listed at one moment, in the order in which they are preferred."""
+
+    def __init__(self, entries: Sequence[LoraEntry] = ()) -> None:
+        self.entries = entries
+        self._tables: dict[int, dict[str, list[LoraEntry]]] = {}  # by place in _LOOKUPS
+
+    @cached_property
+    def by_name(self) -> list[LoraEntry]:
+        """All, sorted. Of files with one full name the first has it; the others say who has."""
+        first: dict[str, LoraEntry] = {}
+        hidden: dict[str, list[LoraEntry]] = defaultdict(list)
+        for entry in self.entries:
+            if first.setdefault(entry.full_name, entry) is not entry:
+                hidden[entry.full_name].append(entry)
+        for name, others in hidden.items():
+            owner = first[name]
+            first[name] = replace(owner, also=tuple(entry.path for entry in others))
+            said = plain(f"{name!r} means {owner.path}; to use this file, rename it")
+            hidden[name] = [replace(entry, hidden=said) for entry in others]
+        rest = (entry for others in hidden.values() for entry in others)
+        return sorted([*first.values(), *rest], key=lambda entry: _folded(entry.full_name))
+
+    def find(self, name: str) -> LoraEntry | None:
+        """The entry that a name or a known hash means; `also` names others that fit as well."""
+        fits = self._called(name) if name else []
+        if not fits and is_hash(start := name.lower()):
+            fits = [entry for entry in self.entries if entry.hashes.fit(start)]
+            # what a file claims may be stale, or another's
+            fits = fits or [e for e in self.entries if e.facts.said_hash.startswith(start)]
+        return replace(fits[0], also=tuple(one.path for one in fits[1:])) if fits else None
+
+    def _called(self, name: str) -> list[LoraEntry]:
+        for way, (of_entry, of_name) in enumerate(_LOOKUPS):
+            if way not in self._tables:
+                table = defaultdict(list)
+                for entry in self.entries:
+                    table[of_entry(entry)].append(entry)
+                self._tables[way] = table  # whole, for other threads look here too
+            if fits := self._tables[way].get(of_name(name)):
+                return fits
+        return []
+
+    def near(self, name: str) -> list[str]:
+        """Names that look like one, for what is said when it is not there."""
+        pieces = _pieces(name)
+        alike = nlargest(
+            COMPARED, self.entries, key=lambda entry: len(pieces & _pieces(entry.full_name))
+        )
+        return [entry.full_name for entry in alike]
+
+
+def _pieces(name: str) -> set[str]:
+    same = _folded(name)
+    return {same[at : at + 2] for at in range(len(same) - 1)}

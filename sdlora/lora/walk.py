@@ -1,0 +1,110 @@
+"""LoRA files in folders, with what lies beside them: listed, never opened; no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ENDING = ".safetensors"
+# A1111 keeps what its user wrote in name.json, the Civitai extensions their download's page beside
+SIDECARS = (".json", ".civitai.info")
+PREVIEWS = tuple(
+    before + ending for ending in (".png", ".jpg", ".jpeg", ".webp") for before in (".preview", "")
+)
+Entry = os.DirEntry[str]
+
+
+class Found(NamedTuple):
+    """A file as it is listed. A stamp is `size mtime_ns`: the same stamp, the same content."""
+
+    path: str
+    name: str  # its stem
+    folder: str  # below the root, with '/'; empty in the root itself
+    stamp: str
+    sidecars: tuple[str, ...]  # the path of each of SIDECARS; empty: not there
+    beside: str  # the stamps of those that are
+    preview: str  # the path of a picture of its name; empty: none
+
+
+def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
+    """The files of each root, those nearest to it first; and what cannot be listed, in words.
+
+    A folder that several ways lead to is listed once, so that links may go in circles.
+    """
+    found: list[Found] = []
+    problems: list[str] = []
+    visited: set[str] = set()
+    for root in roots:
+        waiting = deque([(str(root), "")])
+        while waiting:
+            path, below = waiting.popleft()
+            if (real := os.path.realpath(path)) in visited:
+                continue
+            visited.add(real)
+            try:
+                files, folders = _listed(path)
+            except OSError as error:
+                problems.append(f"the folder {path} cannot be read ({error.strerror})")
+                continue
+            found.extend(_loras(files, shown(below)))
+            waiting.extend((one.path, f"{below}/{one.name}".strip("/")) for one in folders)
+    return found, problems
+
+
+def _listed(path: str) -> tuple[list[Entry], list[Entry]]:
+    """(files, folders) in a folder, without the hidden ones."""
+    files: list[Entry] = []
+    folders: list[Entry] = []
+    with os.scandir(path) as listing:
+        for entry in listing:
+            if entry.name[0] == ".":
+                continue
+            try:
+                if entry.is_dir():
+                    folders.append(entry)
+                # of a dead link there is something to say, but a pipe would never end
+                elif entry.is_file() or not os.path.exists(entry.path):
+                    files.append(entry)
+            except OSError:  # a link to itself
+                files.append(entry)
+    return files, sorted(folders, key=lambda entry: (entry.name.lower(), entry.name))
+
+
+def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
+    named = [(entry.name.lower(), entry.name, entry) for entry in files]
+    by_name = {lowered: entry for lowered, _, entry in named}
+    for lowered, name, entry in sorted(row for row in named if row[0].endswith(ENDING)):
+        stem = lowered[: -len(ENDING)]
+        sidecars = [by_name.get(stem + ending) for ending in SIDECARS]
+        yield Found(
+            entry.path,
+            shown(name[: -len(ENDING)]),
+            folder,
+            _stamp(entry),
+            tuple([one.path if one else "" for one in sidecars]),
+            ",".join([_stamp(one) if one else "" for one in sidecars]),
+            _preview(stem, by_name),
+        )
+
+
+def _preview(stem: str, by_name: dict[str, Entry]) -> str:
+    for ending in PREVIEWS:
+        if picture := by_name.get(stem + ending):
+            return picture.path
+    return ""
+
+
+def shown(name: str) -> str:
+    """A file's name as text; what of it is none becomes a question mark."""
+    return name if name.isascii() else name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _stamp(entry: Entry) -> str:
+    try:
+        stat = entry.stat()
+    except OSError:  # a link to nowhere, or gone since it was listed
+        return "0 0"
+    return f"{stat.st_size} {stat.st_mtime_ns}"

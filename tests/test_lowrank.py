@@ -1,0 +1,210 @@
+"""LoRAs beside the weights do what merged ones do, image by image and step by step, and then go."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixed import FILES, mixed_lora, mixed_loras
+from sdlora.adapters import Blend
+from sdlora.errors import LoraFileError
+from sdlora.families.base import Family
+from sdlora.lora.file import LoraFile
+from tiny import LATENT, open_tiny, tiny_lora, weights_hash
+
+# per image: the weights of two LoRAs
+ROWS = [(0.8, 0.0), (-0.4, 1.1), (0.0, 0.6)]
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    family = open_tiny("sd1")
+    was = weights_hash(family)
+    yield family
+    assert weights_hash(family) == was
+    assert not any(m._forward_hooks for part in family.parts.values() for m in part.modules())
+
+
+def answers(family: Family, count: int = 3) -> tuple[Tensor, Tensor]:
+    """The text encoder's and the UNet's answer to `count` different inputs."""
+    rng = torch.Generator().manual_seed(0)
+    noisy = torch.randn(count, 4, LATENT, LATENT, generator=rng)
+    t = torch.tensor([1, 400, 900] * count)[:count]
+    with torch.no_grad():
+        text = family.encode_prompts(["a cat", "a dog at night", "b"][:count])["context"]
+        context = torch.randn(count, 77, 16, generator=rng)
+        return text, family.denoiser(noisy, t, context, return_dict=False)[0]
+
+
+def side(files: list[LoraFile]) -> list[tuple[LoraFile, list[float], list[float]]]:
+    """The files with the weights of ROWS, half as much on the text encoder."""
+    rows = list(zip(*ROWS, strict=True))
+    return [(f, list(w), [x / 2 for x in w]) for f, w in zip(files, rows, strict=True)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_the_images_made_alone(name: str, family: Family) -> None:
+    """A different weight for every image: each is what merging its weights gives."""
+    files, blend = [mixed_lora(family, name), tiny_lora(family, 1)], Blend(family)
+    _, without = answers(family)
+    blend.vary(side(files))
+    together = answers(family)
+    blend.clear()
+    for row, (first, second) in enumerate(ROWS):
+        weights = ((first, first / 2), (second, second / 2))
+        blend.apply([(f, *w) for f, w in zip(files, weights, strict=True)])
+        alone = answers(family)
+        for ours, merged in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[row], merged[row], rtol=1e-4, atol=2e-5)
+        assert (alone[1][row] - without[row]).abs().max() > 1e-3
+    blend.clear()
+
+
+def test_weights_over_the_steps_are_merged_anew_each_step(family: Family) -> None:
+    """A pipeline's call with guidance, whose batch holds every image twice."""
+    files, blend, rows = [tiny_lora(family, 1), mixed_lora(family, "DoRA")], Blend(family), []
+    steps = [(0.2, 0.9), (0.5, 0.5), (1.0, -0.3)]
+
+    def paint(stand: Any) -> Tensor:
+        texts = family.prompt_embeds(["a cat", "a dog"], ["", ""])
+        generator = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+        def after_step(_: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if step + 1 < len(steps):
+                stand(steps[step + 1])
+            return values
+
+        stand(steps[0])
+        with torch.no_grad():
+            return family.pipeline(
+                **texts, num_inference_steps=3, generator=generator, output_type="latent",
+                guidance_scale=5.0, callback_on_step_end=after_step,
+            ).images  # fmt: skip
+
+    def merged(weights: tuple[float, float]) -> None:
+        blend.apply([(f, w, 0.0) for f, w in zip(files, weights, strict=True)])
+
+    def varied(weights: tuple[float, float]) -> None:
+        blend.vary([(f, [w], [0.0]) for f, w in zip(files, weights, strict=True)])
+        rows.append([hook for part in family.denoiser.modules() for hook in part._forward_hooks])
+
+    expected = paint(merged)
+    blend.clear()
+    got = paint(varied)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert rows[0] and all(row == rows[0] for row in rows)  # set up once, for all steps
+    blend.clear()
+
+
+def test_varying_stands_over_what_is_merged(family: Family) -> None:
+    """A kind that builds on the base's weights builds on them, not on the merged ones."""
+    first, second = tiny_lora(family, 1), mixed_lora(family, "OFT")
+    blend = Blend(family)
+    blend.vary([(second, [0.7], [0.7])])
+    blend.apply([(first, 0.5, 0.5)])
+    apart = answers(family)
+    blend.clear()
+    blend.apply([(first, 0.5, 0.5)])
+    blend.vary([(second, [0.7], [0.7])])
+    turned = answers(family)
+    blend.clear()
+    blend.apply([(first, 0.5, 0.5), (second, 0.7, 0.7)])
+    for one, other, together in zip(apart, turned, answers(family), strict=True):
+        torch.testing.assert_close(one, together, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(other, together, rtol=1e-4, atol=2e-5)
+    blend.clear()
+
+
+def test_half_precision_is_near() -> None:
+    half = open_tiny("sd1", torch.bfloat16)
+    file, blend = tiny_lora(half, 1), Blend(half)
+    x = torch.randn(3, 77, 16).bfloat16()
+    layer = half.text_encoders["te"].encoder.layers[0].mlp.fc1
+    blend.apply([(file, 0.5, 0.5)])
+    merged = layer(x)
+    blend.clear()
+    blend.vary([(file, [0.5], [0.5])])
+    torch.testing.assert_close(layer(x), merged, rtol=0.02, atol=0.02)
+    blend.clear()
+
+
+def test_rows_that_do_not_divide_the_batch_are_refused(family: Family) -> None:
+    blend = Blend(family)
+    blend.vary(side([tiny_lora(family, 1), tiny_lora(family, 2)]))
+    with pytest.raises(ValueError, match="batch of 2 does not divide into 3 rows"):
+        answers(family, 2)
+    blend.clear()
+
+
+def test_a_failure_while_hooks_are_made_leaves_none(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blend, made = Blend(family), iter(range(3))
+    register = nn.Module.register_forward_hook
+
+    def failing(self: nn.Module, hook: Any) -> Any:
+        if next(made, None) is None:
+            raise KeyboardInterrupt
+        return register(self, hook)
+
+    blend.apply([(tiny_lora(family, 2), 1.0, 1.0)])
+    monkeypatch.setattr(nn.Module, "register_forward_hook", failing)
+    with pytest.raises(KeyboardInterrupt):
+        blend.vary([(tiny_lora(family, 1), [1.0], [1.0])])
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer that holds its weight as eight bits and a scale per output, absmax."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, device="meta")
+        self.bias = layer.bias
+        scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        stored = (layer.weight.detach() / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(stored, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def quantised(family: Family, eight_bits: bool) -> Family:
+    """All linear layers in eight bits; or in floats, with the values of those eight bits."""
+    for model in family.parts.values():
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear):
+                small = Int8Linear(layer)
+                if eight_bits:
+                    model.set_submodule(path, small)
+                else:
+                    layer.weight.data = small.weight.float() * small.scale
+    return type(family)(family.name, family.pipeline, family.device, family.dtype)
+
+
+def test_a_quantised_base_takes_every_kind() -> None:
+    """As merging into a base of the same values does; its eight bits stay what they were."""
+    small, plain = (quantised(open_tiny("sd1"), eight_bits) for eight_bits in (True, False))
+    was, wanted = weights_hash(small), [(f, 0.6, 0.4) for f in mixed_loras(plain)]
+    torch.testing.assert_close(answers(small), answers(plain))
+    before, blends = answers(small), (Blend(small), Blend(plain))
+    for blend in blends:
+        blend.apply(wanted)
+    for ours, merged, without in zip(answers(small), answers(plain), before, strict=True):
+        torch.testing.assert_close(ours, merged, rtol=1e-3, atol=1e-4)
+        assert (ours - without).abs().max() > 1e-2
+    blends[0].clear()
+    assert weights_hash(small) == was
+    assert all(torch.equal(a, b) for a, b in zip(answers(small), before, strict=True))
+
+
+def test_a_quantised_convolution_is_refused_by_name() -> None:
+    family = open_tiny("sd1")
+    file = mixed_lora(family, "DoRA")
+    places = [place for place in Blend(family).fit(file).places if "conv1" in place[1]]
+    conv = family.layers[places[0][0]][places[0][1]]
+    conv.weight.requires_grad_(False)
+    conv.weight.data = conv.weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(LoraFileError, match="conv1 is quantised"):
+        Blend(family).apply([(file, 1.0, 1.0)])
