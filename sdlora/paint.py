@@ -24,6 +24,7 @@ from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile, read_lora
 from sdlora.lora.header import body_hash
 from sdlora.lora.library import Library, LoraEntry, stamp
+from sdlora.prompt.schedules import schedule
 from sdlora.prompt.tags import LoraTag, parse_prompt
 from sdlora.settings import ImageRequest
 
@@ -71,13 +72,15 @@ class LoraUse:
 class Sheet:
     """What is painted: the texts without their tags, the LoRAs used, all that went otherwise.
 
-    `problems` grows when something goes wrong while painting.
+    `problems` grows when something goes wrong while painting. `moving` are the LoRAs whose weights
+    change over the steps.
     """
 
     prompt: str
     negative_prompt: str
     loras: tuple[LoraUse, ...]
     problems: list[str]
+    moving: tuple[Chosen, ...] = ()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -86,22 +89,34 @@ class Sheet:
 
 
 @dataclass
-class _Chosen:
-    """A LoRA that prompts named, found and fitting, with the weights it was given."""
+class Chosen:
+    """A LoRA that prompts named, found and fitting, with its tags."""
 
     entry: LoraEntry
     file: LoraFile
     hash: str
-    weights: list[tuple[float, float]]  # on the denoiser, on the text encoders
+    tags: list[LoraTag]
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it holds at every step alike, and so can be merged."""
+        return all(tag.is_constant for tag in self.tags)
 
     @property
     def weighted(self) -> tuple[LoraFile, float, float]:
-        denoiser, text_encoders = (sum(side) for side in zip(*self.weights, strict=True))
-        return self.file, denoiser, text_encoders
+        """The file and its summed weights on denoiser and text encoders, at their strongest."""
+        tags = self.tags
+        return self.file, sum(tag.unet for tag in tags), sum(tag.text_encoder for tag in tags)
+
+    def at(self, step: int, steps: int) -> tuple[LoraFile, tuple[float], tuple[float]]:
+        """The file and its summed weights, as rows, at `step` of `steps`, the first being 0."""
+        denoiser, text = zip(*(tag.at(step, steps) for tag in self.tags), strict=True)
+        return self.file, (sum(denoiser),), (sum(text),)
 
     @property
     def sum_told(self) -> str:
-        given = [f"{denoiser:g}" for denoiser, _ in self.weights]
+        """How the weights of several tags add up."""
+        given = [f"{tag.unet:g}" for tag in self.tags]
         times = "twice" if len(given) == 2 else f"{len(given)} times"
         return (
             f"{self.entry.name!r} stands {times}, and its weights add up: "
@@ -109,6 +124,7 @@ class _Chosen:
         )
 
     def use(self, its: Fit) -> LoraUse:
+        """What the sheet says of it."""
         entry, (_, denoiser, text_encoders) = self.entry, self.weighted
         return LoraUse(entry.name, entry.path.name, self.hash, denoiser, text_encoders, its.layers)
 
@@ -130,17 +146,27 @@ class Painter:
         if negative.loras or negative.problems:
             problems.append("LoRA tags in the negative prompt are not used; they were taken out")
         chosen = self._choose(prompt.loras, problems)
+        still = [one for one in chosen if one.is_constant]
+        moving = [one for one in chosen if not one.is_constant]
         try:
-            fits = self.blend.apply([one.weighted for one in chosen])
+            fits = self.blend.apply([one.weighted for one in still])
+            fits += self.blend.vary([_strongest(one) for one in moving])
             problems += self.blend.notes
         except LoraFileError as error:
+            self.blend.clear()
             problems.append(f"no LoRA is used: {error}")
-            chosen, fits = [], []
-        for name, text in (("prompt", prompt.text), ("negative prompt", negative.text)):
-            if cut := self.family.cut_text(text):
+            still, moving, fits = [], [], []
+        problems += [problem for one in moving if (problem := _text_told(one))]
+        texts = []
+        for name, written in (("prompt", prompt.text), ("negative prompt", negative.text)):
+            stages = schedule(written, request.steps)
+            texts.append(stages[-1][1])
+            if len(stages) > 1:
+                problems.append(f"the {name} changes over the steps; only its last text is used")
+            if cut := self.family.cut_text(texts[-1]):
                 problems.append(f"the {name} is too long for the text encoder; left out: {cut!r}")
-        uses = tuple(one.use(its) for one, its in zip(chosen, fits, strict=True))
-        return Sheet(prompt.text, negative.text, uses, problems)
+        uses = tuple(one.use(its) for one, its in zip([*still, *moving], fits, strict=True))
+        return Sheet(*texts, uses, problems, tuple(moving))
 
     def paint(
         self, request: ImageRequest, sheet: Sheet, on_step: Callable[[], None]
@@ -153,8 +179,13 @@ class Painter:
         width = request.width or self.family.resolution
         height = request.height or self.family.resolution
 
+        def turn(step: int, steps: int) -> None:
+            if sheet.moving:
+                self.blend.vary([one.at(step, steps) for one in sheet.moving])
+
         def after_step(_: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
             on_step()
+            turn(step + 1, pipeline.num_timesteps)
             is_last = step == pipeline.num_timesteps - 1  # asked once, for it waits for the device
             if is_last and not values["latents"].isfinite().all():
                 sheet.problems += [OVERFLOW] * (OVERFLOW not in sheet.problems)
@@ -166,6 +197,7 @@ class Painter:
             for first in range(0, request.count, request.batch_size):
                 count = min(request.batch_size, request.count - first)
                 seeds = range(request.seed + first, request.seed + first + count)
+                turn(0, request.steps)
                 yield from pipeline(
                     **texts,
                     num_images_per_prompt=count,
@@ -193,9 +225,9 @@ class Painter:
             for part, was in zip(parts, learning, strict=True):
                 part.train(was)
 
-    def _choose(self, tags: tuple[LoraTag, ...], problems: list[str]) -> list[_Chosen]:
+    def _choose(self, tags: tuple[LoraTag, ...], problems: list[str]) -> list[Chosen]:
         """The LoRAs that can be used, each once; what is wrong with the others is a problem."""
-        chosen: dict[Path, _Chosen] = {}
+        chosen: dict[Path, Chosen] = {}
         for tag in tags:
             try:
                 entry = self.library.find(tag.name)
@@ -204,11 +236,10 @@ class Painter:
             except LoraFileError as error:
                 problems.append(f"{tag.name!r} is not used: {error}")
                 continue
-            weights = (tag.unet, tag.text_encoder)
             if one := chosen.get(entry.path):
-                one.weights.append(weights)
+                one.tags.append(tag)
                 continue
-            chosen[entry.path] = _Chosen(entry, file, its_hash, [weights])
+            chosen[entry.path] = Chosen(entry, file, its_hash, [tag])
             if unmatched:
                 problems.append(
                     f"{len(unmatched)} layers of {tag.name!r} are not in this model and are not "
@@ -217,7 +248,7 @@ class Painter:
             if entry.also:
                 names = ", ".join(path.parent.name + "/" + path.name for path in entry.also)
                 problems.append(f"{tag.name!r} is the name of other files too, not used: {names}")
-        problems += [one.sum_told for one in chosen.values() if len(one.weights) > 1]
+        problems += [one.sum_told for one in chosen.values() if len(one.tags) > 1]
         in_use = set(chosen)
         self._files = {key: value for key, value in self._files.items() if key[0] in in_use}
         return list(chosen.values())
@@ -228,6 +259,22 @@ class Painter:
         if key not in self._files:
             self._files[key] = read_lora(path), body_hash(path)[:12]
         return self._files[key]
+
+
+def _strongest(one: Chosen) -> tuple[LoraFile, tuple[float], tuple[float]]:
+    file, denoiser, text_encoders = one.weighted
+    return file, (denoiser,), (text_encoders,)
+
+
+def _text_told(one: Chosen) -> str:
+    """The text is read once, before the first step."""
+    reads = any(not name.startswith("lora_unet_") for name in one.file.layers)
+    if not (reads and one.weighted[2]):
+        return ""
+    return (
+        f"the weight of {one.entry.name!r} changes over the steps in the denoiser only; "
+        f"in the text encoder it is {one.weighted[2]:g} throughout"
+    )
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

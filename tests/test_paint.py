@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 from sdlora.lora.adapter import Adapter
@@ -35,3 +37,68 @@ def test_strays_sums_and_words_are_told(tmp_path: Path) -> None:
     assert (use.name, use.layers) == ("neon", len(layers))
     painter.blend.clear()
     assert weights_hash(family) == was
+
+
+def painted(painter: Painter, tags: str, **asked: object) -> np.ndarray:
+    """(N, H, W, 3) of a cat with these tags."""
+    request = ImageRequest.of({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
+    sheet = painter.prepare(request)
+    return np.stack([np.asarray(i) for i in painter.paint(request, sheet, lambda: None)]).astype(
+        int
+    )
+
+
+def test_a_weight_that_changes_over_the_steps_is_the_merged_one_at_each(tmp_path: Path) -> None:
+    family = open_tiny("sd1")
+    for seed, name in enumerate(("neon", "oil")):
+        file = tiny_lora(family, seed, train_text_encoder=False)
+        write_lora(file, tmp_path / f"{name}.safetensors", torch.float32)
+    was, painter = weights_hash(family), Painter(family, Library([tmp_path]))
+    plain, full = painted(painter, ""), painted(painter, "<lora:neon:1>")
+    assert np.abs(full - plain).max() > 20
+    same = {
+        "<lora:neon:1@0,1@1>": full,
+        "<lora:neon:0@0,0@1>": plain,
+        "[<lora:neon:1>:1.0]": plain,
+        "<lora:oil:0.5> <lora:neon:1@0,1@1>": painted(painter, "<lora:oil:0.5> <lora:neon:1>"),
+    }
+    for tags, expected in same.items():
+        assert np.abs(painted(painter, tags) - expected).max() <= 2, tags
+    moving = painted(painter, "<lora:neon:0@0,1@6>")
+    assert np.abs(moving - full).max() > 5 and np.abs(moving - plain).max() > 5
+    assert (painted(painter, "") == plain).all()
+    painter.blend.clear()
+    assert weights_hash(family) == was
+
+
+def test_a_switch_half_way_equals_the_two_halves_made_by_hand(tmp_path: Path) -> None:
+    family = open_tiny("sd1")
+    file = tiny_lora(family, train_text_encoder=False)
+    write_lora(file, tmp_path / "neon.safetensors", torch.float32)
+    painter = Painter(family, Library([tmp_path]))
+    half = painted(painter, "[<lora:neon:1>:3]", count=2, batch_size=2)
+    request = ImageRequest.of({"prompt": "a cat", "seed": 1, "steps": 6, "count": 2})
+    sheet = painter.prepare(request)
+    images = []
+    for index in range(2):
+        painter.blend.apply([])
+        steps = iter(range(1, 7))
+
+        def merge_at_three(steps: object = steps) -> None:
+            if next(steps) == 3:  # type: ignore[call-overload]
+                painter.blend.apply([(file, 1.0, 1.0)])
+
+        one = request.model_copy(update={"seed": 1 + index, "count": 1})
+        images += list(painter.paint(one, sheet, merge_at_three))
+    by_hand = np.stack([np.asarray(image) for image in images]).astype(int)
+    assert np.abs(half - by_hand).max() <= 2
+    assert np.abs(half - painted(painter, "<lora:neon:1>", count=2)).max() > 5
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_changing_weight_says_what_the_text_encoder_does(tmp_path: Path, text: bool) -> None:
+    family = open_tiny("sd1")
+    write_lora(tiny_lora(family, train_text_encoder=text), tmp_path / "neon.safetensors")
+    painter = Painter(family, Library([tmp_path]))
+    sheet = painter.prepare(ImageRequest(prompt="a cat <lora:neon:0@0,0.7@1>"))
+    assert [("0.7 throughout" in problem) for problem in sheet.problems] == [True] * text
