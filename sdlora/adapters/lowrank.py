@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from sdlora.adapters.places import Place, weight_shape
-from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.adapter import Adapter
+from sdlora.lora.refusals import refusal
 
 # Which adapters change a parameter, each with its column in the table of weights
 Stack = tuple[tuple[Adapter, int], ...]
@@ -82,7 +82,7 @@ def seen_weight(family: Family, place: Place) -> Tensor:
     part, path, _ = place
     layer = family.layers[part][path]
     if not isinstance(layer, nn.Linear):
-        raise LoraFileError(f"{path} is quantised; of such layers only linear ones can be changed")
+        raise refusal("quantised", layer=path)
     unit = torch.eye(layer.in_features, device=family.device, dtype=family.dtype)
     # not called but run: what stands beside it is no part of it
     return (layer.forward(unit) - layer.forward(torch.zeros_like(unit[:1]))).T

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sdlora.adapters.places import Place
 from sdlora.adapters.pristine import Pristine, room_for
-from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.adapter import Adapter
+from sdlora.lora.refusals import refusal
 
 Recipe = tuple[tuple[Adapter, float], ...]
 
@@ -59,7 +59,7 @@ class Merged:
             target = _parameter(self.family, place).data
             norms += merge(target, place[2], self.original(place), wanted[place])
         if not self._is_finite(changed, norms):
-            raise LoraFileError("the weights are too high: the sum overflows; lower them")
+            raise refusal("overflow")
 
     @torch.no_grad()
     def clear(self) -> None:

@@ -37,6 +37,8 @@ REFUSALS: dict[str, str] = {
         "a {kind} layer of this file stands for several layers of the model, stacked, and cannot "
         "be taken apart; LoRA, DoRA, LoHa and full ones can"
     ),
+    "quantised": "{layer} is quantised; of such layers only linear ones can be changed",
+    "overflow": "the weights are too high: the sum overflows; lower them",
     "unmatched": "{count} of its {of} layers are not in the open model, such as {layer!r:.82}",
 }
 
