@@ -10,13 +10,14 @@ import tempfile
 
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.judge import Judge, trained_judge
 from benchmarks.report import asked, show
 from sdlora.events import SampleReady
 from sdlora.settings import ImageRequest
 from sdlora.starter.draw import Scene
-from sdlora.starter.measure import STYLES, StyleAxis, scenes_for
+from sdlora.starter.measure import STYLES, StyleAxis, scenes_for, style_statistics
 from sdlora.starter.sets import SETS
 from sdlora.worker import ImageMaker, open_engine
 from sdlora.workspace import STARTER_MODEL, Workspace
@@ -96,7 +97,7 @@ def character(engine: ImageMaker, judge: Judge, count: int) -> dict[str, float]:
 
 
 def two_tags(engine: ImageMaker, vae: AutoencoderKL, count: int) -> dict[str, dict[str, float]]:
-    """Both style scores of each alone and of the two together."""
+    """Both style scores of each alone and of the two together, and how much of each stays."""
     tags = {
         "neither": "",
         "cyberpunk alone": "lora:cyberpunk_architecture:0.7",
@@ -104,13 +105,27 @@ def two_tags(engine: ImageMaker, vae: AutoencoderKL, count: int) -> dict[str, di
         "both": "lora:cyberpunk_architecture:0.7 lora:neon_lighting:0.5",
     }
     axes = {name: StyleAxis(vae, name) for name in ("cyberpunk_architecture", "neon_lighting")}
-    table = {}
-    for label, tag in tags.items():
-        images = [picture(engine, f"{TWO}, {tag}".rstrip(", "), seed) for seed in range(count)]
-        table[label] = {
-            name: round(axis.score(images).mean().item(), 4) for name, axis in axes.items()
-        }
+    made = {
+        label: [picture(engine, f"{TWO}, {tag}".rstrip(", "), seed) for seed in range(count)]
+        for label, tag in tags.items()
+    }
+    table = {
+        label: {n: round(axis.score(images).mean().item(), 4) for n, axis in axes.items()}
+        for label, images in made.items()
+    }
+    spread = axes["neon_lighting"].spread
+    looks = {n: style_statistics(vae, images).mean(0) / spread for n, images in made.items()}
+    table["stays beside the other"] = {
+        "cyberpunk_architecture": _stays(looks, "cyberpunk alone", "neon alone"),
+        "neon_lighting": _stays(looks, "neon alone", "cyberpunk alone"),
+    }
     return table
+
+
+def _stays(looks: dict[str, Tensor], alone: str, other: str) -> float:
+    """What a tag changes beside the other, along what it changes alone: 1 is all of that."""
+    way = looks[alone] - looks["neither"]
+    return round(((looks["both"] - looks[other]) @ way / way.square().sum()).item(), 4)
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ class Painter:
             problems.append(f"no LoRA is used: {error}")
             still, moving, fits = [], [], []
         problems += [problem for one in moving if (problem := _text_told(one))]
-        texts = []
+        texts: list[str] = []
         for name, written in (("prompt", prompt.text), ("negative prompt", negative.text)):
             stages = schedule(written, request.steps)
             texts.append(stages[-1][1])
@@ -166,7 +166,8 @@ class Painter:
             if cut := self.family.cut_text(texts[-1]):
                 problems.append(f"the {name} is too long for the text encoder; left out: {cut!r}")
         uses = tuple(one.use(its) for one, its in zip([*still, *moving], fits, strict=True))
-        return Sheet(*texts, uses, problems, tuple(moving))
+        positive, unwanted = texts
+        return Sheet(positive, unwanted, uses, problems, tuple(moving))
 
     def paint(
         self, request: ImageRequest, sheet: Sheet, on_step: Callable[[], None]

@@ -250,6 +250,11 @@ def test_chromium_comes_from_the_variable_first(monkeypatch: pytest.MonkeyPatch)
     assert launch.find_chromium() == sys.executable
 
 
+def _heed_interrupts() -> None:
+    # a job that a shell put into the background ignores them, and so would its children
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class App:
     """A copy of launch.py in a folder with a difficult name, with a stub for the program."""
 
@@ -285,6 +290,7 @@ class App:
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             start_new_session=True,
+            preexec_fn=_heed_interrupts if os.name == "posix" else None,
         )
 
     def run(self, *argv: str, package: str = "launch-probe", **env: str) -> tuple[int, str]:

@@ -96,7 +96,7 @@ def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, 
         assert (pixels_of(engine, prompt, steps=10) == base).all()
     axis = StyleAxis(engine_vae(engine), name)
     plain, styled = (axis.score(images).mean().item() for images in made.values())
-    assert styled > plain
+    assert styled > plain + 0.2
 
 
 def engine_vae(engine: Engine) -> object:
@@ -135,11 +135,14 @@ def test_a_shipped_lora_gives_the_same_picture_in_stock_diffusers(
 def test_two_tags_both_act(engine: Engine) -> None:
     """How much of each style is in the picture is measured by benchmarks/strength.py."""
     tags = ["lora:cyberpunk_architecture:0.7", "lora:neon_lighting:0.5"]
-    first, second, both = (
-        pixels_of(engine, f"{PROMPT}, {words}", steps=6) for words in (*tags, " ".join(tags))
+    cyberpunk, neon, both = (
+        pixels_of(engine, f"{PROMPT}, {words}", steps=10) for words in (*tags, " ".join(tags))
     )
-    assert np.abs(both - first).mean() > 2
-    assert np.abs(both - second).mean() > 2
+    assert np.abs(both - cyberpunk).mean() > 2
+    assert np.abs(both - neon).mean() > 2
+    axis = StyleAxis(engine_vae(engine), "neon_lighting")
+    without, beside = axis.score([Image.fromarray(p.astype(np.uint8)) for p in (cyberpunk, both)])
+    assert beside > without + 0.1
 
 
 def test_model_card_says_what_it_is() -> None:

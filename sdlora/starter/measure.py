@@ -58,7 +58,7 @@ class StyleAxis:
         seen = (rows - middle) / spread
         damped = seen.T @ seen + RIDGE * len(rows) * torch.eye(seen.shape[1], dtype=torch.double)
         self.axis = torch.linalg.solve(damped, seen.T @ (told - told.mean())) / spread
-        self.vae, self.zero = vae, plain.double().mean(0)
+        self.vae, self.zero, self.spread = vae, plain.double().mean(0), spread
         self.axis /= (own.double().mean(0) - self.zero) @ self.axis
 
     def score(self, images: Sequence[Image.Image]) -> Tensor:
