@@ -22,7 +22,6 @@ from sdlora.adapters import Blend, Fit
 from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile, read_lora
-from sdlora.lora.header import body_hash
 from sdlora.lora.library import Library, LoraEntry, stamp
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.tags import LoraTag, parse_prompt
@@ -232,7 +231,7 @@ class Painter:
         for tag in tags:
             try:
                 entry = self.library.find(tag.name)
-                file, its_hash = self._opened(entry.path)
+                file, its_hash = self._opened(entry)
                 unmatched = self.blend.fit(file).unmatched
             except LoraFileError as error:
                 problems.append(f"{tag.name!r} is not used: {error}")
@@ -254,11 +253,11 @@ class Painter:
         self._files = {key: value for key, value in self._files.items() if key[0] in in_use}
         return list(chosen.values())
 
-    def _opened(self, path: Path) -> tuple[LoraFile, str]:
+    def _opened(self, entry: LoraEntry) -> tuple[LoraFile, str]:
         """A LoRA and its hash; the same objects while the file is the same and in use."""
-        key = path, stamp(path)
+        key = entry.path, stamp(entry.path)
         if key not in self._files:
-            self._files[key] = read_lora(path), body_hash(path)[:12]
+            self._files[key] = read_lora(entry.path), self.library.hashes(entry).autov3
         return self._files[key]
 
 

@@ -1,14 +1,16 @@
-"""A picture file as a tensor: turned upright, in sRGB, on white, fitted to its bucket."""
+"""A picture file as it is shown: turned upright, in sRGB, on white; as a tensor of its bucket."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageOps
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 FORMATS_SAID = "PNG, JPEG, WebP or BMP"
@@ -73,5 +75,7 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
     """(3, H, W) float32 in -1..1: scaled to cover `size` = (W, H) (Lanczos), the middle cut out."""
+    import torch  # only here: whoever reads a picture alone does not wait for it
+
     image = ImageOps.fit(load_rgb(path), size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from sdlora import __version__
+from sdlora.data.images import BROKEN, load_rgb
 from sdlora.errors import DataError
 from sdlora.lora.bases import BASES
 from sdlora.lora.facts import trigger_words
@@ -106,9 +105,8 @@ def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
     DataError when `picture` cannot be read.
     """
     try:
-        with Image.open(picture) as file:
-            small = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        small = load_rgb(picture)
+    except BROKEN as error:
         raise DataError(f"the picture {picture} cannot be read: {error}") from None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
