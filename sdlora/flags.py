@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from sdlora.settings import Settings
+from sdlora.settings import MORE, Settings
 
 _WORDS = {int: "N", float: "X"}
 
@@ -18,10 +18,12 @@ _WORDS = {int: "N", float: "X"}
 def add_flags(
     parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str] = ()
 ) -> None:
-    """One flag per field, except those in `but`. A flag not given leaves its default."""
-    for name, field in settings.model_fields.items():
-        if name not in but:
-            parser.add_argument(
+    """One flag per field, except those in `but`, by group. A flag not given leaves its default."""
+    for group, names in settings.groups().items():
+        part = parser if group == MORE else parser.add_argument_group(group)
+        for name in (name for name in names if name not in but):
+            field = settings.model_fields[name]
+            part.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=name,
                 default=argparse.SUPPRESS,

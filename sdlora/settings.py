@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from sdlora.errors import SettingsError, did_you_mean
 Goal = Literal["style", "character"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TargetGroup = Literal["attention", "feed_forward", "conv"]
+MORE = "More"  # the group of fields that belong to no other
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -26,6 +27,8 @@ class Settings(BaseModel):
     """A frozen set of settings that says clearly what is wrong with it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Title -> the fields that forms and --help show under it; those in no group come under MORE
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -43,6 +46,12 @@ class Settings(BaseModel):
         except (OSError, ValueError) as error:
             raise SettingsError(f"{path} cannot be read as settings: {error}") from None
         return cls.of(values)
+
+    @classmethod
+    def groups(cls) -> dict[str, tuple[str, ...]]:
+        """Every field under the title of its group."""
+        grouped = {name for names in cls.GROUPS.values() for name in names}
+        return {**cls.GROUPS, MORE: tuple(n for n in cls.model_fields if n not in grouped)}
 
     def given(self) -> dict[str, Any]:
         """The values somebody set, as plain JSON types; the rest are defaults."""
@@ -65,6 +74,18 @@ def _sentence(cls: type[Settings], error: Any) -> str:
 class TrainSettings(Settings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
+    GROUPS = {
+        "What to learn": ("data", "name", "model", "goal", "trigger_word"),
+        "Steps": ("steps", "batch_size", "gradient_accumulation", "seed"),
+        "Learning": (
+            *("learning_rate", "text_encoder_learning_rate", "optimizer", "schedule"),
+            *("warmup_steps", "weight_decay", "max_grad_norm", "min_snr_gamma"),
+        ),
+        "Adapter": ("rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
+        "Pictures": ("resolution", "caption_dropout", "flip"),
+        "Samples": ("sample_every", "sample_prompts"),
+        "Machine": ("precision", "gradient_checkpointing"),
+    }
     data: str = Field(min_length=1, description="Folder of pictures with captions to learn from")
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
@@ -145,6 +166,11 @@ class TrainSettings(Settings):
 class ImageRequest(Settings):
     """A request for images."""
 
+    GROUPS = {
+        "Prompt": ("prompt", "negative_prompt", "model"),
+        "Picture": ("width", "height", "count", "batch_size", "seed"),
+        "Sampling": ("steps", "guidance", "sampler"),
+    }
     prompt: str = Field("", max_length=100_000, description="What to show; LoRA tags included")
     negative_prompt: str = Field("", max_length=100_000, description="What to keep away from")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")

@@ -1,11 +1,16 @@
 """Every setting has its place in a form, and comes back from it as it went in."""
 
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.workspace import Workspace
+from surfing import StudioWithoutWorker
 from webui.form import Form, component, widget
+from webui.tabs import generate, train
 
 
 @pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
@@ -33,3 +38,33 @@ def test_a_form_reads_back_what_it_shows() -> None:
     assert form.read(wiped).keys() == values.keys() - {"rank", "resolution"}
     blank = {**shown, form.fields["sample_prompts"]: " \n b \n\n"}
     assert form.read(blank)["sample_prompts"] == ("b",)
+
+
+@pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
+def test_every_setting_stands_in_one_group(settings: type[Any]) -> None:
+    shown = [name for names in settings.groups().values() for name in names]
+    assert sorted(shown) == sorted(settings.model_fields)
+
+
+def test_every_setting_is_on_the_page_once(workspace: Path) -> None:
+    studio = StudioWithoutWorker(Workspace.open(workspace))
+    with gr.Blocks():
+        asked, making = train.build(studio), generate.build(studio)
+    on_page = [*asked.form.fields, *asked.advanced.fields]
+    assert sorted([*on_page, "data"]) == sorted(TrainSettings.model_fields), "data is the set's"
+    assert making.form.fields.keys() == ImageRequest.model_fields.keys()
+
+
+def test_the_rest_of_a_form_comes_by_groups() -> None:
+    class Odd(TrainSettings):
+        brand_new: bool = False
+
+    assert Odd.groups()["More"] == ("brand_new",)
+    with gr.Blocks() as page:
+        form = Form(Odd)
+        form.add("name", "rank")
+        form.add_rest("data", "model", "goal", "trigger_word")
+    titles = [b.value for b in page.blocks.values() if isinstance(b, gr.HTML)]
+    assert len(titles) == len(Odd.groups()) - 1, "nothing of the first group is left"
+    assert "More" in titles[-1] and list(form.fields)[-1] == "brand_new"
+    assert [*form.fields].count("rank") == 1

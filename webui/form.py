@@ -16,6 +16,7 @@ from gradio.components import Component
 from pydantic.fields import FieldInfo
 
 from sdlora.settings import Settings
+from webui.parts import html
 
 WIDEST_SLIDER = 100  # a range wider than this is set more easily by typing
 
@@ -121,6 +122,16 @@ class Form:
         """Show these fields here."""
         for name in names:
             self.fields[name] = component(self.settings, name, **look)
+
+    def add_rest(self, *elsewhere: str) -> None:
+        """Show every field that is on the page neither here nor `elsewhere`, by its group."""
+        for group, names in self.settings.groups().items():
+            left = [name for name in names if name not in {*self.fields, *elsewhere}]
+            if left:
+                with gr.Column(elem_classes="group"):
+                    html(f'<div class="legend">{group}</div>')
+                    with gr.Row(elem_classes="fields"):
+                        self.add(*left, min_width=140)
 
     def read(
         self, sent: Mapping[Component, Any], preset: Mapping[str, Any] | None = None

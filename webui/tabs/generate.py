@@ -90,10 +90,7 @@ def _settings(studio: Studio, form: Form) -> None:
             models, value="starter", allow_custom_value=True, label="Model",
             info=ImageRequest.model_fields["model"].description,
         )  # fmt: skip
-        with gr.Row(elem_classes="row-fields"):
-            form.add("width", "height")
-        with gr.Row(elem_classes="row-fields"):
-            form.add("sampler", "batch_size")
+        form.add_rest()
     dice.click(lambda: -1, outputs=form.fields["seed"], **QUICK)
     same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
 

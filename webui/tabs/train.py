@@ -24,18 +24,6 @@ GOALS = (
     ("Style: how everything looks", "style"),
     ("Character: someone or something", "character"),
 )
-# The advanced fields, by rows
-ADVANCED = (
-    ("steps", "batch_size", "learning_rate"),
-    ("rank", "alpha", "conv_rank"),
-    ("targets", "train_text_encoder", "text_encoder_learning_rate"),
-    ("resolution", "flip", "gradient_accumulation"),
-    ("optimizer", "schedule", "warmup_steps"),
-    ("dropout", "caption_dropout", "min_snr_gamma"),
-    ("weight_decay", "max_grad_norm", "seed"),
-    ("precision", "gradient_checkpointing", "sample_every"),
-    ("sample_prompts",),
-)
 EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 MOST_THUMBS = 20
 
@@ -153,9 +141,7 @@ def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
             models, value="starter", allow_custom_value=True, label="Model",
             info=TrainSettings.model_fields["model"].description,
         )  # fmt: skip
-        for names in ADVANCED:
-            with gr.Row(elem_classes="row-fields"):
-                advanced.add(*names, min_width=140)
+        advanced.add_rest("data", *form.fields)
 
 
 def _wire(studio: Studio, tab: TrainTab) -> None:
