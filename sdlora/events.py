@@ -57,6 +57,33 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """A run goes on after `step`: what it said of later steps is done anew."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Validated(Event):
+    """The loss on pictures held out of the training, always under the same noise; None: there are
+    none. `best`: no earlier one was lower. `drift`: how far pictures of unrelated prompts are from
+    the base model's, 0 to 1. Step 0 is before the first."""
+
+    step: int
+    loss: float | None = None
+    best: bool = False
+    drift: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint(Event):
+    """All that is needed to go on from `step` is on disk, complete, in the folder `path`."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True)
 class SampleReady(Event):
     """A picture is on disk. `step` is the training step or the image's index in its batch."""
 
@@ -100,6 +127,13 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True)
+class Paused(Event):
+    """Let go of the device on request, to go on from `step` later."""
+
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Failed(Event):
     """It ended with an error that names its reason."""
 
@@ -110,7 +144,8 @@ class Failed(Event):
 EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        Queued, Started, Progress, Step, SampleReady, Saved, Warned, Done, Stopped, Failed,
+        Queued, Started, Progress, Resumed, Step, Validated, SampleReady, Saved, Checkpoint,
+        Warned, Done, Stopped, Paused, Failed,
     )
 }  # fmt: skip
 
@@ -134,9 +169,9 @@ def from_line(line: str) -> Event:
 class RunState:
     """All that is known of a run: the fold of its events."""
 
-    ENDED: ClassVar[frozenset[str]] = frozenset({"done", "stopped", "failed"})
+    ENDED: ClassVar[frozenset[str]] = frozenset({"done", "stopped", "paused", "failed"})
 
-    status: str = "queued"  # queued, loading, running, done, stopped, failed
+    status: str = "queued"  # queued, loading, running, done, stopped, paused, failed
     what: str = ""
     step: int = 0
     total: int = 0
@@ -146,6 +181,8 @@ class RunState:
     seconds_left: float | None = None
     ahead: int = 0
     losses: tuple[tuple[int, float], ...] = ()
+    validations: tuple[Validated, ...] = ()
+    checkpoint: int | None = None  # the step of the last one; None: there is none
     samples: tuple[SampleReady, ...] = ()
     warnings: tuple[Warned, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
@@ -157,8 +194,18 @@ class RunState:
 
     @property
     def ended(self) -> bool:
-        """True when no more events will come."""
+        """True when no more events will come, unless it is resumed."""
         return self.status in self.ENDED
+
+    @property
+    def resumable(self) -> bool:
+        """True when it ended before its time, at a step that it can go on from."""
+        return self.status in ("stopped", "paused", "failed") and self.checkpoint is not None
+
+    @property
+    def best(self) -> Validated | None:
+        """The validation with the lowest loss; None: there is none."""
+        return next((one for one in reversed(self.validations) if one.best), None)
 
 
 def _step(state: RunState, event: Step) -> RunState:
@@ -171,8 +218,22 @@ def _step(state: RunState, event: Step) -> RunState:
     )  # fmt: skip
 
 
+def _resumed(state: RunState, event: Resumed) -> RunState:
+    return replace(
+        state, step=event.step, error="", advice="", warnings=(),
+        losses=tuple(row for row in state.losses if row[0] <= event.step),
+        validations=tuple(one for one in state.validations if one.step <= event.step),
+        samples=tuple(one for one in state.samples if one.step <= event.step),
+    )  # fmt: skip
+
+
 _FOLDS: dict[type[Event], Any] = {
-    Queued: lambda s, e: replace(s, status="queued", ahead=e.ahead),
+    Queued: lambda s, e: replace(
+        s, status="queued", ahead=e.ahead, error="", advice="", started_at=None
+    ),
+    Resumed: _resumed,
+    Validated: lambda s, e: replace(s, validations=(*s.validations, e)),
+    Checkpoint: lambda s, e: replace(s, checkpoint=e.step),
     Started: lambda s, e: replace(
         s,
         status="running",
@@ -197,6 +258,7 @@ _FOLDS: dict[type[Event], Any] = {
         s, status="done", phase="", result=e.path or s.result, seconds=e.seconds, seconds_left=0.0
     ),
     Stopped: lambda s, e: replace(s, status="stopped", phase="", result=e.path or s.result),
+    Paused: lambda s, e: replace(s, status="paused", phase=""),
     Failed: lambda s, e: replace(s, status="failed", phase="", error=e.message, advice=e.advice),
 }
 

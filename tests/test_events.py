@@ -6,16 +6,20 @@ import pytest
 
 from sdlora.events import (
     EVENTS,
+    Checkpoint,
     Done,
     Failed,
+    Paused,
     Progress,
     Queued,
+    Resumed,
     RunState,
     SampleReady,
     Saved,
     Started,
     Step,
     Stopped,
+    Validated,
     Warned,
     fold,
     from_line,
@@ -27,12 +31,16 @@ ONE_OF_EACH = [
     Queued(ahead=2),
     Started("training x", 250, {"pictures": ODD}),
     Progress("loading", 3, 9),
+    Resumed(5),
     Step(7, 250, loss=0.125, learning_rate=1e-4, seconds_left=30.5),
     SampleReady("samples/7.png", 7, ODD, 2**32 - 1, {"problems": [ODD]}),
     Saved("lora/x.safetensors", 7),
+    Validated(7, 0.25, best=True, drift=0.01),
+    Checkpoint("state/step-000007", 7),
     Warned(ODD, "advice"),
     Done("loras/x.safetensors", 12.5),
     Stopped("loras/x.safetensors", 7),
+    Paused(7),
     Failed(ODD, "advice"),
 ]
 
@@ -82,6 +90,20 @@ def test_how_it_ended_keeps_what_was_reached() -> None:
         *("failed", "why", "what to do"),
         4,
     )
+
+
+def test_a_resumed_run_forgets_what_it_does_anew() -> None:
+    said = [Started("t", 9), Step(2, 9, loss=1.0), Validated(2, 0.5, best=True), Checkpoint("c", 2)]
+    later = [Step(3, 9, loss=2.0), SampleReady("p", 3, "x", 0), Validated(3, 0.4, best=True)]
+    killed = fold([*said, *later, Failed("the process ended")])
+    assert killed.resumable and killed.checkpoint == 2
+    waiting = fold([Queued()], killed)
+    assert (waiting.status, waiting.error, waiting.started_at) == ("queued", "", None)
+    again = fold([Resumed(2), Started("t", 9)], waiting)
+    assert (again.step, again.losses, again.samples) == (2, ((2, 1.0),), ())
+    assert again.best and again.best.loss == 0.5 and not again.resumable
+    assert not fold([Started("t", 9), Failed("wrong settings")]).resumable
+    assert fold([Paused(2)], again).status == "paused" and fold([Paused(2)], again).resumable
 
 
 def test_the_fold_can_be_taken_up_anywhere() -> None:

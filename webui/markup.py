@@ -22,6 +22,7 @@ STATUS_WORDS = {
     "running": "Running",
     "done": "Done",
     "stopped": "Stopped",
+    "paused": "Paused",
     "failed": "Failed",
 }
 
@@ -64,7 +65,7 @@ def status_line(state: RunState) -> str:
         return f"{jobs} first" if state.ahead else "Starts in a moment"
     if state.status == "done":
         return f"Finished in {about(state.seconds)}" if state.seconds else "Finished"
-    if state.status in ("stopped", "failed"):
+    if state.status in ("stopped", "paused", "failed"):
         return f"At step {state.step} of {state.total}" if state.step else ""
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
