@@ -32,7 +32,8 @@ from sdlora.events import (
 )
 from sdlora.flags import add_flags, add_shared_flags, given
 from sdlora.lora_cli import add_tools, lora
-from sdlora.settings import ImageRequest, TrainSettings, with_preset
+from sdlora.presets import with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace, free_path
 
 DONE, FAILED, USAGE = 0, 1, 2

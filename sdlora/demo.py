@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora import runs
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Failed, Progress, SampleReady, Warned
-from sdlora.settings import ImageRequest, TrainSettings, with_preset
+from sdlora.presets import with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.worker import ImageMaker, open_engine
 from sdlora.workspace import TRAINING_DATA, Workspace, publish
 

@@ -2,7 +2,7 @@
 
 Checks, command-line flags, the page's form and the docs are all read from these fields. An unknown
 name is an error with a suggestion. What a goal and a model family want different from the defaults
-is a row of `PRESETS`; what the user set is never overridden.
+stands in `presets/`; what the user set is never overridden.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sdlora.errors import SettingsError, did_you_mean
 
-Goal = Literal["style", "character"]
+Goal = Literal["style", "character", "object"]
+Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TargetGroup = Literal["attention", "feed_forward", "conv"]
 MORE = "More"  # the group of fields that belong to no other
@@ -90,6 +91,9 @@ class TrainSettings(Settings):
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     goal: Goal = Field("style", description="What the pictures have in common")
+    effort: Effort = Field(
+        "balanced", description="How long to learn: fast is a first look, quality takes its time"
+    )
     trigger_word: str = Field(
         "", description="Words that call the LoRA in a prompt; empty: what all captions begin with"
     )
@@ -196,32 +200,3 @@ class ImageRequest(Settings):
         "ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "dpm++_2m_sde"
     ] = Field("dpm++_2m", description="How the noise is taken away")
     batch_size: int = Field(4, ge=1, le=64, description="Images denoised side by side")
-
-
-# What a goal wants different from the defaults, per model family ("*": any). The starter model is
-# small: it learns with a high rate in few steps, and a style of local edges needs its convolutions.
-PRESETS: dict[tuple[str, Goal], dict[str, Any]] = {
-    ("*", "style"): {},
-    ("*", "character"): {"learning_rate": 1e-4, "rank": 16, "alpha": 8},
-    ("sdxl", "style"): {"rank": 32, "alpha": 16},
-    ("sdxl", "character"): {"rank": 32, "alpha": 16},
-    ("starter", "style"): {
-        "steps": 180, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
-        "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
-    },
-    ("starter", "character"): {
-        "steps": 180, "batch_size": 4, "learning_rate": 5e-3, "rank": 6, "alpha": 6, "conv_rank": 6,
-        "targets": ("attention", "feed_forward", "conv"), "sample_every": 100,
-    },
-}  # fmt: skip
-
-
-def preset(family: str, goal: Goal) -> dict[str, Any]:
-    """The values a family and goal want, most particular last."""
-    return {**PRESETS["*", goal], **PRESETS.get((family, goal), {})}
-
-
-def with_preset(settings: TrainSettings, family: str) -> TrainSettings:
-    """What the user set, over the preset of `family` and the goal; everything counts as set."""
-    chosen = {**preset(family, settings.goal), **settings.given()}
-    return TrainSettings.of({**TrainSettings.of(chosen).model_dump(mode="json")})

@@ -17,6 +17,8 @@ STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
 TRAINING_DATA = Path(__file__).parent.parent / "training_data"
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
+# A pipeline's class, as model_index.json says it, and the family whose presets it wants
+_PIPELINES = {"StableDiffusionXL": "sdxl", "StableDiffusionPipeline": "sd1"}
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -177,12 +179,13 @@ class Workspace:
         return str(named) if named.exists() else model
 
     def preset_family(self, model: str) -> str:
-        """Whose presets fit a model, as far as its folder says unopened; '*': unknown."""
+        """Whose presets fit a model, as far as its folder says unopened; 'any': unknown."""
         if model == "starter":
             return model
         index = Path(self.model_source(model)) / "model_index.json"
         said = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
-        return "sdxl" if "StableDiffusionXL" in said else "*"
+        rows = ((name, family) for name, family in _PIPELINES.items() if name in said)
+        return next((family for _, family in rows), "any")
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""

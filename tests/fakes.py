@@ -25,7 +25,8 @@ from sdlora.events import (
     Stopped,
     Warned,
 )
-from sdlora.settings import ImageRequest, TrainSettings, with_preset
+from sdlora.presets import with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.worker import Worker
 from sdlora.workspace import Workspace
 

@@ -18,6 +18,7 @@ LAYERS = {
     "sdlora.errors": 0,
     "sdlora.events": 0,
     "sdlora.settings": 1,
+    "sdlora.presets": 1,
     "sdlora.workspace": 1,
     "sdlora.processes": 1,
     "sdlora.noise": 2,
@@ -55,13 +56,14 @@ LAYERS = {
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
-    *("sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
+    *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.flags", "sdlora.lora_cli"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
+    "sdlora.presets",
     "sdlora.data.captions",
     *("sdlora.prompt*", "webui*"),
 )

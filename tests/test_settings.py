@@ -1,12 +1,14 @@
 """Every setting is checked, says what is wrong with it, and comes back from its file."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdlora.errors import SettingsError
-from sdlora.settings import PRESETS, ImageRequest, TrainSettings, preset, with_preset
+from sdlora.presets import EFFORTS, GOALS, families, preset, with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 
 LEAST = {"data": "pictures", "name": "neon"}
 
@@ -66,13 +68,29 @@ def test_a_short_run_warms_up_less() -> None:
     assert TrainSettings.of(short.given()).warmup_steps == 5
 
 
-@pytest.mark.parametrize(("family", "goal"), PRESETS)
-def test_every_preset_is_valid_and_yields_to_the_user(family: str, goal: Any) -> None:
-    chosen = with_preset(TrainSettings.of({**LEAST, "goal": goal}), family)
-    wanted = preset(family, goal)
+EVERY_PRESET = list(itertools.product((*families(), "unheard of"), GOALS, EFFORTS))
+
+
+@pytest.mark.parametrize(("family", "goal", "effort"), EVERY_PRESET)
+def test_every_preset_is_valid_and_yields_to_the_user(family: str, goal: Any, effort: Any) -> None:
+    asked = {**LEAST, "goal": goal, "effort": effort}
+    chosen = with_preset(TrainSettings.of(asked), family)
+    wanted = preset(family, goal, effort)
     assert {name: getattr(chosen, name) for name in wanted} == wanted
-    mine = TrainSettings.of({**LEAST, "goal": goal, "rank": 3, "steps": 1000})
-    assert (with_preset(mine, family).rank, with_preset(mine, family).steps) == (3, 1000)
+    mine = with_preset(TrainSettings.of({**asked, "rank": 3, "steps": 1000}), family)
+    assert (mine.rank, mine.steps) == (3, 1000)
+    assert mine.given().keys() == TrainSettings.model_fields.keys(), "a run keeps all it was"
+
+
+def test_presets_go_from_the_general_to_the_particular() -> None:
+    steps = [preset("starter", "style", effort)["steps"] for effort in EFFORTS]
+    assert steps == sorted(steps) and len(set(steps)) == 3
+    assert preset("starter", "style") == preset("starter", "character")
+    assert preset("sdxl", "object") == {**preset("any", "object"), "rank": 32, "alpha": 16}
+    assert preset("sdxl", "style", "fast")["steps"] == preset("any", "style", "fast")["steps"]
+    assert preset("unheard of", "object", "quality") == preset("any", "object", "quality")
+    assert preset("sd1", "character", "quality")["train_text_encoder"]
+    assert "train_text_encoder" not in preset("sd1", "style", "quality")
 
 
 def test_every_field_has_its_sentence() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sdlora import runs
-from sdlora.settings import ImageRequest, TrainSettings, preset, with_preset
+from sdlora.presets import preset, with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import markup

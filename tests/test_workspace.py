@@ -88,7 +88,7 @@ def test_own_sets_and_models_are_on_offer(workspace: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("StableDiffusionXLPipeline", "sdxl"), ("StableDiffusionPipeline", "*"), (None, "*")],
+    [("StableDiffusionXLPipeline", "sdxl"), ("StableDiffusionPipeline", "sd1"), (None, "any")],
 )
 def test_a_models_presets_are_told_by_its_index(
     workspace: Path, name: str | None, family: str

@@ -15,8 +15,9 @@ from sdlora.errors import SettingsError
 from sdlora.events import Failed, RunState, SampleReady, fold
 from sdlora.jobs import Queue
 from sdlora.lora.library import Library
+from sdlora.presets import with_preset
 from sdlora.processes import alive, identity, start_detached
-from sdlora.settings import ImageRequest, TrainSettings, with_preset
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import TRAINING_DATA, Workspace
 from webui.media import Media
 

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from sdlora.cli import Printer, follow
-from sdlora.settings import Goal, TrainSettings, with_preset
+from sdlora.presets import with_preset
+from sdlora.settings import Goal, TrainSettings
 from sdlora.starter.sets import SETS
 from sdlora.train import train
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace

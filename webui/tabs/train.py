@@ -13,7 +13,8 @@ from gradio.components import Component
 from sdlora import runs
 from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.errors import LoraFileError, SdloraError
-from sdlora.settings import TrainSettings, preset, with_preset
+from sdlora.presets import preset, with_preset
+from sdlora.settings import TrainSettings
 from webui import datasets, markup
 from webui.follow import Follower
 from webui.form import Form
@@ -22,7 +23,8 @@ from webui.studio import Run, Studio
 
 GOALS = (
     ("Style: how everything looks", "style"),
-    ("Character: someone or something", "character"),
+    ("Character: someone", "character"),
+    ("Object: something", "object"),
 )
 EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 MOST_THUMBS = 20
@@ -86,6 +88,7 @@ def build(studio: Studio) -> TrainTab:
                 GOALS, value="style", elem_classes="goals", label="Goal",
                 info=TrainSettings.model_fields["goal"].description,
             )  # fmt: skip
+            form.add("effort")
             summary = html(elem_id="summary")
             start = gr.Button("Start training", variant="primary", elem_id="start")
             notice = html(elem_id="train-notice")
@@ -159,7 +162,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
 
     suggested, inputs = tab.suggested, tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
-    for name in ("goal", "model"):
+    for name in ("goal", "effort", "model"):
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("steps", "batch_size"):
         part = tab.advanced.fields[name]
@@ -175,10 +178,16 @@ def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> s
     return studio.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
 
 
+def wanted_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+    """The preset of what is chosen in the form."""
+    goal, effort = (sent[tab.form.fields[name]] for name in ("goal", "effort"))
+    return preset(family_of(studio, tab, sent), goal, effort)
+
+
 def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
     """What the user set. The page sends a set's name, never a path."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
-    wanted = preset(family_of(studio, tab, sent), sent[tab.form.fields["goal"]])
+    wanted = wanted_values(studio, tab, sent)
     return {
         "data": str(folder or ""),
         **tab.form.read(sent),
@@ -206,8 +215,8 @@ def suggest_names(studio: Studio, tab: TrainTab, pictures: str | None) -> dict[C
 def suggest_values(
     studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
-    """The advanced fields as the goal and the model want them."""
-    return tab.advanced.show(preset(family_of(studio, tab, sent), sent[tab.form.fields["goal"]]))
+    """The advanced fields as the goal, the effort and the model want them."""
+    return tab.advanced.show(wanted_values(studio, tab, sent))
 
 
 def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[Component, Any]:
