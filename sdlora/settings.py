@@ -76,7 +76,7 @@ class TrainSettings(Settings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
     GROUPS = {
-        "What to learn": ("data", "name", "model", "goal", "trigger_word"),
+        "What to learn": ("data", "name", "model", "goal", "effort", "trigger_word"),
         "Steps": ("steps", "batch_size", "gradient_accumulation", "seed"),
         "Learning": (
             *("learning_rate", "text_encoder_learning_rate", "optimizer", "schedule"),
