@@ -63,7 +63,7 @@ def test_the_rest_of_a_form_comes_by_groups() -> None:
     with gr.Blocks() as page:
         form = Form(Odd)
         form.add("name", "rank")
-        form.add_rest("data", "model", "goal", "trigger_word")
+        form.add_rest(*Odd.groups()["What to learn"])
     titles = [b.value for b in page.blocks.values() if isinstance(b, gr.HTML)]
     assert len(titles) == len(Odd.groups()) - 1, "nothing of the first group is left"
     assert "More" in titles[-1] and list(form.fields)[-1] == "brand_new"
