@@ -6,7 +6,7 @@ Which of them a step sees depends on (seed, step) alone, so a run can begin at a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -31,6 +31,8 @@ class Batch:
 
     latents (B,C,h,w); cond: batch is dim 0 of every value, empty while captions are still words;
     sizes (B,6): original height and width, top and left of the cut, height and width.
+    weights (B,): of each picture's loss; None: all 1. mask (B,1,h,w), 0..1: the weight of the loss
+    at each latent cell; None: 1 everywhere.
     """
 
     latents: Tensor
@@ -38,21 +40,30 @@ class Batch:
     sizes: Tensor
     captions: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    weights: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def __getitem__(self, rows: slice) -> Batch:
         """Some of the rows."""
-        cond = {name: value[rows] for name, value in self.cond.items()}
-        words = self.captions[rows], self.names[rows]
-        return Batch(self.latents[rows], cond, self.sizes[rows], *words)
+        some = self._mapped(lambda x: x[rows])
+        return replace(some, captions=self.captions[rows], names=self.names[rows])
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`, copied without waiting for it."""
-        cond = {name: value.to(device, non_blocking=True) for name, value in self.cond.items()}
-        latents, sizes = (x.to(device, non_blocking=True) for x in (self.latents, self.sizes))
-        return replace(self, latents=latents, cond=cond, sizes=sizes)
+        return self._mapped(lambda x: x.to(device, non_blocking=True))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            latents=change(self.latents),
+            cond={name: change(value) for name, value in self.cond.items()},
+            sizes=change(self.sizes),
+            weights=None if self.weights is None else change(self.weights),
+            mask=None if self.mask is None else change(self.mask),
+        )
 
 
 @dataclass(frozen=True)

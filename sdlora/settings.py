@@ -21,6 +21,9 @@ Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TargetGroup = Literal["attention", "feed_forward", "conv"]
 MORE = "More"  # the group of fields that belong to no other
+MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
+CaptionLines = Literal["joined", "first", "random"]
+Transparency = Literal["white", "black", "mask"]
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -83,11 +86,22 @@ class TrainSettings(Settings):
             *("warmup_steps", "weight_decay", "max_grad_norm", "min_snr_gamma"),
         ),
         "Adapter": ("rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
-        "Pictures": ("resolution", "caption_dropout", "flip"),
+        "Pictures": (
+            *("resolution", "upscale", "flip", "crop_jitter", "colour_jitter", "picture_variants"),
+            *("more_data", "regularisation", "regularisation_weight"),
+            *("transparency", "masks", "unmasked_weight", "cache_gib"),
+        ),
+        "Captions": (
+            *("missing_captions", "caption_lines", "caption_prefix", "caption_suffix"),
+            *("caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"),
+            *("caption_wildcards", "caption_variants"),
+        ),
         "Samples": ("sample_every", "sample_prompts"),
         "Machine": ("precision", "gradient_checkpointing"),
     }
-    data: str = Field(min_length=1, description="Folder of pictures with captions to learn from")
+    data: str = Field(
+        min_length=1, description="Folder or zip of pictures with captions to learn from"
+    )
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     goal: Goal = Field("style", description="What the pictures have in common")
@@ -117,10 +131,71 @@ class TrainSettings(Settings):
     resolution: int | None = Field(
         None, ge=64, le=4096, description="Pixels a side; empty: what the model was made for"
     )
+    more_data: tuple[str, ...] = Field(
+        (),
+        max_length=32,
+        description="Further folders or zips; 3*FOLDER counts thrice",
+    )
+    regularisation: tuple[str, ...] = Field(
+        (),
+        max_length=32,
+        description="Folders of other pictures of the same kind, to keep the model as it was",
+    )
+    regularisation_weight: float = Field(
+        1.0, ge=0, le=10, description="Weight of the loss on regularisation pictures"
+    )
+    masks: str = Field(
+        "", description="Folder of masks, named as their pictures; empty: NAME-masklabel.png"
+    )
+    unmasked_weight: float = Field(
+        0.0, ge=0, le=1, description="Weight of the loss where a mask is black"
+    )
+    transparency: Transparency = Field(
+        "white", description="See-through parts: on white, on black, or a mask that hides them"
+    )
+    missing_captions: MissingCaptions = Field(
+        "folder",
+        description="Pictures without a caption: the words of a folder such as 10_zibo, the "
+        "trigger word alone, the file's name, leave them out, or refuse to train",
+    )
+    caption_lines: CaptionLines = Field(
+        "joined", description="Captions of several lines: joined, the first, or one drawn per step"
+    )
+    caption_prefix: str = Field("", description="Text before every caption, after the trigger word")
+    caption_suffix: str = Field("", description="Text after every caption")
     caption_dropout: float = Field(
         0.05, ge=0, le=1, description="Share of captions left out, so that guidance keeps working"
     )
+    shuffle_tags: bool = Field(
+        False, description="Shuffle what stands between commas in captions, anew in every step"
+    )
+    keep_tags: int = Field(
+        1, ge=0, le=100, description="First tags that are neither shuffled nor left out"
+    )
+    tag_dropout: float = Field(0.0, ge=0, le=1, description="Share of the other tags left out")
+    caption_wildcards: bool = Field(
+        False, description="Draw one of {a|b} in captions, anew in every step"
+    )
+    caption_variants: int = Field(
+        8,
+        ge=0,
+        le=1000,
+        description="Wordings kept ready of a caption that changes; 0: a new one in every step",
+    )
+    upscale: bool = Field(False, description="Scale small pictures up to the whole resolution")
     flip: bool = Field(False, description="Mirror half of the pictures, left to right")
+    crop_jitter: float = Field(
+        0.0, ge=0, le=1, description="How far the cut may move off the middle; 1: to the edges"
+    )
+    colour_jitter: float = Field(
+        0.0, ge=0, le=1, description="How far brightness, contrast and colour may change"
+    )
+    picture_variants: int = Field(
+        4, ge=1, le=64, description="Cuts and colours of a picture that are kept ready"
+    )
+    cache_gib: float = Field(
+        20.0, ge=0, le=10_000, description="Disk space for encoded pictures and captions; 0: none"
+    )
     optimizer: str = Field("adamw", description="Optimizer")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "cosine", description="How the learning rate changes over the steps"

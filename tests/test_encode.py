@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sdlora.data.folder import Example, scan_folder
-from sdlora.encode import Dataset, encode_dataset
+from sdlora.encode import Batch, Dataset, encode_dataset
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress, Warned
 from sdlora.families import open_family
@@ -160,3 +160,12 @@ def test_a_slice_and_a_move_keep_the_rows_together(family: Family, pictures: Pat
     assert torch.equal(part.latents, batch.latents[1:3])
     assert torch.equal(part.cond["context"], batch.cond["context"][1:3])
     assert (part.names, part.captions) == (batch.names[1:3], batch.captions[1:3])
+
+
+def test_weights_and_masks_go_where_their_rows_go() -> None:
+    rows = torch.arange(3.0)
+    mask = rows[:, None, None, None].expand(3, 1, 2, 2)
+    batch = Batch(torch.zeros(3, 4, 2, 2), {}, torch.zeros(3, 6), weights=rows, mask=mask)
+    part = batch[1:].to(torch.device("cpu"))
+    assert part.weights is not None and part.mask is not None
+    assert part.weights.tolist() == part.mask[:, 0, 0, 0].tolist() == [1, 2]
