@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent
+NICE = 10
 
 
 def start_detached(
@@ -80,13 +82,17 @@ def end(process_identity: str, wait_s: float = 10.0) -> None:
         _quietly(process.kill)
 
 
-def step_back() -> None:
-    """Let what a person waits for go first, such as the page; children take this over."""
-    process = psutil.Process()
+def step_back(pid: int | None = None) -> None:
+    """Let what a person waits for go first, such as the page: we do, or the process `pid`."""
+    process = psutil.Process(pid)
     if sys.platform == "win32":
         process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
-    else:
-        process.nice(max(10, process.nice()))
+        return
+    process.nice(max(NICE, process.nice()))
+    # Linux gives every session the same share, and a process's nice counts inside of it alone:
+    # the session has one of its own (man 7 sched, "The autogroup feature").
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(NICE), encoding="ascii")
 
 
 def _quietly(act: Callable[[], None]) -> None:

@@ -125,6 +125,7 @@ class Worker:
         self._close_engine()
         runs.say(job.folder, Progress("starting the training"))
         child = start_detached(self.train_command(job.folder), job.folder / runs.LOG_FILE)
+        step_back(child.pid)
         who = identity(child.pid) or f"{child.pid}:gone"
         (job.folder / runs.PID_FILE).write_text(who, encoding="utf-8")
         self._attend(job.folder, who)

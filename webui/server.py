@@ -14,6 +14,7 @@ import sys
 import threading
 import webbrowser
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from sdlora.errors import BusyError
 from sdlora.workspace import Workspace
 from webui import page, theme
+from webui.first_paint import FirstPaint, panel
 from webui.guards import MAX_UPLOAD_MIB, Guard
 from webui.studio import Studio
 
@@ -38,6 +40,7 @@ def make_app(studio: Studio) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     # A CORS policy of our own keeps Gradio from adding one that reflects the caller's origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(FirstPaint, make=partial(panel, studio, page.HEAD))
     app.add_middleware(Guard)  # added last: outermost
     app.include_router(studio.media.router)
     return gr.mount_gradio_app(

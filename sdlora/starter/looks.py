@@ -18,6 +18,7 @@ from sdlora.starter.styles import bloom, halo, outline_map, paint_strokes
 from sdlora.starter.subjects import towers, zibo
 
 PIXELS = 128
+TALLER = 1.1  # a tower cluster, in houses
 BLACK: RGB = (0, 0, 0)
 
 
@@ -133,7 +134,10 @@ def cyberpunk(scene: Scene, pixels: int = PIXELS) -> Image.Image:
     """The house as a tower cluster in the haze; its colour burns in signs and edges."""
     rng = random.Random(scene.seed)
     side = pixels * SUPERSAMPLING
-    pose = replace(pose_of(scene, rng, side), tilt=0.0, rim=None)
+    house = pose_of(scene, rng, side)
+    # Towers stand where the house does, on the same ground, and reach higher.
+    taller = {"scale": house.scale * TALLER, "y": house.y - house.scale * (TALLER - 1) * 0.9}
+    pose = replace(house, tilt=0.0, rim=None, **taller)
     canvas = _haze(scene, rng, side)
     ground_shadow(canvas, pose, (12, 8, 34))
     shapes = towers(NEON[scene.colour])

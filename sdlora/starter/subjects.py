@@ -18,37 +18,30 @@ def _windows(left: float, top: float, columns: int, rows: int, seed: int) -> lis
     rng = random.Random(seed)
     lit = ((70, 240, 250), (255, 70, 200), (255, 222, 90))
     return [
-        Shape(box(x, y, x + 0.14, y + 0.13, 0.02), rng.choice((*lit, *lit, (66, 54, 108))))
-        for x in (left + 0.21 * i for i in range(columns))
-        for y in (top + 0.21 * j for j in range(rows))
+        Shape(box(x, y, x + 0.2, y + 0.2, 0.03), rng.choice((*lit, *lit, (66, 54, 108))))
+        for x in (left + 0.3 * i for i in range(columns))
+        for y in (top + 0.32 * j for j in range(rows))
     ]
 
 
 @lru_cache(maxsize=16)
 def towers(lamp: RGB) -> tuple[Shape, ...]:
-    """A dark tower cluster with lit windows; edges and signs in the lamp's colour. Unit shapes."""
-    dark, darker = (48, 38, 84), (36, 28, 66)
-    edge, sign = mix(lamp, (40, 30, 74), 0.3), mix(lamp, WHITE, 0.1)
-    crown = poly("-0.22,-0.6 -0.22,-0.78 0.2,-0.92 0.2,-0.6", soft=0.06)
-    masts = [
-        Shape(ribbon(np.linspace((x, low), (x, top), 3), 0.07), sign)
-        for x, low, top in ((0.0, -0.8, -1.08), (0.62, -0.3, -0.62))
-    ]
+    """Dark towers with lit windows; edges, mast and sign in the lamp's colour. Unit shapes.
+
+    Everything is large: a model of 128 pixels has 16 x 16 latent cells to draw it with.
+    """
+    dark, darker = (44, 34, 80), (34, 26, 62)
+    edge, sign = mix(lamp, (40, 30, 74), 0.15), mix(lamp, WHITE, 0.15)
     return (
-        *masts,
-        Shape(oval(0.62, -0.64, 0.08, 0.08), (255, 70, 90)),
-        Shape(box(-0.88, -0.08, -0.36, 0.96, 0.05), darker, edge, gloss=True),
-        *_windows(-0.8, 0.06, 2, 4, 1),
-        Shape(box(0.34, -0.36, 0.88, 0.96, 0.05), darker, edge, gloss=True),
-        *_windows(0.62, -0.22, 1, 5, 2),
-        Shape(crown, darker, edge, gloss=True),
-        Shape(box(-0.4, -0.68, 0.38, 0.96, 0.05), dark, edge, gloss=True),
-        *_windows(-0.29, -0.36, 3, 5, 10),
-        Shape(box(-0.3, -0.58, 0.28, -0.46, 0.04), sign),
-        Shape(box(0.3, -0.24, 0.56, 0.42, 0.07), INK, sign),
-        *(Shape(box(0.37, y, 0.49, y + 0.11, 0.03), sign) for y in (-0.15, 0.02, 0.19)),
-        Shape(poly("-0.5,0.66 0.48,0.66 0.52,0.78 -0.54,0.78", soft=0.05), sign),
-        Shape(box(-0.16, 0.78, 0.14, 0.96, 0.04), (255, 236, 190)),
+        Shape(ribbon(np.linspace((0.0, -0.9), (0.0, -1.3), 3), 0.11), sign),
+        Shape(box(-1.02, -0.2, -0.4, 0.98, 0.05), darker, edge, gloss=True),
+        *_windows(-0.95, -0.06, 2, 3, 1),
+        Shape(box(0.4, -0.52, 1.02, 0.98, 0.05), darker, edge, gloss=True),
+        *_windows(0.47, -0.38, 2, 4, 2),
+        Shape(poly("-0.44,-0.7 -0.3,-0.96 0.3,-0.96 0.44,-0.7", soft=0.04), darker, edge),
+        Shape(box(-0.44, -0.74, 0.44, 0.98, 0.05), dark, edge, gloss=True),
+        *_windows(-0.25, -0.58, 2, 4, 10),
+        Shape(box(-0.3, 0.74, 0.3, 0.9, 0.04), sign),
     )
 
 

@@ -112,8 +112,16 @@
     history.replaceState(null, "", address);
   };
 
+  // What the server drew goes once the page shows as much, and if anything fails, all the same.
+  const opened = () => {
+    const first = document.getElementById("opening");
+    const ready = first?.querySelector("[data-run]") ? "#run-card [data-run]" : "gradio-app #prompt";
+    if (first && document.querySelector(ready)) first.remove();
+  };
+
   const begin = () => {
     document.body.append(viewer);
+    setTimeout(() => document.getElementById("opening")?.remove(), 20_000);
     const theme = localStorage.getItem("sdlora-theme");
     let themed = !theme;
     new MutationObserver(() => {
@@ -124,6 +132,7 @@
       }
       markChips();
       keepAddress();
+      opened();
     }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-run"] });
     document.addEventListener("input", (event) => {
       if (event.target === promptBox()) markChips();
