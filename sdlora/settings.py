@@ -275,3 +275,25 @@ class ImageRequest(Settings):
         "ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "dpm++_2m_sde"
     ] = Field("dpm++_2m", description="How the noise is taken away")
     batch_size: int = Field(4, ge=1, le=64, description="Images denoised side by side")
+    styles: tuple[str, ...] = Field(
+        (), max_length=16, description="Names of styles in styles.csv, put around both prompts"
+    )
+    emphasis: Literal["original", "no_norm"] = Field(
+        "original", description="How (words:1.2) are weighed: with the mean restored, or without"
+    )
+    clip_skip: int = Field(
+        1, ge=1, le=12, description="Layer of the text encoder to read, counted from the last"
+    )
+    hires_scale: float = Field(
+        1, ge=1, le=4, description="A second pass at so many times the size; 1: none"
+    )
+    hires_steps: int = Field(0, ge=0, le=500, description="Its steps; 0: as many as the first's")
+    hires_strength: float = Field(
+        0.6, gt=0, le=1, description="How much of the picture it makes anew"
+    )
+    hires_upscaler: Literal["latent", "lanczos"] = Field(
+        "latent", description="What is enlarged for it: the latents, or the picture"
+    )
+    image_format: Literal["png", "jpeg", "webp"] = Field(
+        "png", description="Kind of file; a JPEG or WebP holds less text"
+    )

@@ -129,6 +129,21 @@ class Workspace:
         return self.jobs / ".uploads"
 
     @property
+    def styles(self) -> Path:
+        """The styles that requests can name, in A1111's form."""
+        return self.root / "styles.csv"
+
+    @property
+    def wildcards(self) -> Path:
+        """Lists that prompts draw from with __name__: text files."""
+        return self.root / "wildcards"
+
+    @property
+    def embeddings(self) -> Path:
+        """Textual inversions, which prompts name by their files' bare names."""
+        return self.root / "embeddings"
+
+    @property
     def worker_log(self) -> Path:
         """What the worker printed."""
         return self.jobs / "worker.log"

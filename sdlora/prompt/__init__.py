@@ -10,21 +10,30 @@ A prompt goes through these stages, each a function of its own, none of which ne
     6. composition   compose             texts joined by AND, and their weights
     7. emphasis      parse_emphasis      (word:1.2), [word], BREAK; escapes lose their backslash
 
-`expand` is the first three. A LoRA tag is one piece to all of them. All are linear in the length
-of the text and know no deepest nesting. `infotext`, `write_png` and `write_exif` put settings into
-pictures; `read_parameters` and `parse_infotext` read them back, from other programs too.
+    8. chunks        chunked             75 tokens at a time, as a text encoder reads them
+
+`expand` is the first three, `Wordbook.expand` with what a workspace adds; `view` is all the others,
+to be shown. A LoRA tag is one piece to all of them. All are linear in the length of the text and
+know no deepest nesting. `infotext`, `write_png` and `write_exif` put settings into pictures;
+`read_parameters` and `parse_infotext` read them back, from other programs too, and `request_of`
+makes a request of them.
 """
 
+from sdlora.prompt.chunks import Tokenize, chunked
 from sdlora.prompt.emphasis import BREAK, compose, parse_emphasis
 from sdlora.prompt.expansion import expand, strip_comments
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.moments import Moment, Point, Window
 from sdlora.prompt.recall import parse_infotext, read_parameters, rename_loras
 from sdlora.prompt.recalled import Recalled, read_hashes
+from sdlora.prompt.restore import request_of
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.styles import Style, apply_styles, read_styles
 from sdlora.prompt.tags import LoraTag, Prompt, parse_prompt
+from sdlora.prompt.tokenizer import open_tokenizer
+from sdlora.prompt.view import View, view
 from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards, wildcard_folder
+from sdlora.prompt.wordbook import Wordbook
 
 __all__ = [
     "BREAK",
@@ -36,13 +45,18 @@ __all__ = [
     "Prompt",
     "Recalled",
     "Style",
+    "Tokenize",
+    "View",
     "Window",
+    "Wordbook",
     "apply_styles",
+    "chunked",
     "compose",
     "expand",
     "expand_wildcards",
     "infotext",
     "lora_hashes",
+    "open_tokenizer",
     "parse_emphasis",
     "parse_infotext",
     "parse_prompt",
@@ -50,8 +64,10 @@ __all__ = [
     "read_parameters",
     "read_styles",
     "rename_loras",
+    "request_of",
     "schedule",
     "strip_comments",
+    "view",
     "wildcard_folder",
     "write_exif",
     "write_png",

@@ -1,0 +1,77 @@
+"""How many tokens a text is, without transformers: the tokenizer of a model's folder.
+
+CLIP's byte-level BPE (Radford et al. 2021, arXiv:2103.00020), whose vocabulary is all that differs
+between models. It is built from that, so nothing else that such a file may say is believed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from sdlora.errors import ModelError
+from sdlora.prompt.chunks import Tokenize, Unit
+
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def open_tokenizer(folder: Path) -> Tokenize:
+    """The function from a text to its tokens, of the diffusers folder `folder`.
+
+    ModelError when there is no tokenizer of CLIP's kind.
+    """
+    vocabulary, merges = _read(folder / "tokenizer")
+    bpe = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_END)
+    tokenizer = Tokenizer(bpe)
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence(  # type: ignore[assignment]
+        [normalizers.NFC(), spaces, normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.add_special_tokens([mark for mark in (_BEGIN, _END) if mark in vocabulary])
+
+    def tokenize(text: str) -> Sequence[Unit]:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        units, read = [], 0
+        for number, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            units.append(Unit((number,), text[read:end]))
+            read = max(read, end)
+        return units
+
+    return tokenize
+
+
+def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and its merges, from either form that folders have them in."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+            vocabulary, lines = model["vocab"], model["merges"]
+        else:
+            vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+            lines = (folder / "merges.txt").read_text("utf-8").splitlines()
+            lines = [line for line in lines if line and not line.startswith("#version")]
+        merges = [_pair(line) for line in lines]
+        known = all(part in vocabulary for one, two in merges for part in (one, two, one + two))
+        if not known or _END not in vocabulary or not all(map(_is_number, vocabulary.values())):
+            raise ValueError("its merges and its vocabulary do not agree")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{folder} holds no tokenizer of CLIP's kind: {error}") from None
+    return vocabulary, merges
+
+
+def _pair(line: Any) -> tuple[str, str]:
+    one, two = line.split(" ") if isinstance(line, str) else line
+    return one, two
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**31

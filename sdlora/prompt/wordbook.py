@@ -1,0 +1,88 @@
+"""What a workspace adds to prompts: its styles, its wildcard lists, its textual inversions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.errors import SettingsError, did_you_mean
+from sdlora.prompt.expansion import expand
+from sdlora.prompt.styles import Style, read_styles
+from sdlora.prompt.wildcards import Expanded, wildcard_folder
+from sdlora.workspace import Workspace
+
+EMBEDDINGS = (".safetensors", ".pt", ".bin")  # the last two hold code and are told, not read
+_OTHER_DICE = 2**32  # so that {a|b} in both prompts is drawn twice
+
+
+@dataclass(frozen=True)
+class Wordbook:
+    """Where styles, wildcards and embeddings lie; any of them may be missing."""
+
+    styles_file: Path | None = None
+    wildcards: Path | None = None
+    embeddings: Path | None = None
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Wordbook:
+        """That of a workspace."""
+        return cls(workspace.styles, workspace.wildcards, workspace.embeddings)
+
+    def styles(self) -> dict[str, Style]:
+        """The styles by name; SettingsError when the file there cannot be read."""
+        there = self.styles_file is not None and self.styles_file.is_file()
+        return read_styles(self.styles_file) if there and self.styles_file else {}
+
+    def expand(
+        self, prompt: str, negative_prompt: str, seed: int, styles: Iterable[str] = ()
+    ) -> tuple[Expanded, Expanded]:
+        """Both prompts of one image, whose seed it is: without comments, within the styles of
+        these names, wildcards drawn. Never raises: what cannot be used is a problem of the first.
+        """
+        problems: list[str] = []
+        chosen = self._chosen(styles, problems)
+        lists = wildcard_folder(self.wildcards) if self.wildcards else None
+        more = {"lists": lists} if lists else {}
+        positive = expand(prompt, seed, [style.prompt for style in chosen], **more)
+        negative = expand(
+            negative_prompt, seed + _OTHER_DICE, [s.negative_prompt for s in chosen], **more
+        )
+        return Expanded(positive.text, (*problems, *positive.problems)), negative
+
+    def embedding_names(self) -> dict[str, Path]:
+        """Textual inversions by their files' bare names, in lower case."""
+        if self.embeddings is None or not self.embeddings.is_dir():
+            return {}
+        found: dict[str, Path] = {}
+        for path in sorted(self.embeddings.rglob("*")):
+            if path.suffix.lower() in EMBEDDINGS and path.is_file():
+                kept = found.get(path.stem.lower())
+                if kept is None or kept.suffix != EMBEDDINGS[0]:
+                    found[path.stem.lower()] = path
+        return found
+
+    def embeddings_in(self, text: str) -> dict[str, Path]:
+        """Those that the text names, as words of their own, by the name that stands there."""
+        said = text.lower()
+        return {
+            name: path
+            for name, path in self.embedding_names().items()
+            if name in said and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
+        }
+
+    def _chosen(self, names: Iterable[str], problems: list[str]) -> list[Style]:
+        names = list(names)
+        if not names:
+            return []
+        try:
+            known = self.styles()
+        except SettingsError as error:
+            problems.append(str(error))
+            return []
+        for name in names:
+            if name not in known:
+                near = did_you_mean(name[:80], known)
+                problems.append(f"there is no style {name[:80]!r} in styles.csv.{near}")
+        return [known[name] for name in names if name in known]
