@@ -5,6 +5,7 @@ SdloraError
 ├── DataError        a picture folder cannot be trained on
 ├── ModelError       a base model cannot be found, recognised or opened
 ├── LoraFileError    a LoRA file cannot be read, or is for another base model
+├── RunError         a run's folder is damaged, or a run cannot go on
 ├── DeviceError      the device is missing, full or lost
 └── BusyError        something else holds what was asked for: a port, a workspace, a run
 """
@@ -40,6 +41,10 @@ class LoraFileError(SdloraError):
     def __init__(self, sentence: str, code: str = "") -> None:
         super().__init__(sentence)
         self.code = code
+
+
+class RunError(SdloraError):
+    """A run's folder is damaged, or a run cannot go on."""
 
 
 class DeviceError(SdloraError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from sdlora.errors import SettingsError, did_you_mean
+from sdlora.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -23,26 +25,44 @@ class OptimizerRow:
     name: str
     package: str = ""  # what pip installs when it is not among our own requirements
     options: dict[str, Any] = field(default_factory=dict)
+    finds_rate: bool = False  # learning_rate is not used: it multiplies a rate found by itself
+    averages: bool = False  # no schedule is used: it averages its steps in place of one
 
 
 OPTIMIZERS = {
-    "adamw": OptimizerRow("torch.optim", "AdamW"),
+    # fused: it can be told on the device that a step is not to be applied
+    "adamw": OptimizerRow("torch.optim", "AdamW", options={"fused": True}),
     "adamw8bit": OptimizerRow("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "adafactor": OptimizerRow(
         "transformers.optimization",
         "Adafactor",
         options={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     ),
-    "prodigy": OptimizerRow("prodigyopt", "Prodigy", "prodigyopt"),
+    # arXiv:2306.06101; bias correction and safeguard as its authors advise for diffusion models
+    "prodigy": OptimizerRow(
+        "prodigyopt", "Prodigy", "prodigyopt",
+        {"use_bias_correction": True, "safeguard_warmup": True}, finds_rate=True,
+    ),
+    # arXiv:2405.15682
+    "schedule_free": OptimizerRow(
+        "schedulefree", "AdamWScheduleFree", "schedulefree", averages=True
+    ),
     "lion": OptimizerRow("lion_pytorch", "Lion", "lion-pytorch"),
+}  # fmt: skip
+
+# The share of the peak rate at progress `p`, which runs from 0 to 1 once the rate has risen.
+SCHEDULES: dict[str, Callable[[float, TrainSettings], float]] = {
+    "constant": lambda p, its: 1.0,
+    "linear": lambda p, its: 1 - p,
+    "cosine": lambda p, its: _cosine(p),  # arXiv:1608.03983, eq. 5
+    "cosine_restarts": lambda p, its: _cosine(p * its.schedule_cycles % 1),
+    "polynomial": lambda p, its: (1 - p) ** its.schedule_power,
+    "rex": lambda p, its: (1 - p) / (0.5 + 0.5 * (1 - p)),  # arXiv:2107.04197, eq. 2
 }
 
-# The share of the peak rate at `progress`, which runs from 0 to 1 once the rate has risen.
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "linear": lambda progress: 1 - progress,
-}
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -66,17 +86,38 @@ def make_optimizer(
     name: str, rates: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float
 ) -> torch.optim.Optimizer:
     """The optimizer `name` over groups of (parameters, peak rate); empty groups are left out."""
-    groups = [{"params": [*some], "lr": rate, "peak": rate} for some, rate in rates if some]
-    return find_optimizer(name)(groups, weight_decay=weight_decay)
+    make, row = find_optimizer(name), OPTIMIZERS[name]
+    groups = [
+        {"params": [*some], "lr": peak, "peak": peak}
+        for some, rate in rates
+        if some
+        for peak in [1.0 if row.finds_rate else rate]
+    ]
+    with contextlib.redirect_stdout(None):  # one of them prints
+        optimizer = make(groups, weight_decay=weight_decay)
+    if row.averages:
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
 
 
-def rate_share(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """The share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over
-    `warmup` steps, then the schedule, which would reach its end one step after the last."""
-    warmup = min(warmup, steps)
+def unused(settings: TrainSettings) -> dict[str, str]:
+    """Settings that the chosen optimizer does not use -> why, to be shown."""
+    row, told = OPTIMIZERS[settings.optimizer], {}
+    if row.finds_rate:
+        told["learning_rate"] = f"{settings.optimizer} finds its own; yours is not used"
+    if row.averages:
+        told["schedule"] = f"none after the rise: {settings.optimizer} averages its steps instead"
+    return told
+
+
+def rate_share(settings: TrainSettings, step: int) -> float:
+    """The share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
+    warm-up, then the schedule, which would reach its end one step after the last."""
+    warmup = min(settings.warmup_steps, settings.steps)
     if step <= warmup:
         return step / warmup
-    return SCHEDULES[schedule]((step - 1 - warmup) / (steps - warmup))
+    name = "constant" if OPTIMIZERS[settings.optimizer].averages else settings.schedule
+    return SCHEDULES[name]((step - 1 - warmup) / (settings.steps - warmup), settings)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float) -> float:

@@ -19,6 +19,7 @@ from sdlora.errors import SettingsError, did_you_mean
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial", "rex"]
 TargetGroup = Literal["attention", "feed_forward", "conv"]
 MORE = "More"  # the group of fields that belong to no other
 MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
@@ -197,12 +198,17 @@ class TrainSettings(Settings):
         20.0, ge=0, le=10_000, description="Disk space for encoded pictures and captions; 0: none"
     )
     optimizer: str = Field("adamw", description="Optimizer")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="How the learning rate changes over the steps"
+    schedule: Schedule = Field("cosine", description="How the learning rate changes over the steps")
+    schedule_cycles: int = Field(
+        3, ge=1, le=1000, description="Times that cosine_restarts begins at the peak"
     )
+    schedule_power: float = Field(2.0, gt=0, le=10, description="Power of the schedule polynomial")
     warmup_steps: int = Field(20, ge=0, le=10_000, description="Steps over which the rate rises")
     weight_decay: float = Field(0.01, ge=0, le=1, description="Pull of the adapter towards zero")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Keep a moving average of the adapter, such as 0.99; 0: none"
+    )
     min_snr_gamma: float = Field(
         5.0, ge=0, le=100, description="Evens out the noise levels; 0 weighs all the same"
     )
@@ -211,9 +217,39 @@ class TrainSettings(Settings):
     sample_prompts: tuple[str, ...] = Field(
         (), max_length=16, description="Prompts to sample with; empty: from the captions"
     )
+    save_every: int = Field(
+        100, ge=0, le=100_000, description="Steps between checkpoints; 0: only when it ends early"
+    )
+    keep_checkpoints: int = Field(
+        3, ge=1, le=1000, description="Newest checkpoints to keep, beside the best"
+    )
+    validate_every: int = Field(
+        100, ge=0, le=100_000, description="Steps between validations; 0: none"
+    )
+    validation_share: float = Field(
+        0.0, ge=0, le=0.5, description="Share of the pictures to hold out and validate with"
+    )
+    validation_data: str = Field(
+        "", description="Folder of further pictures to validate with, in place of a share"
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Validations without a new best that end the run; 0: all go on",
+    )
+    drift_prompts: tuple[str, ...] = Field(
+        (),
+        max_length=16,
+        description="Prompts that have nothing to do with the pictures: how far "
+        "their output moves from the base model's is measured with every validation",
+    )
     precision: Precision = Field("auto", description="Number format; auto fits the device")
     gradient_checkpointing: bool = Field(
         False, description="Trade a fifth of the speed for much less memory"
+    )
+    offload: bool = Field(
+        False, description="Keep what a step remembers in main memory: slow, for small GPUs"
     )
 
     @field_validator("name")

@@ -1,0 +1,6 @@
+"""The chapters of a training that `sdlora.train` tells as one story.
+
+`learner` holds the numbers and takes the steps, `guard` sees that nothing bad is applied, `ledger`
+reads what the device has computed, `memory` makes do with less of it, `checkpoints` keeps all of it
+on disk, `validation` measures what was learnt, `samples` shows it.
+"""

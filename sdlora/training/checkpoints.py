@@ -1,0 +1,136 @@
+"""A training on disk: `state/step-000100/` holds all that it needs to go on after step 100.
+
+Three files: the LoRA as it was then, for other programs too; every number of the learner; and, last,
+`state.json`, which knows the size and the hash of the other two. The folder is written under a
+hidden name and renamed when it is complete and on the disk, so that one with a good name is whole.
+No pickle: what is read can only be numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors.torch import load, save
+
+from sdlora.errors import RunError, SdloraError
+from sdlora.lora.file import LoraFile, write_lora
+from sdlora.training.learner import State
+from sdlora.workspace import sync_folder
+
+FORMAT = 1
+LORA_FILE, NUMBERS_FILE, FACTS_FILE = "lora.safetensors", "numbers.safetensors", "state.json"
+_NAME, _HIDDEN = re.compile(r"step-(\d{6,})"), ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was read back and is whole. `facts` are what its writer wanted to know again."""
+
+    path: Path
+    step: int
+    facts: Mapping[str, Any]
+
+    def state(self) -> State:
+        """The learner's numbers."""
+        return State(load((self.path / NUMBERS_FILE).read_bytes()), self.facts["learner"])
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in the run's `folder`."""
+    return folder / "state" / f"step-{step:06}"
+
+
+def write_checkpoint(
+    folder: Path, step: int, lora: LoraFile, state: State, facts: Mapping[str, Any]
+) -> Path:
+    """Publish the checkpoint of `step`; returns its folder. OSError: the disk did not take it, and
+    nothing of it is left. LoraFileError: there are numbers in it that are none."""
+    path = checkpoint_path(folder, step)
+    hidden = path.parent / f"{_HIDDEN}{step:06}-{uuid4().hex}"
+    hidden.mkdir(parents=True)
+    try:
+        write_lora(lora, hidden / LORA_FILE)
+        _write(hidden / NUMBERS_FILE, save(state.tensors))
+        files = {name: _seal(hidden / name) for name in (LORA_FILE, NUMBERS_FILE)}
+        said = {**facts, "format": FORMAT, "step": step, "files": files, "learner": state.facts}
+        _write(hidden / FACTS_FILE, json.dumps(said, indent=1).encode())
+        sync_folder(hidden)
+        _set_aside(path)
+        hidden.rename(path)
+        sync_folder(path.parent)
+        read_checkpoint(path)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
+    try:
+        facts = json.loads((path / FACTS_FILE).read_bytes())
+        if facts["format"] != FORMAT:
+            raise SdloraError(f"{path} has format {facts['format']}; this program reads {FORMAT}")
+        for name, seal in facts["files"].items():
+            if _seal(path / name) != seal:
+                raise RunError(f"{path / name} is not what was written there")
+        return Checkpoint(path, int(facts["step"]), facts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"the checkpoint {path} cannot be read: {error}") from None
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, None when there is none; and what is wrong with newer
+    ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
+    problems: list[str] = []
+    for path in reversed(checkpoint_folders(folder)):
+        try:
+            return read_checkpoint(path), problems
+        except RunError as error:
+            problems.append(str(error))
+            _set_aside(path)
+    return None, problems
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those of a run, by step."""
+    found = [path for path in (folder / "state").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def prune(folder: Path, keep: int, also: Callable[[int], bool]) -> None:
+    """Leave the newest `keep` checkpoints, and those of steps that `also` wants; and nothing that a
+    process was writing when it was killed."""
+    state = folder / "state"
+    for path in checkpoint_folders(folder)[:-keep]:
+        if not also(int(path.name.removeprefix("step-"))):
+            going = state / f"{_HIDDEN}{uuid4().hex}"  # a kill leaves no half of a good name
+            path.rename(going)
+    for path in state.glob(f"{_HIDDEN}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        path.rename(path.with_name(f"broken-{path.name}-{uuid4().hex[:8]}"))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """A file's size and hash, as the disk gives them back."""
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

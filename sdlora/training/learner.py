@@ -1,0 +1,204 @@
+"""The numbers of a training: an adapter that learns, its optimizer, its average, step by step.
+
+Nothing here waits for the device. All that a step depends on is the settings, its number and what
+`state` gives; so a training can be taken up at any step and computes the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters import attach
+from sdlora.device import generator_for
+from sdlora.encode import Batch, Dataset
+from sdlora.families.base import Family
+from sdlora.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
+from sdlora.settings import TrainSettings
+from sdlora.training.guard import guarded_step
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A step that was taken: its pictures, and (2,) its loss and its gradient's norm before
+    clipping, still on the device."""
+
+    step: int
+    names: Sequence[str]
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a learner knows: tensors on the CPU, and plain numbers that JSON holds exactly."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def loss_of(family: Family, batch: Batch, t: Tensor, eps: Tensor, gamma: float) -> Tensor:
+    """(B,) squared errors between what the network answers to pictures under noise eps (B,C,h,w) of
+    levels t (B,) and what `family.noise` says it should (arXiv:2006.11239, eq. 14), weighted."""
+    x0, noise = batch.latents, family.noise
+    if not batch.cond:  # the text encoder learns, so captions mean something new in every step
+        batch = replace(batch, cond=family.encode_prompts(batch.captions))
+    predicted = family.predict(noise.add_noise(x0, eps, t), t, batch)  # (B,C,h,w)
+    errors = (predicted.float() - noise.target(x0, eps, t)).square().flatten(1).mean(1)
+    return noise.weight(t, gamma) * errors
+
+
+class Learner:
+    """An open family with an adapter attached that learns from a dataset."""
+
+    def __init__(self, family: Family, dataset: Dataset, settings: TrainSettings) -> None:
+        self.family, self.dataset = family, dataset
+        learning = attach(family, settings)
+        rates = {key: settings.text_encoder_learning_rate for key in family.text_encoders}
+        groups = [(some, rates.get(key, settings.learning_rate)) for key, some in learning.items()]
+        self.parameters = [parameter for some, _ in groups for parameter in some]
+        self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
+        self.rate_factor = 1.0  # lowered when the training diverged
+        half = family.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
+        self.average = self._copies() if settings.ema_decay else []
+        for key in learning:
+            family.parts[key].train()
+        self.use(settings)
+
+    def use(self, settings: TrainSettings) -> None:
+        """Go on with these settings, which differ from those before in how they save memory."""
+        self.settings = settings
+        if settings.gradient_checkpointing:
+            self.family.denoiser.enable_gradient_checkpointing()
+            for encoder in self.family.text_encoders.values():
+                encoder.activation_checkpointing_enable()
+
+    def learn(self, step: int) -> Learnt:
+        """One optimizer step. Nothing is read back, so the device never waits for us."""
+        self.optimizer.zero_grad(set_to_none=True)  # what a step that failed may have left
+        batch = self.dataset.batch(step)
+        loss = self._gradients(batch, step)
+        norm = self._apply(loss, step)
+        return Learnt(step, batch.names, torch.stack((loss, norm)))
+
+    def _gradients(self, batch: Batch, step: int) -> Tensor:
+        """The loss of the step's pictures, its gradient added up in the parameters."""
+        settings, family, device = self.settings, self.family, self.family.device
+        rng = generator_for(settings.seed, step, "noise")
+        t = family.noise.sample_t(len(batch), rng)
+        eps = torch.randn(batch.latents.shape, generator=rng)
+        batch, t, eps = batch.to(device), *(x.to(device, non_blocking=True) for x in (t, eps))
+        loss = torch.zeros((), device=device)
+        cuda = device.type == "cuda"
+        kept = torch.autograd.graph.save_on_cpu(pin_memory=cuda) if settings.offload else None
+        with torch.random.fork_rng(devices=[device] if cuda else []), kept or nullcontext():
+            torch.manual_seed(generator_for(settings.seed, step, "dropout").initial_seed())
+            for first in range(0, len(batch), settings.batch_size):
+                rows = slice(first, first + settings.batch_size)
+                losses = loss_of(family, batch[rows], t[rows], eps[rows], settings.min_snr_gamma)
+                share = losses.sum() / len(batch)
+                self.scaler.scale(share).backward()
+                loss += share.detach()
+        return loss
+
+    def _apply(self, loss: Tensor, step: int) -> Tensor:
+        """Move the adapter against the gradient, if that is sound; returns the gradient's norm."""
+        settings = self.settings
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        set_rates(self.optimizer, self.rate_factor * rate_share(settings, step))
+        guarded_step(self.optimizer, (loss + norm).isfinite())
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
+            decay = min(settings.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return norm
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """The adapter as it is saved and shown: its average where there is one. Afterwards it is as
+        it was, to the bit."""
+        averages = OPTIMIZERS[self.settings.optimizer].averages
+        if not (self.average or averages):
+            yield
+            return
+        optimizer: Any = self.optimizer
+        learning = self._copies()
+        if averages:
+            optimizer.eval()
+        if self.average:
+            self._stand(self.average)
+        try:
+            yield
+        finally:
+            if averages:
+                optimizer.train()
+            self._stand(learning)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def _stand(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> State:
+        """A copy of all that the next step depends on; this waits for the device."""
+        tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"average.{i}": p for i, p in enumerate(self.average)}
+        numbers: dict[str, Any] = {}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                kept = tensors if isinstance(value, Tensor) else numbers
+                kept[f"optimizer.{i}.{name}"] = value
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        facts = {
+            "rate_factor": self.rate_factor, "optimizer": numbers, "groups": groups,
+            "scaler": self.scaler.state_dict(),
+        }  # fmt: skip
+        copied = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        return State(copied, facts)
+
+    def restore(self, state: State) -> None:
+        """Know exactly what `state` says."""
+        self._stand([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
+        for i, value in enumerate(self.average):
+            value.copy_(state.tensors[f"average.{i}"])
+        self.optimizer.state.clear()
+        for name, value in {**state.tensors, **state.facts["optimizer"]}.items():
+            kind, place, *key = name.split(".", 2)
+            if kind == "optimizer":
+                parameter = self.parameters[int(place)]
+                if isinstance(value, Tensor):
+                    value = value.to(parameter.device, copy=True)
+                self.optimizer.state[parameter][key[0]] = value
+        for group, values in zip(self.optimizer.param_groups, state.facts["groups"], strict=True):
+            group.update(_like(group, values))
+        self.rate_factor = state.facts["rate_factor"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.facts["scaler"])
+
+
+def _like(group: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's values in the types that the optimizer made."""
+    return {
+        name: tuple(value) if isinstance(group.get(name), tuple) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,48 @@
+"""Pictures by the model as it is in the middle of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from sdlora.errors import SdloraError
+from sdlora.events import Event, Progress, SampleReady, Warned
+from sdlora.families.base import Family
+from sdlora.generate import never, render
+from sdlora.settings import ImageRequest
+from sdlora.workspace import publish
+
+# What memory, disk or model may do to a sample without ending the training.
+SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError, OSError)
+
+
+def draw_samples(
+    family: Family,
+    prompts: list[str],
+    seed: int,
+    step: int,
+    folder: Path,
+    should_stop: Callable[[], bool] = never,
+) -> Iterator[Event]:
+    """Draw what has been learnt, each prompt from the same noise every time, into `folder`."""
+    for index, prompt in enumerate(prompts):
+        yield Progress("drawing samples", index, len(prompts))
+        own = (seed + index) % 2**32
+        try:
+            request = ImageRequest.of({"prompt": prompt, "seed": own})
+            images, report = render(family, request, should_stop=should_stop)
+            for image in images:
+                path = folder / f"step-{step:06}-{index}.png"
+                publish(path, partial(image.save, format="png"))
+                yield SampleReady(str(path), step, prompt, own, report)
+        except SAMPLE_FAILURES as error:
+            yield Warned(f"no sample of {prompt!r} at step {step}: {error}", "training goes on")
+
+
+def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
+    """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
+    request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8})
+    return render(family, request)[0][0]

@@ -1,0 +1,157 @@
+"""Whether a training learns, or learns by heart: its loss on pictures that it does not learn from.
+
+The same pictures under the same noise at the same levels every time, so that two figures differ by
+what was learnt in between and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image, ImageChops, ImageStat
+
+from sdlora.data.folder import Example
+from sdlora.device import generator_for
+from sdlora.encode import Dataset
+from sdlora.events import Validated, Warned
+from sdlora.families.base import Family
+from sdlora.settings import TrainSettings
+from sdlora.training.learner import loss_of
+from sdlora.training.samples import draw_plainly
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all noise levels
+WORSE, OFTEN = 1.01, 2  # above the best by this factor, this many times in a row: it overfits
+
+
+def hold_out(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(the pictures to learn from, those to validate with): `share` of them, one at least, chosen
+    by the seed; both in their order. At least one picture is left to learn from."""
+    count = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
+    order = torch.randperm(len(examples), generator=generator_for(seed, "held out")).tolist()
+    held = set(order[:count])
+    chosen = [(index in held, example) for index, example in enumerate(examples)]
+    return [e for its, e in chosen if not its], [e for its, e in chosen if its]
+
+
+def plainly(settings: TrainSettings) -> TrainSettings:
+    """The settings with which held-out pictures are read: nothing about them is left to chance."""
+    return settings.model_copy(
+        update={"caption_dropout": 0.0, "flip": False, "gradient_accumulation": 1}
+    )
+
+
+@dataclass
+class Validation:
+    """The figures of a training over its steps."""
+
+    family: Family
+    settings: TrainSettings
+    held_out: Dataset | None
+    figures: list[Validated] = field(default_factory=list)
+    base_pictures: dict[str, Image.Image] = field(default_factory=dict)
+    alarmed: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.settings.validate_every and (self.held_out or self.settings.drift_prompts))
+
+    @property
+    def best(self) -> Validated | None:
+        """The figure with the lowest loss."""
+        return next((one for one in reversed(self.figures) if one.best), None)
+
+    @property
+    def patience_is_over(self) -> bool:
+        """Whether there was no new best for as long as the settings wait for one."""
+        patience, best = self.settings.patience, self.best
+        return bool(patience and best and len(self.figures) - self.figures.index(best) > patience)
+
+    def measure(self, step: int) -> Validated:
+        """The figures of the model as it stands, after `step`."""
+        loss = self.loss() if self.held_out else None
+        best = loss is not None and (self.best is None or loss < (self.best.loss or 0.0))
+        figure = Validated(step, loss, best, self.drift())
+        self.figures.append(figure)
+        return figure
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The mean squared error over held-out pictures and levels, all levels weighing the same.
+        In evaluation mode: without dropout."""
+        family, dataset, sums = self.family, self.held_out, []
+        assert dataset is not None
+        levels = [round(level * family.noise.steps) for level in LEVELS]
+        with _evaluating(family):
+            for number in range(1, dataset.steps_per_round + 1):
+                batch = dataset.batch(number)
+                rng = generator_for(self.settings.seed, number, "validation")
+                eps = torch.randn(batch.latents.shape, generator=rng).to(family.device)
+                batch = batch.to(family.device)
+                for level in levels:
+                    t = torch.full((len(batch),), level, device=family.device)
+                    sums.append(loss_of(family, batch, t, eps, 0.0))
+        return float(torch.cat(sums).mean())
+
+    def drift(self) -> float | None:
+        """The mean difference per pixel, 0 to 1, of pictures of unrelated prompts from those that
+        the base model made with the same seeds; None when there are no such prompts."""
+        prompts = self.settings.drift_prompts
+        if not prompts:
+            return None
+        pictures = {p: draw_plainly(self.family, p, self.settings.seed) for p in prompts}
+        self.base_pictures = self.base_pictures or pictures  # before step 1 it is the base model
+        pairs = [(pictures[prompt], self.base_pictures[prompt]) for prompt in prompts]
+        return sum(difference(*pair) for pair in pairs) / len(pairs)
+
+    def alarm(self) -> Warned | None:
+        """Said once, when the pictures held out are told worse and worse than at the best."""
+        best, later = self.best, self.figures[-OFTEN:]
+        if self.alarmed or not best or best.loss is None or len(later) < OFTEN:
+            return None
+        if any((one.loss or 0.0) <= WORSE * best.loss for one in later) or best in later:
+            return None
+        self.alarmed = True
+        now = self.figures[-1]
+        return Warned(
+            f"it begins to learn the pictures by heart: those it does not learn from were told best "
+            f"after step {best.step} (loss {best.loss:.4f}), now worse ({now.loss:.4f})",
+            f"use the checkpoint of step {best.step}; more pictures, a lower rank or fewer steps help",
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        rows = [[one.step, one.loss, one.best, one.drift] for one in self.figures]
+        return {"figures": rows, "alarmed": self.alarmed}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.figures = [Validated(*row) for row in state["figures"]]
+        self.alarmed = state["alarmed"]
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """The mean absolute difference of two pictures of one size, 0 to 1."""
+    means = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).mean
+    return sum(means) / len(means) / 255
+
+
+class _evaluating:
+    """The family's parts without dropout; then as they were."""
+
+    def __init__(self, family: Family) -> None:
+        self.parts = list(family.parts.values())
+
+    def __enter__(self) -> None:
+        self.were = [part.training for part in self.parts]
+        for part in self.parts:
+            part.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for part, was in zip(self.parts, self.were, strict=True):
+            part.train(was)
