@@ -96,12 +96,26 @@ class Dataset:
         said = ", ".join(f"{width} x {height}" for width, height in sizes)
         return f"{len(self.items)} of {said} pixels"
 
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps in which every picture is seen once per repeat."""
+        size = self.settings.batch_size * self.settings.gradient_accumulation
+        return sum(-(-len(group) // size) for group in self.groups)
+
+    def largest_step(self) -> int:
+        """The step of the first round that needs the most memory: the most latent cells."""
+        settings = self.settings
+        size = settings.batch_size * settings.gradient_accumulation
+        rows = _order(self.groups, size, settings.seed, 0)
+        cells = [len(row) * self.items[row[0]].views[0].numel() for row in rows]
+        return cells.index(max(cells)) + 1
+
     def batch(self, step: int) -> Batch:
         """The pictures of optimizer step `step` = 1, 2, ...: of one size, the last few of a round
         included, `batch_size * gradient_accumulation` at most."""
         settings = self.settings
         size = settings.batch_size * settings.gradient_accumulation
-        rounds, place = divmod(step - 1, sum(-(-len(group) // size) for group in self.groups))
+        rounds, place = divmod(step - 1, self.steps_per_round)
         chosen = _order(self.groups, size, settings.seed, rounds)[place]
         items = [self.items[index] for index in chosen]
 

@@ -220,7 +220,7 @@ def _step(state: RunState, event: Step) -> RunState:
 
 def _resumed(state: RunState, event: Resumed) -> RunState:
     return replace(
-        state, step=event.step, error="", advice="", warnings=(),
+        state, step=event.step, error="", advice="",
         losses=tuple(row for row in state.losses if row[0] <= event.step),
         validations=tuple(one for one in state.validations if one.step <= event.step),
         samples=tuple(one for one in state.samples if one.step <= event.step),
@@ -229,7 +229,7 @@ def _resumed(state: RunState, event: Resumed) -> RunState:
 
 _FOLDS: dict[type[Event], Any] = {
     Queued: lambda s, e: replace(
-        s, status="queued", ahead=e.ahead, error="", advice="", started_at=None
+        s, status="queued", ahead=e.ahead, error="", advice="", warnings=(), started_at=None
     ),
     Resumed: _resumed,
     Validated: lambda s, e: replace(s, validations=(*s.validations, e)),

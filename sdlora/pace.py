@@ -24,6 +24,10 @@ class Pace:
         self.step_s = 0.7 * self.step_s + 0.3 * fresh if self.step_s else fresh
         self._step, self._at = step, now
 
+    def go_on(self, step: int) -> None:
+        """The first `step` steps were done by another process."""
+        self._step, self._at = step, time.monotonic()
+
     def sampled(self) -> None:
         """A round of samples has ended; it began when the last step was finished."""
         now = time.monotonic()

@@ -84,7 +84,8 @@ class TrainSettings(Settings):
         "Steps": ("steps", "batch_size", "gradient_accumulation", "seed"),
         "Learning": (
             *("learning_rate", "text_encoder_learning_rate", "optimizer", "schedule"),
-            *("warmup_steps", "weight_decay", "max_grad_norm", "min_snr_gamma"),
+            *("schedule_cycles", "schedule_power", "warmup_steps"),
+            *("weight_decay", "max_grad_norm", "ema_decay", "min_snr_gamma"),
         ),
         "Adapter": ("rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
         "Pictures": (
@@ -98,7 +99,12 @@ class TrainSettings(Settings):
             *("caption_wildcards", "caption_variants"),
         ),
         "Samples": ("sample_every", "sample_prompts"),
-        "Machine": ("precision", "gradient_checkpointing"),
+        "Checkpoints": ("save_every", "keep_checkpoints"),
+        "Validation": (
+            *("validate_every", "validation_share", "validation_data", "patience"),
+            "drift_prompts",
+        ),
+        "Machine": ("precision", "gradient_checkpointing", "offload"),
     }
     data: str = Field(
         min_length=1, description="Folder or zip of pictures with captions to learn from"

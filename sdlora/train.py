@@ -1,43 +1,57 @@
 """THE loop: a folder of captioned pictures in, a LoRA file out, events all the way.
 
-Read it from top to bottom: `train` is the story, what follows are its chapters in order. Whatever
-differs between base models is `Family`'s business. Randomness comes from (seed, step) alone, so two
-runs learn the same numbers, and neither samples nor how a batch is split up change them.
+Read it from top to bottom: `train` is the story, what follows are its chapters in order; the longer
+ones have pages of their own in `sdlora.training`. Whatever differs between base models is
+`Family`'s business. Randomness comes from (seed, step) alone, so two runs learn the same numbers,
+and neither samples, nor how a batch is split up, nor where a run was interrupted change them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from sdlora.adapters import attach, collect, trainable_report
+from sdlora.adapters import collect, trainable_report
 from sdlora.data.captions import common_trigger, spread, with_trigger
 from sdlora.data.folder import Example, scan_folder
-from sdlora.device import generator_for, pick_device, pick_dtype
-from sdlora.encode import Batch, Dataset, encode_dataset
+from sdlora.device import pick_device, pick_dtype
+from sdlora.encode import Dataset, encode_dataset
 from sdlora.errors import DataError, SdloraError
-from sdlora.events import Done, Event, Progress, SampleReady, Saved, Started, Step, Stopped, Warned
+from sdlora.events import (
+    Checkpoint,
+    Done,
+    Event,
+    Paused,
+    Progress,
+    Resumed,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Warned,
+)
 from sdlora.families import open_family
 from sdlora.families.base import Family
-from sdlora.generate import never, render
+from sdlora.generate import never
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.metadata import TrainingFacts, count_tags, training_metadata
-from sdlora.optim import find_optimizer, make_optimizer, rate_share, set_rates
+from sdlora.optim import find_optimizer, unused
 from sdlora.pace import Pace
-from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.workspace import Workspace, free_path, publish
+from sdlora.requests import Request, answered, asked
+from sdlora.settings import TrainSettings
+from sdlora.training import checkpoints
+from sdlora.training.learner import Learner
+from sdlora.training.ledger import Ledger, Reading
+from sdlora.training.memory import making_do
+from sdlora.training.published import publish_lora
+from sdlora.training.samples import draw_samples
+from sdlora.training.validation import Validation, hold_out, plainly
+from sdlora.workspace import Workspace
 
 READ_EVERY = 5  # steps; to read a loss is to wait for the device
-# What memory, disk or model may do to a sample without ending the training.
-SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError, OSError)
 ResultT = TypeVar("ResultT")
 
 
@@ -49,25 +63,42 @@ def train(
 ) -> Iterator[Event]:
     """Train a LoRA as `settings` say, from a folder of pictures to a file in the workspace's loras.
 
-    The run's `folder` keeps the samples and the LoRA too. Asked to stop, the training ends after
-    the present step and keeps what it has learnt. SdloraError: pictures, model or settings cannot
-    be used, or the loss is no longer a number.
+    The run's `folder` keeps the samples, the LoRA and the checkpoints; where it has some, the
+    training goes on from the newest, with the settings that it was made with. Asked to stop, it
+    ends after the present step and keeps what it has learnt. SdloraError: pictures, model or
+    settings cannot be used, or the training diverged.
     """
     began = time.monotonic()
+    begun = yield from find_checkpoint(folder)
+    settings = TrainSettings.of(begun.facts["settings"]) if begun else settings
     training = yield from unless(should_stop, prepare(settings, workspace, folder))
     if training is None:
         yield Stopped()
         return
-    yield training.started()
-    for step in range(1, settings.steps + 1):
-        training.learn(step)
-        yield training.report(step)
-        if training.samples_at(step):
-            yield from training.sample(step, should_stop)
+    yield from training.begin(begun)
+    while not training.is_over:
+        yield from training.learn()
+        yield from training.look_up(should_stop)
         if should_stop():
-            break
-    path = yield from training.save(step)
-    yield Done(path, time.monotonic() - began) if step == settings.steps else Stopped(path, step)
+            yield Stopped((yield from training.keep(early=True)), training.step)
+            return
+        if asked(folder, "pause"):
+            answered(folder, "pause")
+            yield from training.save()
+            if training.saved_step == training.step:  # else it would lose what it has learnt
+                yield Paused(training.step)
+                return
+    yield Done((yield from training.keep()), time.monotonic() - began)
+
+
+def find_checkpoint(folder: Path) -> Generator[Event, None, checkpoints.Checkpoint | None]:
+    """Where the run in `folder` got to; None when it begins."""
+    found, problems = checkpoints.newest_checkpoint(folder)
+    if found:
+        yield Resumed(found.step)
+    for problem in problems:
+        yield Warned(problem, "it was set aside; the training goes on from an earlier one")
+    return found
 
 
 def unless(
@@ -91,11 +122,19 @@ def prepare(
     device, why_device = pick_device()
     dtype, why_dtype = pick_dtype(device, settings.precision)
     examples, trigger = yield from read_pictures(settings, workspace)
+    examples, held_out = hold_out(examples, settings.validation_share, settings.seed)
+    if settings.validation_data:
+        others = settings.model_copy(update={"data": settings.validation_data})
+        held_out, _ = yield from read_pictures(others, workspace)
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     dataset = yield from encode_dataset(family, examples, settings)
+    measured = None
+    if held_out:
+        measured = yield from encode_dataset(family, held_out, plainly(settings))
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
-    return Training(settings, workspace, folder, family, dataset, trigger, chosen)
+    validation = Validation(family, settings, measured)
+    return Training(settings, workspace, folder, family, dataset, validation, trigger, chosen)
 
 
 def read_pictures(
@@ -113,17 +152,6 @@ def read_pictures(
     return [replace(e, caption=with_trigger(e.caption, trigger)) for e in examples], trigger
 
 
-def loss_of(family: Family, batch: Batch, t: Tensor, eps: Tensor, gamma: float) -> Tensor:
-    """(B,) squared errors between what the network answers to pictures under noise eps (B,C,h,w) of
-    levels t (B,) and what `family.noise` says it should (arXiv:2006.11239, eq. 14), weighted."""
-    x0, noise = batch.latents, family.noise
-    if not batch.cond:  # the text encoder learns, so captions mean something new in every step
-        batch = replace(batch, cond=family.encode_prompts(batch.captions))
-    predicted = family.predict(noise.add_noise(x0, eps, t), t, batch)  # (B,C,h,w)
-    errors = (predicted.float() - noise.target(x0, eps, t)).square().flatten(1).mean(1)
-    return noise.weight(t, gamma) * errors
-
-
 @dataclass
 class Training:
     """A training under way: an open model, the adapter that learns, what it learns from."""
@@ -133,29 +161,37 @@ class Training:
     folder: Path
     family: Family
     dataset: Dataset
+    validation: Validation
     trigger: str
     chosen: Mapping[str, str]  # what was chosen for the user, and why
 
     def __post_init__(self) -> None:
         settings, family = self.settings, self.family
-        learning = attach(family, settings)
-        rates = {key: settings.text_encoder_learning_rate for key in family.text_encoders}
-        groups = [(some, rates.get(key, settings.learning_rate)) for key, some in learning.items()]
-        self.parameters = [parameter for some, _ in groups for parameter in some]
-        self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
-        half = family.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
-        for key in learning:
-            family.parts[key].train()
-        if settings.gradient_checkpointing:
-            family.denoiser.enable_gradient_checkpointing()
-            for encoder in family.text_encoders.values():
-                encoder.activation_checkpointing_enable()
+        self.step = 0  # the last that was taken
+        self.learner = Learner(family, self.dataset, settings)
+        self.ledger = Ledger(half_bits=self.learner.scaler.is_enabled())
         self.pace = Pace(settings.steps, settings.sample_every)
         self.started_at = time.time()
-        # step, its pictures, and (2,) its loss and gradient's norm, still on the device
-        self.unread: list[tuple[int, Sequence[str], Tensor]] = []
-        self.sound_step, self.sound = 0, self.weights()
+        self.wishes: set[Request] = set()  # what somebody asked for before this step
+        self.looked_up = 0  # the step after which all that was due was done
+        self.saved_step = -1  # of the newest checkpoint; -1: none yet
+        self.good = 0, self.learner.state()  # to go back to when the numbers go wrong
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to learn."""
+        return self.step >= self.settings.steps or self.validation.patience_is_over
+
+    def begin(self, begun: checkpoints.Checkpoint | None) -> Iterator[Event]:
+        """Before the first step of this process: known is what a checkpoint says, or nothing; that
+        the largest batch fits into memory; what the base model makes of the pictures held out."""
+        yield from self.rehearse()
+        self.validation.see_base()
+        if begun:
+            self.restore(begun)
+        yield self.started()
+        if self.step == 0 and self.validation.wanted:
+            yield self.validation.measure(0)
 
     def started(self) -> Started:
         """What a user wants to know before the first step."""
@@ -165,135 +201,197 @@ class Training:
             "learning": str(trainable_report(self.family)),
             "model": self.family.title,
             **self.chosen,
+            **{name.replace("_", " "): why for name, why in unused(self.settings).items()},
             "seed": str(self.settings.seed),
         }
+        if held_out := self.validation.held_out:
+            details["held out"] = held_out.summary()
         return Started(f"training {self.settings.name}", self.settings.steps, details)
 
-    def learn(self, step: int) -> None:
-        """One optimizer step. Nothing is read back, so the device never waits for us."""
-        settings, family, device = self.settings, self.family, self.family.device
-        batch, rng = self.dataset.batch(step), generator_for(settings.seed, step, "noise")
-        t = family.noise.sample_t(len(batch), rng)
-        eps = torch.randn(batch.latents.shape, generator=rng)
-        batch, t, eps = batch.to(device), *(x.to(device, non_blocking=True) for x in (t, eps))
-        loss = torch.zeros((), device=device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator_for(settings.seed, step, "dropout").initial_seed())
-            for first in range(0, len(batch), settings.batch_size):
-                rows = slice(first, first + settings.batch_size)
-                losses = loss_of(family, batch[rows], t[rows], eps[rows], settings.min_snr_gamma)
-                share = losses.sum() / len(batch)
-                self.scaler.scale(share).backward()
-                loss += share.detach()
-        norm = self.update(step)
-        self.unread.append((step, batch.names, torch.stack((loss, norm))))
+    def rehearse(self) -> Iterator[Event]:
+        """Take the step that needs the most memory, where a device may lack it; then forget it."""
+        if self.family.device.type == "cpu":
+            return
+        begun, largest = self.learner.state(), self.dataset.largest_step()
+        yield from making_do(self, lambda: self.learner.learn(largest))
+        self.learner.restore(begun)
 
-    def update(self, step: int) -> Tensor:
-        """Move the adapter against the gradient; returns the gradient's norm before clipping."""
-        settings = self.settings
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
-        share = rate_share(settings.schedule, step, settings.steps, settings.warmup_steps)
-        set_rates(self.optimizer, share)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+    def use(self, settings: TrainSettings) -> None:
+        """Go on with settings that need less memory."""
+        self.settings = settings
+        self.learner.use(settings)
 
-    def report(self, step: int) -> Step:
-        """How far it is; with the mean loss since the last reading, if this step reads."""
-        reads = step in (1, self.settings.steps) or step % READ_EVERY == 0 or self.samples_at(step)
-        loss = self.read(step) if reads else None
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        return Step(step, self.settings.steps, loss, rate, self.pace.seconds_left(step))
+    def learn(self) -> Iterator[Event]:
+        """One step, and how far it is; with the mean loss since the last reading, if it reads."""
+        self.wishes = {wish for wish in ("sample", "save") if asked(self.folder, wish)}
+        learnt = yield from making_do(self, lambda: self.learner.learn(self.step + 1))
+        self.step += 1
+        self.ledger.unread.append(learnt)
+        loss = None
+        if self.reads:
+            reading = self.ledger.read()
+            loss = reading.loss
+            self.pace.stepped(self.step)
+            if (yield from self.judge(reading)):
+                return
+        left = self.pace.seconds_left(self.step)
+        yield Step(self.step, self.settings.steps, loss, self.learner.rate, left)
 
-    def read(self, step: int) -> float:
-        """The mean loss of the unread steps up to `step`, once the device has finished them.
-        DataError: one of them is not a number; the pictures of that step are named."""
-        unread, self.unread = self.unread, []
-        numbers = torch.stack([both for *_, both in unread]).tolist()
-        for (at, names, _), (loss, norm) in zip(unread, numbers, strict=True):
-            # In fp16 a gradient may overflow: the scaler has left that step out by itself.
-            if not isfinite(loss if self.scaler.is_enabled() else loss + norm):
-                raise self.diverged(at, names)
-        self.sound_step, self.sound = step, self.weights()
-        self.pace.stepped(step)
-        return float(sum(loss for loss, _ in numbers) / len(numbers))
+    @property
+    def reads(self) -> bool:
+        """Whether the device is asked for its numbers after this step."""
+        due = self.samples_now or self.validates_now or self.is_due(self.settings.save_every)
+        return due or self.step in (1, self.settings.steps) or self.step % READ_EVERY == 0
 
-    def weights(self) -> list[Tensor]:
-        """A copy of what the adapter knows now."""
-        return [parameter.detach().clone() for parameter in self.parameters]
+    @property
+    def samples_now(self) -> bool:
+        """Whether pictures are drawn after this step."""
+        return self.is_due(self.settings.sample_every) or "sample" in self.wishes
 
-    @torch.no_grad()
-    def diverged(self, step: int, names: Sequence[str]) -> DataError:
-        """Go back to the last sound step, keep its LoRA in the run's folder, and say all that."""
-        for parameter, sound in zip(self.parameters, self.sound, strict=True):
-            parameter.copy_(sound)
-        kept = ""
-        if self.sound_step:
-            name = f"{self.settings.name}-step-{self.sound_step:06}"
-            path = self.folder / "lora" / f"{name}.safetensors"
-            write_lora(self.lora(self.sound_step, name), path)
-            kept = f" What was learnt up to step {self.sound_step} is kept as {path}."
-        return DataError(
-            f"the loss is not a number at step {step}, with {', '.join(names)}; nothing of "
-            f"that step is kept.{kept} Lower the learning_rate, or leave these pictures out"
+    @property
+    def validates_now(self) -> bool:
+        """Whether figures are taken after this step."""
+        return self.validation.wanted and self.is_due(self.settings.validate_every)
+
+    @property
+    def saves_now(self) -> bool:
+        """Whether a checkpoint is written after this step. Not of its own accord shortly after a
+        step was left out: one must be able to go back to before things went wrong."""
+        return "save" in self.wishes or (
+            self.is_due(self.settings.save_every) and not self.ledger.suspicious(self.step)
         )
 
-    def samples_at(self, step: int) -> bool:
-        """Whether pictures are drawn after this step."""
-        return self.settings.sample_every > 0 and step % self.settings.sample_every == 0
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now; 0 is never."""
+        return every > 0 and self.step % every == 0
 
-    def sample(self, step: int, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """Draw what has been learnt, each prompt from the same noise every time."""
-        prompts = self.settings.sample_prompts or spread(self.dataset.captions)
-        for index, prompt in enumerate(prompts):
-            yield Progress("drawing samples", index, len(prompts))
-            try:
-                yield from self.draw(step, index, prompt, should_stop)
-            except SAMPLE_FAILURES as error:
-                yield Warned(f"no sample of {prompt!r} at step {step}: {error}", "training goes on")
+    def judge(self, reading: Reading) -> Generator[Event, None, bool]:
+        """Tell of the steps that were left out; when there are too many, go back and go slower,
+        which is true then, and when that was tried already, give up."""
+        yield from reading.warnings()
+        if not self.ledger.diverged(self.step):
+            return False
+        if self.learner.rate_factor < 1:
+            raise self.give_up(reading)
+        at, (self.step, state) = self.step, self.good
+        self.learner.restore(state)
+        self.learner.rate_factor *= 0.5
+        self.ledger.restore([])
+        self.looked_up = self.step
+        self.pace.go_on(self.step)
+        yield Resumed(self.step)
+        yield Warned(
+            f"too many steps before step {at} were left out: back to step {self.step}, from where "
+            "it goes on at half the learning rate",
+            "if that does not help either, the training ends",
+        )
+        return True
+
+    def give_up(self, reading: Reading) -> DataError:
+        """Keep what there is in the run's folder, and say why it ends."""
+        name = f"{self.settings.name}-step-{self.step:06}"
+        path = write_lora(self.lora(name), self.folder / "lora" / f"{name}.safetensors")
+        return reading.diverged(self.step, path)
+
+    def look_up(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """What is due after this step, beside learning: samples, figures, a checkpoint."""
+        if self.step == self.looked_up:  # it went back to there
+            return
+        answered(self.folder, *self.wishes)
+        if self.samples_now:
+            yield from self.sample(should_stop)
+        if self.validates_now:
+            yield from self.measure()
+        if self.saves_now or (self.validates_now and self.validation.figures[-1].best):
+            yield from self.save()
+        self.looked_up = self.step
+
+    def sample(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        """Draw what has been learnt so far."""
+        prompts = [*self.settings.sample_prompts] or spread(self.dataset.captions)
+        folder, seed = self.folder / "samples", self.settings.seed
+        with self.learner.as_kept():
+            yield from draw_samples(self.family, prompts, seed, self.step, folder, should_stop)
         self.pace.sampled()
 
-    def draw(
-        self, step: int, index: int, prompt: str, should_stop: Callable[[], bool]
-    ) -> Iterator[Event]:
-        """One picture by the model as it is now; none when it was stopped before its end."""
-        seed = (self.settings.seed + index) % 2**32
-        request = ImageRequest.of({"prompt": prompt, "seed": seed})
-        images, report = render(self.family, request, should_stop=should_stop)
-        for image in images:
-            path = self.folder / "samples" / f"step-{step:06}-{index}.png"
-            publish(path, partial(image.save, format="png"))
-            yield SampleReady(str(path), step, prompt, seed, report)
+    def measure(self) -> Iterator[Event]:
+        """Take the figures of the adapter as it is now."""
+        yield Progress("validating")
+        with self.learner.as_kept():
+            yield self.validation.measure(self.step)
+        if alarm := self.validation.alarm():
+            yield alarm
+        if self.validation.patience_is_over:
+            said = f"{self.settings.patience} validations without a new best: it ends here"
+            yield Warned(said, "what is kept is the best checkpoint")
+        self.pace.sampled()
 
-    def lora(self, step: int, name: str) -> LoraFile:
+    def save(self) -> Iterator[Event]:
+        """Write a checkpoint; one that the disk does not take is said, and the next is tried."""
+        if self.step == self.saved_step:
+            return
+        yield from self.ledger.read().warnings()
+        state = self.learner.state()
+        facts = {
+            "settings": self.settings.model_dump(mode="json"),
+            "ledger": self.ledger.state(),
+            "validation": self.validation.state(),
+        }
+        name = f"{self.settings.name}-step-{self.step:06}"
+        try:
+            path = checkpoints.write_checkpoint(
+                self.folder, self.step, self.lora(name), state, facts
+            )
+        except (OSError, SdloraError) as error:
+            yield Warned(f"no checkpoint of step {self.step}: {error}", "training goes on")
+            return
+        self.good, self.saved_step = (self.step, state), self.step
+        yield Checkpoint(str(path), self.step)
+        best = self.validation.best
+        keep = self.settings.keep_checkpoints
+        checkpoints.prune(self.folder, keep, lambda step: best is not None and step == best.step)
+
+    def restore(self, begun: checkpoints.Checkpoint) -> None:
+        """Know what a checkpoint knows."""
+        state = begun.state()
+        self.learner.restore(state)
+        self.ledger.restore(begun.facts["ledger"])
+        self.validation.restore(begun.facts["validation"])
+        self.step = self.looked_up = self.saved_step = begun.step
+        self.good = begun.step, state
+        self.pace.go_on(begun.step)
+
+    def lora(self, name: str) -> LoraFile:
         """The adapter as it is now, with all that other programs like to know of it."""
         facts = TrainingFacts(
             base=self.family.name,
             prediction=self.family.noise.prediction,
             resolution=self.settings.resolution or self.family.resolution,
             images=len(self.dataset.items),
-            steps=step,
+            steps=self.step,
             trigger_word=self.trigger,
             tag_frequency=count_tags(self.dataset.captions),
             started_at=self.started_at,
             finished_at=time.time(),
         )
         named = self.settings.model_copy(update={"name": name})
-        return replace(collect(self.family), metadata=training_metadata(named, facts))
+        with self.learner.as_kept():
+            return replace(collect(self.family), metadata=training_metadata(named, facts))
 
-    def save(self, step: int) -> Generator[Event, None, str]:
+    def keep(self, early: bool = False) -> Generator[Event, None, str]:
         """Write the LoRA into the run's folder and, under a name that is free, where prompts find
-        it; returns that path."""
-        if self.unread:
-            self.read(step)  # what is not a number gets no name
-        path = free_path(self.workspace.loras / f"{self.settings.name}.safetensors")
-        file = self.lora(step, path.stem)
-        for folder in (self.folder / "lora", path.parent):
-            write_lora(file, folder / path.name)
-        if path.stem != self.settings.name:
-            said = f"there is a LoRA named {self.settings.name} already, so this one is {path.stem}"
+        it; returns that path. What ends `early` can go on later."""
+        yield from self.ledger.read().warnings()
+        if early:
+            yield from self.save()
+        best = self.validation.best
+        if self.validation.patience_is_over and best and best.step:
+            path = checkpoints.checkpoint_path(self.folder, best.step)
+            self.restore(checkpoints.read_checkpoint(path))
+        wish = self.settings.name
+        path = publish_lora(self.lora, wish, self.folder, self.workspace.loras)
+        if path.stem != wish:
+            said = f"there is a LoRA named {wish} already, so this one is {path.stem}"
             yield Warned(said, f"use it as <lora:{path.stem}:0.8>")
-        yield Saved(str(path), step)
+        yield Saved(str(path), self.step)
         return str(path)

@@ -20,6 +20,7 @@ LAYERS = {
     "sdlora.settings": 1,
     "sdlora.presets": 1,
     "sdlora.workspace": 1,
+    "sdlora.requests": 1,
     "sdlora.processes": 1,
     "sdlora.noise": 2,
     "sdlora.device": 2,
@@ -38,6 +39,7 @@ LAYERS = {
     "sdlora.generate": 5,
     "sdlora.paint": 5,
     "sdlora.lora_tools": 6,
+    "sdlora.training*": 6,
     "sdlora.train": 6,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
@@ -62,7 +64,7 @@ TORCH_FREE = (
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
-    *("sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
+    *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
     "sdlora.presets",
     "sdlora.data.captions",
     *("sdlora.prompt*", "webui*"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,29 @@ import pytest
 import torch
 from PIL import Image
 
-import sdlora.train
+import sdlora.training.learner
+import sdlora.training.samples
 from sdlora.errors import DataError, ModelError, SettingsError
-from sdlora.events import Done, Event, Progress, SampleReady, Saved, Started, Step, Stopped, Warned
+from sdlora.events import (
+    Done,
+    Event,
+    Progress,
+    Resumed,
+    SampleReady,
+    Saved,
+    Started,
+    Step,
+    Stopped,
+    Warned,
+)
 from sdlora.lora.file import LoraFile, read_lora
 from sdlora.pace import Pace
 from sdlora.settings import TrainSettings
 from sdlora.starter.draw import draw, random_scene
-from sdlora.train import Training, loss_of, train
+from sdlora.train import train
+from sdlora.training.learner import Learner, loss_of
 from sdlora.workspace import Workspace
 from tiny import KINDS, tiny
-
-Run = Callable[..., list[Event]]
 
 
 @pytest.fixture
@@ -41,24 +53,40 @@ def space(tmp_path: Path) -> Workspace:
     return Workspace.open(tmp_path / "workspace")
 
 
-@pytest.fixture
-def run(pictures: Path, space: Workspace, tmp_path: Path) -> Run:
-    """Runs a training to its end, or until it is asked to stop; in folders run-1, run-2 ..."""
-    numbers = itertools.count(1)
+class Run:
+    """Runs trainings to their end, or until they are asked to stop; in folders run-1, run-2 ..."""
 
-    def go(kind: str = "sd1", stop_at: int | None = None, **values: Any) -> list[Event]:
+    def __init__(self, pictures: Path, space: Workspace, root: Path) -> None:
+        self.pictures, self.space, self.root = pictures, space, root
+        self.numbers = itertools.count(1)
+        self.error = ""
+
+    def __call__(
+        self,
+        kind: str = "sd1",
+        stop_at: int | None = None,
+        expect: type[Exception] | None = None,
+        folder: Path | None = None,
+        **values: Any,
+    ) -> list[Event]:
         said = {
-            "data": str(pictures), "name": "zibo", "model": str(tiny(kind)), "steps": 4,
+            "data": str(self.pictures), "name": "zibo", "model": str(tiny(kind)), "steps": 4,
             "batch_size": 2, "rank": 2, "alpha": 2, "learning_rate": 1e-2, "warmup_steps": 0,
             "sample_every": 0, **values,
         }  # fmt: skip
         events: list[Event] = []
-        folder = tmp_path / f"run-{next(numbers)}"
-        for event in train(TrainSettings.of(said), space, folder, lambda: reached(events, stop_at)):
-            events.append(event)
+        folder = folder or self.root / f"run-{next(self.numbers)}"
+        source = train(TrainSettings.of(said), self.space, folder, lambda: reached(events, stop_at))
+        with pytest.raises(expect) if expect else nullcontext() as caught:
+            for event in source:
+                events.append(event)
+        self.error = str(caught.value) if caught else ""
         return events
 
-    return go
+
+@pytest.fixture
+def run(pictures: Path, space: Workspace, tmp_path: Path) -> Run:
+    return Run(pictures, space, tmp_path)
 
 
 def reached(events: list[Event], step: int | None) -> bool:
@@ -165,33 +193,62 @@ def test_a_failing_sample_is_said_and_the_run_goes_on(
     def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(sdlora.train, "render", no_memory)
+    monkeypatch.setattr(sdlora.training.samples, "render", no_memory)
     events = run(sample_every=2, sample_prompts=("a house",))
     warnings = [event.message for event in events if isinstance(event, Warned)]
     assert warnings == [f"no sample of 'a house' at step {n}: out of memory" for n in (2, 4)]
     assert isinstance(events[-1], Done)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_pictures(
+class Breaks:
+    """A loss that is not a number in some calls; `seen` are the pictures of every call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
+        self.seen: list[tuple[str, ...]] = []
+        self.when = when
+        monkeypatch.setattr(sdlora.training.learner, "loss_of", self)
+
+    def __call__(self, family: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        self.seen.append(batch.names)
+        return loss_of(family, batch, *rest) * (torch.nan if self.when(len(self.seen)) else 1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "schedule_free", "prodigy"])
+def test_a_step_that_is_no_number_is_left_out_and_its_pictures_named(
+    optimizer: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learnt at step 4 is what was learnt at step 3, whatever the optimizer remembers."""
+    same = {"steps": 9, "schedule": "constant", "optimizer": optimizer, "caption_dropout": 0.0}
+    before = numbers_of(learnt(run(**same, stop_at=3)))
+    broken = Breaks(monkeypatch, lambda call: call in (4, 6))
+    after = run(**same, stop_at=4)
+    told = only(Warned, [e for e in after if isinstance(e, Warned) and "left out" in e.message])
+    assert "step 4 was left out" in told.message and ", ".join(broken.seen[3]) in told.message
+    assert torch.equal(numbers_of(learnt(after)), before)
+    broken.seen.clear()
+    events = run(**same)
+    assert isinstance(events[-1], Done) and numbers_of(learnt(events)).isfinite().all()
+    assert [e.loss for e in events if isinstance(e, Step) and e.step in (5, 9)] != [None, None]
+
+
+def test_a_training_that_diverges_goes_back_once_and_then_ends(
     run: Run, space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[str, ...]] = []
-
-    def broken(family: Any, batch: Any, *rest: Any) -> torch.Tensor:
-        seen.append(batch.names)
-        return loss_of(family, batch, *rest) * (torch.nan if len(seen) == 7 else 1)
-
-    sound = run(steps=20, stop_at=5)
-    Path(only(Saved, sound).path).unlink()
-    monkeypatch.setattr(sdlora.train, "loss_of", broken)
-    with pytest.raises(DataError) as error:
-        run(steps=20)
-    assert f"at step 7, with {', '.join(seen[6])};" in str(error.value)
+    broken = Breaks(monkeypatch, lambda call: call > 6)
+    events = run(steps=40, save_every=4, stop_at=None, expect=DataError)
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert (
+        f"step 7 was left out, for its loss or gradient is not a number; pictures: "
+        f"{', '.join(broken.seen[6])}" in told
+    )
+    assert [e.step for e in events if isinstance(e, Resumed)] == [4]
+    assert any("back to step 4, from where it goes on at half the learning rate" in t for t in told)
+    steps = [event for event in events if isinstance(event, Step)]
+    first, again = (next(s for s in some if s.step == 6) for some in (steps, steps[::-1]))
+    assert again.learning_rate == pytest.approx(first.learning_rate / 2)
     assert list(space.loras.iterdir()) == []
-    (kept,) = (tmp_path / "run-2" / "lora").iterdir()
-    assert kept.name == "zibo-step-000005.safetensors" and str(kept) in str(error.value)
-    best = read_lora(tmp_path / "run-1" / "lora" / "zibo.safetensors")
-    assert torch.equal(numbers_of(read_lora(kept)), numbers_of(best))
+    kept = read_lora(next((tmp_path / "run-1" / "lora").iterdir()))
+    assert numbers_of(kept).isfinite().all() and "also at half the learning rate" in run.error
 
 
 def test_every_problem_of_the_folder_is_a_warning(run: Run, pictures: Path) -> None:
@@ -296,14 +353,14 @@ def test_the_time_left_counts_samples_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the processor never waits for itself")
 def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = Training.learn
+    learn = Learner.learn
 
-    def strict(self: Training, step: int) -> None:
+    def strict(self: Learner, step: int) -> Any:
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
         try:
-            learn(self, step)
+            return learn(self, step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Training, "learn", strict)
+    monkeypatch.setattr(Learner, "learn", strict)
     assert isinstance(run(precision="fp32")[-1], Done)

@@ -1,8 +1,8 @@
 """A training on disk: `state/step-000100/` holds all that it needs to go on after step 100.
 
-Three files: the LoRA as it was then, for other programs too; every number of the learner; and, last,
-`state.json`, which knows the size and the hash of the other two. The folder is written under a
-hidden name and renamed when it is complete and on the disk, so that one with a good name is whole.
+Three files: the LoRA as it was then, for other programs too; every number of the learner; and,
+last, `state.json`, which knows the size and the hash of the other two. The folder is written under
+a hidden name and renamed when it is complete and on the disk: one with a good name is whole.
 No pickle: what is read can only be numbers.
 """
 

@@ -21,7 +21,9 @@ def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> None:
         return
     moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     before = [(p, p.clone(), _tensors(optimizer, p, copied=True)) for p in moved]
-    for parameter in moved:  # some keep sums of gradients as plain numbers, which nothing could mend
+    for (
+        parameter
+    ) in moved:  # some keep sums of gradients as plain numbers, which nothing could mend
         parameter.grad = torch.where(sound, parameter.grad, 0.0)
     optimizer.step()
     for parameter, value, moments in before:

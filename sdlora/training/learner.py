@@ -60,7 +60,7 @@ class Learner:
         learning = attach(family, settings)
         rates = {key: settings.text_encoder_learning_rate for key in family.text_encoders}
         groups = [(some, rates.get(key, settings.learning_rate)) for key, some in learning.items()]
-        self.parameters = [parameter for some, _ in groups for parameter in some]
+        self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
         self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
         self.rate_factor = 1.0  # lowered when the training diverged
         half = family.dtype == torch.float16

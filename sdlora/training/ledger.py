@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdlora.errors import DataError
+from sdlora.events import Warned
 from sdlora.training.learner import Learnt
 
 MOST_UNSOUND, WITHIN = 2, 200  # steps left out among the last ones; one more and it has diverged
+SHORTLY = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,21 @@ class Reading:
 
     loss: float | None
     unsound: list[tuple[int, Sequence[str]]]
+
+    def warnings(self) -> Iterator[Warned]:
+        """One for each step that was left out."""
+        for step, names in self.unsound:
+            said = f"step {step} was left out, for its loss or gradient is not a number; pictures:"
+            yield Warned(f"{said} {', '.join(names)}", "look at these, or lower the learning_rate")
+
+    def diverged(self, step: int, kept: Path) -> DataError:
+        """Why a training ends here."""
+        names = sorted({name for _, some in self.unsound for name in some})
+        return DataError(
+            f"the training diverged at step {step}: again and again its loss is not a number, also "
+            f"at half the learning rate; the last pictures: {', '.join(names)}. What was learnt is "
+            f"kept as {kept}. Lower the learning_rate, or leave these pictures out"
+        )
 
 
 @dataclass
@@ -47,6 +66,10 @@ class Ledger:
     def diverged(self, step: int) -> bool:
         """Whether too many of the last steps were left out."""
         return len([at for at in self.unsound if at > step - WITHIN]) > MOST_UNSOUND
+
+    def suspicious(self, step: int) -> bool:
+        """Whether a step was left out shortly before."""
+        return any(at > step - SHORTLY for at in self.unsound)
 
     def state(self) -> list[int]:
         """What a checkpoint keeps of it; nothing may be unread."""

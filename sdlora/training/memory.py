@@ -6,13 +6,42 @@ Every rung gives the same steps: the same pictures in the same order, gradients 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
 
 import torch
 
 from sdlora.errors import DeviceError
+from sdlora.events import Event, Warned
 from sdlora.settings import TrainSettings
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+ResultT = TypeVar("ResultT")
+
+
+class Frugal(Protocol):
+    """What can go on with settings that need less memory."""
+
+    settings: TrainSettings
+
+    def use(self, settings: TrainSettings) -> None:
+        """Go on with these."""
+
+
+def making_do(its: Frugal, act: Callable[[], ResultT]) -> Generator[Event, None, ResultT]:
+    """The result of `act`, tried again with less memory for as long as there is a way.
+    DeviceError: there is none."""
+    while True:
+        try:
+            return act()
+        except OUT_OF_MEMORY:
+            pass  # outside of this block nothing holds on to what the failed step had made
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        settings, told = next_rung(its.settings)
+        its.use(settings)
+        yield Warned(f"the device ran out of memory; {told}", "pictures and order are the same")
 
 
 def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
@@ -35,10 +64,3 @@ def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
         "the device ran out of memory, with gradient_checkpointing, offload and one picture at a "
         "time. Use a smaller resolution or rank, train fewer layers, or close what else uses it"
     )
-
-
-def free_memory() -> None:
-    """Give back what a failed step left behind."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

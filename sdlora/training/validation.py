@@ -7,7 +7,7 @@ what was learnt in between and by nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Validation:
     settings: TrainSettings
     held_out: Dataset | None
     figures: list[Validated] = field(default_factory=list)
-    base_pictures: dict[str, Image.Image] = field(default_factory=dict)
+    base_pictures: list[Image.Image] = field(default_factory=list)
     alarmed: bool = False
 
     @property
@@ -104,10 +104,16 @@ class Validation:
         prompts = self.settings.drift_prompts
         if not prompts:
             return None
-        pictures = {p: draw_plainly(self.family, p, self.settings.seed) for p in prompts}
-        self.base_pictures = self.base_pictures or pictures  # before step 1 it is the base model
-        pairs = [(pictures[prompt], self.base_pictures[prompt]) for prompt in prompts]
-        return sum(difference(*pair) for pair in pairs) / len(pairs)
+        now = (draw_plainly(self.family, prompt, self.settings.seed) for prompt in prompts)
+        far = [difference(*pair) for pair in zip(now, self.base_pictures, strict=True)]
+        return sum(far) / len(far)
+
+    def see_base(self) -> None:
+        """Keep what the base model makes of the unrelated prompts; to be asked for while the
+        adapter changes nothing yet."""
+        if self.settings.validate_every:
+            prompts, seed = self.settings.drift_prompts, self.settings.seed
+            self.base_pictures = [draw_plainly(self.family, prompt, seed) for prompt in prompts]
 
     def alarm(self) -> Warned | None:
         """Said once, when the pictures held out are told worse and worse than at the best."""
@@ -119,9 +125,9 @@ class Validation:
         self.alarmed = True
         now = self.figures[-1]
         return Warned(
-            f"it begins to learn the pictures by heart: those it does not learn from were told best "
-            f"after step {best.step} (loss {best.loss:.4f}), now worse ({now.loss:.4f})",
-            f"use the checkpoint of step {best.step}; more pictures, a lower rank or fewer steps help",
+            "it begins to learn the pictures by heart: on those held out it was best after step "
+            f"{best.step} (loss {best.loss:.4f}) and is worse now ({now.loss:.4f})",
+            f"use the LoRA of step {best.step}; more pictures, a lower rank or fewer steps help",
         )
 
     def state(self) -> dict[str, Any]:

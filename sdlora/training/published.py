@@ -1,0 +1,48 @@
+"""The finished LoRA under the name that prompts call it by.
+
+A run owns the file that it published: going on after a stop replaces it, and doing the end again
+after a kill finds it there. Whatever else has the name stays, and the LoRA gets another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdlora.lora.file import LoraFile, write_lora
+from sdlora.lora.hashes import read_hashes
+from sdlora.workspace import free_path, publish
+
+RECORD = "published.json"
+
+
+def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras: Path) -> Path:
+    """Write the LoRA that `make` gives under a name into the run's `folder`, then into `loras`;
+    returns that path. OSError: the disk did not take it; what was there before is whole."""
+    kept = write_lora(make(name), folder / "lora" / f"{name}.safetensors")
+    body = read_hashes(kept).body
+    path = _own_path(folder, loras / f"{name}.safetensors")
+    # first what will be ours, then the file: a kill in between leaves a name without a file
+    record = json.dumps({"name": path.name, "bodies": [body, *_record(folder).get("bodies", [])]})
+    publish(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
+    return write_lora(make(path.stem), path)
+
+
+def _own_path(folder: Path, wish: Path) -> Path:
+    """The path that this run published to before, unless something else is there now."""
+    record = _record(folder)
+    path = wish.with_name(record.get("name", wish.name))
+    own = record.get("bodies", [])
+    if not path.exists() or (own and read_hashes(path).body in own):
+        return path
+    return free_path(wish)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        said = json.loads((folder / "state" / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}

@@ -1,0 +1,234 @@
+"""A run that was interrupted at any step ends with the same bits as one that never was."""
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdlora.errors import SdloraError
+from sdlora.events import Checkpoint, Done, Event, Paused, Resumed, Step, Stopped, Warned
+from sdlora.requests import ask, asked
+from sdlora.settings import TrainSettings
+from sdlora.starter.draw import draw, random_scene
+from sdlora.train import train
+from sdlora.training import checkpoints
+from sdlora.workspace import Workspace
+from tiny import tiny
+
+STEPS, EVERY = 6, 2
+
+
+class Interrupted:
+    """Runs trainings in folders of their own, and breaks them off."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.numbers = root, itertools.count(1)
+        self.space = Workspace.open(root / "workspace")
+
+    def pictures(self, shapes: tuple[tuple[int, int], ...]) -> str:
+        folder = self.root / f"pictures-{len(shapes)}"
+        if not folder.exists():
+            folder.mkdir()
+            for number in range(5):
+                picture = draw(random_scene(random.Random(number)))
+                picture.resize(shapes[number % len(shapes)]).save(folder / f"{number}.png")
+                (folder / f"{number}.txt").write_text(f"zibo, picture, {number}", encoding="utf-8")
+        return str(folder)
+
+    def folder(self) -> Path:
+        return self.root / "runs" / str(next(self.numbers))
+
+    def settings(self, sizes: int = 1, **values: Any) -> TrainSettings:
+        shapes = ((64, 64), (96, 64))[:sizes]
+        said = {
+            "data": self.pictures(shapes), "name": "zibo", "model": str(tiny("sd1")),
+            "steps": STEPS, "rank": 2, "alpha": 2, "warmup_steps": 1, "save_every": EVERY,
+            "sample_every": 0, "keep_checkpoints": 9, "learning_rate": 1e-2, **values,
+        }  # fmt: skip
+        return TrainSettings.of(said)
+
+    def run(self, settings: TrainSettings, folder: Path, until: int = STEPS) -> list[Event]:
+        """Train in `folder`; what is killed after step `until` says and writes nothing more."""
+        events: list[Event] = []
+        for event in train(settings, self.space, folder):
+            events.append(event)
+            if isinstance(event, Step) and event.step == until < settings.steps:
+                break
+        return events
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    root = tmp_path_factory.mktemp("resume")
+    yield Interrupted(root)
+    shutil.rmtree(root)
+
+
+def sums(folder: Path, step: int = STEPS) -> Any:
+    """Hashes of every number that there is after `step`: of the LoRA, and of the learner."""
+    facts = json.loads((checkpoints.checkpoint_path(folder, step) / "state.json").read_bytes())
+    lora = checkpoints.checkpoint_path(folder, step) / checkpoints.LORA_FILE
+    return facts["files"][checkpoints.NUMBERS_FILE], facts["learner"], read_body(lora)
+
+
+def read_body(path: Path) -> str:
+    from sdlora.lora.hashes import read_hashes
+
+    return read_hashes(path).body
+
+
+MATRIX = {
+    "optimizer": ("adamw", "adafactor", "prodigy", "schedule_free", "lion"),
+    "schedule": ("cosine", "constant", "linear", "cosine_restarts", "polynomial", "rex"),
+    "ema_decay": (0.0, 0.9),
+    "gradient_accumulation": (1, 2),
+    "sizes": (1, 2),
+    "chance": ({}, {"dropout": 0.2, "flip": True, "caption_dropout": 0.4, "shuffle_tags": True}),
+    "train_text_encoder": (False, True),
+    "kill": (1, 2, 3, 5),
+}
+
+
+def pairwise(factors: dict[str, tuple[Any, ...]], seed: int = 0) -> list[dict[str, Any]]:
+    """Cases in which every two values of two factors meet at least once: greedy, repeatable."""
+    rng, names = random.Random(seed), list(factors)
+    missing = {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(names, 2)
+        for i in range(len(factors[a]))
+        for j in range(len(factors[b]))
+    }
+    cases: list[dict[str, Any]] = []
+    while missing:
+        tries = [{n: rng.randrange(len(factors[n])) for n in names} for _ in range(60)]
+        seed_pair = min(missing)
+        for one in tries:
+            one.update(dict(seed_pair))
+        met = [set(itertools.combinations(one.items(), 2)) & missing for one in tries]
+        best = max(range(len(tries)), key=lambda at: len(met[at]))
+        missing -= met[best]
+        cases.append({name: factors[name][at] for name, at in tries[best].items()})
+    return cases
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_killed_and_resumed_is_never_interrupted(number: int, runs: Interrupted) -> None:
+    case = {name: values[number % len(values)] for name, values in MATRIX.items()}
+    case |= {
+        "ema_decay": (0.0, 0.9, 0.9, 0.0, 0.0, 0.9)[number],
+        "kill": (1, 2, 3, 5, 3, 2)[number],
+    }
+    compare(runs, case)
+
+
+def compare(runs: Interrupted, case: dict[str, Any]) -> None:
+    kill, chance = case.pop("kill"), case.pop("chance")
+    settings = runs.settings(**case, **chance)
+    whole, broken = runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    runs.run(settings, broken, until=kill)
+    events = runs.run(settings, broken)
+    saved = (kill - 1) // EVERY * EVERY  # killed before what was due after its step
+    assert [e.step for e in events if isinstance(e, Resumed)] == ([saved] if saved else [])
+    assert sums(whole) == sums(broken)
+    assert isinstance(events[-1], Done)
+
+
+def test_a_stopped_run_goes_on_and_replaces_its_own_lora(runs: Interrupted) -> None:
+    settings = runs.settings(name="stopped", schedule="linear")
+    whole, broken = runs.folder(), runs.folder()
+    done = runs.run(settings.model_copy(update={"name": "whole"}), whole)
+    stopped = list(train(settings, runs.space, broken, lambda: (broken / "state").exists()))
+    assert isinstance(stopped[-1], Stopped) and stopped[-1].step == EVERY
+    path = Path(stopped[-1].path)
+    before = read_body(path)
+    events = runs.run(settings, broken)
+    assert events[-1].path == str(path), "a name of its own, not stopped-2"  # type: ignore[attr-defined]
+    assert read_body(path) == read_body(Path(done[-1].path)) != before  # type: ignore[attr-defined]
+    assert runs.run(settings, broken)[-1].path == str(path)  # type: ignore[attr-defined]
+
+
+def test_a_paused_run_goes_on(runs: Interrupted) -> None:
+    settings = runs.settings(save_every=0)
+    whole, broken = runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    broken.mkdir(parents=True)
+    for step in (1, 2):
+        ask(broken, "pause")
+        events = runs.run(settings, broken)
+        assert isinstance(events[-1], Paused) and events[-1].step == step
+        assert not asked(broken, "pause")
+    assert not (broken / "lora").exists()
+    ask(broken, "save")
+    events = runs.run(settings, broken)
+    assert [e.step for e in events if isinstance(e, Checkpoint)] == [3]
+    path = {folder: folder / "lora" / "zibo.safetensors" for folder in (whole, broken)}
+    assert read_body(path[whole]) == read_body(path[broken])
+
+
+@pytest.mark.parametrize("file", [checkpoints.NUMBERS_FILE, checkpoints.FACTS_FILE])
+def test_a_damaged_checkpoint_is_set_aside_and_an_earlier_one_used(
+    file: str, runs: Interrupted
+) -> None:
+    settings, whole, broken = runs.settings(), runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    runs.run(settings, broken, until=5)
+    newest = checkpoints.checkpoint_path(broken, 4)
+    content = bytearray((newest / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / file).write_bytes(content)
+    events = runs.run(settings, broken)
+    assert isinstance(events[0], Resumed) and events[0].step == 2
+    assert isinstance(events[1], Warned) and "step-000004" in events[1].message
+    assert len(list((broken / "state").glob("broken-step-000004-*"))) == 1
+    assert sums(whole) == sums(broken)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_touched(runs: Interrupted) -> None:
+    settings, folder = runs.settings(), runs.folder()
+    runs.run(settings, folder, until=3)
+    file = checkpoints.checkpoint_path(folder, 2) / checkpoints.FACTS_FILE
+    file.write_text(file.read_text("utf-8").replace('"format": 1', '"format": 9'), encoding="utf-8")
+    with pytest.raises(SdloraError, match="has format 9; this program reads 1"):
+        runs.run(settings, folder)
+    assert file.exists()
+
+
+def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_is_not(runs: Interrupted) -> None:
+    settings, folder = runs.settings(save_every=1, keep_checkpoints=2), runs.folder()
+    left = folder / "state" / ".writing-000001-x"
+    left.mkdir(parents=True)
+    events = runs.run(settings, folder)
+    assert [path.name for path in checkpoints.checkpoint_folders(folder)] == [
+        "step-000005",
+        "step-000006",
+    ]
+    assert not left.exists()
+    assert len([event for event in events if isinstance(event, Checkpoint)]) == 6
+
+
+def test_a_disk_that_takes_no_checkpoint_is_told_and_the_next_is_tried(
+    runs: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, whole, folder = runs.settings(), runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    write, full = checkpoints._write, [True]
+
+    def no_space(path: Path, content: bytes) -> None:
+        if full and path.name == checkpoints.FACTS_FILE:
+            full.pop()
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "_write", no_space)
+    events = runs.run(settings, folder)
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert any("no checkpoint of step 2" in t and "No space left" in t for t in told)
+    assert [e.step for e in events if isinstance(e, Checkpoint)] == [4, 6]
+    assert sums(whole) == sums(folder)
+    assert not list((folder / "state").glob(".writing*"))
