@@ -1,24 +1,32 @@
 """Examples encoded once, batches ever after.
 
-A picture passes the VAE once and a caption the text encoder once; both are kept in main memory.
-Which of them a step sees depends on (seed, step) alone, so a run can begin at any step.
+A picture's views pass the VAE once and its captions the text encoder once; both are kept in main
+memory, and on disk for the next training. Which of them a step sees depends on (seed, step,
+picture) alone, so a run can begin at any step.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdlora import __version__
+from sdlora.cache import Cache, digest_of
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
-from sdlora.data.folder import Example, Problem
-from sdlora.data.images import BROKEN, load_pixels
+from sdlora.data.folder import Example, Problem, grouped
+from sdlora.data.images import BROKEN, load_alpha, load_mask, load_pixels, load_weights
+from sdlora.data.views import View, dice, views_of
+from sdlora.data.wording import Wording
 from sdlora.device import generator_for
 from sdlora.errors import DataError
-from sdlora.events import Event, Progress
+from sdlora.events import Event, Progress, Warned
 from sdlora.families.base import Family
 from sdlora.settings import TrainSettings
 
@@ -68,31 +76,42 @@ class Batch:
 
 @dataclass(frozen=True)
 class Item:
-    """One encoded picture: `views` (1 or 2,C,h,w) are it and, if asked for, its mirror image."""
+    """One encoded picture. `views` (V,C,h,w) are its latents, cut, mirrored and coloured as asked;
+    `sizes` of each as in a batch; `masks` (V,1,h,w), None when it has none; `wordings` are those of
+    its caption that are kept ready."""
 
     example: Example
     views: Tensor
-    sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
+    masks: Tensor | None
+    wordings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """All that a training looks at, on the CPU. `groups` are indices of items of the same size, as
-    often as they repeat; `texts` is empty when the text encoder learns, for then they change."""
+    often as they repeat; `texts` is empty when captions are encoded in each step, because the text
+    encoder learns or because they are worded anew."""
 
     items: Sequence[Item]
     groups: tuple[tuple[int, ...], ...]
     texts: Mapping[str, Cond]
     settings: TrainSettings
 
+    @cached_property
+    def wording(self) -> Wording:
+        """How its captions are worded."""
+        return Wording(self.settings)
+
     @property
     def captions(self) -> list[str]:
-        """One per picture, in the order of the pictures."""
-        return [item.example.caption for item in self.items]
+        """One per picture to be learnt, in the order of the pictures, with nothing drawn."""
+        own = (item.example for item in self.items if not item.example.regularisation)
+        return [self.wording.plain(example.caption) for example in own]
 
     def summary(self) -> str:
         """How many pictures of which sizes."""
-        sizes = sorted({(width, height) for *_, height, width in (i.sizes for i in self.items)})
+        sizes = sorted({(width, height) for *_, height, width in (i.sizes[0] for i in self.items)})
         said = ", ".join(f"{width} x {height}" for width, height in sizes)
         return f"{len(self.items)} of {said} pixels"
 
@@ -118,23 +137,42 @@ class Dataset:
         rounds, place = divmod(step - 1, self.steps_per_round)
         chosen = _order(self.groups, size, settings.seed, rounds)[place]
         items = [self.items[index] for index in chosen]
-
-        luck = torch.rand(2, len(items), generator=generator_for(settings.seed, step, "choice"))
-        dropped, mirrored = luck[0] < settings.caption_dropout, luck[1] < 0.5
-        captions = [
-            "" if drop else item.example.caption for drop, item in zip(dropped, items, strict=True)
-        ]
-        views = [
-            item.views[int(turn) % len(item.views)]
-            for turn, item in zip(mirrored, items, strict=True)
-        ]
+        rows = [self._drawn(item, step, row) for row, item in enumerate(items)]
+        captions, views = zip(*rows, strict=True)
+        pairs = list(zip(items, views, strict=True))
         return Batch(
-            latents=torch.stack(views),
+            latents=torch.stack([item.views[view] for item, view in pairs]),
             cond=_joined([self.texts[caption] for caption in captions if self.texts]),
-            sizes=torch.tensor([item.sizes for item in items]),
-            captions=tuple(captions),
+            sizes=torch.tensor([item.sizes[view] for item, view in pairs]),
+            captions=captions,
             names=tuple(item.example.image.name for item in items),
+            weights=_weights(items, settings.regularisation_weight),
+            mask=_masks(pairs),
         )
+
+    def _drawn(self, item: Item, step: int, row: int) -> tuple[str, int]:
+        """(caption, view) of an item in a row of a step's batch."""
+        rng = dice(self.settings.seed, step, row, item.example.digest or item.example.image.name)
+        view, dropped = int(rng.random() * len(item.views)), rng.random()
+        if dropped < self.settings.caption_dropout:
+            return "", view
+        if self.texts:
+            return rng.choice(item.wordings), view
+        own = not item.example.regularisation
+        return self.wording.drawn(item.example.caption, rng, own), view
+
+
+def _weights(items: Sequence[Item], regularisation: float) -> Tensor | None:
+    if not any(item.example.regularisation for item in items):
+        return None
+    return torch.tensor([regularisation if i.example.regularisation else 1.0 for i in items])
+
+
+def _masks(pairs: Sequence[tuple[Item, int]]) -> Tensor | None:
+    if all(item.masks is None for item, _ in pairs):
+        return None
+    everywhere = torch.ones_like(pairs[0][0].views[0, :1])
+    return torch.stack([everywhere if i.masks is None else i.masks[view] for i, view in pairs])
 
 
 @lru_cache(maxsize=4)
@@ -151,48 +189,157 @@ def _order(
 
 
 def encode_dataset(
-    family: Family, examples: Sequence[Example], settings: TrainSettings
+    family: Family,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    cache_folder: Path | None = None,
 ) -> Generator[Event, None, Dataset]:
     """Encode every picture and caption, saying how far it is; returns what batches are made of.
-    DataError: a picture vanished since it was found, or the VAE overflows on it."""
-    assigned, problems = assign_buckets(examples, settings.resolution or family.resolution)
-    yield from (problem.warned() for problem in problems)
+    What `cache_folder` keeps of an earlier time is not encoded again.
+    DataError: a picture changed since it was found, or the VAE overflows on it."""
+    resolution = settings.resolution or family.resolution
+    assigned, problems = assign_buckets(examples, resolution, settings.upscale)
+    yield from grouped(problems)
+    encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib))
     items: list[Item] = []
     groups: list[tuple[int, ...]] = []
     for bucket, some in assigned.items():
         group: list[int] = []
         for example in some:
             group += [len(items)] * example.repeats
-            items.append(_encode_picture(family, example, bucket, settings.flip))
+            items.append(encoder.item(example, bucket))
             yield Progress("encoding pictures", len(items), len(examples))
         groups.append(tuple(group))
 
-    for example in examples:
-        if unread := family.cut_text(example.caption):
-            what = f"has a caption of more than 77 tokens; {unread!r} at its end is not read"
-            yield Problem(example.image, what, "shorten it").warned()
+    yield from grouped(encoder.unread(examples))
     texts: dict[str, Cond] = {}
-    captions = sorted({"", *(example.caption for example in examples)})
-    for caption in captions if not settings.train_text_encoder else ():
-        texts[caption] = _encode_caption(family, caption)
+    captions = sorted({"", *(wording for item in items for wording in item.wordings)})
+    for caption in captions if encoder.keeps_texts(examples) else ():
+        texts[caption] = encoder.text(caption)
         yield Progress("encoding captions", len(texts), len(captions))
+    encoder.cache.trim()
+    if encoder.cache.problem:
+        said = f"what was encoded is not kept for the next training: {encoder.cache.problem}"
+        yield Warned(said, "this training goes on from memory")
     return Dataset(items, tuple(groups), texts, settings)
 
 
+@dataclass
+class _Encoder:
+    """What encodes, and what it has encoded before."""
+
+    family: Family
+    settings: TrainSettings
+    cache: Cache
+
+    @cached_property
+    def wording(self) -> Wording:
+        return Wording(self.settings)
+
+    @cached_property
+    def eyes(self) -> dict[str, str]:
+        """What latents depend on beside the picture."""
+        return {"vae": digest_of(self.family.vae), **self._machine}
+
+    @cached_property
+    def words(self) -> dict[str, str]:
+        """What conds depend on beside the caption."""
+        pipeline = self.family.pipeline
+        tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
+        spelling = [t.backend_tokenizer.to_str() for t in tokenizers if t is not None]
+        encoders = digest_of(*self.family.text_encoders.values())
+        return {"encoders": encoders, "tokenizers": "\n".join(spelling), **self._machine}
+
+    @property
+    def _machine(self) -> dict[str, str]:
+        family = self.family
+        kind = f"{type(family).__name__} {family.dtype} {family.device.type}"
+        return {"by": f"{kind}, torch {torch.__version__}, sdlora {__version__}"}
+
+    def keeps_texts(self, examples: Iterable[Example]) -> bool:
+        """Whether all that captions can say is known beforehand."""
+        anew = self.settings.caption_variants == 0
+        return not self.settings.train_text_encoder and not (
+            anew and any(self.wording.varies(example.caption) for example in examples)
+        )
+
+    def item(self, example: Example, bucket: Bucket) -> Item:
+        """A picture encoded in all its views."""
+        views = views_of(self.settings, example.digest or example.image.name)
+        latents = torch.stack([self.view(example, bucket, view) for view in views])
+        own = not example.regularisation
+        return Item(
+            example,
+            latents,
+            tuple(crop_sizes(example.size, bucket, view) for view in views),
+            self.masks(example, bucket, views, latents.shape[-1]),
+            self.wording.variants(example.caption, example.digest, own),
+        )
+
+    def view(self, example: Example, bucket: Bucket, view: View) -> Tensor:
+        """(C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
+        if not (self.cache.folder and self.cache.most_gib and example.digest):
+            return _encode_view(self.family, example, bucket, view)
+        made_from = {"picture": example.digest, "bucket": bucket, "view": view.key, **self.eyes}
+        found = self.cache.get(**made_from)
+        if found is None:
+            found = {"latents": _encode_view(self.family, example, bucket, view)}
+            self.cache.put(found, **made_from)
+        return found["latents"]
+
+    def masks(
+        self, example: Example, bucket: Bucket, views: Sequence[View], cells: int
+    ) -> Tensor | None:
+        """(V,1,h,w) of the loss's weights at each cell; a latent is `cells` cells wide."""
+        if example.mask is None:
+            return None
+        load = load_alpha if example.mask == example.image else load_mask
+        try:
+            mask = load(example.mask)
+        except BROKEN as error:
+            raise DataError(f"{example.mask} changed while it was read: {error}") from None
+        pixels, least = bucket.width // cells, self.settings.unmasked_weight
+        seen = torch.stack([load_weights(mask, bucket, view, pixels) for view in views])
+        return least + (1 - least) * seen
+
+    def text(self, caption: str) -> Cond:
+        """What the network reads of a caption."""
+        if not (self.cache.folder and self.cache.most_gib):
+            return _encode_caption(self.family, caption)
+        found: Any = self.cache.get(caption=caption, **self.words)
+        if found is None:
+            found = _encode_caption(self.family, caption)
+            self.cache.put(found, caption=caption, **self.words)
+        return dict(found)
+
+    def unread(self, examples: Iterable[Example]) -> list[Problem]:
+        """Captions of which the text encoder does not see the end."""
+        problems = []
+        for example in examples:
+            said = self.wording.plain(example.caption, not example.regularisation)
+            if unread := self.family.cut_text(said):
+                what = f"has a caption of more than 77 tokens; {unread!r} at its end is not read"
+                problems.append(Problem(example.image, what, "shorten it"))
+        return problems
+
+
 @torch.no_grad()
-def _encode_picture(family: Family, example: Example, bucket: Bucket, flip: bool) -> Item:
+def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -> Tensor:
     try:
-        pixels = load_pixels(example.image, bucket)
+        pixels = load_pixels(example.image, bucket, view)
+        with example.image.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if example.digest not in ("", digest):
+            raise ValueError("it is another picture now")
     except BROKEN as error:
         raise DataError(f"{example.image} changed while it was read: {error}") from None
-    views = torch.stack([pixels, pixels.flip(-1)] if flip else [pixels])
-    latents = family.encode_images(views.to(family.device)).float().cpu()
+    latents = family.encode_images(pixels[None].to(family.device))[0].float().cpu()
     if not latents.isfinite().all():
         raise DataError(
             f"{example.image.name} cannot be encoded: the model's picture encoder overflows in "
             f"{family.dtype}. Train with precision fp32 or bf16"
         )
-    return Item(example, latents, crop_sizes(example.size, bucket))
+    return latents
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ class TrainSettings(Settings):
     caption_lines: CaptionLines = Field(
         "joined", description="Captions of several lines: joined, the first, or one drawn per step"
     )
-    caption_prefix: str = Field("", description="Text before every caption, after the trigger word")
+    caption_prefix: str = Field("", description="Text before every caption")
     caption_suffix: str = Field("", description="Text after every caption")
     caption_dropout: float = Field(
         0.05, ge=0, le=1, description="Share of captions left out, so that guidance keeps working"

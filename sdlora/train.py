@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.adapters import collect, trainable_report
-from sdlora.data.captions import common_trigger, spread, with_trigger
-from sdlora.data.folder import Example, scan_folder
+from sdlora.data.captions import spread
+from sdlora.data.folder import Example, grouped
+from sdlora.data.sources import gather
 from sdlora.device import pick_device, pick_dtype
 from sdlora.encode import Dataset, encode_dataset
 from sdlora.errors import DataError, SdloraError
@@ -128,10 +129,10 @@ def prepare(
         held_out, _ = yield from read_pictures(others, workspace)
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
-    dataset = yield from encode_dataset(family, examples, settings)
+    dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
     measured = None
     if held_out:
-        measured = yield from encode_dataset(family, held_out, plainly(settings))
+        measured = yield from encode_dataset(family, held_out, plainly(settings), workspace.cache)
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
     validation = Validation(family, settings, measured)
     return Training(settings, workspace, folder, family, dataset, validation, trigger, chosen)
@@ -142,14 +143,9 @@ def read_pictures(
 ) -> Generator[Event, None, tuple[list[Example], str]]:
     """The examples, every caption with the trigger word in it, and that word ('' for none)."""
     yield Progress("reading pictures")
-    path = Path(settings.data)
-    if not path.is_dir():
-        path = workspace.dataset_folders().get(settings.data, path)
-    examples, problems = scan_folder(path)
-    yield from (problem.warned() for problem in problems)
-    captions = (example.caption for example in examples if example.caption)
-    trigger = settings.trigger_word or common_trigger(captions)
-    return [replace(e, caption=with_trigger(e.caption, trigger)) for e in examples], trigger
+    gathered = gather(settings, workspace)
+    yield from grouped(gathered.problems)
+    return gathered.examples, gathered.trigger
 
 
 @dataclass

@@ -160,6 +160,11 @@ class Workspace:
         return self.jobs / "worker.log"
 
     @property
+    def cache(self) -> Path:
+        """What can be made again: encoded pictures and captions, unpacked archives."""
+        return self.root / "cache"
+
+    @property
     def database(self) -> Path:
         """The queue."""
         return self.root / "jobs.db"

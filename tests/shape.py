@@ -32,6 +32,7 @@ LAYERS = {
     "sdlora.starter.*": 2,
     "sdlora.families*": 3,
     "sdlora.adapters*": 4,
+    "sdlora.cache": 2,
     "sdlora.encode": 4,
     "sdlora.optim": 4,
     "sdlora.extract": 5,
@@ -59,14 +60,14 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
-    *("sdlora.flags", "sdlora.lora_cli"),
+    *("sdlora.flags", "sdlora.lora_cli", "sdlora.data*"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
     "sdlora.presets",
-    "sdlora.data.captions",
+    "sdlora.data*",
     *("sdlora.prompt*", "webui*"),
 )
 # the last one looks for what others must not raise

@@ -79,8 +79,8 @@ def test_every_bad_file_is_named_and_none_stops_the_others(tmp_path: Path) -> No
     assert [e.caption for e in examples] == ["", "", "good", "", "", "moves"]
     expected = {
         "bare.png": "no caption", "empty.txt": "empty", "latin.txt": "UTF-8", "long.txt": "64 KiB",
-        "cut.jpg": "truncated", "zero.png": "not a picture", "text.png": "not a picture",
-        "lonely.txt": "no picture", "old.gif": "not a picture", "moves.webp": "first frame",
+        "cut.jpg": "truncated", "zero.png": "an empty file", "text.png": "a web page",
+        "lonely.txt": "no picture", "old.gif": "a GIF picture", "moves.webp": "first frame",
     }  # fmt: skip
     assert said(problems).keys() == expected.keys()
     assert all(word in said(problems)[name] for name, word in expected.items())
@@ -104,7 +104,7 @@ def test_a_useless_folder_is_refused_with_what_was_found(tmp_path: Path) -> None
         scan_folder(tmp_path)
     Image.new("L", (8, 8)).save(tmp_path / "old.gif")
     (tmp_path / "notes.md").write_text("hello")
-    with pytest.raises(DataError, match=r"1 x \.gif, 1 x \.md.*PNG, JPEG, WebP or BMP"):
+    with pytest.raises(DataError, match=r"1 x \.gif, 1 x \.md.*PNG, JPEG, WebP, AVIF or BMP"):
         scan_folder(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,131 @@ def test_weights_and_masks_go_where_their_rows_go() -> None:
     part = batch[1:].to(torch.device("cpu"))
     assert part.weights is not None and part.mask is not None
     assert part.weights.tolist() == part.mask[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def counted(family: Family, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the family encodes what, from now on."""
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, real: Any) -> Any:
+        def encode(*given: Any) -> Any:
+            counts[name] += 1
+            return real(*given)
+
+        return encode
+
+    for name in ("encode_images", "encode_prompts"):
+        monkeypatch.setattr(family, name, counting(name, getattr(family, name)))
+    return counts
+
+
+def test_what_is_on_disk_is_not_encoded_again_and_only_what_changed_is(
+    family: Family, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+
+    def run(**values: Any) -> tuple[Dataset, Counter[str]]:
+        with monkeypatch.context() as patch:
+            counts = counted(family, patch)
+            job = encode_dataset(family, scan_folder(pictures)[0], settings(**values), cache)
+            return finish(job)[1], counts
+
+    first, counts = run()
+    assert counts == {"encode_images": 7, "encode_prompts": 8}
+    again, counts = run()
+    assert counts == {}
+    for step in range(1, 6):
+        old, new = first.batch(step), again.batch(step)
+        assert torch.equal(old.latents, new.latents) and old.captions == new.captions
+        assert torch.equal(old.cond["context"], new.cond["context"])
+    assert run(flip=True)[1] == {"encode_images": 7}  # the mirror images alone
+    assert run(resolution=72)[1] == {"encode_images": 2}  # the wide ones get another bucket
+    assert run(train_text_encoder=True, rank=4)[1] == {}
+    (pictures / "plain" / "1.txt").write_text("zibo, another", encoding="utf-8")
+    assert run()[1] == {"encode_prompts": 1}
+    Image.new("RGB", (64, 64), "teal").save(pictures / "plain" / "2.png")
+    assert run()[1] == {"encode_images": 1}
+    with monkeypatch.context() as patch:
+        weight = family.vae.quant_conv.weight
+        patch.setattr(weight, "data", weight.data + 1e-3)
+        assert run()[1] == {"encode_images": 7}
+    assert run(cache_gib=0.0)[1] == {"encode_images": 7, "encode_prompts": 8}
+
+
+@pytest.mark.parametrize("variants", [0, 6])
+def test_captions_are_shuffled_and_dropped_from_a_cache_and_without(
+    family: Family, pictures: Path, tmp_path: Path, variants: int
+) -> None:
+    for text in pictures.rglob("*.txt"):
+        text.write_text(f"zibo, sea, night, moon, {text.stem}", encoding="utf-8")
+    values = {"shuffle_tags": True, "caption_dropout": 0.25, "caption_variants": variants}
+    job = encode_dataset(family, scan_folder(pictures)[0], settings(**values), tmp_path / "cache")
+    dataset = finish(job)[1]
+    batches = [dataset.batch(step) for step in range(1, 121)]
+    said = Counter(caption for batch in batches for caption in batch.captions)
+    assert 0.15 < said[""] / said.total() < 0.35
+    orders = {caption for caption in said if caption.endswith(", 3") or ", 3," in caption}
+    assert len(orders) > 6 if variants == 0 else 3 <= len(orders) <= 6
+    assert all(caption.startswith("zibo, ") for caption in said if caption)
+    for batch in batches[:5]:
+        if variants:
+            expected = family.encode_prompts(batch.captions)["context"]
+            assert torch.allclose(batch.cond["context"], expected, atol=1e-6)
+        else:
+            assert batch.cond == {}
+    assert batches[7].captions == dataset.batch(8).captions
+
+
+def test_views_are_drawn_with_what_is_told_of_their_cut(family: Family, tmp_path: Path) -> None:
+    slope = Image.linear_gradient("L").rotate(90).resize((400, 64))
+    slope.convert("RGB").save(tmp_path / "a.png")
+    dataset = encoded(family, tmp_path, crop_jitter=1.0, flip=True, picture_variants=3)
+    (item,) = dataset.items
+    assert len(item.views) == len(item.sizes) == 6
+    seen = Counter(tuple(dataset.batch(step).sizes[0].tolist()) for step in range(1, 200))
+    assert set(seen) == set(item.sizes) and len(seen) >= 5  # the middle is its own mirror image
+    for view, sizes in zip(item.views[::2], item.sizes[::2], strict=True):
+        with Image.open(tmp_path / "a.png") as image:
+            width, height = dataset.items[0].sizes[0][5], dataset.items[0].sizes[0][4]
+            scaled = image.resize((round(400 * height / 64), height), Image.Resampling.LANCZOS)
+            part = scaled.crop((sizes[3], 0, sizes[3] + width, height))
+        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.allclose(view, family.encode_images(pixels[None])[0], atol=0.05)
+
+
+def test_masks_and_class_pictures_reach_the_batch(family: Family, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("a", "b", "r"):
+        noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))  # the left half counts
+    mask.save(tmp_path / "a-masklabel.png")
+    examples = scan_folder(tmp_path)[0]
+    examples = [replace(e, regularisation=e.image.name == "r.png") for e in examples]
+    chosen = settings(batch_size=3, flip=True, unmasked_weight=0.25, regularisation_weight=0.5)
+    dataset = finish(encode_dataset(family, examples, chosen))[1]
+    left, right = set(), set()
+    for step in range(1, 20):
+        batch = dataset.batch(step)
+        assert batch.weights is not None and batch.mask is not None
+        assert batch.mask.shape == (3, 1, *batch.latents.shape[2:])
+        for row, name in enumerate(batch.names):
+            assert batch.weights[row] == (0.5 if name == "r.png" else 1)
+            if name == "a.png":
+                left.add(float(batch.mask[row, 0, :, 0].mean()))
+                right.add(float(batch.mask[row, 0, :, -1].mean()))
+                assert float(batch.mask[row].mean()) == pytest.approx(0.625)
+            else:
+                assert (batch.mask[row] == 1).all()
+    assert left == right == {0.25, 1.0}  # the mask is mirrored with its picture
+    assert dataset.captions == ["", ""]
+
+
+def test_a_picture_that_was_exchanged_is_not_taken_for_the_one_that_was_found(
+    family: Family, pictures: Path
+) -> None:
+    examples = scan_folder(pictures)[0]
+    Image.new("RGB", (64, 64)).save(examples[0].image)
+    with pytest.raises(DataError, match="another picture now"):
+        finish(encode_dataset(family, examples, settings()))

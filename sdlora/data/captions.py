@@ -19,6 +19,16 @@ _FILLERS = frozenset((
 
 def read_caption(path: Path) -> str:
     """The caption in a text file as one line. ValueError says what is wrong with the file."""
+    return " ".join(read_lines(path))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a caption file that say something. ValueError says what is wrong with it."""
+    return said_lines(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A caption file's text as it stands. ValueError says what is wrong with the file."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CAPTION_BYTES + 1)
@@ -27,10 +37,20 @@ def read_caption(path: Path) -> str:
     if len(raw) > MAX_CAPTION_BYTES:
         raise ValueError(f"is longer than {MAX_CAPTION_BYTES // 1024} KiB, too long for a caption")
     try:
-        text = raw.decode(_MARKED.get(raw[:2], "utf-8-sig"))
+        return raw.decode(_MARKED.get(raw[:2], "utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
-    return " ".join(text.replace("\0", " ").split())
+
+
+def said_lines(text: str) -> list[str]:
+    """The lines of a text, tidied, without the empty ones."""
+    lines = (" ".join(line.split()) for line in text.replace("\0", " ").splitlines())
+    return [line for line in lines if line]
+
+
+def tags_of(caption: str) -> list[str]:
+    """What stands between the commas of a caption."""
+    return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
 
 
 def common_trigger(captions: Iterable[str]) -> str:

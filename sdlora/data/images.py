@@ -1,57 +1,139 @@
-"""A picture file as it is shown: turned upright, in sRGB, on white; as a tensor of its bucket."""
+"""A picture file as it is shown: turned upright, in sRGB, on paper; as a tensor of its bucket."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageEnhance, ImageOps
+
+from sdlora.data.views import View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-FORMATS_SAID = "PNG, JPEG, WebP or BMP"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
+FORMATS_SAID = "PNG, JPEG, WebP, AVIF or BMP"
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself starts to warn of bombs
 # What Pillow raises, over its formats, on a file that is damaged or meant to do damage.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# What files that are none of FORMATS begin with, and what their owner calls them.
+_OTHERS = (
+    (b"GIF8", 0, "a GIF picture"),
+    (b"II*\0", 0, "a TIFF picture"),
+    (b"MM\0*", 0, "a TIFF picture"),
+    (b"ftyphei", 4, "a HEIC picture"),
+    (b"ftyphev", 4, "a HEIC picture"),
+    (b"ftypmif1", 4, "a HEIF picture"),
+    (b"8BPS", 0, "a Photoshop file"),
+    (b"\xff\x0a", 0, "a JPEG XL picture"),
+    (b"JXL ", 4, "a JPEG XL picture"),
+    (b"jP  ", 4, "a JPEG 2000 picture"),
+    (b"%PDF", 0, "a PDF file"),
+    (b"PK\3\4", 0, "a zip file"),
+    (b"<svg", 0, "an SVG drawing"),
+    (b"<", 0, "a web page or an XML file"),
+    (b"version https://git-lfs", 0, "a Git LFS pointer, not the picture itself"),
+)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 lie on their side
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(source: Path | BinaryIO) -> Image.Image:
     """The picture, only its header read. Raises one of BROKEN, ValueError when it is too big."""
-    image = Image.open(path, formats=FORMATS)
+    image = Image.open(source, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels")
+        raise ValueError(f"it has more than {MAX_PIXELS // 1_000_000} million pixels")
     return image
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as a viewer shows it."""
-    sideways = image.getexif().get(_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if sideways else image.size
+def other_kind(start: bytes) -> str:
+    """What a file is that starts so and that none of FORMATS can read."""
+    if not start:
+        return "an empty file"
+    named = (said for mark, at, said in _OTHERS if start[at : at + len(mark)] == mark)
+    return next(named, "no picture that we can read")
 
 
-def load_rgb(path: Path) -> Image.Image:
-    """The picture as a viewer shows it: RGB, upright, sRGB, see-through parts on white.
+def load_rgb(path: Path, paper: str = "white") -> Image.Image:
+    """The picture as a viewer shows it: RGB, upright, sRGB, see-through parts on `paper`.
 
     Of a moving picture it is the first frame. Raises one of BROKEN.
     """
-    with open_picture(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        image.load()
-    profile = image.info.get("icc_profile")
-    opaque = _srgb(_eight_bits(image), profile)
+    return as_shown(_upright(path), paper)
+
+
+def as_shown(image: Image.Image, paper: str = "white") -> Image.Image:
+    """An upright picture of any mode in RGB and sRGB, its see-through parts on `paper`."""
+    opaque = _srgb(_eight_bits(image), image.info.get("icc_profile"))
     if not image.has_transparency_data:
         return opaque
     # Taking the alpha channel off would uncover the colours it hides.
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(opaque, mask=image.convert("RGBA").getchannel("A"))
-    return paper
+    sheet = Image.new("RGB", image.size, paper)
+    sheet.paste(opaque, mask=_alpha(image))
+    return sheet
+
+
+def load_alpha(path: Path) -> Image.Image:
+    """What can be seen of the picture: white where it is opaque (mode L). Raises one of BROKEN."""
+    image = _upright(path)
+    return _alpha(image) if image.has_transparency_data else Image.new("L", image.size, "white")
+
+
+def load_mask(path: Path) -> Image.Image:
+    """A mask file as grey (mode L), upright. Raises one of BROKEN."""
+    return as_shown(_upright(path), "black").convert("L")
+
+
+def load_pixels(path: Path, size: tuple[int, int], view: View = View()) -> Tensor:  # noqa: B008
+    """(3, H, W) float32 in -1..1: scaled to cover `size` = (W, H) (Lanczos), cut out and coloured
+    as `view` says; by itself the middle, as it is."""
+    import torch  # only here: whoever reads a picture alone does not wait for it
+
+    image = _cut(_coloured(load_rgb(path, view.paper), view.colours), size, view)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def load_weights(mask: Image.Image, size: tuple[int, int], view: View, cells: int) -> Tensor:
+    """(1, H / cells, W / cells) float32 in 0..1: a mask (mode L) of a whole picture, scaled and cut
+    as `view` cuts the picture, each latent cell the mean of its pixels."""
+    import torch
+
+    fitted = _cut(mask, size, view, Image.Resampling.BOX)
+    small = fitted.resize((size[0] // cells, size[1] // cells), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(small))[None].float() / 255
+
+
+def _cut(
+    image: Image.Image,
+    size: tuple[int, int],
+    view: View,
+    scaling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    fitted = ImageOps.fit(image, size, scaling, centering=view.centre)
+    return ImageOps.mirror(fitted) if view.mirrored else fitted
+
+
+def _coloured(image: Image.Image, colours: tuple[float, float, float]) -> Image.Image:
+    """Brightness, contrast and saturation multiplied by these."""
+    for change, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, strict=True
+    ):
+        image = change(image).enhance(factor) if factor != 1 else image
+    return image
+
+
+def _upright(path: Path) -> Image.Image:
+    with open_picture(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        image.load()
+    return image
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -71,11 +153,3 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile for other channels, or a broken one: viewers ignore it as well
     return image.convert("RGB")
-
-
-def load_pixels(path: Path, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) float32 in -1..1: scaled to cover `size` = (W, H) (Lanczos), the middle cut out."""
-    import torch  # only here: whoever reads a picture alone does not wait for it
-
-    image = ImageOps.fit(load_rgb(path), size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,0 +1,146 @@
+"""All that a training learns from: the folders and archives that its settings name, together.
+
+`gather` is what a training starts from and what `dataset check` shows: the same list, made here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from sdlora.data.captions import common_trigger, with_trigger
+from sdlora.data.folder import Example, Problem, Reading, black_masks, scan_folder
+from sdlora.data.likeness import BLURRED_PX, near_duplicates
+from sdlora.data.looks import look_at
+from sdlora.data.zips import unpack
+from sdlora.errors import DataError
+from sdlora.settings import TrainSettings
+from sdlora.workspace import Workspace
+
+_TIMES = re.compile(r"(\d{1,3})\*(.+)")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The examples in their order, the words that call the LoRA ('' for none), which are in every
+    caption but those of regularisation pictures, and all that is wrong."""
+
+    examples: list[Example]
+    trigger: str
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder, and how often and as what its pictures count."""
+
+    folder: Path
+    repeats: int = 1
+    regularisation: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
+    """Every example of every source. DataError: a source is not there, or nothing can be used."""
+    own = [settings.data, *settings.more_data]
+    sources = [_source(name, workspace, False) for name in own]
+    sources += [_source(name, workspace, True) for name in settings.regularisation]
+    masks = _existing(settings.masks, workspace) if settings.masks else None
+    reading = Reading(
+        settings.missing_captions, settings.caption_lines, masks, settings.transparency == "mask"
+    )
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    for source in sources:
+        found, wrong = _scan(source, sources, reading)
+        examples += found
+        problems += [*source.problems, *wrong]
+    ours = [example for example in examples if not example.regularisation]
+    captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
+    trigger = settings.trigger_word or common_trigger(captions)
+    problems += [*twins(ours), *blurred(examples), *black_masks(examples)]
+    return Gathered([_called(e, trigger) for e in examples], trigger, problems)
+
+
+def _called(example: Example, trigger: str) -> Example:
+    """The example with the trigger in every line of its caption; a regularisation picture must not
+    learn to be called."""
+    if example.regularisation:
+        return example
+    lines = (with_trigger(line, trigger) for line in example.caption.split("\n"))
+    return replace(example, caption="\n".join(lines))
+
+
+def _source(name: str, workspace: Workspace, regularisation: bool) -> _Source:
+    """What a name, a path, or either after `3*`, means."""
+    times = _TIMES.fullmatch(name)
+    repeats, place = (max(1, int(times[1])), times[2]) if times else (1, name)
+    path = _existing(place.strip(), workspace)
+    if path.is_dir():
+        return _Source(path, repeats, regularisation)
+    folder, problems = unpack(path, workspace.cache / "unpacked")
+    return _Source(folder, repeats, regularisation, tuple(problems))
+
+
+def _existing(name: str, workspace: Workspace) -> Path:
+    path = Path(name).expanduser()
+    named = path if path.exists() else workspace.dataset_folders().get(name, path)
+    if not named.exists():
+        sets = ", ".join(sorted(workspace.dataset_folders()))
+        raise DataError(
+            f"there is no folder or zip {name}; give a folder with pictures and captions, or one "
+            f"of the sets {sets}"
+        )
+    return named
+
+
+def _scan(
+    source: _Source, sources: list[_Source], reading: Reading
+) -> tuple[list[Example], list[Problem]]:
+    """A source's own examples: not those of another source or of the masks inside its folder."""
+    others = {other.folder for other in sources} | {reading.masks}
+    inside = (o for o in others if o and o != source.folder and o.is_relative_to(source.folder))
+    examples, problems = scan_folder(source.folder, replace(reading, besides=tuple(inside)))
+    counted = partial(replace, regularisation=source.regularisation)
+    return [counted(e, repeats=e.repeats * source.repeats) for e in examples], problems
+
+
+def twins(examples: list[Example]) -> list[Problem]:
+    """Pictures that are the same file as another, or look the same."""
+    first: dict[str, Example] = {}
+    problems = []
+    for example in examples:
+        other = first.setdefault(example.digest, example)
+        if other is not example:
+            what = f"is the same file as {_beside(example, other)}; it counts twice"
+            problems.append(Problem(example.image, what, "leave one out, or mean it"))
+    different = list(first.values())
+    alike = near_duplicates([look_at(example.image).print for example in different])
+    for place, before in alike.items():
+        example, other = different[place], different[before]
+        what = f"looks the same as {_beside(example, other)}"
+        problems.append(Problem(example.image, what, "leave one out, or mean it"))
+    return problems
+
+
+def _beside(example: Example, other: Example) -> str:
+    """The name of another picture, with its folder where that is another one."""
+    same = example.image.parent == other.image.parent
+    return other.image.name if same else f"{other.image.parent.name}/{other.image.name}"
+
+
+def blurred(examples: Iterable[Example]) -> list[Problem]:
+    """Pictures without a sharp edge anywhere."""
+    widths: Mapping[Path, float] = {e.image: look_at(e.image).edges for e in examples}
+    return [
+        Problem(
+            image,
+            f"looks blurred: its sharpest edges are {width:.0f} pixels wide",
+            "use a sharper picture, unless the blur is what you want to teach",
+        )
+        for image, width in widths.items()
+        if width > BLURRED_PX
+    ]

@@ -1,0 +1,174 @@
+"""Zip archives of pictures: unpacked once, into a folder of their own, and with nothing believed.
+
+Only pictures, captions and tables come out. A member that leads elsewhere, is a link, is locked,
+is too large or inflates too much, or has a name that an earlier one has on some system, is left out
+and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.folder import Problem
+from sdlora.data.looks import PICTURE_SUFFIXES
+from sdlora.data.metadata import TABLES
+from sdlora.errors import DataError
+
+MOST_MEMBERS = 20_000
+MOST_BYTES = 20 * 2**30  # inflated, all together
+MOST_RATIO = 200  # inflated to packed, of members above 1 MiB
+LONGEST_NAME = 120  # bytes of one part of a path
+_BLOCK = 2**20
+_TAKEN = PICTURE_SUFFIXES | set(CAPTION_SUFFIXES)
+_UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_PROBLEMS = ".problems.json"
+_WRONG = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError)
+
+
+def unpack(archive: Path, into: Path) -> tuple[Path, list[Problem]]:
+    """The folder below `into` that holds the archive's pictures, made unless it is there already;
+    and what of the archive is not in it. DataError: it is no archive that can be used at all."""
+    folder = into / f"{archive.stem[:60]}-{_digest(archive)}"
+    if not (folder / _PROBLEMS).is_file():
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=into) as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            left_out = _take_out(archive, made)
+            (made / _PROBLEMS).write_text(json.dumps(left_out), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # what was cut off before it was whole
+            os.replace(made, folder)
+    said = json.loads((folder / _PROBLEMS).read_text(encoding="utf-8"))
+    return folder, [Problem(archive / name, what) for name, what in said]
+
+
+def _digest(archive: Path) -> str:
+    try:
+        with archive.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"{archive} cannot be read: {error.strerror}") from None
+
+
+def _take_out(archive: Path, into: Path) -> list[tuple[str, str]]:
+    """Write the members that may come out; (name, why not) of all others."""
+    left_out: list[tuple[str, str]] = []
+    taken: set[str] = set()
+    room = MOST_BYTES
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in _members(archive, opened):
+                name, what = _place(member)
+                if not what and _same(name) in taken:
+                    what = "has a name that another file has on some systems"
+                if not what and name.parts:
+                    taken.add(_same(name))
+                    what, size = _write(opened, member, into / name, room)
+                    room -= size
+                if what:
+                    left_out.append((_shown(member), f"{what}; it is left out"))
+    except _WRONG as error:
+        raise DataError(f"{archive} cannot be unpacked: {error}") from None
+    return left_out
+
+
+def _members(archive: Path, opened: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+    members = opened.infolist()
+    if len(members) > MOST_MEMBERS:
+        raise ValueError(f"it has {len(members)} files; {MOST_MEMBERS} at most are taken out")
+    packed = sum(member.compress_size for member in members)
+    if packed > archive.stat().st_size:
+        raise ValueError("its files lie over one another, as in an archive made to do damage")
+    return (member for member in members if not member.is_dir())
+
+
+def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, str]:
+    """(where a member goes, why it does not); no place and no reason for what nobody misses."""
+    nowhere = PurePosixPath()
+    name = _decoded(member)
+    parts = name.replace("\\", "/").split("/")
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+        return nowhere, "is a link or a device"
+    if not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
+        return nowhere, "leads out of the archive"
+    parts = [part for part in parts if part not in ("", ".")]
+    if any(part.startswith((".", "__")) for part in parts):
+        return nowhere, ""  # what systems put into archives unasked
+    path = PurePosixPath(*map(_fit, parts))
+    if path.suffix.lower() not in _TAKEN and path.name.lower() not in TABLES:
+        return nowhere, "is neither a picture nor a caption"
+    return path, ""
+
+
+def _decoded(member: zipfile.ZipInfo) -> str:
+    """Its name; UTF-8 written without saying so, as by many tools, is read as UTF-8 too."""
+    if member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
+
+
+def _fit(part: str) -> str:
+    """A part of a path as every system takes it; its end, where the suffix is, stays."""
+    tidy = _UNFIT.sub("_", unicodedata.normalize("NFC", part)).rstrip(" .") or "_"
+    if _RESERVED.fullmatch(tidy):
+        tidy = f"_{tidy}"
+    raw = tidy.encode("utf-8", "replace")
+    if len(raw) > LONGEST_NAME:
+        mark = hashlib.sha256(PurePosixPath(tidy).stem.encode("utf-8", "replace")).hexdigest()[:8]
+        suffix = PurePosixPath(tidy).suffix[:12]
+        tidy = f"{raw[: LONGEST_NAME - 24].decode('utf-8', 'ignore')}~{mark}{suffix}"
+    return tidy
+
+
+def _same(path: PurePosixPath) -> str:
+    return path.as_posix().casefold()
+
+
+def _shown(member: zipfile.ZipInfo) -> str:
+    """A name that is safe to say."""
+    plain = _decoded(member).encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else "_" for c in plain).replace("/", "_")[:120]
+
+
+def _write(
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, room: int
+) -> tuple[str, int]:
+    """(why it is not written, bytes written). Bytes are counted as they come, since what an archive
+    says of itself need not be so."""
+    if member.flag_bits & 1:
+        return "is locked with a password", 0
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is packed in a way that is not read", 0
+    most = min(room, max(_BLOCK, MOST_RATIO * member.compress_size))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    try:
+        with opened.open(member) as source, path.open("xb") as file:
+            while block := source.read(_BLOCK):
+                written += len(block)
+                if written > most:
+                    raise ValueError("inflates to more than a picture does")
+                file.write(block)
+    except ValueError as error:
+        path.unlink(missing_ok=True)
+        return str(error), most
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        return f"is damaged: {error}", min(written, most)
+    return "", written
