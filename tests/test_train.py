@@ -258,7 +258,7 @@ def test_every_problem_of_the_folder_is_a_warning(run: Run, pictures: Path) -> N
     events = run(steps=1)
     said = " ".join(event.message for event in events if isinstance(event, Warned))
     assert "1.png has no caption" in said
-    assert "2.png is not a picture" in said
+    assert "2.png is an empty file" in said
     assert "5.png is 20 x 20, scaled up" in said
     assert only(Started, events).details["pictures"].startswith("5 of")
     # the one without a caption is learnt by the word that the others share
