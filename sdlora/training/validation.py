@@ -29,20 +29,23 @@ WORSE, OFTEN = 1.01, 2  # above the best by this factor, this many times in a ro
 def hold_out(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(the pictures to learn from, those to validate with): `share` of them, one at least, chosen
-    by the seed; both in their order. At least one picture is left to learn from."""
-    count = min(max(1, round(share * len(examples))), len(examples) - 1) if share else 0
-    order = torch.randperm(len(examples), generator=generator_for(seed, "held out")).tolist()
-    held = set(order[:count])
+    """(the pictures to learn from, those to validate with): `share` of those to be learnt, one at
+    least, chosen by the seed; both in their order. At least one picture is left to learn from."""
+    own = [index for index, example in enumerate(examples) if not example.regularisation]
+    count = min(max(1, round(share * len(own))), len(own) - 1) if share else 0
+    order = torch.randperm(len(own), generator=generator_for(seed, "held out")).tolist()
+    held = {own[place] for place in order[:count]}
     chosen = [(index in held, example) for index, example in enumerate(examples)]
     return [e for its, e in chosen if not its], [e for its, e in chosen if its]
 
 
 def plainly(settings: TrainSettings) -> TrainSettings:
     """The settings with which held-out pictures are read: nothing about them is left to chance."""
-    return settings.model_copy(
-        update={"caption_dropout": 0.0, "flip": False, "gradient_accumulation": 1}
-    )
+    plain = {
+        "caption_dropout": 0.0, "tag_dropout": 0.0, "shuffle_tags": False, "caption_variants": 1,
+        "flip": False, "crop_jitter": 0.0, "colour_jitter": 0.0, "gradient_accumulation": 1,
+    }  # fmt: skip
+    return settings.model_copy(update=plain)
 
 
 @dataclass
