@@ -155,7 +155,7 @@ def test_sources_add_up_and_class_pictures_are_not_called(tmp_path: Path, worksp
     assert found.problems == []
     named = collected(workspace, "zibo")
     assert len(named.examples) == 20 and named.trigger == "zibo" and named.problems == []
-    with pytest.raises(DataError, match=r"there is no folder or zip nowhere.*zibo"):
+    with pytest.raises(DataError, match=r"there is no folder nowhere, nor a zip.*zibo"):
         collected(workspace, "nowhere")
 
 

@@ -91,7 +91,7 @@ def _existing(name: str, workspace: Workspace) -> Path:
     if not named.exists():
         sets = ", ".join(sorted(workspace.dataset_folders()))
         raise DataError(
-            f"there is no folder or zip {name}; give a folder with pictures and captions, or one "
+            f"there is no folder {name}, nor a zip; give one with pictures and captions, or one "
             f"of the sets {sets}"
         )
     return named
