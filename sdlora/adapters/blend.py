@@ -7,6 +7,7 @@ beside the layers. Either way nothing is left when it goes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from sdlora.adapters.lowrank import LowRank, Stack, seen_weight
 from sdlora.adapters.merged import Merged, Recipe, is_mergeable
 from sdlora.adapters.places import Fit, Place, fit
 from sdlora.families.base import Family
+from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile
 
 Rows = Sequence[float]  # a weight per image of a batch, or one for all of them
@@ -54,13 +56,11 @@ class Blend:
         fits = [self.fit(file) for file, _, _ in loras]
         merged: dict[Place, Recipe] = {}
         unmerged: dict[Place, Stack] = {}
-        for column, (_, denoiser, text_encoders) in enumerate(loras):
-            for place, adapter in fits[column].places.items():
-                weight = denoiser if place[0] == "denoiser" else text_encoders
-                if weight and is_mergeable(self.family, place):
-                    merged[place] = (*merged.get(place, ()), (adapter, weight))
-                elif weight:
-                    unmerged[place] = (*unmerged.get(place, ()), (adapter, column))
+        for place, its in _by_place(loras, fits).items():
+            if is_mergeable(self.family, place):
+                merged[place] = tuple([(adapter, weight) for adapter, weight, _ in its])
+            else:
+                unmerged[place] = tuple([(adapter, column) for adapter, _, column in its])
         with self._pristine_on_failure():
             self._merged.stand(merged)
             self._unmerged.stand(unmerged, self._original)
@@ -116,6 +116,18 @@ class Blend:
         if place[2] == "weight" and not is_mergeable(self.family, place):
             return seen_weight(self.family, place)
         return self._merged.original(place)
+
+
+def _by_place(
+    loras: Sequence[Weighted], fits: Sequence[Fit]
+) -> dict[Place, list[tuple[Adapter, float, int]]]:
+    """Place -> what changes it: an adapter, its weight, which LoRA it is of."""
+    found: dict[Place, list[tuple[Adapter, float, int]]] = defaultdict(list)
+    for column, (its, (_, denoiser, text_encoders)) in enumerate(zip(fits, loras, strict=True)):
+        for place, adapter in its.places.items():
+            if weight := denoiser if place[0] == "denoiser" else text_encoders:
+                found[place].append((adapter, weight, column))
+    return found
 
 
 def _table(loras: Sequence[Varying], side: int) -> Tensor:

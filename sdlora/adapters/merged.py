@@ -6,7 +6,9 @@ bit for bit and nothing drifts. W0 is kept of what is touched only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ Recipe = tuple[tuple[Adapter, float], ...]
 
 # quantised weights have another type, or too few bits to hold a sum
 MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
-BLOCK_VALUES = 2**17  # that one thread of a processor works on at once: they stay in its cache
+# Values in work at once. On a processor, for each of its threads: they stay in its cache. On a GPU
+# so many that it takes longer to compute them than to start that.
+VALUES_AT_ONCE, VALUES_ELSEWHERE = 2**19, 2**25
 
 
 def is_mergeable(family: Family, place: Place) -> bool:
@@ -30,18 +34,30 @@ def is_mergeable(family: Family, place: Place) -> bool:
     return parameter.dtype in MERGEABLE and type(parameter.data) is Tensor
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are computed together: one, or small ones with as many low-rank changes.
+
+    What is in a group hangs on the blend alone and not on the way to it, for a product of several
+    matrices at once may round otherwise than that of each.
+    """
+
+    places: tuple[Place, ...]
+    recipes: tuple[Recipe, ...]
+
+
 class Merged:
     """What stands in the weights of an open family, and how they were before."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._standing: dict[Place, Recipe] = {}
-        self._pristine: dict[Place, Pristine] = {}
+        self._standing: dict[Place, Group] = {}
+        self._pristine: dict[Place, tuple[Pristine, Tensor]] = {}  # with its norm, 0-d
 
     def original(self, place: Place) -> Tensor:
         """A parameter as the model has it without any LoRA, on the model's device."""
         kept = self._pristine.get(place)
-        return kept().to(self.family.device) if kept else _parameter(self.family, place).detach()
+        return kept[0]().to(self.family.device) if kept else _parameter(self.family, place).detach()
 
     @torch.no_grad()
     def stand(self, wanted: Mapping[Place, Recipe]) -> None:
@@ -51,14 +67,16 @@ class Merged:
         """
         for place in [place for place in self._standing if place not in wanted]:
             self._restore(place)
-        changed = [place for place, recipe in wanted.items() if self._standing.get(place) != recipe]
-        self._put_aside([place for place in changed if place not in self._pristine])
-        norms: list[Tensor] = []
-        for place in changed:
-            self._standing[place] = wanted[place]
-            target = _parameter(self.family, place).data
-            norms += merge(target, place[2], self.original(place), wanted[place])
-        if not self._is_finite(changed, norms):
+        changed = [g for g in self._groups(wanted) if self._standing.get(g.places[0]) != g]
+        places = [place for group in changed for place in group.places]
+        self._put_aside([place for place in places if place not in self._pristine])
+        changes: list[Tensor] = []
+        for group in changed:
+            self._standing |= dict.fromkeys(group.places, group)
+            targets = [_parameter(self.family, place).data for place in group.places]
+            originals = [self.original(place) for place in group.places]
+            changes.append(merge(targets, group.places[0][2], originals, group.recipes))
+        if changes and not self._is_finite(places, torch.cat(changes)):
             raise refusal("overflow")
 
     @torch.no_grad()
@@ -67,10 +85,24 @@ class Merged:
         for place in list(self._pristine):
             self._restore(place)
 
-    def _is_finite(self, places: list[Place], norms: list[Tensor]) -> bool:
-        """No value is larger than its norm; where that is too large each value is looked at."""
+    def _groups(self, wanted: Mapping[Place, Recipe]) -> Iterator[Group]:
+        most = _values_at_once(self.family.device)
+        alike: dict[Hashable, list[Place]] = defaultdict(list)
+        for place, recipe in wanted.items():
+            ranks = _ranks(place[2], recipe)
+            shape = _parameter(self.family, place).shape
+            alike[(place[0], shape, ranks) if ranks else place].append(place)
+        for places in alike.values():
+            count = max(1, most // _parameter(self.family, places[0]).numel())
+            for first in range(0, len(places), count):
+                some = places[first : first + count]
+                yield Group(tuple(some), tuple(wanted[place] for place in some))
+
+    def _is_finite(self, places: Sequence[Place], changes: Tensor) -> bool:
+        """No value is larger than the norms' sum; where that is too large each is looked at."""
+        norms = torch.stack([self._pristine[place][1] for place in places])
         # asked once, for it waits for the device
-        if not norms or torch.stack(norms).le(torch.finfo(torch.float16).max).all():
+        if (norms + changes).le(torch.finfo(torch.float16).max).all():
             return True
         return all(bool(_parameter(self.family, place).isfinite().all()) for place in places)
 
@@ -78,56 +110,97 @@ class Merged:
         parameters = {place: _parameter(self.family, place) for place in places}
         needed = sum(parameter.nbytes for parameter in parameters.values())
         room = room_for(self.family.device, needed)
-        for (part, path, name), parameter in parameters.items():
-            model = self.family.parts[part]
-            self._pristine[part, path, name] = room.keep(model, f"{path}.{name}", parameter)
+        for place, parameter in parameters.items():
+            part, path, name = place
+            kept = room.keep(self.family.parts[part], f"{path}.{name}", parameter)
+            norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
+            self._pristine[place] = (kept, norm)
 
     def _restore(self, place: Place) -> None:
-        _parameter(self.family, place).data.copy_(self._pristine[place]())
+        _parameter(self.family, place).data.copy_(self._pristine[place][0]())
         self._standing.pop(place, None)
         del self._pristine[place]
 
 
-def merge(target: Tensor, name: str, original: Tensor, recipe: Recipe) -> list[Tensor]:
-    """Write original + sum of strength * delta, summed in float32, into `target` of its shape.
+def merge(
+    targets: Sequence[Tensor], name: str, originals: Sequence[Tensor], recipes: Sequence[Recipe]
+) -> Tensor:
+    """Write original + sum of strength * delta, summed in float32, into each target.
 
-    `name`: which parameter of its module it is. Low-rank changes are one product, which is added to
-    the sum as it is computed: [s1 B1 ... sn Bn] [A1; ...; An]. Returns norms (0-d): none of the
-    values in float32 exceeds the largest.
+    `name`: which parameter of its module each is. All have one shape; several have low-rank changes
+    only, of the same ranks. Those are one product, which is added to the sum as it is computed:
+    [s1 B1 ... sn Bn] [A1; ...; An]. Returns (targets,): no value changes by more.
     """
-    factors = [adapter.factors() if name == "weight" else None for adapter, _ in recipe]
-    whole = [row for row, its in zip(recipe, factors, strict=True) if its is None]
-    halves = [(*its, s) for its, (_, s) in zip(factors, recipe, strict=True) if its is not None]
-    if halves:
-        down = torch.cat([down.flatten(1) for down, _, _ in halves]).to(target.device)
-        up = torch.cat([up.flatten(1) * s for _, up, s in halves], 1).to(target.device)
-    norms = []
-    for rows in _blocks(target, is_divisible=not whole):
-        block = target[rows]
-        total = _sum_in(block).copy_(original[rows])
-        for adapter, strength in whole:
-            total.add_(adapter.delta(original, name).view_as(total), alpha=strength)
-        if halves:
-            total.view(len(total), -1).addmm_(up[rows], down)
-        norms.append(torch.linalg.vector_norm(total))
-        if total is not block:
-            block.copy_(total)
-    return norms
+    if len(targets) == 1 and not (_ranks(name, recipes[0]) and targets[0].is_contiguous()):
+        (target,), (original,), (recipe,) = targets, originals, recipes
+        return _merge_deltas(target, name, original, recipe)
+    down, up = _joined(recipes, targets[0].device)
+    if len(targets) > 1:
+        _merge_alike(targets, originals, down, up)
+    else:
+        _merge_product(targets[0], originals[0], down[0], up[0])
+    # |sum of b a| is at most |b| |a| (Cauchy and Schwarz)
+    return torch.linalg.vector_norm(down, dim=(1, 2)) * torch.linalg.vector_norm(up, dim=(1, 2))
 
 
-def _sum_in(rows: Tensor) -> Tensor:
-    """Where a float32 sum for these rows is computed: in their own place when it can be."""
-    if rows.dtype == torch.float32 and rows.is_contiguous():
-        return rows
-    return torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+def _merge_deltas(target: Tensor, name: str, original: Tensor, recipe: Recipe) -> Tensor:
+    total = original.to(torch.float32, copy=True)
+    change = total.new_zeros(1)
+    for adapter, strength in recipe:
+        delta = adapter.delta(original, name).view_as(total)
+        change += abs(strength) * torch.linalg.vector_norm(delta)
+        total.add_(delta, alpha=strength)
+    target.copy_(total)
+    return change
 
 
-def _blocks(target: Tensor, is_divisible: bool) -> list[slice]:
-    """Rows to work on at a time; all of them where a change needs the whole weight."""
-    if target.device.type != "cpu" or not is_divisible:
-        return [slice(None)]
-    step = max(1, BLOCK_VALUES * torch.get_num_threads() // target[0].numel())
-    return [slice(first, first + step) for first in range(0, len(target), step)]
+def _joined(recipes: Sequence[Recipe], device: torch.device) -> tuple[Tensor, Tensor]:
+    """float32 (recipes,R,in k k) and (recipes,out,R), whose products are the changes."""
+    downs, ups = [], []
+    for column in zip(*recipes, strict=True):
+        products = [adapter.product for adapter, _ in column]
+        down, up = (torch.stack([row[half] for row in products]) for half in (0, 1))
+        downs.append(down.to(device, torch.float32))
+        ups.append(up.to(device, torch.float32))
+        scales = [row[2] * strength for row, (_, strength) in zip(products, column, strict=True)]
+        alike = len(set(scales)) == 1  # and need not be sent to the device
+        ups[-1] *= scales[0] if alike else torch.tensor(scales, device=device).view(-1, 1, 1)
+    return (downs[0], ups[0]) if len(downs) == 1 else (torch.cat(downs, 1), torch.cat(ups, 2))
+
+
+def _merge_product(target: Tensor, original: Tensor, down: Tensor, up: Tensor) -> None:
+    """One target. In float32 the sum is computed in its place, else a part of the rows at a time."""
+    into, of = target.view(len(target), -1), original.reshape(len(original), -1)
+    if target.dtype == torch.float32:
+        torch.addmm(of, up, down, out=into)
+        return
+    step = max(1, _values_at_once(target.device) // into.shape[1])
+    sums = torch.empty(min(step, len(into)), into.shape[1], device=target.device)
+    for first in range(0, len(into), step):
+        rows = slice(first, first + step)
+        total = sums[: len(into[rows])].copy_(of[rows])
+        into[rows] = total.addmm_(up[rows], down)
+
+
+def _merge_alike(
+    targets: Sequence[Tensor], originals: Sequence[Tensor], down: Tensor, up: Tensor
+) -> None:
+    """Several targets, with as many computations as for one."""
+    sums = torch.empty(len(targets), up.shape[1], down.shape[2], device=up.device)
+    shaped = [total.view_as(target) for total, target in zip(sums, targets, strict=True)]
+    torch._foreach_copy_(shaped, list(originals))
+    sums.baddbmm_(up, down)
+    torch._foreach_copy_(list(targets), shaped)
+
+
+def _ranks(name: str, recipe: Recipe) -> tuple[int, ...]:
+    """Of low-rank changes of a weight; () when one is of another kind."""
+    products = name == "weight" and all([adapter.is_product for adapter, _ in recipe])
+    return tuple([adapter.rank for adapter, _ in recipe]) if products else ()
+
+
+def _values_at_once(device: torch.device) -> int:
+    return VALUES_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else VALUES_ELSEWHERE
 
 
 def _parameter(family: Family, place: Place) -> Tensor:

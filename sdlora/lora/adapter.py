@@ -51,12 +51,12 @@ class Adapter:
         """
         return self._told[0]
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """r; 0 when nothing is factored."""
         return self._told[1]
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """What it changes of its module: the weight, the bias or both."""
         bias = self.tensors.keys() & set(_BIAS)
@@ -93,7 +93,7 @@ class Adapter:
             return _decomposed(of, weight.float(), delta)
         return delta
 
-    @property
+    @cached_property
     def _scale(self) -> float:
         """alpha / r; a LoKr of two whole halves has no r, and OFT's alpha is none of this sense."""
         alpha = self.tensors.get("alpha")
@@ -105,10 +105,24 @@ class Adapter:
 
         None when the delta is no such product, or a bias changes too.
         """
-        if self.kind != "LoRA" or self.parameters != ("weight",):
+        if not self.is_product:
             return None
-        of = {role: tensor.float() for role, tensor in self.tensors.items()}
-        return _cored(of["down"], of.get("mid")), of["up"].flatten(1) * self._scale
+        down, up, scale = self.product
+        inner = (self.tensors["mid"] if "mid" in self.tensors else self.tensors["down"]).shape[2:]
+        return down.float().unflatten(1, (-1, *inner)), up.float() * scale
+
+    @cached_property
+    def is_product(self) -> bool:
+        """Whether the delta is a low-rank product and all that it does."""
+        return self.kind == "LoRA" and self.parameters == ("weight",)
+
+    @cached_property
+    def product(self) -> tuple[Tensor, Tensor, float]:
+        """down (r, in[ k k]) and up (out,r) in the file's own numbers, and the scale of up · down;
+        of one that `is_product`."""
+        down, up, mid = self.tensors["down"], self.tensors["up"], self.tensors.get("mid")
+        whole = down if mid is None else _cored(down.float(), mid.float())
+        return whole.flatten(1), up.flatten(1), self._scale
 
     def rows(self, first: int, last: int, of: int) -> Adapter:
         """The part for some of the outputs: of `of` equal shares, those from `first` up to `last`.
