@@ -1,15 +1,17 @@
 """How fast LoRAs switch, and what they cost while they stand: `python -m benchmarks.blend`.
 
-A UNet in the shape of SD 1.5 or SDXL with random weights, LoRAs on its attention and feed-forward
+UNets in the shapes of SD 1.5 and SDXL with random weights, LoRAs on their attention and feed-forward
 layers. Beside our own times: the floor, which is the larger of copying the touched weights once and
 of the low-rank products alone, and diffusers, which loads, sets and fuses the same files. Each time
-is the best of several, memory what stands and the peak on the way there.
+is the best of several, memory what stands and the peak on the way there. Where memory is too small
+for the numbers that the program would pick, bfloat16 is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import tempfile
 import threading
 import time
@@ -18,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import psutil
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -32,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.report import show
 from sdlora.adapters import Blend
-from sdlora.device import DTYPES, pick_device, pick_dtype
+from sdlora.device import DTYPES, free_memory_gib, pick_device, pick_dtype
 from sdlora.families.base import Family
 from sdlora.families.sd import StableDiffusion
 from sdlora.families.sdxl import StableDiffusionXL
@@ -190,8 +194,20 @@ def floor_s(family: Family, files: Sequence[LoraFile], clock: Clock) -> dict[str
         products.append((up, down, target))
     copy = clock.best_s(lambda: [w.copy_(c) for w, c in zip(weights, copies, strict=True)])
     product = clock.best_s(lambda: [torch.mm(up, down, out=to) for up, down, to in products])
-    touched = sum(weight.nbytes for weight in weights) / 2**30
-    return {"copy_s": copy, "products_s": product, "touched_gib": touched}
+    flops = sum(2 * up.shape[0] * down.numel() for up, down, _ in products)
+    return {
+        "copy_s": copy,
+        "products_s": product,
+        "products_at_the_best_rate_s": flops / matmul_rate(family.device, clock),
+        "touched_gib": sum(weight.nbytes for weight in weights) / 2**30,
+    }
+
+
+def matmul_rate(device: torch.device, clock: Clock) -> float:
+    """float32 operations a second in a large square product, which no narrow one reaches."""
+    side = 2048 if device.type == "cpu" else 8192
+    square = torch.randn(side, side, device=device)
+    return 2 * side**3 / clock.best_s(lambda: torch.mm(square, square))
 
 
 def step_inputs(family: Family, latent: int) -> dict[str, Any]:
@@ -230,6 +246,7 @@ def measure_ours(
 
     times = {"switch_s": clock.best_s(switch), "from_disk_s": clock.best_s(from_disk)}
     times["back_to_none_s"] = clock.best_s(blend.clear, switch)
+    times["from_none_s"] = clock.best_s(switch, blend.clear)
     times |= {"step_s": float("inf"), "step_none_s": float("inf")}
     for _ in range(clock.repeats):  # in turn, for a machine is not equally fast all the time
         for name, prepare in (("step_s", switch), ("step_none_s", blend.clear)):
@@ -283,11 +300,13 @@ def measure(family: Family, options: argparse.Namespace, folder: Path) -> dict[s
         floor = floor_s(family, [read_lora(path) for path in chosen], clock)
         ours = measure_ours(family, chosen, clock, step)
         theirs = measure_diffusers(family, chosen, clock, step)
+        best = max(floor["copy_s"], floor["products_at_the_best_rate_s"])
         table[f"{count} LoRAs"] = {
             "floor": floor,
             "ours": ours,
             "diffusers": theirs,
             "switch / floor": ours["switch_s"] / max(floor["copy_s"], floor["products_s"]),
+            "switch / floor at the best rate": ours["switch_s"] / best,
             "switch / diffusers": ours["switch_s"] / theirs["load_set_fuse_s"],
             "from disk / diffusers": ours["from_disk_s"] / theirs["load_set_fuse_s"],
             "step / none": ours["step_s"] / ours["step_none_s"],
@@ -296,23 +315,38 @@ def measure(family: Family, options: argparse.Namespace, folder: Path) -> dict[s
     return table
 
 
+def numbers_for(kind: str, device: torch.device) -> torch.dtype:
+    """What the program would pick, if the UNet fits with two copies of its weights."""
+    dtype = pick_dtype(device)[0]
+    with torch.device("meta"):
+        values = sum(p.numel() for p in UNet2DConditionModel(**UNETS[kind]).parameters())
+    fits = 3 * values * dtype.itemsize / 2**30 < free_memory_gib(device)
+    return dtype if fits else torch.bfloat16
+
+
 def main() -> None:
     """Measure and print as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--unet", choices=UNETS, default="sd15")
+    parser.add_argument("--unets", choices=UNETS, nargs="+", default=["sd15", "sdxl"])
     parser.add_argument("--device", type=torch.device, default=pick_device()[0])
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--loras", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--latent", type=int, default=64, help="cells a side of a step's input")
+    parser.add_argument("--latent", type=int, default=32, help="cells a side of a step's input")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    dtype = DTYPES[options.dtype] if options.dtype else pick_dtype(options.device)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        family = open_unet(options.unet, options.device, dtype)
-        table = measure(family, options, Path(folder))
-    asked = {name: str(value) for name, value in vars(options).items()} | {"dtype": str(dtype)}
-    show({"asked": asked, **table})
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    tables: dict[str, Any] = {}
+    for kind in options.unets:
+        named = DTYPES.get(options.dtype)
+        dtype = named or numbers_for(kind, options.device)
+        began = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            table = measure(open_unet(kind, options.device, dtype), options, Path(folder))
+        load = {"load_before": began, "load_after": os.getloadavg()[0]}
+        tables[kind] = {"dtype": str(dtype), "threads": torch.get_num_threads(), **load, **table}
+    show({"asked": {name: str(value) for name, value in vars(options).items()}, **tables})
 
 
 if __name__ == "__main__":

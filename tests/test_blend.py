@@ -71,8 +71,13 @@ def test_sum_is_that_of_float64(family: Family, loras: list[LoraFile]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sum_of_mixed_kinds_is_cast_once(dtype: torch.dtype) -> None:
-    """A parameter is what float64 makes of all deltas together, to the last bit of its format."""
+@pytest.mark.parametrize("at_once", [100, 2**19])
+def test_sum_of_mixed_kinds_is_cast_once(
+    at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parameter is what float64 makes of all deltas together, to the last bit of its format;
+    computed a few rows at a time, or with all that have its shape."""
+    monkeypatch.setattr(merged, "VALUES_AT_ONCE", at_once)
     family = open_tiny("sd1", dtype)
     files, blend = mixed_loras(family), Blend(family)
     every = {place for file in files for place in blend.fit(file).places}
@@ -140,6 +145,7 @@ def test_a_thousand_switches_on_the_starter_model(dtype: torch.dtype) -> None:
 
 
 def test_the_way_to_a_blend_does_not_matter(family: Family, loras: list[LoraFile]) -> None:
+    """Nor do the layers that are computed with one: they hang on the blend, not on what changed."""
     blend = Blend(family)
     wanted = [(loras[0], 0.7, 0.7), (loras[1], 0.5, 0.0)]
     blend.apply(wanted)
@@ -164,17 +170,18 @@ def test_weight_zero_is_no_lora(
 def test_only_what_changed_is_computed(
     family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed: list[torch.Tensor] = []
+    calls: list[list[torch.Tensor]] = []
     merge = merged.merge
-    monkeypatch.setattr(merged, "merge", lambda *its: computed.extend(its[0]) or merge(*its))
+    monkeypatch.setattr(merged, "merge", lambda *its: calls.append(its[0]) or merge(*its))
     blend = Blend(family)
     blend.apply([(loras[0], 1.0, 1.0)])
-    assert len(computed) == len(loras[0].layers)
-    computed.clear()
+    # and layers of one shape together: on a GPU each call takes as long as its start
+    assert sum(map(len, calls)) == len(loras[0].layers) > 2 * len(calls)
+    calls.clear()
     blend.apply([(loras[0], 1.0, 1.0)])
-    assert not computed
+    assert not calls
     blend.apply([(loras[0], 1.0, 0.5)])
-    pointers = {target.data_ptr() for target in computed}
+    pointers = {target.data_ptr() for targets in calls for target in targets}
     changed = {n for n in loras[0].layers if weight(family, n).data_ptr() in pointers}
     assert changed == {name for name in loras[0].layers if name.startswith("lora_te")}
     blend.clear()

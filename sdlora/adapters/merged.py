@@ -57,7 +57,9 @@ class Merged:
     def original(self, place: Place) -> Tensor:
         """A parameter as the model has it without any LoRA, on the model's device."""
         kept = self._pristine.get(place)
-        return kept[0]().to(self.family.device) if kept else _parameter(self.family, place).detach()
+        if not kept:
+            return _parameter(self.family, place).detach()
+        return kept[0]().to(self.family.device, non_blocking=True)
 
     @torch.no_grad()
     def stand(self, wanted: Mapping[Place, Recipe]) -> None:
