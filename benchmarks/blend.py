@@ -1,6 +1,6 @@
 """How fast LoRAs switch, and what they cost while they stand: `python -m benchmarks.blend`.
 
-UNets in the shapes of SD 1.5 and SDXL with random weights, LoRAs on their attention and feed-forward
+UNets in the shapes of SD 1.5 and SDXL with random weights, LoRAs on attention and feed-forward
 layers. Beside our own times: the floor, which is the larger of copying the touched weights once and
 of the low-rank products alone, and diffusers, which loads, sets and fuses the same files. Each time
 is the best of several, memory what stands and the peak on the way there. Where memory is too small

@@ -56,16 +56,16 @@ class Blend:
         fits = [self.fit(file) for file, _, _ in loras]
         merged: dict[Place, Recipe] = {}
         unmerged: dict[Place, Stack] = {}
-        for place, its in _by_place(loras, fits).items():
+        for place, rows in _by_place(loras, fits).items():
             if is_mergeable(self.family, place):
-                merged[place] = tuple([(adapter, weight) for adapter, weight, _ in its])
+                merged[place] = tuple([(adapter, weight) for adapter, weight, _ in rows])
             else:
-                unmerged[place] = tuple([(adapter, column) for adapter, _, column in its])
+                unmerged[place] = tuple([(adapter, column) for adapter, _, column in rows])
         with self._pristine_on_failure():
             self._merged.stand(merged)
             self._unmerged.stand(unmerged, self._original)
-            rows = [(file, (denoiser,), (text,)) for file, denoiser, text in loras]
-            self._unmerged.set_weights(_table(rows, 1), _table(rows, 2))
+            constant = [(file, (denoiser,), (text,)) for file, denoiser, text in loras]
+            self._unmerged.set_weights(_table(constant, 1), _table(constant, 2))
             its = [one for one, (_, *weights) in zip(fits, loras, strict=True) if any(weights)]
             self._learn_words(self._merged, its)
         return fits

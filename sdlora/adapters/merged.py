@@ -171,7 +171,7 @@ def _joined(recipes: Sequence[Recipe], device: torch.device) -> tuple[Tensor, Te
 
 
 def _merge_product(target: Tensor, original: Tensor, down: Tensor, up: Tensor) -> None:
-    """One target. In float32 the sum is computed in its place, else a part of the rows at a time."""
+    """One target: in float32 computed in its place, else a part of the rows at a time."""
     into, of = target.view(len(target), -1), original.reshape(len(original), -1)
     if target.dtype == torch.float32:
         torch.addmm(of, up, down, out=into)
