@@ -66,8 +66,7 @@ TORCH_FREE = (
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
-    "sdlora.presets",
-    "sdlora.data*",
+    *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     *("sdlora.prompt*", "webui*"),
 )
 # the last one looks for what others must not raise

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdlora.events import RunState, SampleReady, Warned
+from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from sdlora.settings import TrainSettings
 from webui.datasets import Added
+from webui.loras import FITTING, Found, Wish
 from webui.media import Media
 from webui.studio import Run
 
 MOST_POINTS = 500  # of the loss curve
+USUAL_WEIGHT = 0.8  # of a LoRA whose maker names none
 SMOOTHING = 0.9  # share of the past in the smoothed loss
 STATUS_WORDS = {
     "queued": "Waiting",
@@ -132,28 +135,81 @@ def thumbnails(paths: Sequence[Path], media: Media, captions: Sequence[str], lab
     return f'<div class="thumbs" role="group" aria-label="{esc(label)}">{images}</div>'
 
 
-def chip(entry: LoraEntry, picture: str) -> str:
+def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
     """A LoRA as a button that puts its tag into the prompt, or takes it out again."""
+    facts, weight = entry.facts, usual_weight(entry)
     name, words = esc(entry.full_name), esc(", ".join(entry.trigger_words))
-    hue = zlib.crc32(entry.name.encode()) % 360
-    face = f"<i>{esc(entry.name[:1].upper())}</i>"
-    if picture:
-        face = f'<img src="{picture}/small" alt="">'
-    under = words or (f"rank {entry.rank}" if entry.rank else "")
-    hint = esc(entry.problem) or f"Put &lt;lora:{name}:0.8&gt; into the prompt"
-    disabled = " disabled" if entry.problem else ""
+    hue = zlib.crc32(entry.name.encode("utf-8", "surrogatepass")) % 360
+    image = f'<img src="{picture}/small" alt="" loading="lazy">' if picture else ""
+    ranked = f"rank {entry.rank}" if entry.rank else ""
+    own = f"weight {weight:g}" if facts.preferred_weight else ""
+    base = base_title(entry.family) if with_base else ""
+    kind = " · ".join(filter(None, (*facts.kinds[:1], ranked, own, base, entry.folder)))
+    same = [f"{path} has the same name; this file is used" for path in entry.also]
+    notes = "".join(f"<em>{esc(note)}</em>" for note in (*facts.notes, *same))
     return (
-        f'<button type="button" class="chip" data-tag="{name}" data-words="{words}"{disabled} '
-        f'aria-pressed="false" title="{hint}" style="--hue:{hue}">'
-        f"{face}<span><b>{name}</b><small>{under}</small></span></button>"
+        f'<button type="button" class="chip" data-tag="{name}" data-words="{words}" '
+        f'data-weight="{weight:g}" aria-pressed="false" style="--hue:{hue}" '
+        f'title="Put &lt;lora:{name}:{weight:g}&gt; into the prompt">'
+        f"<i>{esc(entry.name[:1].upper())}{image}</i><span><b>{esc(entry.name)}</b>"
+        f"<small>{words}</small><small>{esc(kind)}</small>{notes}</span>"
+        "</button>"
     )
 
 
-def chips(buttons: Sequence[str]) -> str:
-    """The LoRAs on offer."""
-    if not buttons:
-        return '<p class="hint">None yet. Train one, or put a .safetensors file into loras/.</p>'
-    return f'<div class="chips" role="group" aria-label="LoRAs">{"".join(buttons)}</div>'
+def base_title(family: str) -> str:
+    """The base model a file is for; nothing when that is not known."""
+    return BASES[family].title if family in BASES else ""
+
+
+def usual_weight(entry: LoraEntry) -> float:
+    """The weight a LoRA is put into the prompt with."""
+    return entry.facts.preferred_weight or USUAL_WEIGHT
+
+
+def lora_cards(found: Found, cards: Sequence[str], wish: Wish) -> str:
+    """The LoRAs on offer, and what there is to say about those that are not."""
+    if found.reading:
+        return '<p class="hint" role="status">Reading the LoRA files …</p>'
+    said = [esc(problem) for problem in found.problems]
+    if not found.total:
+        said.append("None yet. Train one, or put a .safetensors file into loras/.")
+    elif not found.usable:
+        said.append("None fits." if wish.words else "None is for this base model.")
+    elif len(cards) < len(found.usable):
+        said.append(f"{len(cards)} of {len(found.usable):,} shown")
+    if found.other_base and wish.base == FITTING:
+        more = "1 more is" if found.other_base == 1 else f"{found.other_base:,} more are"
+        said.append(f"{more} for other base models")
+    hint = f'<p class="hint" role="status">{". ".join(said)}</p>' if said else ""
+    group = f'<div class="chips" role="group" aria-label="LoRAs">{"".join(cards)}</div>'
+    return (group if cards else "") + hint + _unusable(found.broken)
+
+
+def offers(typed: str, entries: Sequence[LoraEntry]) -> str:
+    """The LoRAs that what is `typed` may become, as the options of a list."""
+    options = "".join(
+        f'<li role="option" id="offer-{place}" aria-selected="false" '
+        f'data-name="{(name := esc(entry.full_name))}" data-weight="{usual_weight(entry):g}">'
+        f"<b>{name}</b> <small>{esc(', '.join(entry.trigger_words))}</small></li>"
+        for place, entry in enumerate(entries)
+    )
+    return (
+        f'<ul role="listbox" id="lora-names" aria-label="LoRAs" data-typed="{esc(typed)}">'
+        f"{options}</ul>"
+    )
+
+
+def _unusable(entries: Sequence[LoraEntry]) -> str:
+    if not entries:
+        return ""
+    rows = "".join(f"<dt>{esc(e.full_name)}</dt><dd>{esc(e.problem)}</dd>" for e in entries[:50])
+    left = f"<p>and {len(entries) - 50:,} more</p>" if len(entries) > 50 else ""
+    files = "1 file" if len(entries) == 1 else f"{len(entries):,} files"
+    return (
+        f'<details class="unusable"><summary>{files} cannot be used</summary>'
+        f"<dl>{rows}</dl>{left}</details>"
+    )
 
 
 def loss_curve(losses: Sequence[tuple[int, float]]) -> str:

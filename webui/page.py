@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
+from webui.loras import Wish
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 from webui.tabs import generate, train
@@ -30,18 +33,20 @@ def build(studio: Studio) -> gr.Blocks:
         def opened(request: gr.Request) -> dict[Any, Any]:
             return on_open(studio, tabs, making, training, request.query_params.get("run", ""))
 
-        def use(name: str, prompt: str) -> dict[Any, Any]:
-            found = train.trained(studio, name)
+        def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+            found = train.trained(studio, sent[training.shown])
             if found is None:
                 return {making.notice: ""}
-            text = generate.with_tag(prompt or "", *found)
-            chooser = generate.chooser(studio)
-            return {making.prompt: text, making.chips: chooser, tabs: gr.Tabs(selected="generate")}
+            text = generate.with_tag(sent[making.prompt] or "", *found)
+            shown = making.chooser.show(studio, making.chooser.wish(studio, sent))
+            return {making.prompt: text, **shown, tabs: gr.Tabs(selected="generate")}
 
-        outputs = [tabs, making.chips, training.pictures, *making.views, *training.views]
+        outputs = [tabs, training.pictures, *making.views, *training.views]
+        outputs += making.chooser.views
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
-        target = [making.prompt, making.chips, making.notice, tabs]
-        training.use.click(use, inputs=[training.shown, making.prompt], outputs=target, **QUICK)
+        target = [making.prompt, making.notice, tabs, *making.chooser.views]
+        inputs = {training.shown, making.prompt, *making.chooser.asked}
+        training.use.click(use, inputs=inputs, outputs=target, **QUICK)
     page.queue(api_open=False, max_size=64)
     return page
 
@@ -74,6 +79,6 @@ def on_open(
         **train.summed_up(studio, training, {**sent, **wanted}),
         **train.suggest_names(studio, training, pictures),
         training.pictures: gr.Dropdown(sets, value=pictures),
-        making.chips: generate.chooser(studio),
+        **making.chooser.show(studio, Wish(model_base=studio.model_base("starter"))),
         **to_training,
     }

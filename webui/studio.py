@@ -11,14 +11,16 @@ from itertools import count
 from pathlib import Path
 
 from sdlora import runs
-from sdlora.errors import SettingsError
+from sdlora.errors import ModelError, SettingsError
 from sdlora.events import Failed, RunState, SampleReady, fold
+from sdlora.families import detect_family
 from sdlora.jobs import Queue
 from sdlora.lora.library import Library
 from sdlora.presets import with_preset
 from sdlora.processes import alive, identity, start_detached
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import TRAINING_DATA, Workspace
+from webui.loras import Loras
 from webui.media import Media
 
 RECENT_REQUESTS = 12
@@ -57,6 +59,7 @@ class Studio:
         self.workspace = workspace
         self.queue = Queue(workspace.database)
         self.library = Library.of(workspace)
+        self.loras = Loras(self.library)
         own = (workspace.outputs, workspace.runs, workspace.datasets)
         self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
         self._followers: dict[Path, runs.Follower] = {}
@@ -121,6 +124,13 @@ class Studio:
         """The newest images, newest first, without those of one request."""
         shown = [run for run in self.requests() if not besides or run.folder != besides.folder]
         return [picture for run in shown for picture in reversed(run.state.samples)][:most]
+
+    def model_base(self, model: str) -> str:
+        """The base that LoRAs have to be for; empty when the model tells only once it is open."""
+        try:
+            return detect_family(self.workspace.model_source(model or "starter"))
+        except ModelError:
+            return ""
 
     def free_name(self, name: str) -> str:
         """`name`, or `name-2`, `name-3` ...: the first that no LoRA has yet."""

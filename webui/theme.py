@@ -9,7 +9,7 @@ import gradio as gr
 
 _ASSETS = Path(__file__).parent / "assets"
 CSS = (_ASSETS / "page.css").read_text(encoding="utf-8")
-SCRIPT = (_ASSETS / "page.js").read_text(encoding="utf-8")
+SCRIPTS = [path.read_text(encoding="utf-8") for path in sorted(_ASSETS.glob("*.js"))]
 ICON = (_ASSETS / "icon.svg").read_text(encoding="utf-8")
 FONTS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SF Mono", "Consolas", "monospace")
@@ -75,6 +75,7 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """What goes into <head>: our script, and an icon that needs no request."""
+    """What goes into <head>: our scripts, and an icon that needs no request."""
     icon = "data:image/svg+xml," + ICON.replace("#", "%23").replace("\n", "").replace('"', "'")
-    return f'<link rel="icon" href="{icon}"><script>{SCRIPT}</script>'
+    scripts = "".join(f"<script>{script}</script>" for script in SCRIPTS)
+    return f'<link rel="icon" href="{icon}">{scripts}'

@@ -1,45 +1,10 @@
-// What the page does in the browser: LoRA chips, keys, the picture viewer, the address of a run.
+// What the page does in the browser: keys, the picture viewer, the address of a run.
 (() => {
   "use strict";
 
-  const promptBox = () => document.querySelector("#prompt textarea");
   const press = (id) => {
     const button = document.getElementById(id);
     if (button && !button.disabled && button.offsetParent !== null) button.click();
-  };
-
-  // Gradio listens to the event, not to the value.
-  const write = (box, text) => {
-    box.value = text;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-  };
-
-  const literally = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-  const tagOf = (name) => new RegExp(`,?\\s*<lora:${literally(name)}(:[^<>]*)?>`, "i");
-
-  // A chip is pressed as long as its tag is in the prompt, however it came there.
-  const markChips = () => {
-    const text = promptBox()?.value ?? "";
-    for (const chip of document.querySelectorAll(".chip")) {
-      const pressed = String(tagOf(chip.dataset.tag).test(text));
-      if (chip.getAttribute("aria-pressed") !== pressed) chip.setAttribute("aria-pressed", pressed);
-    }
-  };
-
-  const toggle = (chip) => {
-    const box = promptBox();
-    const { tag, words } = chip.dataset;
-    let text = box.value;
-    if (tagOf(tag).test(text)) {
-      text = text.replace(tagOf(tag), "").replace(/^[\s,]+/, "");
-    } else {
-      const lower = text.toLowerCase();
-      const missing = words.split(", ").filter((word) => word && !lower.includes(word.toLowerCase()));
-      const parts = [text.trim().replace(/,$/, ""), ...missing, `<lora:${tag}:0.8>`];
-      text = parts.filter(Boolean).join(", ");
-    }
-    write(box, text);
-    markChips();
   };
 
   // The viewer: one dialog for every picture of the grid it was opened from.
@@ -74,8 +39,6 @@
   });
 
   document.addEventListener("click", (event) => {
-    const chip = event.target.closest(".chip");
-    if (chip) toggle(chip);
     const picture = event.target.closest("a.picture");
     if (picture && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
@@ -130,13 +93,9 @@
         themed = true;
         setTheme(theme);
       }
-      markChips();
       keepAddress();
       opened();
     }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-run"] });
-    document.addEventListener("input", (event) => {
-      if (event.target === promptBox()) markChips();
-    });
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
   else begin();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,9 +11,9 @@ from gradio.components import Component
 
 from sdlora import runs
 from sdlora.errors import SdloraError
-from sdlora.lora.library import LoraEntry
 from sdlora.settings import ImageRequest
-from webui import datasets, markup
+from webui import markup
+from webui.chooser import Chooser
 from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
@@ -33,7 +32,7 @@ class GenerateTab:
 
     form: Form
     prompt: Component
-    chips: Component
+    chooser: Chooser
     generate: Component
     cancel: Component
     notice: Component
@@ -57,19 +56,18 @@ def build(studio: Studio) -> GenerateTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)
-            html('<div class="legend">LoRAs: click to use one in the prompt</div>')
-            chips = html(elem_id="loras")
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1)
             notice = html(elem_id="generate-notice")
+            chooser = Chooser()
             _settings(studio, form)
         with gr.Column(scale=6, min_width=320):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = GenerateTab(
-        form, form.fields["prompt"], chips, generate, cancel, notice, card, pictures, earlier,
+        form, form.fields["prompt"], chooser, generate, cancel, notice, card, pictures, earlier,
         shown, seen, timer,
     )  # fmt: skip
     _wire(studio, tab)
@@ -84,7 +82,7 @@ def _settings(studio: Studio, form: Form) -> None:
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False):
-        form.add("negative_prompt", lines=2)
+        form.add("negative_prompt", lines=2, elem_id="negative-prompt")
         models = studio.workspace.model_names()
         form.fields["model"] = gr.Dropdown(
             models, value="starter", allow_custom_value=True, label="Model",
@@ -108,6 +106,7 @@ def _wire(studio: Studio, tab: GenerateTab) -> None:
 
     tab.generate.click(generate, inputs=set(tab.form.fields.values()), outputs=tab.views, **QUICK)
     tab.cancel.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.chooser.wire(studio, tab.form.fields["model"])
     tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
@@ -137,24 +136,9 @@ def _title(run: Run) -> str:
     return prompt if len(prompt) <= 120 else f"{prompt[:117]}…"
 
 
-def chooser(studio: Studio) -> str:
-    """The LoRAs on offer, as buttons."""
-    sets = studio.workspace.dataset_folders()
-    entries = studio.library.list()
-    return markup.chips([markup.chip(e, _face(studio, e, sets.get(e.name))) for e in entries])
-
-
-def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
-    """A picture for a LoRA: one beside its file, else one of the set of its name."""
-    found = [entry.preview] if entry.preview else []
-    if not found and pictures:
-        found = list(datasets.look(pictures).pictures[:1])
-    return studio.media.link(found[0]) if found else ""
-
-
-def with_tag(prompt: str, name: str, words: tuple[str, ...]) -> str:
+def with_tag(prompt: str, name: str, words: tuple[str, ...], weight: float) -> str:
     """The prompt with a LoRA's tag and the words that call it, each unless it is there already."""
-    tag = f"<lora:{name}:0.8>"
+    tag = f"<lora:{name}:{weight:g}>"
     missing = [word for word in words if word.lower() not in prompt.lower()]
     if f"<lora:{name}:".lower() not in prompt.lower():
         missing.append(tag)

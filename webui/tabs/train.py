@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,17 +253,19 @@ def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]
     }
 
 
-def trained(studio: Studio, name: str) -> tuple[str, tuple[str, ...]] | None:
-    """A finished training's tag name and the words that call it; None when it left no LoRA."""
+def trained(studio: Studio, name: str) -> tuple[str, tuple[str, ...], float] | None:
+    """A finished training's tag name, the words that call it, and its weight; None when it left no
+    LoRA."""
     run = studio.training(name)
     if run is None or not run.state.result:
         return None
     tag = Path(run.state.result).stem
-    try:
-        words = studio.library.find(tag).trigger_words
-    except LoraFileError:
-        words = ()
+    words: tuple[str, ...] = ()
+    weight = markup.USUAL_WEIGHT
+    with suppress(LoraFileError):
+        entry = studio.library.find(tag)
+        words, weight = entry.trigger_words, markup.usual_weight(entry)
     if not words:
         said = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
         words = tuple(filter(None, [said.trigger_word]))
-    return tag, words
+    return tag, words, weight

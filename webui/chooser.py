@@ -1,0 +1,113 @@
+"""The LoRA browser: files are looked for on the server, so that ten thousand are as quick as ten.
+
+Only some are shown, and more when asked for. Names are completed from the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora.lora.bases import BASES
+from sdlora.lora.library import LoraEntry
+from webui import datasets, markup
+from webui.loras import ANY_BASE, FITTING, ORDERS, Wish
+from webui.parts import QUICK, html
+from webui.studio import Studio
+
+AT_ONCE = 24  # cards
+MOST = 8 * AT_ONCE  # beyond, looking for one is quicker than looking through
+FEW = 8  # files that need no search
+OFFERED = 8  # names, while one is typed
+BASE_CHOICES = [("This model", FITTING), ("All", ANY_BASE)]
+BASE_CHOICES += [(base.title, name) for name, base in BASES.items()]
+
+
+class Chooser:
+    """The components, built where it stands, and what they do."""
+
+    def __init__(self) -> None:
+        html('<div class="legend">LoRAs: choose one to use it in the prompt</div>')
+        with gr.Row(elem_id="lora-filters", visible=False) as self.filters:
+            self.words = gr.Textbox(
+                label="Find", placeholder="name, words, folder", elem_id="lora-search"
+            )
+            self.base = gr.Dropdown(BASE_CHOICES, value=FITTING, label="For", elem_id="lora-base")
+            self.order = gr.Dropdown(list(ORDERS), value="name", label="By", elem_id="lora-order")
+        self.cards = html(elem_id="loras")
+        self.more = gr.Button("Show more", size="sm", visible=False, elem_id="more-loras")
+        self.count = gr.State(AT_ONCE)
+        self.timer = gr.Timer(1.0, active=False)  # until the first listing is there
+        # the page's script writes what is typed after <lora: here, and shows what comes back
+        self.typed = gr.Textbox(label="LoRA name", elem_classes="unseen", elem_id="lora-typed")
+        self.offers = html(elem_id="lora-offers")
+        self.model: Component | None = None
+
+    @property
+    def views(self) -> list[Component]:
+        """What changes with what there is."""
+        return [self.filters, self.cards, self.more, self.count, self.timer]
+
+    @property
+    def asked(self) -> set[Component]:
+        """What tells what somebody looks for, once it is wired."""
+        assert self.model
+        return {self.words, self.base, self.order, self.model}
+
+    def wire(self, studio: Studio, model: Component) -> None:
+        """`model` is the field whose base the files shall fit."""
+        self.model = model
+
+        def anew(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+            return self.show(studio, self.wish(studio, sent), fresh=False)
+
+        def further(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+            return self.show(studio, self.wish(studio, sent), sent[self.count] + AT_ONCE, False)
+
+        def offer(typed: str) -> str:
+            return markup.offers(typed, studio.loras.begin_with(typed.strip(), OFFERED))
+
+        last: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
+        self.words.change(anew, self.asked, self.views, **last)  # a Textbox's input is a key press
+        for part in self.asked - {self.words}:
+            part.input(anew, self.asked, self.views, **last)
+        self.more.click(further, {*self.asked, self.count}, self.views, **QUICK)
+        self.timer.tick(anew, self.asked, self.views, **QUICK)
+        self.typed.change(offer, [self.typed], [self.offers], **last)
+
+    def wish(self, studio: Studio, sent: Mapping[Component, Any]) -> Wish:
+        """What somebody looks for, as the page sent it."""
+        base = studio.model_base(sent[self.model] or "") if self.model else ""
+        return Wish(sent[self.words] or "", sent[self.base], sent[self.order], base)
+
+    def show(
+        self, studio: Studio, wish: Wish, most: int = AT_ONCE, fresh: bool = True
+    ) -> dict[Any, Any]:
+        """Updates that bring what fits the wish onto the page, `most` cards of it."""
+        found, most = studio.loras.search(wish, fresh), min(most, MOST)
+        sets = studio.workspace.dataset_folders()
+        shown = found.usable[:most]
+        cards = [
+            markup.lora_card(one, _face(studio, one, sets.get(one.name)), wish.base != FITTING)
+            for one in shown
+        ]
+        filtered = bool(wish.words) or wish.base != FITTING
+        return {
+            self.filters: gr.Row(visible=found.total > FEW or bool(found.other_base) or filtered),
+            self.cards: markup.lora_cards(found, cards, wish),
+            self.more: gr.Button(visible=len(shown) < len(found.usable) and most < MOST),
+            self.count: most,
+            self.timer: gr.Timer(active=found.reading),
+        }
+
+
+def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
+    """A picture for a LoRA: one beside its file, else one of the set of its name."""
+    found = [entry.preview] if entry.preview else []
+    if not found and pictures:
+        found = list(datasets.look(pictures).pictures[:1])
+    return studio.media.link(found[0]) if found else ""
