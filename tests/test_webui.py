@@ -196,7 +196,7 @@ def test_a_dead_workers_job_wakes_another(workspace: Path, monkeypatch: pytest.M
 
 
 def test_tag_goes_into_a_prompt_once() -> None:
-    assert with_tag("", "neon", ("neon lighting",)) == "neon lighting, <lora:neon:0.8>"
-    once = with_tag("A cat,", "neon", ("Cat",))
-    assert once == "A cat, <lora:neon:0.8>"
-    assert with_tag(once, "neon", ("cat",)) == once
+    assert with_tag("", "neon", ("neon lighting",), 0.8) == "neon lighting, <lora:neon:0.8>"
+    once = with_tag("A cat,", "neon", ("Cat",), 0.55)
+    assert once == "A cat, <lora:neon:0.55>"
+    assert with_tag(once, "neon", ("cat",), 0.8) == once

@@ -84,11 +84,9 @@ class Chooser:
         base = studio.model_base(sent[self.model] or "") if self.model else ""
         return Wish(sent[self.words] or "", sent[self.base], sent[self.order], base)
 
-    def show(
-        self, studio: Studio, wish: Wish, most: int = AT_ONCE, fresh: bool = True
-    ) -> dict[Any, Any]:
-        """Updates that bring what fits the wish onto the page, `most` cards of it."""
-        found, most = studio.loras.search(wish, fresh), min(most, MOST)
+    def show(self, studio: Studio, wish: Wish, most: int = 0, fresh: bool = True) -> dict[Any, Any]:
+        """Updates that bring what fits the wish onto the page; `most` cards, 0 a first few."""
+        found, most = studio.loras.search(wish, fresh), min(most or AT_ONCE, MOST)
         sets = studio.workspace.dataset_folders()
         shown = found.usable[:most]
         cards = [
