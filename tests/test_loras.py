@@ -113,7 +113,9 @@ def test_the_page_filters_and_shows_more(
     browser = Browser(studio)
     browser.open()
     cards = browser.value("loras")
-    assert 'data-tag="zibo"' in cards and "neon_Sign" not in cards, "the starter model is chosen"
+    assert 'data-tag="impressionist_style"' in cards and "neon_Sign" not in cards, (
+        "the starter model is chosen"
+    )
     assert "3 more are for other base models" in cards
     assert "1 file cannot be used" in cards and "broken" in cards
     assert browser.prop("lora-filters", "visible")
