@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sdlora import __version__
+from sdlora.dataset_cli import add_tools as add_dataset_tools
+from sdlora.dataset_cli import dataset
 from sdlora.errors import SdloraError
 from sdlora.events import (
     Event,
@@ -298,6 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("what", choices=("list", "show", "stop"))
     one.add_argument("name", nargs="?")
     add_tools(verb("lora", lora, shared=False))
+    add_dataset_tools(verb("dataset", dataset, shared=False))
     return parser
 
 

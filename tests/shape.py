@@ -47,6 +47,7 @@ LAYERS = {
     "sdlora.worker": 7,
     "sdlora.flags": 8,
     "sdlora.lora_cli": 8,
+    "sdlora.dataset_cli": 8,
     "sdlora.cli": 8,
     "sdlora.demo": 8,
     "webui*": 8,
@@ -60,7 +61,7 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
-    *("sdlora.flags", "sdlora.lora_cli", "sdlora.data*"),
+    *("sdlora.flags", "sdlora.lora_cli", "sdlora.dataset_cli", "sdlora.data*"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (

@@ -152,7 +152,8 @@ def test_sources_add_up_and_class_pictures_are_not_called(tmp_path: Path, worksp
         ("a.png", "zibo, sea", 1, False), ("b.png", "zibo, night", 6, False),
         ("r.png", "a robot", 1, True),
     ]  # fmt: skip
-    assert found.problems == []
+    what = "does not say 'zibo' in its caption; it is put before it"
+    assert said(found.problems) == {"b.png": what}
     named = collected(workspace, "zibo")
     assert len(named.examples) == 20 and named.trigger == "zibo" and named.problems == []
     with pytest.raises(DataError, match=r"there is no folder nowhere, nor a zip.*zibo"):

@@ -42,10 +42,14 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 def open_picture(source: Path | BinaryIO) -> Image.Image:
     """The picture, only its header read. Raises one of BROKEN, ValueError when it is too big."""
-    image = Image.open(source, formats=FORMATS)
+    too_big = ValueError(f"it has more than {MAX_PIXELS // 1_000_000} million pixels")
+    try:
+        image = Image.open(source, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise too_big from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ValueError(f"it has more than {MAX_PIXELS // 1_000_000} million pixels")
+        raise too_big
     return image
 
 

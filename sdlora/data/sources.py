@@ -61,8 +61,21 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
     ours = [example for example in examples if not example.regularisation]
     captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
     trigger = settings.trigger_word or common_trigger(captions)
-    problems += [*twins(ours), *blurred(examples), *black_masks(examples)]
+    problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
+    problems += black_masks(examples)
     return Gathered([_called(e, trigger) for e in examples], trigger, problems)
+
+
+def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
+    """Captions that do not say the trigger."""
+    what = f"does not say {trigger!r} in its caption; it is put before it"
+    spoken = (e for e in examples if e.caption)
+    silent = (e for e in spoken if any(trigger.lower() not in x.lower() for x in _lines(e)))
+    return [Problem(example.image, what) for example in silent]
+
+
+def _lines(example: Example) -> list[str]:
+    return example.caption.split("\n")
 
 
 def _called(example: Example, trigger: str) -> Example:
@@ -70,7 +83,7 @@ def _called(example: Example, trigger: str) -> Example:
     learn to be called."""
     if example.regularisation:
         return example
-    lines = (with_trigger(line, trigger) for line in example.caption.split("\n"))
+    lines = (with_trigger(line, trigger) for line in _lines(example))
     return replace(example, caption="\n".join(lines))
 
 

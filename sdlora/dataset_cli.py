@@ -1,0 +1,143 @@
+"""The verb `dataset`: what a training would learn from, and captions by the many.
+
+Each tool is a row of TOOLS: its settings, which of them stand on the line without a flag, and what
+it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
+from sdlora.data.folder import Problem
+from sdlora.data.preflight import Preflight, Row, check
+from sdlora.errors import DataError
+from sdlora.flags import add_flags, add_operands, add_shared_flags, given
+from sdlora.presets import with_preset
+from sdlora.settings import Settings, TrainSettings
+from sdlora.workspace import Workspace
+
+MOST_TAGS = 15
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One word after `dataset`. `act` yields what it has to say: a line, and for programs a table.
+    The first sentence of its docstring says what it is for."""
+
+    settings: type[Settings]
+    act: Callable[[Any, Workspace], Iterator[Said]]
+    usual: Mapping[str, Any] = field(default_factory=dict)  # of fields that are required elsewhere
+
+
+@dataclass(frozen=True)
+class Said:
+    """Something to say: in words, and for programs."""
+
+    words: str
+    facts: Mapping[str, Any]
+
+
+def check_pictures(settings: TrainSettings, workspace: Workspace) -> Iterator[Said]:
+    """Show every picture as a training with these flags would see it, and all that is wrong."""
+    chosen = with_preset(settings, workspace.preset_family(settings.model))
+    found = check(chosen, workspace)
+    for row in found.rows:
+        yield Said(_row(row), row.as_json)
+    yield Said(_summary(found), found.as_json)
+
+
+def _row(row: Row) -> str:
+    (width, height), bucket = row.example.size, row.bucket
+    cut = "" if row.cut.width * row.cut.height > 0.995 * width * height else (
+        f", cut to {row.cut.width:.0f} x {row.cut.height:.0f} "
+        f"at {row.cut.left:.0f}, {row.cut.top:.0f}"
+    )  # fmt: skip
+    marks = [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
+    marks += ["regularisation"] if row.example.regularisation else []
+    marks += ["masked"] if row.example.mask else []
+    tokens = "" if row.tokens is None else f", {row.tokens} tokens"
+    lines = [
+        f"{row.example.image.name}: {width} x {height}{cut}, scaled by {row.cut.scale:.2f} "
+        f"to {bucket.width} x {bucket.height}{tokens}{''.join(f', {mark}' for mark in marks)}",
+        f"    {row.caption!r}",
+        *(f"    or {text!r}" for text in row.drawn if text != row.caption),
+        *(f"  ! {problem.what}{_advice(problem)}" for problem in row.problems),
+    ]
+    return "\n".join(lines)
+
+
+def _summary(found: Preflight) -> str:
+    sizes = ", ".join(f"{count} at {b.width} x {b.height}" for b, count in found.buckets.items())
+    tags = ", ".join(f"{tag} ({count})" for tag, count in [*found.tags.items()][:MOST_TAGS])
+    wrong = sum(bool(row.problems) for row in found.rows)
+    lines = [
+        "",
+        *(f"not used as meant: {p.path.name} {p.what}{_advice(p)}" for p in found.others),
+        *(f"! {p.path.name} {p.what}{_advice(p)}" for p in found.general),
+        f"pictures: {len(found.rows)}, {sizes}; {wrong} of them with something to look at",
+        f"trigger word: {found.trigger or 'none'}",
+        f"tags: {tags}",
+        f"steps: {found.settings.steps}, in rounds of {found.steps_per_round}: every picture "
+        f"{found.rounds:.1f} times",
+    ]
+    return "\n".join(lines)
+
+
+def _advice(problem: Problem) -> str:
+    return f" ({problem.advice})" if problem.advice else ""
+
+
+def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[Said]:
+    """Find and replace in the captions of a folder, put text around them, take tags out."""
+    folder = _folder(settings.data, workspace)
+    if settings.undo:
+        changes, done = undo(folder), "taken back"
+    else:
+        changes = planned(folder, editing(settings))
+        done = "written; --undo takes it back" if settings.write else "not written yet: add --write"
+        if settings.write and changes:
+            write(folder, changes)
+    for change in changes:
+        facts = {"file": str(change.path), "before": change.before, "after": change.after}
+        yield Said(f"{change.path.name}\n  - {change.before.strip()}\n  + {change.after}", facts)
+    count = f"{len(changes)} captions change" if len(changes) != 1 else "1 caption changes"
+    yield Said(f"{count}, {done}" if changes else "no caption changes", {"changed": len(changes)})
+
+
+def _folder(name: str, workspace: Workspace) -> Path:
+    path = workspace.dataset_folders().get(name, Path(name).expanduser())
+    if not path.is_dir():
+        raise DataError(f"there is no folder {name}; give a folder of pictures, or a set's name")
+    return path
+
+
+TOOLS = {
+    "check": Tool(TrainSettings, check_pictures, {"name": "check"}),
+    "captions": Tool(CaptionSettings, edit_captions),
+}
+
+
+def add_tools(parser: argparse.ArgumentParser) -> None:
+    """A parser for each tool below that of `dataset`."""
+    tools = parser.add_subparsers(title="tools", metavar="TOOL", dest="tool", required=True)
+    for name, tool in TOOLS.items():
+        words = (tool.act.__doc__ or "").strip()
+        one = tools.add_parser(name, help=words, description=words)
+        add_operands(one, tool.settings, ("data",))
+        add_flags(one, tool.settings, but=("data", *tool.usual))
+        add_shared_flags(one)
+
+
+def dataset(options: argparse.Namespace) -> int:
+    """Look at picture folders before a training, and change captions by the many."""
+    tool = TOOLS[options.tool]
+    settings = tool.settings.of({**tool.usual, **given(options, tool.settings)})
+    for said in tool.act(settings, Workspace.open(options.workspace)):
+        print(json.dumps(said.facts, ensure_ascii=False) if options.json else said.words)
+    return 0

@@ -1,0 +1,174 @@
+"""What `dataset check` shows is what a training starts from: the same pictures, the same cuts."""
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from awkward import BAD, GOOD, make_folder, scene
+from sdlora.cli import main
+from sdlora.data.folder import grouped
+from sdlora.data.preflight import Preflight, check
+from sdlora.encode import Dataset, encode_dataset
+from sdlora.errors import DataError
+from sdlora.events import Done, Event, Started, Warned
+from sdlora.families import open_family
+from sdlora.settings import TrainSettings
+from sdlora.train import read_pictures, train
+from sdlora.workspace import Workspace
+from tiny import tiny
+
+
+def settings(data: Path, **values: Any) -> TrainSettings:
+    return TrainSettings.of({"data": str(data), "name": "n", "model": str(tiny("sd1")), **values})
+
+
+def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
+    return check(settings(data, **values), Workspace.open(workspace))
+
+
+def words(found: Preflight) -> dict[str, str]:
+    """File name -> all that is said of it."""
+    said = {row.example.image.name: [p.what for p in row.problems] for row in found.rows}
+    for problem in found.others:
+        said.setdefault(problem.path.name, []).append(problem.what)
+    return {name: "; ".join(whats) for name, whats in said.items() if whats}
+
+
+EXPECTED = {
+    "moves.webp": "first frame", "tall.png": "the middle", "tiny.png": "scaled up",
+    "one.png": "scaled up", "twin.png": "the same file as 1.rgb.png",
+    "near.jpg": "looks the same as UPPER.PNG", "bare.png": "has no caption",
+    "empty caption.png": "is empty", "latin caption.png": "is not UTF-8",
+    "cut off.jpg": "cannot be read", "nothing.png": "an empty file", "page.jpg": "a web page",
+    "film.gif": "a GIF picture", "scan.tif": "a TIFF picture", "huge.bmp": "million pixels",
+    "noise.webp": "no picture that we can read", "lonely.txt": "no picture of the same name",
+    "gone.png": "a link to a file that is not there",
+}  # fmt: skip
+
+
+def finished(job: Generator[Event, None, Any]) -> tuple[list[Event], Any]:
+    events = []
+    while True:
+        try:
+            events.append(next(job))
+        except StopIteration as end:
+            return events, end.value
+
+
+def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
+    tmp_path: Path, workspace: Path
+) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    found = checked(workspace, folder, steps=2)
+    names = {row.example.image.relative_to(folder).as_posix() for row in found.rows}
+    assert names == GOOD.keys()
+    said = words(found)
+    assert said.keys() == EXPECTED.keys()
+    assert not {name: said[name] for name, part in EXPECTED.items() if part not in said[name]}
+    assert BAD.keys() <= {p.path.name for p in found.others}
+    assert found.trigger == "zibo" and found.general == ()
+
+    chosen, space = settings(folder, steps=2, sample_every=0), Workspace.open(workspace)
+    events, (examples, _) = finished(read_pictures(chosen, space))
+    warned = {e.message for e in events if isinstance(e, Warned)}
+    resized = [
+        p for row in found.rows for p in row.problems if "pixel" in p.what or " x " in p.what
+    ]
+    told = {e.message for e in grouped(p for row in found.rows for p in row.problems)}
+    assert told - {e.message for e in grouped(resized)} <= warned
+
+    family = open_family(chosen.model, torch.float32, torch.device("cpu"))
+    dataset: Dataset = finished(encode_dataset(family, examples, chosen))[1]
+    learnt = {
+        item.example.image: (item.sizes[0][5], item.sizes[0][4], dataset.wording.plain(c))
+        for item in dataset.items
+        if (c := item.example.caption) is not None
+    }
+    assert learnt == {row.example.image: (*row.bucket, row.caption) for row in found.rows}
+    assert dataset.steps_per_round == found.steps_per_round
+
+    started, *_, done = (
+        e for e in train(chosen, space, tmp_path / "run") if isinstance(e, Started | Done)
+    )
+    assert isinstance(done, Done) and Path(done.path).is_file()
+    assert isinstance(started, Started)
+    assert started.details["pictures"].startswith(f"{len(GOOD)} of ")
+
+
+def test_captions_are_shown_as_they_are_read(tmp_path: Path, workspace: Path) -> None:
+    scene(1).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("sea, night, moon")
+    scene(2).save(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("x" * 80)
+    found = checked(
+        workspace, tmp_path, trigger_word="zibo", shuffle_tags=True, caption_variants=3,
+        caption_prefix="photo of", batch_size=1, steps=5,
+    )  # fmt: skip
+    first, second = found.rows
+    assert first.caption == "photo of zibo, sea, night, moon"
+    assert len(first.drawn) >= 2 and all(len(d) == len(first.caption) for d in first.drawn)
+    assert first.tokens == len("photoofzibo,sea,night,moon")  # the tiny model spells
+    assert "does not say 'zibo'" in words(found)["a.png"]
+    assert "'xxxxxx" in words(found)["b.png"] and second.tokens == 80 + len("photoofzibo,")
+    assert found.tags["moon"] == 1
+    assert (found.steps_per_round, found.rounds) == (2, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("captions", "trigger", "problem"),
+    [
+        (("robot, sea", "robot, snow"), "robot", "knows well already"),
+        (("a sea", "the snow"), "", "no trigger word"),
+        (("zibo, sea", "zibo, snow"), "zibo", ""),
+        (("neon lighting, sea", "neon lighting, snow"), "neon lighting", ""),
+    ],
+)
+def test_a_trigger_that_is_missing_or_common_is_told(
+    tmp_path: Path, workspace: Path, captions: tuple[str, ...], trigger: str, problem: str
+) -> None:
+    for number, caption in enumerate(captions):
+        scene(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(caption)
+    found = checked(workspace, tmp_path, model="starter")
+    assert found.trigger == trigger
+    assert found.resolution == 128
+    assert [problem in p.what for p in found.general] == ([True] if problem else [])
+
+
+def test_a_model_that_is_not_here_is_told(tmp_path: Path, workspace: Path) -> None:
+    scene(1).save(tmp_path / "a.png")
+    found = checked(workspace, tmp_path, model="some/where", trigger_word="zibo")
+    assert "not on this computer" in found.general[0].what
+    assert found.rows[0].tokens is None and found.resolution == 512
+
+
+def test_the_command_shows_every_picture_and_the_whole(
+    tmp_path: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene(1, (300, 100)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("zibo, sea")
+    (tmp_path / "b.png").write_bytes(b"")
+    Image.new("L", (300, 100), 255).save(tmp_path / "a-masklabel.png")
+    flags = ["--workspace", str(workspace), "--batch-size", "3", "--steps", "7"]
+    assert main(["dataset", "check", str(tmp_path), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "a.png: 300 x 100, cut to" in said and "masked" in said and "'zibo, sea'" in said
+    assert "not used as meant: b.png is an empty file" in said
+    assert "trigger word: zibo" in said and "steps: 7, in rounds of 1" in said
+    assert main(["dataset", "check", str(tmp_path), *flags, "--json"]) == 0
+    row, whole = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["caption"] == "zibo, sea" and row["size"] == [300, 100]
+    assert whole["pictures"] == 1 and whole["left_out"][0]["file"].endswith("b.png")
+    assert main(["dataset", "check", str(tmp_path / "x"), *flags]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Path) -> None:
+    scene(1).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no caption, such as a.png"):
+        checked(workspace, tmp_path, missing_captions="refuse")
