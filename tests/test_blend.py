@@ -18,7 +18,7 @@ from sdlora.families.base import Family
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile
 from sdlora.workspace import STARTER_MODEL
-from tiny import CPU, open_tiny, tiny_lora, weights_hash
+from tiny import CPU, open_tiny, prompt_embeds, tiny_lora, weights_hash
 
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
@@ -113,7 +113,7 @@ def switches(family: Family, files: list[LoraFile], count: int, look: Callable[[
 
 def picture(family: Family) -> bytes:
     """Two steps without any LoRA."""
-    texts = family.prompt_embeds(["a cat"], [""])
+    texts = prompt_embeds(family, ["a cat"], [""])
     pipeline, rng = family.pipeline, torch.Generator().manual_seed(1)
     with torch.no_grad():
         image = pipeline(**texts, num_inference_steps=2, generator=rng, output_type="pt").images

@@ -16,6 +16,7 @@ from diffusers import (
 from PIL import Image
 
 from sdlora.adapters import attach, collect, detach
+from sdlora.denoise import SAMPLERS
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.families.base import Family
@@ -23,7 +24,6 @@ from sdlora.generate import Engine, render
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.library import Library
-from sdlora.paint import SAMPLERS
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from tiny import CPU, open_tiny, tiny, tiny_lora, weights_hash
@@ -179,10 +179,16 @@ def test_problems_are_told_and_the_rest_is_used(family: Family, loras: Path) -> 
 
 def test_more_problems(family: Family, loras: Path, tmp_path: Path) -> None:
     (tmp_path / "neon.safetensors").write_bytes((loras / "neon.safetensors").read_bytes())
-    asked = request("b" * 75 + " too long <lora:neon:1>", negative_prompt="ugly <lora:soft:1>")
+    asked = request(
+        "b <lora:neon:1>", negative_prompt="ugly AND sad <lora:sof:1>", guidance=1, clip_skip=9
+    )
     _, report = render(family, asked, Library([tmp_path, loras]))
-    for part in ("negative prompt are not used", "left out: 'too long'", "name of other files"):
+    for part in (
+        *("name of other files", "AND in the negative prompt", "'sof' is not used"),
+        *("takes a guidance above 1", "clip_skip = 9 is more than this model has layers; 2 is"),
+    ):
         assert any(part in problem for problem in report["problems"]), part
+    assert report["unused"] == {"sof": "there is no LoRA 'sof'. Did you mean soft?"}
     _, report = render(family, request("<lora:neon:1e38>"), Library([loras]))
     assert "the numbers overflowed" in report["problems"][0]
 
@@ -225,7 +231,8 @@ def test_events_of_a_request(engine: Engine, space: Workspace) -> None:
     with Image.open(samples[1].path) as image:
         text = image.text["parameters"]  # type: ignore[attr-defined]
     assert text.startswith("a cat, lora:neon:0.8 <lora:nothere:1>\nSteps: 3, Sampler: DPM++ 2M, ")
-    assert f'Seed: 8, Size: 64x64, Model: tiny, Lora hashes: "neon: {use["hash"]}"' in text
+    its = f'Seed: 8, Size: 64x64, Model: tiny, RNG: CPU, Lora hashes: "neon: {use["hash"]}"'
+    assert its in text
 
     again = list(engine.generate(asked))  # the model stays open, no picture is written over
     assert kinds(again)[0] is Started

@@ -12,7 +12,7 @@ from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile
-from tiny import LATENT, open_tiny, tiny_lora, weights_hash
+from tiny import LATENT, open_tiny, prompt_embeds, tiny_lora, weights_hash
 
 # per image: the weights of two LoRAs
 ROWS = [(0.8, 0.0), (-0.4, 1.1), (0.0, 0.6)]
@@ -68,7 +68,7 @@ def test_weights_over_the_steps_are_merged_anew_each_step(family: Family) -> Non
     steps = [(0.2, 0.9), (0.5, 0.5), (1.0, -0.3)]
 
     def paint(stand: Any) -> Tensor:
-        texts = family.prompt_embeds(["a cat", "a dog"], ["", ""])
+        texts = prompt_embeds(family, ["a cat", "a dog"], ["", ""])
         generator = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
 
         def after_step(_: Any, step: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:

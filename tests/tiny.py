@@ -65,6 +65,18 @@ def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: An
     return file
 
 
+def prompt_embeds(family: Family, prompts: list[str], negatives: list[str]) -> dict[str, Any]:
+    """Arguments for a stock pipeline's call in place of the two texts, read by the family."""
+    names = {"context": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+    texts: dict[str, Any] = {}
+    for prefix, words in (("", prompts), ("negative_", negatives)):
+        with torch.no_grad():
+            read = [family.read_text(word) if word else family.read_nothing() for word in words]
+        for key in read[0]:
+            texts[prefix + names[key]] = torch.stack([its[key] for its in read])
+    return texts
+
+
 def weights_hash(family: Family) -> str:
     """Of every bit of the parts that a LoRA can change."""
     digest = hashlib.sha256()

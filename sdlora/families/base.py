@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -17,10 +17,12 @@ from typing import Any, ClassVar, Protocol, Self
 import diffusers
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sdlora.errors import ModelError
+from sdlora.families.texts import Layers, Manner, Reader
 from sdlora.lora.bases import BASES
 from sdlora.lora.formats import text_name
 from sdlora.lora.vocabulary import Slot, vocabulary
@@ -34,6 +36,7 @@ TARGETS = {
     "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
 }
 TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
+PLAIN = Manner()
 # What a LoRA file can change, of any kind
 CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
 
@@ -59,6 +62,7 @@ class Family(ABC):
     pipeline_class: ClassVar[type[diffusers.DiffusionPipeline]]
     text_parts: ClassVar[dict[str, str]]  # kohya's name of a text encoder -> the pipeline's
     no_parts: ClassVar[dict[str, Any]]  # what of the pipeline is not loaded
+    has_pooled: ClassVar[bool] = False  # whether `network` reads a text's summary as well
 
     def __init__(self, name: str, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.title = name, BASES[name].title
@@ -103,24 +107,85 @@ class Family(ABC):
         """What the network reads beside the picture; gradients reach the text encoders."""
 
     @abstractmethod
-    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
-        """The network's answer (B,C,h,w) to `noisy` (B,C,h,w) at levels t (B,)."""
+    def network(
+        self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
+    ) -> Tensor:
+        """The network's answer (B,C,h,w) to `noisy` (B,C,h,w) at `t` (B,) or (), as it stands.
 
-    @abstractmethod
-    def prompt_embeds(self, prompts: list[str], negatives: list[str]) -> dict[str, Tensor]:
-        """Arguments for the pipeline's call in place of the two texts."""
+        `cond` as `encode_prompts` gives it, `sizes` (B,6): see Conditioned.
+        """
+
+    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
+        """`network` in training: inputs brought to the model, float32 adapters on half the bits."""
+        cond = {key: value.to(self.device, self.dtype) for key, value in batch.cond.items()}
+        sizes = batch.sizes.to(self.device, self.dtype)
+        with self.autocast():
+            return self.network(noisy.to(self.device, self.dtype), t.to(self.device), cond, sizes)
+
+    def read_text(self, text: str, manner: Manner = PLAIN) -> dict[str, Tensor]:
+        """What `network` reads of one text of any length, emphasis and BREAK in it, as
+        `encode_prompts` would give it but without a batch: `context` (77n,D) for n chunks, and
+        `pooled` (D2), the last encoder's summary of the first, where the family has that."""
+        readers = self.readers()
+        chunks = [reader.chunks(text) for reader in readers]
+        most = max(map(len, chunks))
+        # a word that only one encoder has been brought may make more chunks there
+        read = [
+            reader.read([*its, *[[]] * (most - len(its))], manner)
+            for reader, its in zip(readers, chunks, strict=True)
+        ]
+        context = torch.cat([states for states, _ in read], -1)
+        return (
+            {"context": context, "pooled": read[-1][1]} if self.has_pooled else {"context": context}
+        )
+
+    def read_nothing(self, manner: Manner = PLAIN) -> dict[str, Tensor]:
+        """What an empty negative prompt is to `network`."""
+        return self.read_text("", manner)
+
+    @property
+    def text_layers(self) -> Layers:
+        """Which layer of the text encoders `network` reads."""
+        return Layers()
+
+    def readers(self) -> list[Reader]:
+        """The text encoders, with the tokenizers that they have now."""
+        tokenizers = [
+            getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
+            for name in self.text_parts.values()
+        ]
+        pairs = zip(self.text_encoders.values(), tokenizers, strict=True)
+        return [Reader(model, tokenizer, self.text_layers) for model, tokenizer in pairs]
+
+    @property
+    def deepest_skip(self) -> int:
+        """The highest clip skip that still changes anything."""
+        first, its = next(iter(self.text_encoders.values())), self.text_layers
+        return its.most(first) + its.gone
+
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Scaled latents (B,C,h,w) as B pictures."""
+        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil")
+        return images
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B,3,H,W) in -1..1 to scaled latents (B,C,h,w): the posterior's mode.
 
         In float32 where the model says that its VAE overflows in fp16.
         """
+        with self.careful_vae():
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            return posterior.mode() * self.vae.config.scaling_factor
+
+    @contextlib.contextmanager
+    def careful_vae(self) -> Iterator[None]:
+        """The VAE in float32 where it says that it overflows in fp16."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.to(torch.float32)
         try:
-            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-            return posterior.mode() * self.vae.config.scaling_factor
+            yield
         finally:
             if upcast:
                 self.vae.to(torch.float16)

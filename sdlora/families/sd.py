@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from sdlora.families.base import Conditioned, Family
+from sdlora.families.base import Family
+from sdlora.families.texts import Layers
 
 
 class StableDiffusion(Family):
@@ -28,16 +29,14 @@ class StableDiffusion(Family):
             context, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
         return {"context": context}
 
-    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
-        """See Family; reads `context`."""
-        context = batch.cond["context"].to(self.device, self.dtype)
-        with self.autocast():
-            answer = self.denoiser(
-                noisy.to(self.device, self.dtype), t.to(self.device), context, return_dict=False
-            )
-        return answer[0]
+    @property
+    def text_layers(self) -> Layers:
+        """The last; the files of SD 2 do not have the one after, which A1111 counts too."""
+        return Layers(gone=1 if self.name == "sd2" else 0)
 
-    def prompt_embeds(self, prompts: list[str], negatives: list[str]) -> dict[str, Tensor]:
-        """prompt_embeds and negative_prompt_embeds, each (B,77,D)."""
-        positive, negative = self.pipeline.encode_prompt(prompts, self.device, 1, True, negatives)
-        return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    def network(
+        self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
+    ) -> Tensor:
+        """See Family; reads `context`."""
+        answer = self.denoiser(noisy, t, cond["context"], return_dict=False)
+        return answer[0]

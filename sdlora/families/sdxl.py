@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 from torch import Tensor
 
-from sdlora.families.base import Conditioned, Family
+from sdlora.families.base import PLAIN, Family
+from sdlora.families.texts import Layers, Manner
 
 
 class StableDiffusionXL(Family):
@@ -16,6 +19,7 @@ class StableDiffusionXL(Family):
     pipeline_class = StableDiffusionXLPipeline
     text_parts = {"te1": "text_encoder", "te2": "text_encoder_2"}
     no_parts = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    has_pooled = True
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """context (B,77,D1+D2) and pooled (B,D2)."""
@@ -25,30 +29,39 @@ class StableDiffusionXL(Family):
             )
         return {"context": context, "pooled": pooled}
 
-    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
-        """See Family; reads `context`, `pooled` and the batch's sizes, which are the time_ids."""
-        cond = {key: value.to(self.device, self.dtype) for key, value in batch.cond.items()}
-        sizes = batch.sizes.to(self.device, self.dtype)
-        with self.autocast():
-            answer = self.denoiser(
-                noisy.to(self.device, self.dtype),
-                t.to(self.device),
-                cond["context"],
-                added_cond_kwargs={"text_embeds": cond["pooled"], "time_ids": sizes},
-                return_dict=False,
-            )
+    @property
+    def text_layers(self) -> Layers:
+        """The last but one, without the norm after the last."""
+        return Layers(read=2, normed=False)
+
+    def network(
+        self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
+    ) -> Tensor:
+        """See Family; reads `context`, `pooled` and the sizes, which are the time_ids."""
+        answer = self.denoiser(
+            noisy,
+            t,
+            cond["context"],
+            added_cond_kwargs={"text_embeds": cond["pooled"], "time_ids": sizes},
+            return_dict=False,
+        )
         return answer[0]
 
-    def prompt_embeds(self, prompts: list[str], negatives: list[str]) -> dict[str, Tensor]:
-        """Both texts' contexts and summaries, in the order of the names.
+    def read_nothing(self, manner: Manner = PLAIN) -> dict[str, Tensor]:
+        """See Family; zeros where the model was made so, as in the stock pipeline."""
+        read = self.read_text("", manner)
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return read
+        return {key: torch.zeros_like(value) for key, value in read.items()}
 
-        Without any negative text the stock pipeline puts zeros in its place, and so do we.
-        """
-        names = ("prompt_embeds", "negative_prompt_embeds")
-        embeds = self.pipeline.encode_prompt(
-            prompts,
-            device=self.device,
-            negative_prompt=negatives if any(negatives) else None,
-        )
-        pooled = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        return dict(zip((*names, *pooled), embeds, strict=True))
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """See Family; in float32 where the VAE has to, by its latents' mean where it has one."""
+        with self.careful_vae():
+            latents, config = latents.to(self.vae.dtype), self.vae.config
+            if config.latents_mean is not None and config.latents_std is not None:
+                mean, std = (
+                    torch.tensor(its).view(1, -1, 1, 1).to(latents)
+                    for its in (config.latents_mean, config.latents_std)
+                )
+                latents = latents * std + mean * config.scaling_factor
+            return super().decode_latents(latents)

@@ -28,7 +28,7 @@ _SAME = {
 # What changes nothing here, or is read elsewhere
 _KNOWN = {
     *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
-    *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash"),
+    *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash", "RNG"),
     *("Civitai resources", "Civitai metadata", "Created Date"),
 }
 _EMPHASIS = {"Original": "original", "No norm": "no_norm"}

@@ -1,0 +1,81 @@
+"""Pictures on the disk, each with what it remembers of its making."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdlora import __version__
+from sdlora.errors import SettingsError
+from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
+from sdlora.prompt.samplers import SAMPLER_TITLES
+from sdlora.settings import ImageRequest
+from sdlora.sheet import Sheet
+from sdlora.workspace import free_path
+
+_ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
+
+
+def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
+    """Write image `index` of a request into folder/<day>/, in the format asked for.
+
+    Where that cannot hold its text it becomes a PNG, and the sheet says so.
+    """
+    now = time.localtime()
+    seed = sheet.wishes[index].seed
+    day = folder / time.strftime("%Y-%m-%d", now)
+    path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[request.image_format]}"
+    text = parameters(request, sheet, index, image.size)
+    if request.image_format != "png":
+        try:
+            return write_exif(image, free_path(path), text, details(request, sheet, index))
+        except SettingsError as error:
+            sheet.tell([f"{error}; it is one"], [index])
+    path = free_path(path.with_suffix(".png"))
+    return write_png(image, path, text, details(request, sheet, index))
+
+
+def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int, int]) -> str:
+    """A1111's text for image `index`, of `size` pixels: the prompts as expanded, tags included."""
+    wish, (title, schedule) = sheet.wishes[index], SAMPLER_TITLES[request.sampler]
+    is_hires = len(sheet.passes) > 1
+    scale = request.hires_scale
+    first = (request.width, request.height)
+    if not all(first):
+        first = (round(size[0] / scale), round(size[1] / scale))
+    uses = {use.tag: use.hash for use in sheet.loras(index)}
+    fields = {
+        "Steps": request.steps,
+        "Sampler": title,
+        "Schedule type": schedule,
+        "CFG scale": f"{request.guidance:g}",
+        "Seed": wish.seed,
+        "Size": f"{first[0]}x{first[1]}",
+        "Model": shown_model(request.model),
+        "Denoising strength": f"{request.hires_strength:g}" if is_hires else None,
+        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+        "RNG": "CPU",
+        "Hires upscale": f"{scale:g}" if is_hires else None,
+        "Hires steps": request.hires_steps or None if is_hires else None,
+        "Hires upscaler": _UPSCALERS[request.hires_upscaler] if is_hires else None,
+        "Lora hashes": lora_hashes(uses),
+        "TI hashes": lora_hashes(sheet.words(index)),
+        "Emphasis": "No norm" if request.emphasis == "no_norm" else None,
+        "Version": f"sdlora {__version__}",
+    }
+    return infotext(wish.prompt, wish.negative_prompt, fields)
+
+
+def details(request: ImageRequest, sheet: Sheet, index: int) -> dict[str, Any]:
+    """What that text cannot hold: the request as it was asked, and what became of this image."""
+    image = {"index": index, "seed": sheet.wishes[index].seed, **sheet.report(index)}
+    return {"version": __version__, "request": request.model_dump(mode="json"), "image": image}
+
+
+def shown_model(model: str) -> str:
+    """A model's name without the folders that lead to it."""
+    return model.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,0 +1,144 @@
+"""Which LoRAs and textual inversions the images of a request use, found and fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from sdlora.adapters import Blend, Fit
+from sdlora.errors import LoraFileError
+from sdlora.lora.file import LoraFile, read_lora
+from sdlora.lora.hashes import read_hashes
+from sdlora.lora.inversion import inversion_base, read_inversion
+from sdlora.lora.library import Library, LoraEntry, stamp
+from sdlora.prompt.tags import LoraTag
+from sdlora.prompt.wordbook import Wordbook
+from sdlora.sheet import Chosen, Sheet, also_named, listed
+
+Weighted = tuple[LoraFile, float, float]
+
+
+class Cast:
+    """Finds what prompts name; files stay open from one request to the next that uses them."""
+
+    def __init__(self, blend: Blend, library: Library, book: Wordbook) -> None:
+        self.blend, self.library, self.book = blend, library, book
+        self._files: dict[tuple[Path, tuple[int, int]], tuple[LoraFile, str]] = {}
+        self._used: set[Path] = set()
+
+    def stand(self, sheet: Sheet, hires: bool) -> None:
+        """Make the LoRAs and words of a sheet's wishes stand in the model, and note them on it.
+
+        What cannot be used is a problem on the sheet, never an error: the rest is used.
+        """
+        self._used = set()
+        chosen = self._choose(sheet)
+        words = self._words(sheet)
+        images = len(sheet.wishes)
+        still = [one for one in chosen if one.is_still(images, hires)]
+        moving = [one for one in chosen if not one.is_still(images, hires)]
+        merged: list[Weighted] = [(one.file, *one.strongest(0, False)) for one in still]
+        try:
+            fits = self.blend.apply([*merged, *((word, 1.0, 1.0) for word in words)])[: len(still)]
+            fits += self.blend.vary([(one.file, (0.0,), (0.0,)) for one in moving])
+            sheet.still, sheet.moving, sheet.fits = still, moving, fits
+            sheet.tell(self.blend.notes)
+        except LoraFileError as error:
+            self.blend.clear()
+            sheet.embeddings = {}
+            sheet.unused |= {tag.name: str(error) for _, _, tag in _named(sheet)}
+            sheet.tell([f"no LoRA is used: {error}"])
+        self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
+
+    def _choose(self, sheet: Sheet) -> list[Chosen]:
+        """The LoRAs that can be used, each once."""
+        by_name: dict[str, Chosen | None] = {}
+        chosen: dict[Path, Chosen] = {}
+        for image, negative, tag in _named(sheet):
+            if tag.name not in by_name:
+                by_name[tag.name] = self._found(tag.name, sheet, chosen)
+            if one := by_name[tag.name]:
+                one.tags.setdefault((image, negative), []).append(tag)
+            else:
+                sheet.tell([f"{tag.name!r} is not used: {sheet.unused[tag.name]}"], [image])
+        for one in chosen.values():
+            for (image, _), tags in one.tags.items():
+                if len(tags) > 1:
+                    sheet.tell([_sum_told(one, tags)], [image])
+        return list(chosen.values())
+
+    def _found(self, name: str, sheet: Sheet, chosen: dict[Path, Chosen]) -> Chosen | None:
+        try:
+            entry = self.library.find(name)
+            file, its_hash = self._opened(entry.path, read_lora, partial(self._autov3, entry))
+            its: Fit = self.blend.fit(file)
+        except LoraFileError as error:
+            sheet.unused[name] = str(error)
+            return None
+        if entry.path not in chosen:
+            chosen[entry.path] = Chosen(entry, file, its_hash)
+            if its.unmatched:
+                sheet.tell([
+                    f"{len(its.unmatched)} layers of {name!r} are not in this model and are not "
+                    f"used: {listed(its.unmatched)}"
+                ])  # fmt: skip
+            if entry.also:
+                others = also_named(entry.also)
+                sheet.tell([f"{name!r} is the name of other files too, not used: {others}"])
+        return chosen[entry.path]
+
+    def _autov3(self, entry: LoraEntry) -> str:
+        return self.library.hashes(entry).autov3
+
+    def _words(self, sheet: Sheet) -> list[LoraFile]:
+        """The textual inversions that the prompts name."""
+        texts = [part.text for wish in sheet.wishes for part in (wish.positive, wish.negative)]
+        words = []
+        for name, path in self.book.embeddings_in("\n".join(dict.fromkeys(texts))).items():
+            try:
+                file, its_hash = self._opened(path, read_inversion, partial(_sha256, path))
+                if self.blend.fit(file).words.keys() != file.embeddings.keys():
+                    raise LoraFileError(
+                        f"it is for {inversion_base(file)}; the open model is "
+                        f"{self.blend.family.title}"
+                    )
+            except (LoraFileError, OSError) as error:
+                sheet.tell([f"the textual inversion {name!r} is not used: {error}"])
+                continue
+            words.append(file)
+            sheet.embeddings[name] = its_hash
+        return words
+
+    def _opened(
+        self, path: Path, read: Callable[[Path], LoraFile], hashed: Callable[[], str]
+    ) -> tuple[LoraFile, str]:
+        """A file and its hash; the same objects while the file is the same and in use."""
+        key = path, stamp(path)
+        self._used.add(path)
+        if key not in self._files:
+            self._files[key] = read(path), hashed()
+        return self._files[key]
+
+
+def _sha256(path: Path) -> str:
+    """A textual inversion's hash in A1111's pictures."""
+    return read_hashes(path).sha256[:12]
+
+
+def _named(sheet: Sheet) -> Iterator[tuple[int, bool, LoraTag]]:
+    """(image, whether in the negative prompt, tag) of every tag there is."""
+    for image, wish in enumerate(sheet.wishes):
+        for negative, part in ((False, wish.positive), (True, wish.negative)):
+            for tag in part.loras:
+                yield image, negative, tag
+
+
+def _sum_told(one: Chosen, tags: list[LoraTag]) -> str:
+    """How the weights of several tags add up."""
+    given = [f"{tag.unet:g}" for tag in tags]
+    times = "twice" if len(given) == 2 else f"{len(given)} times"
+    return (
+        f"{one.entry.name!r} stands {times}, and its weights add up: "
+        f"{' + '.join(given)} = {sum(tag.unet for tag in tags):g}"
+    )
