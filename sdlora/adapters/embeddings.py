@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from sdlora.adapters.places import Words
@@ -76,7 +77,8 @@ class Embeddings:
         weight = own.embedding.weight.detach()
         for word, vectors in words.items():
             names = [word, *(f"{word}_{number}" for number in range(1, len(vectors)))]
-            tokenizer.add_tokens(names)
+            # as words of their own: 'cat' does not begin 'category'
+            tokenizer.add_tokens([AddedToken(name, single_word=True) for name in names])
             numbers = tokenizer.convert_tokens_to_ids(names)
             grown = weight.new_zeros(max(*numbers, len(weight) - 1) + 1, weight.shape[1])
             grown[: len(weight)] = weight
