@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from sdlora.settings import MORE, Settings
+from sdlora.checked import MORE, Settings
 
 _WORDS = {int: "N", float: "X"}
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdlora.checked import Settings
 from sdlora.errors import LoraFileError
 from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.lora.answer import Answer
@@ -27,7 +28,6 @@ from sdlora.lora.settings import (
     MergeSettings,
     ResizeSettings,
 )
-from sdlora.settings import Settings
 from sdlora.workspace import Workspace
 
 Act = Callable[[Any, Workspace], Sequence[Answer]]

@@ -7,87 +7,37 @@ stands in `presets/`; what the user set is never overridden.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sdlora.errors import SettingsError, did_you_mean
+from sdlora.checked import Settings
+from sdlora.learning import AdapterSettings
 
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial", "rex"]
-TargetGroup = Literal["attention", "feed_forward", "conv"]
-MORE = "More"  # the group of fields that belong to no other
 MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
 CaptionLines = Literal["joined", "first", "random"]
 Transparency = Literal["white", "black", "mask"]
-SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
-class Settings(BaseModel):
-    """A frozen set of settings that says clearly what is wrong with it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    # Title -> the fields that forms and --help show under it; those in no group come under MORE
-    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings from plain values. SettingsError: one sentence per wrong or unknown one."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError("\n".join(_sentence(cls, e) for e in error.errors())) from None
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Settings from a JSON file."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{path} cannot be read as settings: {error}") from None
-        return cls.of(values)
-
-    @classmethod
-    def groups(cls) -> dict[str, tuple[str, ...]]:
-        """Every field under the title of its group."""
-        grouped = {name for names in cls.GROUPS.values() for name in names}
-        return {**cls.GROUPS, MORE: tuple(n for n in cls.model_fields if n not in grouped)}
-
-    def given(self) -> dict[str, Any]:
-        """The values somebody set, as plain JSON types; the rest are defaults."""
-        return self.model_dump(mode="json", exclude_unset=True)
-
-    def to_json(self) -> str:
-        """The values somebody set, readable, in the order of the fields."""
-        return json.dumps(self.given(), indent=2, ensure_ascii=False) + "\n"
-
-
-def _sentence(cls: type[Settings], error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"]) or "settings"
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}.{did_you_mean(name, cls.model_fields)}"
-    said = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "missing" or not error["loc"] else f" = {error['input']!r}"
-    return f"{name}{given}: {said}"
-
-
-class TrainSettings(Settings):
+class TrainSettings(AdapterSettings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
     GROUPS = {
         "What to learn": ("data", "name", "model", "goal", "effort", "trigger_word"),
         "Steps": ("steps", "batch_size", "gradient_accumulation", "seed"),
         "Learning": (
-            *("learning_rate", "text_encoder_learning_rate", "optimizer", "schedule"),
-            *("schedule_cycles", "schedule_power", "warmup_steps"),
-            *("weight_decay", "max_grad_norm", "ema_decay", "min_snr_gamma"),
+            *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
+            *("lora_plus_ratio", "optimizer", "schedule", "schedule_cycles", "schedule_power"),
+            *("warmup_steps", "weight_decay", "max_grad_norm", "ema_decay", "min_snr_gamma"),
         ),
-        "Adapter": ("rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
+        "Adapter": (
+            *("adapter", "rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
+            *("group_rank", "group_alpha", "group_dropout", "lokr_factor", "max_norm"),
+        ),
         "Pictures": (
             *("resolution", "upscale", "flip", "crop_jitter", "colour_jitter", "picture_variants"),
             *("more_data", "regularisation", "regularisation_weight"),
@@ -122,18 +72,6 @@ class TrainSettings(Settings):
     batch_size: int = Field(2, ge=1, le=256, description="Pictures per step")
     gradient_accumulation: int = Field(
         1, ge=1, le=256, description="Batches added up per optimizer step"
-    )
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
-    rank: int = Field(16, ge=1, le=1024, description="Rank of the adapter: how much it can hold")
-    alpha: float = Field(16, gt=0, le=4096, description="Scale of the adapter is alpha / rank")
-    conv_rank: int = Field(8, ge=1, le=1024, description="Rank of the adapter on convolutions")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of adapter inputs dropped")
-    targets: tuple[TargetGroup, ...] = Field(
-        ("attention",), min_length=1, description="Layers of the UNet that learn"
-    )
-    train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
-    text_encoder_learning_rate: float = Field(
-        5e-5, gt=0, le=10, description="Peak learning rate of the text encoder's adapter"
     )
     resolution: int | None = Field(
         None, ge=64, le=4096, description="Pixels a side; empty: what the model was made for"

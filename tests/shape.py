@@ -17,6 +17,9 @@ LAYERS = {
     "sdlora": 0,
     "sdlora.errors": 0,
     "sdlora.events": 0,
+    "sdlora.by_group": 1,
+    "sdlora.checked": 1,
+    "sdlora.learning": 1,
     "sdlora.settings": 1,
     "sdlora.presets": 1,
     "sdlora.workspace": 1,
@@ -60,6 +63,7 @@ LAYERS = {
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
+    *("sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.flags", "sdlora.lora_cli", "sdlora.dataset_cli", "sdlora.data*"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
@@ -68,6 +72,7 @@ WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
+    "sdlora.checked",
     *("sdlora.prompt*", "webui*"),
 )
 # the last one looks for what others must not raise

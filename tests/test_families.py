@@ -118,7 +118,7 @@ def test_prompts_beyond_the_limit(family: Family) -> None:
 
 def test_half_precision_learns_in_float32() -> None:
     family = open_tiny("sd1", torch.bfloat16)
-    parameters = [p for some in attach(family, SETTINGS).values() for p in some]
+    parameters = [p for its in attach(family, SETTINGS) for p in its.parameters]
     assert {p.dtype for p in parameters} == {torch.float32}
     cond = family.encode_prompts(["a cat"])
     noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([5])

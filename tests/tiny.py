@@ -57,8 +57,8 @@ def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: An
         "targets": ("attention", "feed_forward", "conv"), "seed": seed, **settings,
     }  # fmt: skip
     rng = torch.Generator().manual_seed(seed)
-    for parameters in attach(family, TrainSettings(data="x", name="x", **asked)).values():
-        for parameter in parameters:
+    for learning in attach(family, TrainSettings(data="x", name="x", **asked)):
+        for parameter in learning.parameters:
             parameter.data = scale * torch.randn(parameter.shape, generator=rng)
     file = collect(family)
     detach(family)

@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic.fields import FieldInfo
 
-from sdlora.settings import Settings
+from sdlora.checked import Settings
 from webui.parts import html
 
 WIDEST_SLIDER = 100  # a range wider than this is set more easily by typing

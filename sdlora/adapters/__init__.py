@@ -2,11 +2,29 @@
 
 `blend` is the front: which LoRAs stand. It merges what can be merged and leaves to `lowrank` what
 cannot; `places` says where a file's layers belong, `pristine` keeps the weights underneath,
-`embeddings` the words that files bring along. `training` attaches the adapters that learn.
+`embeddings` the words that files bring along. `training` attaches the adapters that learn, `layers`
+knows their kinds.
 """
 
 from sdlora.adapters.blend import Blend
 from sdlora.adapters.places import Fit, fit
-from sdlora.adapters.training import ADAPTER, attach, collect, detach, trainable_report
+from sdlora.adapters.training import (
+    Learning,
+    attach,
+    collect,
+    detach,
+    limit_norms,
+    trainable_report,
+)
 
-__all__ = ["ADAPTER", "Blend", "Fit", "attach", "collect", "detach", "fit", "trainable_report"]
+__all__ = [
+    "Blend",
+    "Fit",
+    "Learning",
+    "attach",
+    "collect",
+    "detach",
+    "fit",
+    "limit_norms",
+    "trainable_report",
+]

@@ -1,81 +1,118 @@
 """Adapters that learn: fresh ones beside the layers of an open family, and what they have learnt.
 
-They are peft's; attaching and detaching them leaves the base weights alone.
+`layers` knows the kinds; attaching and detaching them leaves the base weights alone.
 """
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
+from sdlora.adapters.layers import ADAPTER, KINDS, AdapterLayer, Ask, highest_rank, limit_norm
 from sdlora.device import generator_for
 from sdlora.families.base import Family
-from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile
 from sdlora.settings import TrainSettings
 
-ADAPTER = "sdlora"
+Place = tuple[str, str]  # part, path in it
 
 
-def attach(family: Family, settings: TrainSettings) -> dict[str, list[nn.Parameter]]:
-    """Put fresh adapters beside the layers of `settings.targets`; part -> the parameters to train.
+@dataclass(frozen=True)
+class Learning:
+    """Parameters that learn at one rate."""
 
-    A gaussian, B zero (arXiv:2106.09685, sec. 4.1), so that nothing changes before the first step;
-    float32 whatever the base; the same numbers for the same seed on every device.
+    part: str
+    group: str  # of the family's TARGETS, or text_encoder
+    rate: float  # at its peak
+    parameters: list[nn.Parameter]
+
+
+def attach(family: Family, settings: TrainSettings) -> list[Learning]:
+    """Put fresh adapters beside the layers of `settings.targets`; returns what is to be trained.
+
+    Nothing changes before the first step: a factor is zero (of LoRA B, arXiv:2106.09685, sec. 4.1),
+    or what PiSSA begins with is taken off again. float32 whatever the base; the same numbers for
+    the same seed on every device, PiSSA's apart, which come from the base's weights.
     """
+    kind, groups = KINDS[settings.adapter], _group_of(family, settings)
+    cuda = family.device.type == "cuda"
+    with torch.random.fork_rng(devices=[family.device] if cuda else []):
+        torch.manual_seed(generator_for(settings.seed, "adapter").initial_seed())
+        for (part, path), group in groups.items():
+            base = family.parts[part].get_submodule(path)
+            ask = _ask(settings, group, base.weight)
+            layer = kind.build(base, ask).train(base.training)
+            layer.learns_as = settings.adapter  # type: ignore[assignment]
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+            family.parts[part].set_submodule(path, layer)
+    if settings.adapter in ("lora", "dora", "rslora"):
+        _draw(family, settings.seed)
+    return list(_learning(family, settings, groups))
+
+
+def _group_of(family: Family, settings: TrainSettings) -> dict[Place, str]:
+    """Every layer that learns and its group, in the order of the family's layers."""
     targets = family.lora_targets(settings.targets, settings.train_text_encoder)
-    with torch.random.fork_rng(devices=[]):  # peft throws the process's dice; ours come below
-        for part, groups in targets.items():
-            model = family.parts[part]
-            LoraModel(model, _config(model, groups, settings), ADAPTER)
-    rng = generator_for(settings.seed, "adapter")
+    groups = {
+        (part, path): group
+        for part, its in targets.items()
+        for group, paths in its.items()
+        for path in paths
+    }
+    return {place: groups[place] for place in family.module_names().values() if place in groups}
+
+
+def _ask(settings: TrainSettings, group: str, weight: Tensor) -> Ask:
+    wanted = settings.of_group("rank", group)
+    rank = min(wanted, highest_rank(settings.adapter, weight))
+    # rslora's alpha is for all ranks, the others' scale is
+    alpha = settings.scale(group) * (wanted if settings.adapter == "rslora" else rank)
+    return Ask(rank, alpha, settings.of_group("dropout", group), settings.lokr_factor or -1)
+
+
+def _draw(family: Family, seed: int) -> None:
+    """A gaussian, from a stream of its own that does not depend on how peft begins."""
+    rng = generator_for(seed, "adapter")
     for layer in _adapted(family).values():
-        layer.lora_A.float()
-        layer.lora_B.float()
         down = layer.lora_A[ADAPTER].weight
         down.data.copy_(torch.randn(down.shape, generator=rng) / layer.r[ADAPTER])
-    return {
-        part: [p for p in family.parts[part].parameters() if p.requires_grad] for part in targets
-    }
 
 
-def _config(model: nn.Module, groups: dict[str, list[str]], settings: TrainSettings) -> LoraConfig:
-    ranks = {"conv": settings.conv_rank}
-    by_rank: dict[int, list[str]] = {}
-    for group, paths in groups.items():
-        for path in paths:
-            weight: Any = model.get_submodule(path).weight
-            out, *inner = weight.shape
-            # a rank above what the layer can hold adds nothing but size
-            rank = min(ranks.get(group, settings.rank), out, math.prod(inner))
-            by_rank.setdefault(rank, []).append(path)
-    patterns = {"|".join(map(re.escape, paths)): rank for rank, paths in by_rank.items()}
-    scale = settings.alpha / settings.rank  # of every layer, whatever its rank
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=[path for paths in by_rank.values() for path in paths],
-        init_lora_weights="gaussian",  # B zero; `attach` draws A from a stream of its own
-        rank_pattern=patterns,
-        alpha_pattern={pattern: scale * rank for pattern, rank in patterns.items()},
-    )
+def _learning(
+    family: Family, settings: TrainSettings, groups: dict[Place, str]
+) -> Iterator[Learning]:
+    """By part and group; with LoRA+ (arXiv:2402.12354, sec. 5) the B matrices apart."""
+    layers = _adapted(family)
+    for part, group in dict.fromkeys((part, group) for (part, _), group in groups.items()):
+        some = [layers[place] for place in groups if (place[0], groups[place]) == (part, group)]
+        every = [p for layer in some for p in layer.parameters() if p.requires_grad]
+        rate = settings.of_group("learning_rate", group)
+        if settings.lora_plus_ratio == 1:
+            yield Learning(part, group, rate, every)
+            continue
+        upper = {id(layer.lora_B[ADAPTER].weight) for layer in some}
+        yield Learning(part, group, rate, [p for p in every if id(p) not in upper])
+        faster = [p for p in every if id(p) in upper]
+        yield Learning(part, group, rate * settings.lora_plus_ratio, faster)
+
+
+def limit_norms(family: Family, settings: TrainSettings) -> None:
+    """After a step: no layer's change is larger than `settings.max_norm`, if there is one."""
+    if settings.max_norm:
+        for layer in _adapted(family).values():
+            limit_norm(KINDS[settings.adapter], layer, settings.max_norm)
 
 
 def detach(family: Family) -> None:
     """Take the training adapters away; the base weights are as they were."""
     for (part, path), layer in _adapted(family).items():
-        family.parts[part].set_submodule(path, layer.get_base_layer())
-    for model in family.parts.values():
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        family.parts[part].set_submodule(path, layer.base_layer)
 
 
 def collect(family: Family) -> LoraFile:
@@ -83,22 +120,17 @@ def collect(family: Family) -> LoraFile:
     layers = _adapted(family)
     return LoraFile(
         {
-            name: Adapter.lora(_copy(layers[place].lora_A), _copy(layers[place].lora_B), alpha)
+            name: KINDS[layers[place].learns_as].read(layers[place])
             for name, place in family.module_names().items()
             if place in layers
-            for alpha in [float(layers[place].lora_alpha[ADAPTER])]
         }
     )
 
 
-def _copy(halves: nn.ModuleDict) -> Tensor:
-    return halves[ADAPTER].weight.detach().cpu().clone()  # type: ignore[union-attr,operator]
-
-
-def _adapted(family: Family) -> dict[tuple[str, str], Any]:
+def _adapted(family: Family) -> dict[Place, Any]:
     places = family.module_names().values()
     layers = {(part, path): family.parts[part].get_submodule(path) for part, path in places}
-    return {place: layer for place, layer in layers.items() if isinstance(layer, LoraLayer)}
+    return {place: layer for place, layer in layers.items() if isinstance(layer, AdapterLayer)}
 
 
 @dataclass(frozen=True)
@@ -119,6 +151,12 @@ class Trainable:
 
 def trainable_report(family: Family) -> Trainable:
     """Parameters of the attached adapters, and of what they stand beside."""
+    layers = _adapted(family).values()
+    fresh = {id(p): p for layer in layers for p in layer.parameters()}
+    for layer in layers:
+        for parameter in layer.base_layer.parameters():
+            del fresh[id(parameter)]
     every = [p for model in family.parts.values() for p in model.parameters()]
     trained = sum(p.numel() for p in every if p.requires_grad)
-    return Trainable(trained, sum(p.numel() for p in every) - trained, len(_adapted(family)))
+    total = sum(p.numel() for p in every if id(p) not in fresh)
+    return Trainable(trained, total, len(layers))

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sdlora.by_group import TEXT_ENCODER, WIDER
 from sdlora.errors import ModelError
 from sdlora.families.texts import Layers, Manner, Reader
 from sdlora.lora.bases import BASES
@@ -31,7 +32,9 @@ from sdlora.noise import DDPM
 # Layers of the UNet that an adapter can be put on, by the end of their path. `conv` are the
 # convolutions of kohya's LoCon (sd-scripts, networks/lora.py).
 TARGETS = {
-    "attention": r"attentions\.\d+\.(proj_in|proj_out|.*\.(to_q|to_k|to_v|to_out\.0))",
+    "self_attention": r"attentions\.\d+\..*\.attn1\.(to_q|to_k|to_v|to_out\.0)",
+    "cross_attention": r"attentions\.\d+\..*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
+    "attention": r"attentions\.\d+\.(proj_in|proj_out)",  # what stands around the two
     "feed_forward": r"attentions\.\d+\..*\.ff\.net\.(0\.proj|2)",
     "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
 }
@@ -207,10 +210,13 @@ class Family(ABC):
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False
     ) -> dict[str, dict[str, list[str]]]:
-        """Part -> group of TARGETS -> paths of the layers to put an adapter on, in their order."""
-        wanted = {"denoiser": {group: TARGETS[group] for group in groups}}
+        """Part -> group of TARGETS, or text_encoder -> paths of the layers to put an adapter on, in
+        their order. Of a group that is part of another, that one's name is enough."""
+        asked = set(groups)
+        narrow = [group for group in TARGETS if {group, WIDER.get(group)} & asked]
+        wanted = {"denoiser": {group: TARGETS[group] for group in narrow}}
         if text_encoder:
-            wanted |= {key: {"attention": TEXT_TARGETS} for key in self.text_encoders}
+            wanted |= {key: {TEXT_ENCODER: TEXT_TARGETS} for key in self.text_encoders}
         paths: dict[str, dict[str, list[str]]] = {}
         for part, patterns in wanted.items():
             every = [path for its, path in self._module_names.values() if its == part]

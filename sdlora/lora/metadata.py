@@ -47,15 +47,8 @@ def training_metadata(settings: TrainSettings, facts: TrainingFacts) -> dict[str
 
 
 def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
-    with_conv = {"conv_dim": settings.conv_rank} if "conv" in settings.targets else {}
-    arguments = {**with_conv, "dropout": settings.dropout}
-    if with_conv:
-        arguments["conv_alpha"] = settings.alpha * settings.conv_rank / settings.rank
     said = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": settings.rank,
-        "ss_network_alpha": settings.alpha,
-        "ss_network_args": {name: str(value) for name, value in arguments.items()},
+        **_network(settings),
         "ss_base_model_version": BASES[facts.base].version,
         "ss_v2": facts.base == "sd2",
         "ss_output_name": settings.name,
@@ -85,6 +78,31 @@ def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
         "ss_training_comment": f"trained with sdlora {__version__}",
     }
     return {key: _text(value) for key, value in said.items()}
+
+
+# What trainers of the same kind of file say: LyCORIS' algorithm, '' for sd-scripts' own LoRA
+_ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+
+
+def _network(settings: TrainSettings) -> dict[str, object]:
+    """The adapter, as sd-scripts and LyCORIS say it."""
+    arguments: dict[str, object] = {}
+    if algorithm := _ALGORITHMS.get(settings.adapter):
+        arguments |= {"algo": algorithm, "dora_wd": settings.adapter == "dora"}
+    if "conv" in settings.targets:
+        rank = settings.of_group("rank", "conv")
+        arguments |= {"conv_dim": rank, "conv_alpha": settings.scale("conv") * rank}
+    # PiSSA's file has what it began as beside what it became
+    twice = 2 if settings.adapter == "pissa" else 1
+    return {
+        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "ss_network_dim": twice * settings.rank,
+        "ss_network_alpha": twice * settings.alpha,
+        "ss_network_args": {
+            name: str(value) for name, value in {**arguments, "dropout": settings.dropout}.items()
+        },
+        "ss_scale_weight_norms": settings.max_norm or None,
+    }
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdlora.settings import Settings
+from sdlora.checked import Settings
 
 Method = Literal["linear", "concat", "ties", "dare", "dare_ties"]
 Names = Literal["auto", "kohya", "peft"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters import attach
+from sdlora.adapters import attach, limit_norms
 from sdlora.device import generator_for
 from sdlora.encode import Batch, Dataset
 from sdlora.families.base import Family
@@ -58,16 +58,15 @@ class Learner:
     def __init__(self, family: Family, dataset: Dataset, settings: TrainSettings) -> None:
         self.family, self.dataset = family, dataset
         learning = attach(family, settings)
-        rates = {key: settings.text_encoder_learning_rate for key in family.text_encoders}
-        groups = [(some, rates.get(key, settings.learning_rate)) for key, some in learning.items()]
+        groups = [(its.parameters, its.rate) for its in learning]
         self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
         self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
         self.rate_factor = 1.0  # lowered when the training diverged
         half = family.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
         self.average = self._copies() if settings.ema_decay else []
-        for key in learning:
-            family.parts[key].train()
+        for part in {its.part for its in learning}:
+            family.parts[part].train()
         self.use(settings)
 
     def use(self, settings: TrainSettings) -> None:
@@ -115,6 +114,7 @@ class Learner:
         guarded_step(self.optimizer, (loss + norm).isfinite())
         if self.scaler.is_enabled():
             self.scaler.update()
+        limit_norms(self.family, settings)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
             decay = min(settings.ema_decay, (1 + step) / (10 + step))

@@ -1,0 +1,267 @@
+"""The kinds of adapter that can learn: how each is put beside one layer, and what a file keeps.
+
+They are peft's layers, with peft's names for their tensors; a file has LyCORIS' (arXiv:2309.14859).
+The papers: LoRA arXiv:2106.09685, DoRA arXiv:2402.09353, rsLoRA arXiv:2312.03732, PiSSA
+arXiv:2404.02948, LoHa arXiv:2108.06098, LoKr arXiv:2212.10650, OFT arXiv:2306.07280.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig
+from peft.tuners import loha, lokr, lora
+from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
+from peft.tuners.oft.layer import OFTRotationModule
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sdlora.lora.adapter import Adapter
+from sdlora.lora.spectrum import Spectrum
+
+ADAPTER = "sdlora"
+START = "start"  # what PiSSA's adapter begins as, which is taken off again
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of one layer's adapter."""
+
+    rank: int  # at most what the layer can hold
+    alpha: float
+    dropout: float
+    factor: int  # of lokr; -1: as even as can be
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind: `build` puts it beside a linear layer or a convolution so that nothing changes yet,
+    `read` is what it has learnt, as a file holds it; `factors` are what its change is a product of.
+    """
+
+    build: Callable[[nn.Module, Ask], nn.Module]
+    read: Callable[[Any], Adapter]
+    factors: Callable[[Any], list[Tensor]]
+
+
+class TurnedOutputs(nn.Module):
+    """A layer whose outputs, but for the bias, are turned in blocks: OFT, arXiv:2306.07280, eq. 4.
+
+    peft's own OFT turns a layer's inputs, which no program reads from a file; its rotation is put
+    behind the layer here, where the paper, kohya's and LyCORIS' files have it.
+    """
+
+    def __init__(self, base_layer: nn.Module, most: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        base: Any = base_layer
+        outputs = base.weight.shape[0]
+        size = _block_size(outputs, most)
+        pairs = size * (size - 1) // 2
+        self.turn = OFTRotationModule(
+            outputs // size, pairs, size, outputs, use_cayley_neumann=False
+        )
+        nn.init.zeros_(self.turn.weight)
+        self.turn.to(base.weight.device)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's answer, turned; exactly it while nothing is."""
+        base: Any = self.base_layer
+        y: Tensor = base(x, *args, **kwargs)
+        axis = 1 if isinstance(base, nn.Conv2d) else -1
+        plain = y.movedim(axis, -1)
+        if base.bias is not None:
+            plain = plain - base.bias
+        change = self.turn(plain.flatten(0, -2)).reshape(plain.shape) - plain
+        return y + change.movedim(-1, axis)
+
+
+def _block_size(outputs: int, most: int) -> int:
+    """The largest divisor of `outputs` up to `most`; the smallest above 1 if there is none."""
+    sizes = [size for size in range(2, outputs + 1) if outputs % size == 0]
+    return max((size for size in sizes if size <= most), default=sizes[0])
+
+
+def _turned_blocks(layer: TurnedOutputs) -> Adapter:
+    """LyCORIS turns by (I + S)(I - S)^-1 with S = blocks - blocks^T, peft by that of -S."""
+    turn: Any = layer.turn
+    blocks = torch.zeros(turn.r, turn.block_size, turn.block_size)
+    blocks[:, turn.rows.cpu(), turn.cols.cpu()] = -_kept(turn.weight)
+    return Adapter("OFT", {"oft_blocks": blocks, "alpha": torch.tensor(0.0)})  # no limit
+
+
+def _lora(base: nn.Module, ask: Ask, **more: Any) -> Any:
+    config = LoraConfig(lora_dropout=ask.dropout, init_lora_weights="gaussian", **more)
+    kind = lora.Linear if isinstance(base, nn.Linear) else lora.Conv2d
+    return kind(base, ADAPTER, config, r=ask.rank, lora_alpha=ask.alpha)
+
+
+def _pissa(base: nn.Module, ask: Ask) -> Any:
+    """A and B from the largest singular values (eq. 2 and 3), and the same once more, fixed and
+    taken off: W - B0 A0 + B A without touching W, so that the base is still the base.
+
+    The fast SVD is that of sec. 5.5. A layer's rank is at most half of what it can hold, for the
+    change has twice that rank.
+    """
+    layer = _lora(base, ask)
+    weight: Any = base.weight
+    wide = min(ask.rank + 16, *weight.flatten(1).shape)
+    left, values, right = torch.svd_lowrank(weight.float().flatten(1), q=wide, niter=4)
+    root = (values[: ask.rank] / layer.scaling[ADAPTER]).sqrt()
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    a.data = (root[:, None] * right[:, : ask.rank].T).reshape(a.shape)
+    b.data = (left[:, : ask.rank] * root).reshape(b.shape)
+    config = LoraConfig(init_lora_weights="gaussian")
+    layer.update_layer(START, ask.rank, ask.alpha, config)
+    for halves in (layer.lora_A, layer.lora_B):
+        halves[START].weight.data = halves[ADAPTER].weight.data.clone()
+    layer.scaling[START] = -layer.scaling[ADAPTER]
+    layer.set_adapter([ADAPTER, START])
+    layer.lora_A[START].requires_grad_(False)
+    layer.lora_B[START].requires_grad_(False)
+    return layer
+
+
+class _Norms:
+    """The norms of DoRA's eq. 5, in float32 whatever the base, and without a detour over an
+    identity matrix: in half the bits they would forget the first steps."""
+
+    def get_lora_weight(self, lora_A: Any, lora_B: Any, adapter_name: str | None = None) -> Tensor:
+        with torch.autocast(lora_A.weight.device.type, enabled=False):
+            return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
+
+    def get_weight_norm(
+        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+    ) -> Tensor:
+        merged = weight.float() + scaling * lora_weight.float().reshape(weight.shape)
+        norm = torch.linalg.vector_norm(merged.flatten(1), dim=1)
+        return norm if weight.dim() == 2 else norm[None, :, None, None]
+
+
+class _LinearNorms(_Norms, DoraLinearLayer): ...
+
+
+class _ConvNorms(_Norms, DoraConv2dLayer): ...
+
+
+def _dora(base: nn.Module, ask: Ask) -> Any:
+    layer = _lora(base, ask, use_dora=True)
+    norms = (_LinearNorms if isinstance(base, nn.Linear) else _ConvNorms)(fan_in_fan_out=False)
+    weight: Any = base.weight
+    start = norms.get_weight_norm(weight.detach(), torch.zeros_like(weight), 0.0)
+    norms.weight = nn.Parameter(start)
+    layer.lora_magnitude_vector[ADAPTER] = norms
+    return layer
+
+
+def _loha(base: nn.Module, ask: Ask) -> Any:
+    kind = loha.Linear if isinstance(base, nn.Linear) else loha.Conv2d
+    config = LoHaConfig(rank_dropout=ask.dropout)
+    return kind(base, ADAPTER, config, r=ask.rank, alpha=ask.alpha)
+
+
+def _lokr(base: nn.Module, ask: Ask) -> Any:
+    """The half that begins at zero is LyCORIS', so that its users' learning rates fit."""
+    kind = lokr.Linear if isinstance(base, nn.Linear) else lokr.Conv2d
+    config = LoKrConfig(
+        rank_dropout=ask.dropout, decompose_factor=ask.factor, init_weights="lycoris"
+    )
+    return kind(base, ADAPTER, config, r=ask.rank, alpha=ask.alpha)
+
+
+def _halves(layer: Any, name: str = ADAPTER) -> tuple[Tensor, Tensor]:
+    return layer.lora_A[name].weight, layer.lora_B[name].weight
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _as_lora(layer: Any) -> Adapter:
+    """alpha / rank in the file is the scale as it is, also where training had another rule."""
+    down, up = map(_kept, _halves(layer))
+    return Adapter.lora(down, up, layer.scaling[ADAPTER] * down.shape[0])
+
+
+def _as_dora(layer: Any) -> Adapter:
+    plain = _as_lora(layer)
+    ones = (1,) * (plain.tensors["down"].dim() - 1)
+    norms = _kept(layer.lora_magnitude_vector[ADAPTER].weight).reshape(-1, *ones)
+    return Adapter("DoRA", {**plain.tensors, "dora_scale": norms})
+
+
+def _as_difference(layer: Any) -> Adapter:
+    """B A - B0 A0 of twice the rank (PiSSA, app. C), which fits the base as it is.
+
+    As its own singular vectors: next to B A itself, half numbers would round all of it away.
+    """
+    (down, up), (down0, up0) = _halves(layer), _halves(layer, START)
+    scale = layer.scaling[ADAPTER]
+    downs = torch.cat([_kept(down), _kept(down0)]).flatten(1)
+    ups = torch.cat([_kept(up), -_kept(up0)], 1).flatten(1) * scale
+    down2, up2 = Spectrum.of_factors(downs, ups).cut(len(downs)).factors()
+    shape = down.shape[1:]
+    return Adapter.lora(
+        down2.reshape(-1, *shape), up2.reshape(*up2.shape, *up.shape[2:]), float(len(down2))
+    )
+
+
+def _as_lycoris(kind: str, layer: Any) -> Adapter:
+    tensors = {name: _kept(tensor) for name, tensor in _tensors(layer).items()}
+    if {"lokr_w1", "lokr_w2"} <= tensors.keys():  # nothing has a rank that alpha could go by
+        tensors["lokr_w1"] *= layer.scaling[ADAPTER]
+        return Adapter(kind, tensors)
+    return Adapter(kind, {**tensors, "alpha": torch.tensor(float(layer.alpha[ADAPTER]))})
+
+
+def _tensors(layer: Any) -> dict[str, Tensor]:
+    """By peft's names, which are LyCORIS'."""
+    named = ((name, getattr(layer, name)) for name in layer.adapter_layer_names)
+    return {name: its[ADAPTER] for name, its in named if ADAPTER in its}
+
+
+def _two(build: Callable[..., Any], read: Callable[[Any], Adapter] = _as_lora, **more: Any) -> Kind:
+    return Kind(partial(build, **more), read, lambda layer: [*_halves(layer)])
+
+
+KINDS: dict[str, Kind] = {
+    "lora": _two(_lora),
+    "dora": _two(_dora, _as_dora),
+    "rslora": _two(_lora, use_rslora=True),
+    "pissa": _two(_pissa, _as_difference),
+    "loha": Kind(_loha, partial(_as_lycoris, "LoHa"), lambda layer: [*_tensors(layer).values()]),
+    "lokr": Kind(_lokr, partial(_as_lycoris, "LoKr"), lambda layer: [*_tensors(layer).values()]),
+    "oft": Kind(lambda base, ask: TurnedOutputs(base, ask.rank), _turned_blocks, lambda layer: []),
+}
+AdapterLayer = BaseTunerLayer | TurnedOutputs
+
+
+def highest_rank(kind: str, weight: Tensor) -> int:
+    """Above this a rank adds nothing but size to a layer of this weight (out,in[,k,k])."""
+    most = min(weight.shape[0], math.prod(weight.shape[1:]))
+    if kind == "pissa":
+        return max(most // 2, 1)
+    return most if kind in ("lora", "dora", "rslora", "loha") else 1024
+
+
+@torch.no_grad()
+def limit_norm(kind: Kind, layer: Any, most: float) -> None:
+    """Make a layer's change no larger than `most`, its Frobenius norm (max-norm regularisation,
+    Srebro et al. 2004, as kohya-ss/sd-scripts, networks/lora.py does it); nothing is read back.
+
+    The change is a product of n factors, so each is multiplied by the n-th root.
+    """
+    factors = kind.factors(layer)
+    if isinstance(layer, lora.LoraLayer):
+        down, up = (factor.flatten(1) for factor in factors)
+        # |BA|² = <BᵀB, AAᵀ>, both only (r,r)
+        norm = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt() * layer.scaling[ADAPTER]
+    else:
+        norm = layer.get_delta_weight(ADAPTER).norm()
+    share = (most / norm).clamp(max=1.0) ** (1 / len(factors))
+    torch._foreach_mul_(factors, share)

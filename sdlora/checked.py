@@ -1,0 +1,62 @@
+"""What every set of settings can do: be checked, come from a file and go there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sdlora.errors import SettingsError, did_you_mean
+
+MORE = "More"  # the group of fields that belong to no other
+
+
+class Settings(BaseModel):
+    """A frozen set of settings that says clearly what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Title -> the fields that forms and --help show under it; those in no group come under MORE
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values. SettingsError: one sentence per wrong or unknown one."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(cls, e) for e in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Settings from a JSON file."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path} cannot be read as settings: {error}") from None
+        return cls.of(values)
+
+    @classmethod
+    def groups(cls) -> dict[str, tuple[str, ...]]:
+        """Every field under the title of its group."""
+        grouped = {name for names in cls.GROUPS.values() for name in names}
+        return {**cls.GROUPS, MORE: tuple(n for n in cls.model_fields if n not in grouped)}
+
+    def given(self) -> dict[str, Any]:
+        """The values somebody set, as plain JSON types; the rest are defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def to_json(self) -> str:
+        """The values somebody set, readable, in the order of the fields."""
+        return json.dumps(self.given(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _sentence(cls: type[Settings], error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}.{did_you_mean(name, cls.model_fields)}"
+    said = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "missing" or not error["loc"] else f" = {error['input']!r}"
+    return f"{name}{given}: {said}"

@@ -1,0 +1,127 @@
+"""Settings of what learns: the kind of adapter, the layers it is put on, and how fast they learn.
+
+Part of `TrainSettings`; apart only because a page holds no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from sdlora.by_group import TEXT_ENCODER, TargetGroup, by_group, of_group
+from sdlora.checked import Settings
+
+AdapterKind = Literal["lora", "dora", "rslora", "pissa", "loha", "lokr", "oft"]
+TWO_MATRICES: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "pissa")  # up · down
+# What single groups of layers can have of their own, and the fields of older files that say it
+_OF_A_GROUP = ("rank", "alpha", "learning_rate", "dropout")
+_OWN_FIELD = {
+    ("rank", "conv"): "conv_rank",
+    ("learning_rate", TEXT_ENCODER): "text_encoder_learning_rate",
+}
+
+
+class AdapterSettings(Settings):
+    """What learns."""
+
+    adapter: AdapterKind = Field(
+        "lora",
+        description="Kind of adapter; with conv among the targets lora is what others call LoCon",
+    )
+    rank: int = Field(
+        16, ge=1, le=1024, description="Rank of the adapter: how much it can hold; of oft, the size"
+        " of its blocks",
+    )  # fmt: skip
+    alpha: float = Field(
+        16, gt=0, le=4096, description="Scale of the adapter is alpha / rank; of rslora, alpha / "
+        "sqrt(rank)",
+    )  # fmt: skip
+    conv_rank: int = Field(8, ge=1, le=1024, description="Rank of the adapter on convolutions")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of adapter inputs dropped; of loha and lokr, of outputs"
+    )
+    targets: tuple[TargetGroup, ...] = Field(
+        ("attention",),
+        min_length=1,
+        description="Layers of the UNet that learn; attention is self and cross attention and what "
+        "stands around them",
+    )
+    train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
+    text_encoder_learning_rate: float = Field(
+        5e-5, gt=0, le=10, description="Peak learning rate of the text encoder's adapter"
+    )
+    group_rank: tuple[str, ...] = Field(
+        (), description="Ranks of single groups of layers, such as cross_attention=8 conv=4"
+    )
+    group_alpha: tuple[str, ...] = Field(
+        (), description="Alphas of single groups; without one a group's scale is that of all"
+    )
+    group_learning_rate: tuple[str, ...] = Field(
+        (), description="Peak learning rates of single groups, such as self_attention=5e-5"
+    )
+    group_dropout: tuple[str, ...] = Field((), description="Dropout of single groups")
+    lora_plus_ratio: float = Field(
+        1.0, ge=1, le=100, description="LoRA+: how many times faster the upper matrix learns"
+    )
+    lokr_factor: int | None = Field(
+        None, ge=2, le=1024, description="Size of lokr's smaller half; empty: as even as can be"
+    )
+    max_norm: float = Field(
+        0.0, ge=0, le=1000, description="No layer's change may become larger than this; 0: any size"
+    )
+
+    @field_validator(*(f"group_{name}" for name in _OF_A_GROUP))
+    @classmethod
+    def _can_be_read(cls, words: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        by_group(words, _reader(cls, str(info.field_name).removeprefix("group_")))
+        return words
+
+    @model_validator(mode="after")
+    def _kind_can(self) -> Self:
+        if self.lora_plus_ratio != 1 and self.adapter not in TWO_MATRICES:
+            raise ValueError(
+                f"lora_plus_ratio is for {', '.join(TWO_MATRICES)}; {self.adapter} has no upper "
+                "matrix: leave it at 1"
+            )
+        drops = self.dropout or any(self._said("dropout").values())
+        if self.adapter == "oft" and (self.max_norm or drops):
+            raise ValueError("oft turns weights and adds nothing: no dropout and no max_norm")
+        return self
+
+    def of_group(self, name: str, group: str) -> Any:
+        """`rank`, `learning_rate` or `dropout` of a group of layers."""
+        general = getattr(self, _OWN_FIELD.get((name, group), name))
+        return of_group(self._said(name), group, general)
+
+    def scale(self, group: str) -> float:
+        """alpha / rank of a group of layers: of all, unless the group has an alpha of its own."""
+        alpha = of_group(self._said("alpha"), group, None)
+        return self.alpha / self.rank if alpha is None else alpha / self.of_group("rank", group)
+
+    def _said(self, name: str) -> dict[str, Any]:
+        return by_group(getattr(self, f"group_{name}"), _reader(type(self), name))
+
+
+@lru_cache
+def _reader(settings: type[AdapterSettings], name: str) -> Any:
+    """What reads text as a value of the field `name`, within its bounds. ValueError."""
+    field = settings.model_fields[name]
+    bounded: Any = Annotated[field.annotation, *field.metadata]
+    adapter: TypeAdapter[Any] = TypeAdapter(bounded)
+
+    def read(text: str) -> Any:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError as error:
+            raise ValueError(f"{text!r}: {_first(error.errors())}") from None
+
+    return read
+
+
+def _first(errors: Sequence[Any]) -> str:
+    return str(errors[0]["msg"])
