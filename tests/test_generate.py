@@ -138,7 +138,7 @@ def test_seed_left_open_is_drawn(family: Family) -> None:
 def test_live_training_is_sampled_and_left_as_it_was(family: Family) -> None:
     settings = TrainSettings(data="x", name="x", rank=4, alpha=4, dropout=0.5)
     base = picture(family, prompt="a cat")
-    parameters = attach(family, settings)["denoiser"]
+    parameters = [p for its in attach(family, settings) for p in its.parameters]
     family.denoiser.train()
     for parameter in parameters:
         parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
