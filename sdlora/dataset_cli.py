@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdlora.checked import Settings
 from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
 from sdlora.errors import DataError
 from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.presets import with_preset
-from sdlora.settings import Settings, TrainSettings
+from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 
 MOST_TAGS = 15

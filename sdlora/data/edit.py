@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import Field
 
+from sdlora.checked import Settings
 from sdlora.data.captions import CAPTION_SUFFIXES, read_text, said_lines, tags_of
 from sdlora.data.folder import list_pictures
 from sdlora.data.metadata import TABLES, read_table
 from sdlora.errors import DataError
-from sdlora.settings import Settings
 from sdlora.workspace import publish
 
 BACKUPS = ".captions"
