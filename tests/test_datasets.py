@@ -1,14 +1,20 @@
 """Pictures dropped on the page become a set, and what cannot be used is named."""
 
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from awkward import BAD, GOOD, make_folder
+from sdlora.data.preflight import Preflight, check
 from sdlora.errors import DataError, SettingsError
+from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import datasets, server
+from webui.form import label
 from webui.studio import Studio
 
 
@@ -69,3 +75,83 @@ def test_upload_through_the_page(studio: Studio, tmp_path: Path) -> None:
     assert "1 pictures added" in browser.value("add-notice")
     assert browser.value("pictures-choice") == "cats"
     assert (studio.workspace.datasets / "cats" / "cat.png").read_bytes() == path.read_bytes()
+
+
+def own_set(studio: Studio, name: str = "mine") -> Path:
+    """A set with a picture of every kind."""
+    return make_folder(studio.workspace.datasets / name)
+
+
+def checked(studio: Studio, name: str) -> Preflight:
+    return check(TrainSettings.of({"data": name, "name": "n"}), studio.workspace)
+
+
+def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studio) -> None:
+    own_set(studio)
+    browser = Browser(studio)
+    browser.set("pictures-choice", "mine")
+    browser.click("check-pictures")
+    said = browser.value("preflight")
+    assert f"{len(GOOD)} pictures: " in said and "rounds of" in said
+    for name in (*GOOD, *BAD):
+        assert Path(name).name in said
+    assert "is the same file as 1.rgb.png" in said and "a GIF picture" in said
+    tall = next(r for r in checked(studio, "mine").rows if r.example.image.name == "tall.png")
+    assert 0 < tall.cut.top < 700 and f"top:{tall.cut.top / 700:.2%};" in said
+    address = re.findall(r'src="(/media/[^"]+)"', said)
+    assert len(address) == len(GOOD)
+    assert all(browser.http.get(link).headers["content-type"] == "image/webp" for link in address)
+    browser.set("pictures-choice", None)
+    browser.click("check-pictures")
+    assert 'role="alert"' in browser.value("preflight")
+
+
+def test_what_the_preflight_says_is_escaped(studio: Studio) -> None:
+    folder = studio.workspace.datasets / "mine"
+    folder.mkdir(parents=True)
+    evil = "<img src=x onerror=alert(1)>"
+    picture(folder / f"{evil.replace('/', '')}.png")
+    (folder / "a<b>.png").write_bytes(b"")
+    (folder / f"{evil}.txt").write_text(f"{evil}, {evil}", encoding="utf-8")
+    browser = Browser(studio)
+    browser.set("pictures-choice", "mine")
+    browser.click("check-pictures")
+    assert "<img src=x" not in browser.value("preflight") and "a<b>" not in browser.value(
+        "preflight"
+    )
+
+
+@pytest.mark.parametrize("field", ["more_data", "regularisation", "masks", "validation_data"])
+def test_the_page_reaches_sets_alone(studio: Studio, tmp_path: Path, field: str) -> None:
+    picture(tmp_path / "secret.png")
+    browser = Browser(studio)
+    browser.set("pictures-choice", "zibo")
+    browser.set_labelled(label(field), str(tmp_path))
+    browser.click("check-pictures")
+    assert "none of the sets" in browser.value("preflight")
+    assert "secret" not in browser.value("preflight")
+    many = field in ("more_data", "regularisation")
+    browser.set_labelled(label(field), "2*neon_lighting" if many else "neon_lighting")
+    browser.click("check-pictures")
+    assert f"{40 if many else 20} pictures: " in browser.value("preflight")
+
+
+def test_a_zip_becomes_a_set_of_its_own(studio: Studio, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        for number in range(2):
+            path = picture(tmp_path / f"{number}.png", (20 + number, 20))
+            made.write(path, f"3_zibo/{number}.png")
+        made.writestr("3_zibo/0.txt", "zibo, sea")
+        made.writestr("../out.png", b"x")
+    added = datasets.add(studio.workspace, "zipped", [tmp_path / "a.zip"])
+    assert (added.pictures, added.captions) == (2, 2)
+    assert any("leads out of the archive" in problem for problem in added.problems)
+    assert datasets.look(added.folder).captions == ("zibo, sea", "")
+    assert {"zipped"} == {p.name for p in studio.workspace.datasets.iterdir()}
+    with pytest.raises(DataError, match="there is a set of that name"):
+        datasets.add(studio.workspace, "zipped", [tmp_path / "a.zip"])
+    with pytest.raises(DataError, match="by itself"):
+        datasets.add(studio.workspace, "other", [tmp_path / "a.zip", tmp_path / "0.png"])
+    (tmp_path / "b.zip").write_bytes(b"PK nothing")
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        datasets.add(studio.workspace, "other", [tmp_path / "b.zip"])

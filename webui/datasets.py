@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image
-
 from sdlora.data.captions import CAPTION_SUFFIXES, common_trigger, read_caption
+from sdlora.data.folder import list_captions, scan_folder
+from sdlora.data.images import BROKEN
+from sdlora.data.looks import PICTURE_SUFFIXES, look_at
+from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
 from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, free_path, publish
-from webui.media import BROKEN, FORMATS
-
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-MOST_PIXELS = 80_000_000
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,21 @@ class PictureSet:
 
 
 def look(folder: Path) -> PictureSet:
-    """The pictures of a folder and of the folders in it, by name."""
-    files = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    pictures = sorted(p for p in files if p.name[0] != ".")
-    return PictureSet(folder, tuple(pictures), tuple(_caption(p) for p in pictures))
+    """The pictures of a folder and of the folders in it, by name, unopened: the preflight and the
+    training say what is wrong with them."""
+    found = list_captions(folder)
+    return PictureSet(folder, tuple(found), tuple(found.values()))
 
 
-def _caption(picture: Path) -> str:
-    for suffix in CAPTION_SUFFIXES:
-        path = picture.with_suffix(suffix)
-        if path.is_file():
-            try:
-                return read_caption(path)
-            except ValueError:
-                return ""  # the training says what is wrong with it
-    return ""
+def named(workspace: Workspace, source: str) -> str:
+    """The folder of a set that a field of the page names, perhaps after `3*`. DataError for all
+    else: the page does not reach beyond the sets."""
+    times, _, name = source.rpartition("*")
+    folder = workspace.dataset_folders().get(name.strip())
+    if folder is None:
+        sets = ", ".join(sorted(workspace.dataset_folders()))
+        raise DataError(f"{source[:80]!r} is none of the sets {sets}; add the pictures as a set")
+    return f"{times}*{folder}" if times else str(folder)
 
 
 @dataclass
@@ -63,7 +62,8 @@ class Added:
 
 
 def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
-    """Copy dropped pictures and captions into `datasets/NAME`; files that are there stay.
+    """Copy dropped pictures and captions, or what one zip holds, into `datasets/NAME`; files that
+    are there stay.
 
     SettingsError for a name that cannot be one, DataError when it belongs to a set that ships or no
     picture is good. What is left out is named in `problems`.
@@ -72,6 +72,9 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
     if (TRAINING_DATA / name).exists():
         raise DataError(f"a set called {name!r} ships with sdlora; choose another name for yours")
     added = Added(workspace.datasets / name)
+    archives = [file for file in files if file.suffix.lower() == ".zip"]
+    if archives:
+        return _add_archive(added, archives, len(files), workspace.cache / "unpacked")
     stems: dict[str, str] = {}  # a picture that had to be renamed takes its caption along
     for file in (f for f in files if f.suffix.lower() in PICTURE_SUFFIXES):
         stems |= _keep(file, added, check_picture) or {}
@@ -86,6 +89,23 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
             added.problems.append(f"{file.name} belongs to none of these pictures")
         elif _keep(file, added, read_caption, stems[file.stem]):
             added.captions += 1
+    return added
+
+
+def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: Path) -> Added:
+    """A zip becomes a set of its own, its folders kept, once it was looked at in `unpacked`."""
+    if count > 1 or added.folder.exists():
+        what = "there is a set of that name" if added.folder.exists() else "drop it by itself"
+        raise DataError(f"{archives[0].name} is not added: {what}; a zip becomes a set of its own")
+    folder, problems = unpack(archives[0], unpacked)
+    try:
+        examples, wrong = scan_folder(folder)
+        os.replace(folder, added.folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    added.pictures = len(examples)
+    added.captions = sum(bool(example.caption) for example in examples)
+    added.problems = [f"{p.path.name} {p.what}" for p in [*problems, *wrong]]
     return added
 
 
@@ -105,8 +125,7 @@ def _keep(
 
 
 def check_picture(path: Path) -> None:
-    """Read a picture to its end. Raises one of BROKEN, with the reason, when it is damaged."""
-    with Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"it has more than {MOST_PIXELS // 1_000_000} million pixels")
-        image.load()
+    """Read a picture to its end. DataError, with the reason, when it cannot be used."""
+    seen = look_at(path)
+    if not seen.digest:
+        raise DataError(f"it {seen.what}")

@@ -17,7 +17,8 @@ from pathlib import Path
 from fastapi import APIRouter, Response
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+from sdlora.data.images import BROKEN, FORMATS
+
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 SMALL_PX = 384  # the longer side of a thumbnail
 MOST_TOKENS = 20_000
@@ -25,8 +26,6 @@ HEADERS = {
     "content-security-policy": "default-src 'none'; sandbox",
     "cache-control": "private, max-age=86400, immutable",
 }
-# What Pillow raises, over its formats, on a file that is damaged or meant to do damage.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class Media:

@@ -114,6 +114,13 @@ def list_pictures(path: Path) -> list[Path]:
     ]
 
 
+def list_captions(path: Path) -> dict[Path, str]:
+    """Those files and the caption of each, '' where there is none; nothing is said of problems."""
+    files, _ = _visible_files(path, ())
+    scan = _Scan(path, files, Reading(), [])
+    return {file: scan.caption(file)[0] for file in list_pictures(path)}
+
+
 def _visible_files(path: Path, besides: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
     def hidden(file: Path) -> bool:
         return any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
@@ -195,14 +202,14 @@ class _Scan:
             return None
         kohya = _KOHYA_FOLDER.fullmatch(file.parent.name)
         repeats, words = (max(1, int(kohya[1])), kohya[2]) if kohya else (1, "")
-        given, fault = self._caption(file)
+        given, fault = self.caption(file)
         caption = given or self._instead(file, words, fault)
         if caption is None:
             return None
         mask = self._mask(file, look)
         return Example(file, caption, look.size, repeats, mask=mask, digest=look.digest)
 
-    def _caption(self, file: Path) -> tuple[str, Problem | None]:
+    def caption(self, file: Path) -> tuple[str, Problem | None]:
         """What a caption file or a table says; '' for nothing, and what is wrong with the file."""
         keys = _key(file, file.stem), _key(file, file.name)  # cat.txt, or cat.png.txt
         beside = next((self.texts[key] for key in keys if key in self.texts), None)

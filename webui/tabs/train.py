@@ -13,10 +13,11 @@ from gradio.components import Component
 
 from sdlora import runs
 from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.presets import preset, with_preset
 from sdlora.settings import TrainSettings
-from webui import datasets, markup
+from webui import datasets, markup, preflight
 from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
@@ -29,6 +30,8 @@ GOALS = (
 )
 EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 MOST_THUMBS = 20
+# Fields that name sets of pictures
+SETS = {"more_data", "regularisation", "masks", "validation_data"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class TrainTab:
     advanced: Form
     pictures: Component
     thumbs: Component
+    look: Component
+    preflight: Component
     summary: Component
     notice: Component
     start: Component
@@ -67,7 +72,7 @@ class TrainTab:
     def suggested(self) -> list[Component]:
         """What the choice of pictures, goal or model fills in."""
         named = (self.form.fields["name"], self.form.fields["trigger_word"])
-        return [self.thumbs, self.summary, *named, *self.advanced.fields.values()]
+        return [self.thumbs, self.preflight, self.summary, *named, *self.advanced.fields.values()]
 
 
 def build(studio: Studio) -> TrainTab:
@@ -81,6 +86,8 @@ def build(studio: Studio) -> TrainTab:
                 info="A set of captioned pictures to learn from",
             )  # fmt: skip
             thumbs = html(elem_id="thumbs")
+            look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
+            checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
@@ -103,8 +110,8 @@ def build(studio: Studio) -> TrainTab:
             samples = html(elem_id="samples")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = TrainTab(
-        form, advanced, pictures, thumbs, summary, notice, start, card, curve, samples, stop, use,
-        history, shown, seen, timer,
+        form, advanced, pictures, thumbs, look, checked_pictures, summary, notice, start, card,
+        curve, samples, stop, use, history, shown, seen, timer,
     )  # fmt: skip
     _wire(studio, tab)
     return tab
@@ -114,9 +121,9 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
     with gr.Accordion("Add your own pictures", open=False, elem_id="own-pictures"):
         name = gr.Textbox(label="Name of the set", value="my pictures", elem_id="set-name")
         files = gr.File(
-            label="Drop pictures here, and captions as .txt files of the same name",
+            label="Drop pictures and captions (.txt of the same name) here, or one zip",
             file_count="multiple",
-            file_types=["image", *CAPTION_SUFFIXES],
+            file_types=["image", *CAPTION_SUFFIXES, ".zip"],
             height=160,
             elem_id="files",
         )
@@ -168,6 +175,10 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     for name in ("steps", "batch_size"):
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
+    tab.look.click(
+        lambda sent: {tab.preflight: checked(studio, tab, sent)},
+        inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
+    )  # fmt: skip
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
     tab.stop.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
     tab.history.input(follower.tick, [tab.history], tab.views, **QUICK)
@@ -186,27 +197,32 @@ def wanted_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) 
 
 
 def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
-    """What the user set. The page sends a set's name, never a path."""
+    """What the user set. The page sends names of sets, never a path; DataError for another."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
     wanted = wanted_values(studio, tab, sent)
-    return {
-        "data": str(folder or ""),
-        **tab.form.read(sent),
-        **tab.advanced.read(sent, wanted),
-    }
+    given = {**tab.form.read(sent), **tab.advanced.read(sent, wanted)}
+    for name in given.keys() & SETS:
+        its = given[name]
+        many = tuple(
+            datasets.named(studio.workspace, one)
+            for one in ((its,) if isinstance(its, str) else its)
+        )
+        given[name] = many if isinstance(its, tuple) else "".join(many)
+    return {"data": str(folder or ""), **given}
 
 
 def suggest_names(studio: Studio, tab: TrainTab, pictures: str | None) -> dict[Component, Any]:
     """Name and trigger word for a set of pictures, and what is in it."""
     folder = studio.workspace.dataset_folders().get(pictures or "")
     if folder is None:
-        return {tab.thumbs: ""}
+        return {tab.thumbs: "", tab.preflight: ""}
     found = datasets.look(folder)
     some = slice(0, MOST_THUMBS)
     label = f"{len(found.pictures)} pictures"
     return {
         tab.form.fields["name"]: studio.free_name(folder.name),
         tab.form.fields["trigger_word"]: found.trigger_word,
+        tab.preflight: "",  # that of another set
         tab.thumbs: markup.thumbnails(
             found.pictures[some], studio.media, found.captions[some], label
         ),
@@ -230,6 +246,17 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
         return {tab.summary: ""}  # Start says what is wrong
     count = len(datasets.look(folder).pictures) if folder else 0
     return {tab.summary: markup.plan(settings, count, studio.seconds_per_step(settings))}
+
+
+def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+    """Every picture as the training would see it, or why there would be none."""
+    try:
+        given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+        settings = with_preset(given, family_of(studio, tab, sent))
+        found = check(settings, studio.workspace)
+    except SdloraError as error:
+        return markup.problem(str(error))
+    return preflight.report(found, studio.media, studio.seconds_per_step(settings))
 
 
 def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
