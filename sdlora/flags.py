@@ -66,7 +66,7 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if field.is_required() or value in ("", None, ()):
         return ""
-    shown = " ".join(value) if isinstance(value, tuple) else value
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return f" (default: {shown})"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sdlora.errors import SettingsError
+from sdlora.errors import BusyError, SettingsError
 from sdlora.processes import alive, identity
 
 Kind = Literal["train", "generate"]
@@ -76,12 +76,18 @@ class Queue:
             ) from None
 
     def submit(self, kind: Kind, folder: Path) -> Job:
-        """Put work at the end of the queue. `folder` is in the workspace, its settings written."""
+        """Put work at the end of the queue. `folder` is in the workspace, its settings written.
+        Work that has ended may be put there again. BusyError: it waits or runs already."""
         place = folder.relative_to(self.root).as_posix()
-        return self._jobs(
-            "INSERT INTO jobs (kind, folder, submitted_at) VALUES (?, ?, ?) RETURNING *",
-            *(kind, place, time.time()),
-        )[0]
+        submitted = self._jobs(
+            "INSERT OR REPLACE INTO jobs (kind, folder, submitted_at) SELECT ?, ?, ? WHERE NOT "
+            "EXISTS (SELECT 1 FROM jobs WHERE folder = ? AND status IN ('queued', 'running')) "
+            "RETURNING *",
+            *(kind, place, time.time(), place),
+        )
+        if not submitted:
+            raise BusyError(f"{place} waits in the queue or runs already")
+        return submitted[0]
 
     def claim(self, worker: str) -> Job | None:
         """The first job that waits, now this worker's; None when nothing waits."""

@@ -1,13 +1,15 @@
-"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  stop  pid`.
+"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  state/  stop  pid`.
 
 It is the only thing the trainer, the worker, the command and the page share. Who can read the
-folder can follow a run; who can create the file `stop` in it can end it. A request for images has
-such a folder too; there the pictures lie in `outputs/`.
+folder can follow a run; who can create the file `stop` in it can end it. What a training needs to
+go on lies in `state/`. A request for images has such a folder too; there the pictures lie in
+`outputs/`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import traceback
@@ -16,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from sdlora.errors import SdloraError, SettingsError, did_you_mean
-from sdlora.events import Event, Failed, RunState, Stopped, fold, from_line, to_line
+from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
+from sdlora.events import Event, Failed, Queued, RunState, Stopped, fold, from_line, to_line
 from sdlora.jobs import Queue
 from sdlora.processes import alive, identity
+from sdlora.requests import REQUESTS, Request, answered, ask, asked
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
-STOP_FILE, PID_FILE = "stop", "pid"
+PID_FILE = "pid"
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
 
 
@@ -75,33 +78,51 @@ def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
     the user's own mistakes by their sentence, anything else with its traceback in the log."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
-    with _open_events(folder) as lines:
+    lines = _open_events(folder)
 
-        def written(event: Event) -> Event:
+    def written(event: Event) -> Event:
+        # Of a full disk: what it did not take is kept, and tried again with the next line
+        with contextlib.suppress(OSError):
             lines.write(to_line(event) + "\n")
             lines.flush()
-            return event
+        return event
 
-        try:
-            for event in events:
-                yield written(event)
-        except SdloraError as error:
-            yield written(Failed(str(error)))
-        except Exception as error:
-            with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
-                traceback.print_exc(file=log)
-            yield written(failure(error, folder))
+    try:
+        for event in events:
+            yield written(event)
+    except SdloraError as error:
+        yield written(Failed(str(error)))
+    except Exception as error:
+        with contextlib.suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        yield written(failure(error, folder))
+    finally:
+        with contextlib.suppress(OSError):
+            lines.close()
 
 
 def failure(error: Exception, folder: Path) -> Failed:
-    """What to tell of an error nobody expected."""
+    """What to tell of an error nobody expected, and of what memory, disk and device may do."""
     name = type(error).__name__
     if name == "OutOfMemoryError":
         return Failed(
             "the device ran out of memory",
             "use a smaller batch_size or resolution, or turn gradient_checkpointing on",
         )
+    if name == "AcceleratorError":
+        return Failed(f"the device failed: {error}", "a training goes on from its last checkpoint")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said = f"the disk is full: {error.filename or folder} could not be written"
+        return Failed(said, "make room; a training goes on from its last checkpoint")
     return Failed(f"{name}: {error}", f"the full report is in {folder / LOG_FILE}")
+
+
+def how_to_go_on(state: RunState, folder: Path) -> str:
+    """What to do about a run that died."""
+    log = f"see {folder / LOG_FILE}"
+    if state.checkpoint is None:
+        return log
+    return f"resume it, and it goes on from step {state.checkpoint}; {log}"
 
 
 @dataclass
@@ -119,7 +140,7 @@ class Follower:
         if self.state.ended or not died:
             return self.state
         lost = f"the process ended without a word at step {self.state.step}"
-        return fold([Failed(lost, f"see {self.folder / LOG_FILE}")], self.state)
+        return fold([Failed(lost, how_to_go_on(self.state, self.folder))], self.state)
 
     def _news(self) -> Iterator[Event]:
         path = self.folder / EVENTS_FILE
@@ -148,17 +169,49 @@ def read(folder: Path) -> RunState:
 def stop(folder: Path, now: bool = False) -> None:
     """Ask the run to stop after its present step; what it has learnt is kept. `now`: end it as it
     stands; what it last saved is kept."""
-    (folder / STOP_FILE).write_text(_NOW if now else "", encoding="utf-8")
+    ask(folder, "stop", _NOW if now else "")
 
 
 def stop_asked(folder: Path) -> bool:
     """True when somebody asked the run to stop."""
-    return (folder / STOP_FILE).exists()
+    return asked(folder, "stop")
 
 
 def stop_asked_now(folder: Path) -> bool:
     """True when somebody asked the run to end without finishing its step."""
-    return stop_asked(folder) and (folder / STOP_FILE).read_text(encoding="utf-8") == _NOW
+    return stop_asked(folder) and (folder / "stop").read_text(encoding="utf-8") == _NOW
+
+
+def request(folder: Path, wish: Request) -> None:
+    """Ask a training that goes on for something. RunError: it does not go on."""
+    state = read(folder)
+    if state.ended or state.status == "queued":
+        raise RunError(
+            f"the run {folder.name!r} is {state.status}: it cannot {REQUESTS[wish]}; only a run "
+            "that goes on can"
+        )
+    ask(folder, wish)
+
+
+def reopen(folder: Path) -> RunState:
+    """Make a training that ended before its time ready to go on; what it was.
+    BusyError: it goes on already; RunError: it is finished."""
+    state = read(folder)
+    if not state.ended:
+        raise BusyError(f"the run {folder.name!r} is {state.status}; there is nothing to resume")
+    if state.status == "done":
+        raise RunError(f"the run {folder.name!r} is finished: its LoRA is {state.result}")
+    answered(folder, *REQUESTS)
+    (folder / PID_FILE).unlink(missing_ok=True)
+    say(folder, Queued())
+    return state
+
+
+def resume(folder: Path, queue: Queue) -> None:
+    """Put a training that ended before its time into the queue again. BusyError, RunError: as
+    `reopen`."""
+    reopen(folder)
+    queue.submit("train", folder)
 
 
 def cancel(folder: Path, queue: Queue) -> None:

@@ -164,7 +164,7 @@ class Worker:
             runs.say(folder, Stopped(path=state.result, step=state.step))
         else:
             last = f"{death} at step {state.step}" if state.step else death
-            runs.say(folder, Failed(last, f"see {folder / runs.LOG_FILE}"))
+            runs.say(folder, Failed(last, runs.how_to_go_on(state, folder)))
 
     def _close_engine(self) -> None:
         if self.engine is not None:

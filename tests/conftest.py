@@ -21,6 +21,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import launch  # noqa: E402
+from sdlora.workspace import Workspace  # noqa: E402
 
 # No example database and no clock: the same run every time, on a busy machine too.
 hypothesis.settings.register_profile("repo", database=None, deadline=None, derandomize=True)
@@ -81,3 +82,32 @@ def workspace(tmp_path: Path) -> Path:
     folder = tmp_path / "workspace"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six small captioned pictures."""
+    import random
+
+    from sdlora.starter.draw import draw, random_scene
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(6):
+        draw(random_scene(random.Random(number))).resize((64, 64)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"zibo, picture {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    """An open workspace of a test's own."""
+    return Workspace.open(tmp_path / "workspace")
+
+
+@pytest.fixture
+def run(pictures: Path, space: Workspace, tmp_path: Path) -> object:
+    """A `trainings.Run` over those pictures."""
+    from trainings import Run
+
+    return Run(pictures, space, tmp_path)

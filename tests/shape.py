@@ -51,6 +51,12 @@ LAYERS = {
     "sdlora.flags": 8,
     "sdlora.lora_cli": 8,
     "sdlora.dataset_cli": 8,
+    "sdlora.terminal": 8,
+    "sdlora.kohya": 8,
+    "sdlora.review": 7,
+    "sdlora.grid": 7,
+    "sdlora.train_cli": 8,
+    "sdlora.runs_cli": 8,
     "sdlora.cli": 8,
     "sdlora.demo": 8,
     "webui*": 8,
@@ -66,6 +72,8 @@ TORCH_FREE = (
     *("sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.flags", "sdlora.lora_cli", "sdlora.dataset_cli", "sdlora.data*"),
+    *("sdlora.flags", "sdlora.lora_cli", "sdlora.train_cli", "sdlora.runs_cli", "sdlora.kohya"),
+    *("sdlora.terminal", "sdlora.review"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
@@ -73,6 +81,7 @@ WEBUI_MAY = (
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
+    "sdlora.review",
     *("sdlora.prompt*", "webui*"),
 )
 # the last one looks for what others must not raise

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from sdlora.cli import build_parser, clock, given, main
+from sdlora.cli import build_parser, given, main
 from sdlora.events import Done, Event, Failed, SampleReady, Started, Step
+from sdlora.lora.hashes import read_hashes
+from sdlora.requests import ask
 from sdlora.runs import EVENTS_FILE, new_folder, record
 from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.terminal import clock
 from sdlora.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -142,3 +147,43 @@ def test_train_makes_the_file_it_names(workspace: Path, capsys: pytest.CaptureFi
 
 def test_times_are_said_in_words() -> None:
     assert [clock(s) for s in (4.4, 65, 7500)] == ["4 s", "1 min 05 s", "2 h 05 min"]
+
+
+def test_a_training_is_paused_resumed_and_repeated_from_its_file(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the settings of a kohya file; the run is resumed here, for no worker is there."""
+    place = ["--workspace", str(workspace)]
+    config = workspace / "kohya.toml"
+    config.write_text("max_train_steps = 3\nnetwork_dim = 2\nclip_skip = 2\n", encoding="utf-8")
+    data = str(ROOT / "training_data" / "zibo")
+    folder = workspace / "runs" / "z"
+    line = ["train", data, "--name", "z", "--sample-every", "0", "--batch-size", "1"]
+    pausing = threading.Thread(target=pause_when_there, args=(folder,))
+    pausing.start()
+    assert main([*line, "--config", str(config), *place]) == 0
+    pausing.join()
+    shown = capsys.readouterr()
+    assert "clip_skip = 2 is not known here" in shown.err
+    assert "paused at step 1: python launch.py runs resume z" in shown.out
+    assert main(["runs", "list", *place]) == 0
+    assert "z: paused, step 1 of 3 (resumes from step 1)" in capsys.readouterr().out
+    assert main(["runs", "save", "z", *place]) == 1
+    assert "it cannot write a checkpoint now" in capsys.readouterr().err
+    assert main(["runs", "resume", "z", *place]) == 0
+    first = workspace / "loras" / "z.safetensors"
+    assert capsys.readouterr().out.strip() == str(first)
+    assert main(["runs", "show", "z", *place]) == 0
+    assert "take: " in capsys.readouterr().out and (folder / "curves.png").exists()
+    assert main(["runs", "toml", "z", *place]) == 0
+    assert "network_dim = 2\n" in capsys.readouterr().out
+    assert main(["train", "--like", str(first), "--name", "again", *place]) == 0
+    again = workspace / "loras" / "again.safetensors"
+    assert read_hashes(first).body == read_hashes(again).body
+    assert "warning" not in capsys.readouterr().err
+
+
+def pause_when_there(folder: Path) -> None:
+    while not folder.exists():
+        time.sleep(0.001)
+    ask(folder, "pause")

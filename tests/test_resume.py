@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
 def sums(folder: Path, step: int = STEPS) -> Any:
     """Hashes of every number that there is after `step`: of the LoRA, and of the learner."""
     facts = json.loads((checkpoints.checkpoint_path(folder, step) / "state.json").read_bytes())
-    lora = checkpoints.checkpoint_path(folder, step) / checkpoints.LORA_FILE
+    lora = checkpoints.checkpoint_path(folder, step) / f"zibo-step-{step:06}.safetensors"
     return facts["files"][checkpoints.NUMBERS_FILE], facts["learner"], read_body(lora)
 
 

@@ -1,20 +1,35 @@
 """The run folder can be written, followed and stopped by different processes, at any moment."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch import ROOT
 from sdlora import runs
-from sdlora.errors import DataError, SettingsError
-from sdlora.events import Done, Event, Failed, Progress, Started, Step, Stopped, fold, to_line
+from sdlora.errors import BusyError, DataError, RunError, SettingsError
+from sdlora.events import (
+    Checkpoint,
+    Done,
+    Event,
+    Failed,
+    Progress,
+    Started,
+    Step,
+    Stopped,
+    fold,
+    to_line,
+)
 from sdlora.jobs import Queue
 from sdlora.processes import alive, identity
+from sdlora.requests import ask, asked
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 
@@ -152,3 +167,93 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
         child.wait()
     assert identity(child.pid) is None
+
+
+LOST = type("AcceleratorError", (RuntimeError,), {})
+
+
+def ended_run(space: Workspace, *events: Event, name: str = "neon") -> Path:
+    folder = runs.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    record(folder, Started("x", 9), Step(4, 9), *events)
+    return folder
+
+
+def test_what_ended_before_its_time_goes_into_the_queue_again(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    queue = Queue(space.database)
+    folder = ended_run(space, Checkpoint("c", 4), Failed("the process ended"))
+    assert runs.read(folder).resumable
+    for wish in ("stop", "pause"):
+        ask(folder, wish)
+    runs.resume(folder, queue)
+    state = runs.read(folder)
+    assert (state.status, state.error, state.checkpoint) == ("queued", "", 4)
+    assert not asked(folder, "stop") and not asked(folder, "pause")
+    first = queue.job_of(folder)
+    assert first and first.status == "queued"
+    with pytest.raises(BusyError, match="nothing to resume"):
+        runs.resume(folder, queue)
+    queue.finish(first, "stopped")
+    runs.say(folder, Stopped("kept", 4))
+    behind = runs.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
+    runs.resume(folder, queue)
+    claimed = [queue.claim("me"), queue.claim("me"), queue.claim("me")]
+    assert [job and job.folder for job in claimed] == [behind, folder, None], "behind the others"
+
+
+def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    folder = ended_run(space, Done("zibo.safetensors"))
+    with pytest.raises(RunError, match="is finished: its LoRA is zibo.safetensors"):
+        runs.reopen(folder)
+    with pytest.raises(RunError, match="is done: it cannot draw samples now"):
+        runs.request(folder, "sample")
+    assert not asked(folder, "sample")
+    going = ended_run(space, name="going")
+    runs.request(going, "sample")
+    assert asked(going, "sample")
+
+
+def test_a_dead_run_says_from_where_it_goes_on(workspace: Path) -> None:
+    folder = ended_run(Workspace.open(workspace), Checkpoint("c", 4))
+    (folder / runs.PID_FILE).write_text("1:0", encoding="utf-8")
+    state = runs.read(folder)
+    assert state.status == "failed" and state.resumable
+    assert "goes on from step 4" in state.advice
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "advice"),
+    [
+        (OSError(errno.ENOSPC, "no room", "x"), "the disk is full: x", "make room"),
+        (
+            type("AcceleratorError", (RuntimeError,), {})("lost"),
+            "the device failed: lost",
+            "goes on",
+        ),
+    ],
+)
+def test_what_disk_and_device_do_is_named(
+    error: Exception, message: str, advice: str, folder: Path
+) -> None:
+    *_, told = record(folder, error=error)
+    assert isinstance(told, Failed) and message in told.message and advice in told.advice
+
+
+def test_a_full_disk_loses_no_line_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.FileIO):
+        full = False
+
+        def write(self, block: Any) -> int:
+            if Full.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(block)
+
+    def opened(folder: Path) -> Any:
+        raw = Full(folder / runs.EVENTS_FILE, "a")
+        return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", newline="\n")
+
+    monkeypatch.setattr(runs, "_open_events", opened)
+    for event in runs.record(iter([Step(n, 9, loss=1.0) for n in range(1, 6)]), folder):
+        Full.full = isinstance(event, Step) and event.step in (2, 3)
+    assert [step for step, _ in runs.read(folder).losses] == [1, 2, 3, 4, 5]

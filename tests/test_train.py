@@ -1,10 +1,7 @@
 """The loop, on tiny models: it learns, says all that happens, and repeats itself to the bit."""
 
-import itertools
 import json
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,7 @@ import sdlora.training.samples
 from sdlora.errors import DataError, ModelError, SettingsError
 from sdlora.events import (
     Done,
-    Event,
     Progress,
-    Resumed,
     SampleReady,
     Saved,
     Started,
@@ -27,86 +22,15 @@ from sdlora.events import (
     Stopped,
     Warned,
 )
-from sdlora.lora.file import LoraFile, read_lora
+from sdlora.lora.file import read_lora
+from sdlora.lora.hashes import read_hashes
+from sdlora.lora.recipe import read_recipe
 from sdlora.pace import Pace
-from sdlora.settings import TrainSettings
 from sdlora.starter.draw import draw, random_scene
-from sdlora.train import train
-from sdlora.training.learner import Learner, loss_of
+from sdlora.training.learner import Learner
 from sdlora.workspace import Workspace
-from tiny import KINDS, tiny
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six small captioned pictures."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(6):
-        draw(random_scene(random.Random(number))).resize((64, 64)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"zibo, picture {number}", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "workspace")
-
-
-class Run:
-    """Runs trainings to their end, or until they are asked to stop; in folders run-1, run-2 ..."""
-
-    def __init__(self, pictures: Path, space: Workspace, root: Path) -> None:
-        self.pictures, self.space, self.root = pictures, space, root
-        self.numbers = itertools.count(1)
-        self.error = ""
-
-    def __call__(
-        self,
-        kind: str = "sd1",
-        stop_at: int | None = None,
-        expect: type[Exception] | None = None,
-        folder: Path | None = None,
-        **values: Any,
-    ) -> list[Event]:
-        said = {
-            "data": str(self.pictures), "name": "zibo", "model": str(tiny(kind)), "steps": 4,
-            "batch_size": 2, "rank": 2, "alpha": 2, "learning_rate": 1e-2, "warmup_steps": 0,
-            "sample_every": 0, **values,
-        }  # fmt: skip
-        events: list[Event] = []
-        folder = folder or self.root / f"run-{next(self.numbers)}"
-        source = train(TrainSettings.of(said), self.space, folder, lambda: reached(events, stop_at))
-        with pytest.raises(expect) if expect else nullcontext() as caught:
-            for event in source:
-                events.append(event)
-        self.error = str(caught.value) if caught else ""
-        return events
-
-
-@pytest.fixture
-def run(pictures: Path, space: Workspace, tmp_path: Path) -> Run:
-    return Run(pictures, space, tmp_path)
-
-
-def reached(events: list[Event], step: int | None) -> bool:
-    return step == 0 or step in [event.step for event in events if isinstance(event, Step)]
-
-
-def only(kind: type[Event], events: list[Event]) -> Any:
-    """The one event of a kind."""
-    (found,) = [event for event in events if isinstance(event, kind)]
-    return found
-
-
-def learnt(events: list[Event]) -> LoraFile:
-    """The LoRA that a run left where prompts find it."""
-    return read_lora(Path(only(Saved, events).path))
-
-
-def numbers_of(file: LoraFile) -> torch.Tensor:
-    halves = [it.tensors[half] for it in file.layers.values() for half in ("down", "up")]
-    return torch.cat([half.flatten() for half in halves]).float()
+from tiny import KINDS
+from trainings import Run, learnt, numbers_of, only
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,20 +64,17 @@ def test_the_loss_falls(run: Run) -> None:
     assert sum(losses[-4:]) / 4 < 0.8 * sum(losses[:3]) / 3
 
 
-def test_two_runs_write_the_same_bytes_whatever_else_draws(
-    run: Run, space: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_runs_write_the_same_numbers_whatever_else_draws(run: Run, space: Workspace) -> None:
     """Chance is used wherever it can be; the second run samples, after other dice were thrown."""
-    monkeypatch.setattr("time.time", lambda: 1_750_000_000.0)
     chance = {"dropout": 0.3, "flip": True, "caption_dropout": 0.3, "train_text_encoder": True}
     file = space.loras / "zibo.safetensors"
     first = learnt(run(**chance))
-    written = file.read_bytes()
+    written = read_hashes(file).body
     file.unlink()
     torch.manual_seed(99)
     dice = torch.get_rng_state()
     run(**chance, sample_every=3)
-    assert file.read_bytes() == written
+    assert read_hashes(file).body == written
     assert torch.equal(torch.get_rng_state(), dice), "the process's own dice were used"
     assert not torch.equal(numbers_of(learnt(run(**chance, seed=1))), numbers_of(first))
 
@@ -198,57 +119,6 @@ def test_a_failing_sample_is_said_and_the_run_goes_on(
     warnings = [event.message for event in events if isinstance(event, Warned)]
     assert warnings == [f"no sample of 'a house' at step {n}: out of memory" for n in (2, 4)]
     assert isinstance(events[-1], Done)
-
-
-class Breaks:
-    """A loss that is not a number in some calls; `seen` are the pictures of every call."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
-        self.seen: list[tuple[str, ...]] = []
-        self.when = when
-        monkeypatch.setattr(sdlora.training.learner, "loss_of", self)
-
-    def __call__(self, family: Any, batch: Any, *rest: Any) -> torch.Tensor:
-        self.seen.append(batch.names)
-        return loss_of(family, batch, *rest) * (torch.nan if self.when(len(self.seen)) else 1)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "schedule_free", "prodigy"])
-def test_a_step_that_is_no_number_is_left_out_and_its_pictures_named(
-    optimizer: str, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is learnt at step 4 is what was learnt at step 3, whatever the optimizer remembers."""
-    same = {"steps": 9, "schedule": "constant", "optimizer": optimizer, "caption_dropout": 0.0}
-    before = numbers_of(learnt(run(**same, stop_at=3)))
-    broken = Breaks(monkeypatch, lambda call: call in (4, 6))
-    after = run(**same, stop_at=4)
-    told = only(Warned, [e for e in after if isinstance(e, Warned) and "left out" in e.message])
-    assert "step 4 was left out" in told.message and ", ".join(broken.seen[3]) in told.message
-    assert torch.equal(numbers_of(learnt(after)), before)
-    broken.seen.clear()
-    events = run(**same)
-    assert isinstance(events[-1], Done) and numbers_of(learnt(events)).isfinite().all()
-    assert [e.loss for e in events if isinstance(e, Step) and e.step in (5, 9)] != [None, None]
-
-
-def test_a_training_that_diverges_goes_back_once_and_then_ends(
-    run: Run, space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = Breaks(monkeypatch, lambda call: call > 6)
-    events = run(steps=40, save_every=4, stop_at=None, expect=DataError)
-    told = [event.message for event in events if isinstance(event, Warned)]
-    assert (
-        f"step 7 was left out, for its loss or gradient is not a number; pictures: "
-        f"{', '.join(broken.seen[6])}" in told
-    )
-    assert [e.step for e in events if isinstance(e, Resumed)] == [4]
-    assert any("back to step 4, from where it goes on at half the learning rate" in t for t in told)
-    steps = [event for event in events if isinstance(event, Step)]
-    first, again = (next(s for s in some if s.step == 6) for some in (steps, steps[::-1]))
-    assert again.learning_rate == pytest.approx(first.learning_rate / 2)
-    assert list(space.loras.iterdir()) == []
-    kept = read_lora(next((tmp_path / "run-1" / "lora").iterdir()))
-    assert numbers_of(kept).isfinite().all() and "also at half the learning rate" in run.error
 
 
 def test_every_problem_of_the_folder_is_a_warning(run: Run, pictures: Path) -> None:
@@ -364,3 +234,15 @@ def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Learner, "learn", strict)
     assert isinstance(run(precision="fp32")[-1], Done)
+
+
+def test_a_file_says_how_it_was_made(run: Run, pictures: Path) -> None:
+    path = Path(only(Saved, run(steps=1, seed=3)).path)
+    recipe = read_recipe(path)
+    assert recipe.settings["seed"] == 3 and recipe.settings["data"] == "pictures"
+    assert str(pictures) not in str(read_lora(path).metadata)
+    assert recipe.versions["torch"] == torch.__version__
+    prints = read_recipe(Path(only(Saved, run(steps=1, seed=4)).path)).pictures
+    assert prints == recipe.pictures
+    (pictures / "1.txt").write_text("zibo, another", encoding="utf-8")
+    assert read_recipe(Path(only(Saved, run(steps=1)).path)).pictures != prints

@@ -27,7 +27,7 @@ from sdlora.training.learner import State
 from sdlora.workspace import sync_folder
 
 FORMAT = 1
-LORA_FILE, NUMBERS_FILE, FACTS_FILE = "lora.safetensors", "numbers.safetensors", "state.json"
+NUMBERS_FILE, FACTS_FILE = "numbers.safetensors", "state.json"
 _NAME, _HIDDEN = re.compile(r"step-(\d{6,})"), ".writing-"
 
 
@@ -50,17 +50,17 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, step: int, lora: LoraFile, state: State, facts: Mapping[str, Any]
+    folder: Path, step: int, name: str, lora: LoraFile, state: State, facts: Mapping[str, Any]
 ) -> Path:
-    """Publish the checkpoint of `step`; returns its folder. OSError: the disk did not take it, and
-    nothing of it is left. LoraFileError: there are numbers in it that are none."""
+    """Publish the checkpoint of `step`, its LoRA as `name`; returns its folder. OSError: the disk
+    did not take it, and nothing of it is left. LoraFileError: not all of it are numbers."""
     path = checkpoint_path(folder, step)
     hidden = path.parent / f"{_HIDDEN}{step:06}-{uuid4().hex}"
     hidden.mkdir(parents=True)
     try:
-        write_lora(lora, hidden / LORA_FILE)
+        lora_file = write_lora(lora, hidden / f"{name}.safetensors").name
         _write(hidden / NUMBERS_FILE, save(state.tensors))
-        files = {name: _seal(hidden / name) for name in (LORA_FILE, NUMBERS_FILE)}
+        files = {name: _seal(hidden / name) for name in (lora_file, NUMBERS_FILE)}
         said = {**facts, "format": FORMAT, "step": step, "files": files, "learner": state.facts}
         _write(hidden / FACTS_FILE, json.dumps(said, indent=1).encode())
         sync_folder(hidden)

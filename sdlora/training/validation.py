@@ -7,7 +7,7 @@ what was learnt in between and by nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,10 +78,14 @@ class Validation:
     def measure(self, step: int) -> Validated:
         """The figures of the model as it stands, after `step`."""
         loss = self.loss() if self.held_out else None
-        best = loss is not None and (self.best is None or loss < (self.best.loss or 0.0))
-        figure = Validated(step, loss, best, self.drift())
-        self.figures.append(figure)
-        return figure
+        return self.note(Validated(step, loss, drift=self.drift()))
+
+    def note(self, figure: Validated) -> Validated:
+        """Keep a figure; the same, knowing whether it is the best."""
+        loss, before = figure.loss, self.best
+        best = loss is not None and (before is None or loss < (before.loss or 0.0))
+        self.figures.append(replace(figure, best=best))
+        return self.figures[-1]
 
     @torch.no_grad()
     def loss(self) -> float:

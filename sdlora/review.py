@@ -1,0 +1,151 @@
+"""What a training came to: its curves as a picture, and which of its LoRAs to take; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, log10
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from sdlora.events import RunState
+from sdlora.settings import Settings
+
+Points = Sequence[tuple[int, float]]
+INK, FAINT, RAIL = "#1f2430", "#7a8194", "#e4e7ee"
+LOSS, SMOOTH, HELD_OUT, DRIFT = "#c7d0f7", "#4c6ef5", "#f08c00", "#7048e8"
+WIDTH, PANEL, EDGE, SCALE = 900, 260, 60, 2  # SCALE: pixels per unit, for sharp displays
+
+
+class GridSettings(Settings):
+    """A picture of every checkpoint at every strength."""
+
+    prompts: tuple[str, ...] = Field(
+        (), max_length=8, description="What to show; empty: the prompts that were sampled"
+    )
+    strengths: tuple[float, ...] = Field(
+        (0.5, 0.75, 1.0), min_length=1, max_length=12, description="Weights of the LoRA"
+    )
+    seed: int = Field(7, ge=0, lt=2**32, description="Start of the noise, the same everywhere")
+    steps: int = Field(20, ge=1, le=500, description="Denoising steps")
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The LoRA to take."""
+
+    path: Path
+    reason: str
+
+
+def lora_files(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of every checkpoint's LoRA in a run's folder, by step."""
+    found = (folder / "state").glob("step-*/*-step-*.safetensors")
+    return sorted((int(path.stem.rpartition("-")[2]), path) for path in found)
+
+
+def suggestion(folder: Path, state: RunState) -> Suggestion | None:
+    """The best LoRA of a run, and why; None when it has none."""
+    files, best = dict(lora_files(folder)), state.best
+    if best and best.step in files and best.step != state.step:
+        later = state.validations[-1]
+        reason = (
+            f"after step {best.step} the pictures held out were told best, with a loss of "
+            f"{best.loss:.4f}; at the end it was {later.loss or 0:.4f}"
+        )
+        return Suggestion(files[best.step], reason)
+    if state.result:
+        told = f"its last validation was the best, with a loss of {best.loss:.4f}" if best else (
+            "it is the last, and no pictures were held out that would tell an earlier one better"
+        )  # fmt: skip
+        return Suggestion(Path(state.result), told)
+    if files:
+        step = max(files)
+        return Suggestion(files[step], f"step {step} is the last that was saved")
+    return None
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    points: Points
+    colour: str
+    width: int = 3
+
+
+def draw_curves(state: RunState, title: str) -> Image.Image:
+    """The training loss and its average, the loss on held-out pictures; below them the drift."""
+    held = [(one.step, one.loss) for one in state.validations if one.loss is not None]
+    drift = [(one.step, one.drift) for one in state.validations if one.drift is not None]
+    panels = [
+        [
+            _Line("", state.losses, LOSS, 2),
+            _Line("training loss, averaged", averaged(state.losses), SMOOTH),
+            _Line("loss on pictures held out", held, HELD_OUT),
+        ]
+    ]
+    panels += [[_Line("drift on unrelated prompts", drift, DRIFT)]] if drift else []
+    size = (WIDTH * SCALE, (50 + len(panels) * (PANEL + 50)) * SCALE)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    _write(pen, (EDGE, 18), title, INK, 18)
+    for number, lines in enumerate(panels):
+        _panel(pen, 60 + number * (PANEL + 50), [line for line in lines if line.points])
+    return sheet
+
+
+def averaged(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
+    """Every point with those before it, each older one counting less."""
+    smooth: list[tuple[int, float]] = []
+    for step, value in points:
+        before = smooth[-1][1] if smooth else value
+        smooth.append((step, (1 - weight) * before + weight * value))
+    return smooth
+
+
+def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_Line]) -> None:
+    every = [point for line in lines for point in line.points]
+    most = max((value for _, value in every), default=1.0) * 1.05 or 1.0
+    last = max((step for step, _ in every), default=1) or 1
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = EDGE + (WIDTH - 2 * EDGE) * step / last
+        return SCALE * x, SCALE * (top + PANEL * (1 - value / most))
+
+    tick = _round_step(most)
+    for number in range(int(most / tick) + 1):
+        pen.line([place(0, number * tick), place(last, number * tick)], RAIL, SCALE)
+        _write(pen, (8, top + PANEL * (1 - number * tick / most) - 7), f"{number * tick:.3g}")
+    for number in range(5):
+        step = round(last * number / 4)
+        _write(pen, (place(step, 0)[0] / SCALE - 10, top + PANEL + 6), str(step))
+    for line in lines:
+        spots = [place(*point) for point in line.points]
+        if len(spots) > 1:
+            pen.line(spots, line.colour, line.width * SCALE // 2, joint="curve")
+        elif spots:
+            (x, y), r = spots[0], 3 * SCALE
+            pen.ellipse((x - r, y - r, x + r, y + r), line.colour)
+    named = [line for line in lines if line.name]
+    for number, line in enumerate(named):
+        _write(pen, (WIDTH - 260, top + 6 + 20 * number), line.name, line.colour)
+
+
+def _round_step(most: float) -> float:
+    """A round distance of which about four to eight fit."""
+    rough = most / 5
+    unit = 10 ** floor(log10(rough))
+    return float(unit * (1 if rough < 1.5 * unit else 2 if rough < 3.5 * unit else 5))
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    words: str,
+    colour: str = FAINT,
+    size: int = 13,
+) -> None:
+    font = ImageFont.load_default(size * SCALE)
+    pen.text((at[0] * SCALE, at[1] * SCALE), words, colour, font)

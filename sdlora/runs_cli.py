@@ -1,0 +1,160 @@
+"""The verb `runs`: trainings listed, shown, asked for something, taken up again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sdlora import kohya, runs
+from sdlora.errors import SdloraError, SettingsError
+from sdlora.events import RunState, Validated
+from sdlora.flags import add_flags, add_shared_flags, given
+from sdlora.jobs import Queue
+from sdlora.requests import REQUESTS
+from sdlora.review import GridSettings, draw_curves, suggestion
+from sdlora.settings import TrainSettings
+from sdlora.terminal import Printer, clock, follow
+from sdlora.train_cli import DONE, FAILED, train_in
+from sdlora.workspace import Workspace, publish
+
+Act = Callable[[Path, Workspace, argparse.Namespace], int]
+
+
+def add_run_verbs(parser: argparse.ArgumentParser) -> None:
+    """What stands on the line after `runs`."""
+    parser.set_defaults(json=False)
+    verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    add_shared_flags(verbs.add_parser("list", help="all trainings, newest first"))
+    for name, (words, _) in VERBS.items():
+        one = verbs.add_parser(name, help=words, description=words)
+        one.add_argument("name", nargs="?", help="name of the run")
+        add_shared_flags(one)
+        if name == "grid":
+            add_flags(one, GridSettings)
+
+
+def runs_verb(options: argparse.Namespace) -> int:
+    """List, show, stop, pause or resume trainings."""
+    workspace = Workspace.open(options.workspace)
+    if options.what == "list":
+        for name, state in runs.list_runs(workspace.runs).items():
+            say_run(name, state, options.json)
+        return DONE
+    if not options.name:
+        raise SdloraError(f"name a run: python launch.py runs {options.what} NAME")
+    _, act = VERBS[options.what]
+    return act(runs.find_run(workspace.runs, options.name), workspace, options)
+
+
+def say_run(name: str, state: RunState, as_json: bool) -> None:
+    """A run in one line."""
+    if as_json:
+        facts = {
+            "name": name, "status": state.status, "step": state.step, "total": state.total,
+            "seconds_left": state.seconds_left, "result": state.result, "error": state.error,
+            "loss": state.losses[-1][1] if state.losses else None,
+            "checkpoint": state.checkpoint, "resumable": state.resumable,
+        }  # fmt: skip
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    left = f", {clock(state.seconds_left)} left" if state.seconds_left and not state.ended else ""
+    end = state.error or state.result
+    on = f" (resumes from step {state.checkpoint})" if state.resumable else ""
+    print(
+        f"{name}: {state.status}, step {state.step} of {state.total}{left}"
+        + (end and f", {end}") + on
+    )  # fmt: skip
+
+
+def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """All of a run: its curves as a picture, its samples by step, which LoRA to take."""
+    state = runs.read(folder)
+    say_run(folder.name, state, options.json)
+    if options.json:
+        return DONE
+    for key, value in state.details.items():
+        print(f"  {key}: {value}")
+    for warned in state.warnings:
+        print(f"  warning: {warned.message}")
+    for figure in state.validations:
+        print(f"  {_figure_words(figure)}")
+    for sample in state.samples:
+        print(f"  sample at step {sample.step}: {sample.path}")
+    if state.losses or state.validations:
+        picture = draw_curves(state, folder.name)
+        path = publish(folder / "curves.png", lambda to: picture.save(to, format="png"))
+        print(f"  curves: {path}")
+    if best := suggestion(folder, state):
+        print(f"  take: {best.path}\n  because {best.reason}")
+    return DONE
+
+
+def _figure_words(figure: Validated) -> str:
+    loss = "" if figure.loss is None else f", loss {figure.loss:.4f}{' (best)' * figure.best}"
+    drift = "" if figure.drift is None else f", drift {figure.drift:.2%}"
+    return f"validation at step {figure.step}{loss}{drift}"
+
+
+def stop(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """End it after the present step; the LoRA is kept, and it can be resumed."""
+    if runs.read(folder).ended:
+        raise SdloraError(f"the run {folder.name!r} has already ended")
+    runs.cancel(folder, Queue(workspace.database))
+    return DONE
+
+
+def ask(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """Leave a request in the run's folder."""
+    runs.request(folder, options.what)
+    return DONE
+
+
+def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """Go on with a training that was killed, stopped or paused, here or by the page's worker."""
+    TrainSettings.load(folder / runs.SETTINGS_FILE)
+    queue = Queue(workspace.database)
+    if queue.holder("worker"):  # it owns the device
+        runs.resume(folder, queue)
+        print(f"{folder.name} waits in the queue; python launch.py runs show {folder.name}")
+        return DONE
+    runs.reopen(folder)
+    return train_in(folder, workspace, options.json)
+
+
+def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """Draw every checkpoint at every strength, as one picture."""
+    from sdlora.grid import draw_grid
+
+    settings = GridSettings.of(given(options, GridSettings))
+    events = draw_grid(folder, runs.read(folder), workspace, settings)
+    state = follow(events, Printer(options.json))
+    if not options.json:
+        print(state.result)
+    return DONE if state.status == "done" else FAILED
+
+
+def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """The run's settings for kohya's sd-scripts."""
+    from sdlora.presets import with_preset
+
+    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    try:
+        settings = with_preset(settings, workspace.preset_family(settings.model))
+    except SettingsError as error:
+        raise SettingsError(f"the settings of {folder.name!r} are not valid: {error}") from None
+    print(kohya.write(settings), end="")
+    return DONE
+
+
+VERBS: dict[str, tuple[str, Act]] = {
+    "show": ("all of a run: curves, samples, which LoRA to take", show),
+    "stop": (REQUESTS["stop"], stop),
+    "pause": (REQUESTS["pause"], ask),
+    "save": (REQUESTS["save"], ask),
+    "sample": (REQUESTS["sample"], ask),
+    "resume": ("go on with a training that was killed, stopped or paused", resume),
+    "grid": ("draw every checkpoint at every strength, as one picture", grid),
+    "toml": ("print its settings for kohya's sd-scripts", toml),
+}

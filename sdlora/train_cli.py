@@ -1,0 +1,97 @@
+"""The verb `train`: settings from flags, from a LoRA or from kohya's file; then the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdlora import kohya, runs
+from sdlora.errors import SdloraError, SettingsError
+from sdlora.flags import add_flags, given
+from sdlora.lora.recipe import LIKE_FILE, read_recipe
+from sdlora.presets import with_preset
+from sdlora.settings import TrainSettings
+from sdlora.terminal import OnInterrupt, Printer, follow
+from sdlora.workspace import Workspace
+
+DONE, FAILED = 0, 1
+ENDED_WELL = ("done", "stopped", "paused")
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """What stands on the line after `train`."""
+    parser.add_argument("data", nargs="?", default=None, help="folder of pictures with captions")
+    parser.add_argument(
+        "--run-folder", metavar="DIR", help="continue what the page prepared in a run folder"
+    )
+    parser.add_argument(
+        "--like", metavar="FILE", help="train as this LoRA was; other flags change what they say"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings from a TOML file of kohya's sd-scripts"
+    )
+    add_flags(parser, TrainSettings, but=("data",))
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a LoRA from a folder of captioned pictures."""
+    if options.run_folder:
+        folder = Path(options.run_folder).resolve()
+        return train_in(folder, Workspace.open(folder.parent.parent), options.json)
+    workspace = Workspace.open(options.workspace)
+    values, like = _like(options, workspace)
+    values |= _from_kohya(options)
+    own = given(options, TrainSettings)
+    values |= {name: value for name, value in own.items() if name != "data" or value}
+    if not values.get("data"):
+        raise SdloraError("name a folder of pictures: python launch.py train FOLDER --name NAME")
+    values.setdefault("name", Path(values["data"]).resolve().name)
+    folder = runs.new_folder(TrainSettings.of(values), workspace)
+    if like:
+        (folder / LIKE_FILE).write_text(json.dumps(like), encoding="utf-8")
+    return train_in(folder, workspace, options.json)
+
+
+def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
+    """Begin the run in `folder`, or go on with it."""
+    from sdlora.train import train as training
+
+    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    settings = with_preset(settings, workspace.preset_family(settings.model))
+    with OnInterrupt(lambda: runs.stop(folder)):
+        events = training(settings, workspace, folder, lambda: runs.stop_asked(folder))
+        state = follow(runs.record(events, folder), Printer(as_json))
+    if state.status in ENDED_WELL and not as_json:
+        print(state.result or f"paused at step {state.step}: python launch.py runs resume "
+              f"{folder.name}")  # fmt: skip
+    return DONE if state.status in ENDED_WELL else FAILED
+
+
+def _like(options: argparse.Namespace, workspace: Workspace) -> tuple[dict[str, Any], Any]:
+    """The settings of a LoRA, and what the new one shall be compared with."""
+    if not options.like:
+        return {}, None
+    path = Path(options.like)
+    recipe = read_recipe(path)
+    known = {k: v for k, v in recipe.settings.items() if k in TrainSettings.model_fields}
+    for name in recipe.settings.keys() - known.keys():
+        print(f"warning: {path.name} has a setting {name!r} that is not known", file=sys.stderr)
+    if not options.data and known["data"] not in workspace.dataset_folders():
+        raise SettingsError(
+            f"{path.name} was trained on a folder named {known['data']!r}, which is not in this "
+            f"workspace; name it: python launch.py train FOLDER --like {path.name}"
+        )
+    expected = {"file": path.name, "pictures": recipe.pictures, "versions": recipe.versions}
+    return known, expected
+
+
+def _from_kohya(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.config:
+        return {}
+    values, problems = kohya.read(Path(options.config))
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return values

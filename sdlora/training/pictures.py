@@ -1,0 +1,50 @@
+"""Which pictures a training learns from, by content: it must find the same when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from sdlora.data.folder import Example
+from sdlora.errors import RunError
+
+Prints = Mapping[str, str]  # folder/name of a picture -> hash of its file, caption and repeats
+MOST_NAMED = 8
+
+
+def fingerprints(examples: Sequence[Example]) -> dict[str, str]:
+    """One for each picture."""
+    prints: dict[str, str] = {}
+    for example in examples:
+        its = example.digest, example.repeats, example.regularisation, example.caption
+        name = f"{example.image.parent.name}/{example.image.name}"
+        while name in prints:
+            name += "'"
+        prints[name] = hashlib.sha256(json.dumps(its).encode()).hexdigest()
+    return prints
+
+
+def digest(prints: Prints) -> str:
+    """One hash for all of them, whatever their names and order."""
+    return hashlib.sha256(json.dumps(sorted(prints.values())).encode()).hexdigest()
+
+
+def check_same(then: Prints, now: Prints) -> None:
+    """RunError naming what is missing, new or changed since the training began."""
+    told = {
+        "missing": sorted(then.keys() - now.keys()),
+        "new": sorted(now.keys() - then.keys()),
+        "changed": sorted(name for name in then.keys() & now.keys() if then[name] != now[name]),
+    }
+    if any(told.values()):
+        said = "; ".join(f"{what}: {_listed(names)}" for what, names in told.items() if names)
+        raise RunError(
+            f"the pictures or captions are not those that this training began with; {said}. "
+            "Put them back as they were and resume, or start a new training"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + rest

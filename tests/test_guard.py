@@ -1,0 +1,55 @@
+"""What is not a number is never applied, whatever the optimizer; again and again, it ends."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.errors import DataError
+from sdlora.events import (
+    Done,
+    Resumed,
+    Step,
+    Warned,
+)
+from sdlora.lora.file import read_lora
+from sdlora.workspace import Workspace
+from trainings import Breaks, Run, learnt, numbers_of, only
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "schedule_free", "prodigy"])
+def test_a_step_that_is_no_number_is_left_out_and_its_pictures_named(
+    optimizer: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learnt at step 4 is what was learnt at step 3, whatever the optimizer remembers."""
+    same = {"steps": 9, "schedule": "constant", "optimizer": optimizer, "caption_dropout": 0.0}
+    before = numbers_of(learnt(run(**same, stop_at=3)))
+    broken = Breaks(monkeypatch, lambda call: call in (4, 6))
+    after = run(**same, stop_at=4)
+    told = only(Warned, [e for e in after if isinstance(e, Warned) and "left out" in e.message])
+    assert "step 4 was left out" in told.message and ", ".join(broken.seen[3]) in told.message
+    assert torch.equal(numbers_of(learnt(after)), before)
+    broken.seen.clear()
+    events = run(**same)
+    assert isinstance(events[-1], Done) and numbers_of(learnt(events)).isfinite().all()
+    assert [e.loss for e in events if isinstance(e, Step) and e.step in (5, 9)] != [None, None]
+
+
+def test_a_training_that_diverges_goes_back_once_and_then_ends(
+    run: Run, space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Breaks(monkeypatch, lambda call: call > 6)
+    events = run(steps=40, save_every=4, stop_at=None, expect=DataError)
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert (
+        f"step 7 was left out, for its loss or gradient is not a number; pictures: "
+        f"{', '.join(broken.seen[6])}" in told
+    )
+    assert [e.step for e in events if isinstance(e, Resumed)] == [4]
+    assert any("back to step 4, from where it goes on at half the learning rate" in t for t in told)
+    steps = [event for event in events if isinstance(event, Step)]
+    first, again = (next(s for s in some if s.step == 6) for some in (steps, steps[::-1]))
+    assert again.learning_rate == pytest.approx(first.learning_rate / 2)
+    assert list(space.loras.iterdir()) == []
+    kept = read_lora(next((tmp_path / "run-1" / "lora").iterdir()))
+    assert numbers_of(kept).isfinite().all() and "also at half the learning rate" in run.error
