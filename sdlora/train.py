@@ -26,8 +26,8 @@ from sdlora.optim import find_optimizer
 from sdlora.requests import answered, asked
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
-from sdlora.training.under_way import Training
 from sdlora.training.pictures import check_same, digest, fingerprints
+from sdlora.training.under_way import Training
 from sdlora.training.validation import Validation, hold_out, plainly
 from sdlora.workspace import Workspace
 

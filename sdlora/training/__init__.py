@@ -1,7 +1,7 @@
 """The chapters of a training that `sdlora.train` tells as one story.
 
-`under_way` is what a step brings and what is due after it. `learner` holds the numbers and takes the
-steps, `guard` sees that nothing bad is applied, `ledger` reads what the device has computed,
+`under_way` is what a step brings and what is due after it. `learner` holds the numbers and takes
+the steps, `guard` sees that nothing bad is applied, `ledger` reads what the device has computed,
 `memory` makes do with less of it, `checkpoints` keeps all of it on disk, `published` the LoRA under
 its name, `validation` measures what was learnt, `samples` shows it.
 """
