@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
+from sdlora.checked import Settings
 from sdlora.events import RunState
-from sdlora.settings import Settings
 
 Points = Sequence[tuple[int, float]]
 INK, FAINT, RAIL = "#1f2430", "#7a8194", "#e4e7ee"
