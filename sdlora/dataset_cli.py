@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from sdlora.checked import Settings
 from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
@@ -44,13 +46,39 @@ class Said:
     facts: Mapping[str, Any]
 
 
-def check_pictures(settings: TrainSettings, workspace: Workspace) -> Iterator[Said]:
+class CheckSettings(TrainSettings):
+    """What a training is checked with: its own settings."""
+
+    measure: bool = Field(False, description="Take a few steps, to tell the time and the memory")
+
+
+def check_pictures(settings: CheckSettings, workspace: Workspace) -> Iterator[Said]:
     """Show every picture as a training with these flags would see it, and all that is wrong."""
-    chosen = with_preset(settings, workspace.preset_family(settings.model))
-    found = check(chosen, workspace)
+    given = TrainSettings.of({k: v for k, v in settings.given().items() if k != "measure"})
+    found = check(with_preset(given, workspace.preset_family(given.model)), workspace)
     for row in found.rows:
         yield Said(_row(row), row.as_json)
     yield Said(_summary(found), found.as_json)
+    if settings.measure:
+        yield from _measured(found, workspace)
+
+
+def _measured(found: Preflight, workspace: Workspace) -> Iterator[Said]:
+    from sdlora.training.cost import measure  # loads torch
+
+    job = measure(found, workspace)
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            cost = end.value
+            break
+    words = (
+        f"time: {cost.step_s:.2f} s a step at the largest size, {cost.training_s / 60:.0f} min for "
+        f"all steps, samples aside\n"
+        f"memory: {cost.peak_gib:.1f} GiB at most, {cost.free_gib:.1f} GiB free ({cost.device})"
+    )
+    yield Said(words, asdict(cost))
 
 
 def _row(row: Row) -> str:
@@ -119,7 +147,7 @@ def _folder(name: str, workspace: Workspace) -> Path:
 
 
 TOOLS = {
-    "check": Tool(TrainSettings, check_pictures, {"name": "check"}),
+    "check": Tool(CheckSettings, check_pictures, {"name": "check"}),
     "captions": Tool(CaptionSettings, edit_captions),
 }
 

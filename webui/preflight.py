@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from sdlora.data.folder import Problem, grouped
 from sdlora.data.preflight import Preflight, Row
@@ -38,7 +39,10 @@ def _line(found: Preflight, seconds_per_step: float | None) -> str:
         f"{wrong} to look at." if wrong else "Nothing to mend.",
         f"{steps} steps in rounds of {found.steps_per_round}: each is seen "
         f"{found.rounds:.0f} times.",
-        f"About {about(seconds_per_step * steps)} on this machine." if seconds_per_step else "",
+        f"About {about(seconds_per_step * steps)} on this machine."
+        if seconds_per_step
+        else "Time and memory are measured by: python launch.py dataset check "
+        f'"{Path(found.settings.data).name}" --measure',
     ]
     return f'<p class="hint">{esc(" ".join(filter(None, said)))}</p>'
 

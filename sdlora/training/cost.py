@@ -1,0 +1,119 @@
+"""What a training costs on this device, from a few steps taken: memory of the largest, time of all.
+
+The steps are real: the model, the adapter, the optimizer and pictures of the largest bucket. What
+they learnt is thrown away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from sdlora.data.folder import Example
+from sdlora.data.preflight import Preflight
+from sdlora.device import free_memory_gib, pick_device, pick_dtype
+from sdlora.encode import encode_dataset
+from sdlora.errors import DeviceError
+from sdlora.events import Event, Progress
+from sdlora.families import open_family
+from sdlora.training.learner import Learner
+from sdlora.training.memory import OUT_OF_MEMORY
+from sdlora.workspace import Workspace
+
+STEPS = 3  # the first of which is slower, and not counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step of the largest bucket and of the whole training without its samples; GiB
+    that the training takes at most and that were free before it."""
+
+    device: str
+    step_s: float
+    training_s: float
+    peak_gib: float
+    free_gib: float
+
+
+def measure(found: Preflight, workspace: Workspace) -> Generator[Event, None, Cost]:
+    """Take a few steps of the training that `found` is of. DeviceError: it does not fit."""
+    settings = found.settings.model_copy(update={"caption_variants": 1})
+    device, _ = pick_device()
+    dtype, _ = pick_dtype(device, settings.precision)
+    free = free_memory_gib(device)
+    examples, share = largest_step(found)
+    yield Progress("loading the model")
+    try:
+        with _peak(device) as peak:
+            family = open_family(workspace.model_source(settings.model), dtype, device)
+            dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
+            learner = Learner(family, dataset, settings)
+            for step in range(1, STEPS + 1):
+                yield Progress("taking steps to measure them", step, STEPS)
+                if step == 2:
+                    _wait(device)
+                    began = time.monotonic()
+                learner.learn(step)
+            _wait(device)
+    except OUT_OF_MEMORY:
+        raise DeviceError(
+            f"a step of {len(examples)} pictures does not fit into the {free:.1f} GiB that are "
+            "free; choose gradient_checkpointing, a smaller batch_size or a smaller resolution"
+        ) from None
+    step_s = (time.monotonic() - began) / (STEPS - 1)
+    whole = step_s * share * settings.steps
+    return Cost(str(device), step_s, whole, peak[0], free)
+
+
+def largest_step(found: Preflight) -> tuple[list[Example], float]:
+    """The pictures of a step that needs the most memory, and what part of its pixels a step has on
+    the average."""
+    size = found.settings.batch_size * found.settings.gradient_accumulation
+    counts = {
+        bucket: sum(row.example.repeats for row in found.rows if row.bucket == bucket)
+        for bucket in found.buckets
+    }
+    pixels = {b: b.width * b.height * min(size, count) for b, count in counts.items()}
+    bucket = max(pixels, key=pixels.__getitem__)
+    mean = sum(b.width * b.height * count for b, count in counts.items()) / found.steps_per_round
+    some = [row.example for row in found.rows if row.bucket == bucket]
+    while len(some) < min(size, counts[bucket]):
+        some += some  # those that repeat
+    return some[:size], mean / pixels[bucket]
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[float]]:
+    """GiB taken at most while it is open, in a list of one: of the GPU, or of this process beyond
+    what it had before."""
+    peak: list[float] = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_reserved(device) / 2**30
+        return
+    process, over = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            peak[0] = max(peak[0], (process.memory_info().rss - before) / 2**30)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,63 @@
+"""What a training takes is measured on real steps of its largest size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awkward import scene
+from sdlora.cli import main
+from sdlora.data.preflight import Preflight, check
+from sdlora.errors import DeviceError
+from sdlora.settings import TrainSettings
+from sdlora.training.cost import largest_step, measure
+from sdlora.training.learner import Learner
+from sdlora.workspace import Workspace
+from tiny import tiny
+
+
+def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
+    settings = {"data": str(data), "name": "n", "model": str(tiny("sd1")), **values}
+    return check(TrainSettings.of(settings), Workspace.open(workspace))
+
+
+def test_the_largest_step_is_the_one_with_the_most_pixels(tmp_path: Path, workspace: Path) -> None:
+    for number, size in enumerate([(64, 64)] * 3 + [(128, 32)]):
+        folder = tmp_path / ("9_wide" if number == 3 else "square")
+        folder.mkdir(exist_ok=True)
+        scene(number, size).save(folder / f"{number}.png")
+    found = checked(workspace, tmp_path, batch_size=2, gradient_accumulation=2)
+    examples, share = largest_step(found)
+    assert [e.image.name for e in examples] == ["3.png"] * 4  # 4 x 4096 pixels, not 3 x 4096
+    # 9 wide ones in steps of 4, 4 and 1, the square ones in one of 3: 12 pictures in 4 steps of 4
+    assert share == pytest.approx(12 / 16)
+
+
+def test_the_command_measures_real_steps(
+    tmp_path: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        scene(number, (64, 64)).save(tmp_path / f"{number}.png")
+    line = ["dataset", "check", str(tmp_path), "--model", str(tiny("sd1")), "--measure", "--steps"]
+    assert main([*line, "10", "--workspace", str(workspace), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["device"] in ("cpu", "cuda", "mps") and said["step_s"] > 0
+    assert said["training_s"] == pytest.approx(10 * said["step_s"])
+    assert said["free_gib"] > 0 and said["peak_gib"] >= 0
+    assert main([*line, "10", "--workspace", str(workspace)]) == 0
+    assert "s a step at the largest size" in capsys.readouterr().out
+    assert not list((workspace / "loras").iterdir())
+
+
+def test_what_does_not_fit_is_told(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene(1, (64, 64)).save(tmp_path / "a.png")
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Learner, "learn", full)
+    with pytest.raises(DeviceError, match="a step of 1 pictures does not fit"):
+        list(measure(checked(workspace, tmp_path), Workspace.open(workspace)))
