@@ -200,6 +200,7 @@ def encode_dataset(
     resolution = settings.resolution or family.resolution
     assigned, problems = assign_buckets(examples, resolution, settings.upscale)
     yield from grouped(problems)
+    family.wake()
     encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib))
     items: list[Item] = []
     groups: list[tuple[int, ...]] = []

@@ -298,3 +298,27 @@ def test_a_picture_that_was_exchanged_is_not_taken_for_the_one_that_was_found(
     Image.new("RGB", (64, 64)).save(examples[0].image)
     with pytest.raises(DataError, match="another picture now"):
         finish(encode_dataset(family, examples, settings()))
+
+
+def test_idle_parts_rest_beside_the_device_and_come_back_to_draw(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[tuple[str, str]] = []
+    parts = {"vae": family.vae, **family.text_encoders}
+    for name, part in parts.items():
+        monkeypatch.setattr(part, "to", lambda where, name=name: moves.append((name, str(where))))
+    family.rest(busy=())  # where main memory is the device
+    with family.whole():
+        assert moves == []
+    monkeypatch.setattr(family, "device", torch.device("cuda"))
+    family.rest(busy=family.text_encoders)
+    assert moves == [("vae", "cpu")]
+    family.rest(busy=())
+    assert moves[1] == ("vae", "cuda")  # what rested before is not forgotten
+    del moves[:2]
+    with pytest.raises(ZeroDivisionError), family.whole():
+        assert moves[-2:] == [("vae", "cuda"), ("te", "cuda")]
+        _ = 1 / 0
+    assert moves == [(n, w) for w in ("cpu", "cuda", "cpu") for n in ("vae", "te")]
+    family.wake()
+    assert moves[-1] == ("te", "cuda") and family._resting == []

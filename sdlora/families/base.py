@@ -86,6 +86,7 @@ class Family(ABC):
             for part, model in self.parts.items()
         }
         self._module_names = dict(self._name_modules())
+        self._resting: list[Any] = []  # parts that lie in main memory
 
     @classmethod
     def open(cls, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
@@ -192,6 +193,35 @@ class Family(ABC):
         finally:
             if upcast:
                 self.vae.to(torch.float16)
+
+    def rest(self, busy: Iterable[str]) -> None:
+        """Leave the VAE and the text encoders that are not `busy` in main memory, so that the
+        device has their room, until `whole` needs them. Where main memory is the device: nothing.
+        """
+        self.wake()
+        idle = {key: its for key, its in self.text_encoders.items() if key not in set(busy)}
+        self._resting = [] if self.device.type == "cpu" else [self.vae, *idle.values()]
+        self._move(torch.device("cpu"))
+
+    def wake(self) -> None:
+        """All parts on the device again, to stay there."""
+        self._move(self.device)
+        self._resting = []
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """All parts on the device, as drawing needs them; those that rested rest again after it."""
+        self._move(self.device)
+        try:
+            yield
+        finally:
+            self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        for part in self._resting:
+            part.to(device)
+        if self._resting and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Learner:
         self.average = self._copies() if settings.ema_decay else []
         for part in {its.part for its in learning}:
             family.parts[part].train()
+        # captions that are encoded in every step need their encoders
+        family.rest({its.part for its in learning} if dataset.texts else family.text_encoders)
         self.use(settings)
 
     def use(self, settings: TrainSettings) -> None:

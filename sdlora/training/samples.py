@@ -33,7 +33,8 @@ def draw_samples(
         own = (seed + index) % 2**32
         try:
             request = ImageRequest.of({"prompt": prompt, "seed": own})
-            images, report = render(family, request, should_stop=should_stop)
+            with family.whole():
+                images, report = render(family, request, should_stop=should_stop)
             for image in images:
                 path = folder / f"step-{step:06}-{index}.png"
                 publish(path, partial(image.save, format="png"))
@@ -45,4 +46,5 @@ def draw_samples(
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
     request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8})
-    return render(family, request)[0][0]
+    with family.whole():
+        return render(family, request)[0][0]
