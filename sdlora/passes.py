@@ -65,7 +65,8 @@ class Batch:
         whole = max(steps, round(steps / self.request.hires_strength))
         scheduler.set_timesteps(whole, device=self.family.device)
         start = (whole - steps) * scheduler.order
-        scheduler.set_begin_index(start)
+        if hasattr(scheduler, "set_begin_index"):  # DDIM finds its place by the timestep
+            scheduler.set_begin_index(start)
         timesteps = scheduler.timesteps[start:]
         large = self._enlarged(latents)
         noise = torch.stack([torch.randn(large.shape[1:], generator=dice) for dice in self.dice])
