@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sdlora import __version__
 from sdlora.dataset_cli import add_tools as add_dataset_tools
@@ -36,9 +37,9 @@ def generate(options: argparse.Namespace) -> int:
     """Make images from a prompt; LoRAs are named in it: <lora:name:0.8>."""
     from sdlora.worker import open_engine
 
-    request = ImageRequest.of(given(options, ImageRequest))
     workspace = Workspace.open(options.workspace)
     printer, lost = Printer(options.json), False
+    request = ImageRequest.of(_asked(options, workspace, printer))
     made: list[str] = []
     asked: list[bool] = []
     with OnInterrupt(lambda: asked.append(True)):
@@ -55,13 +56,37 @@ def generate(options: argparse.Namespace) -> int:
     return DONE if len(made) == request.count and not lost else FAILED
 
 
+# Where a picture is wanted -> the format it has to be in
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def _asked(options: argparse.Namespace, workspace: Workspace, printer: Printer) -> dict[str, Any]:
+    """The values of an image request: what is given, over what the picture of --like says."""
+    found: dict[str, Any] = {}
+    if options.like:
+        from sdlora.lora.library import Library
+        from sdlora.prompt import read_parameters, request_of
+
+        recalled = read_parameters(Path(options.like))
+        found, problems = request_of(recalled, Library.of(workspace), workspace)
+        for problem in problems:
+            printer.show(Warned(problem))
+    if options.output and (format_ := _FORMATS.get(Path(options.output).suffix.lower())):
+        found["image_format"] = format_
+    values = {**found, **given(options, ImageRequest)}
+    if "prompt" not in values:
+        raise SdloraError("say what to show: python launch.py generate PROMPT, or --like PICTURE")
+    return values
+
+
 def _delivered(event: SampleReady, output: str | None, index: int, count: int) -> SampleReady:
     """The image where the user wants it, beside the workspace's copy. Nothing is overwritten."""
     if output is None:
         return event
     wish = Path(output)
-    if not wish.suffix:
-        wish = wish.with_suffix(".png")
+    made = Path(event.path).suffix
+    if _FORMATS.get(wish.suffix.lower()) != _FORMATS[made]:
+        wish = wish.with_name(wish.name + made)
     if count > 1:
         wish = wish.with_stem(f"{wish.stem}-{index + 1}")
     wish.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
     verb("demo", demo)
     add_train_flags(verb("train", train))
     one = verb("generate", generate)
-    one.add_argument("prompt", help="what to show; LoRA tags included")
+    one.add_argument(
+        "prompt", nargs="?", default=argparse.SUPPRESS, help="what to show; LoRA tags included"
+    )
+    one.add_argument(
+        "--like", metavar="PICTURE", help="make a picture again; what is given here wins"
+    )
     one.add_argument("--output", metavar="FILE", help="where the image is copied to")
     add_flags(one, ImageRequest, but=("prompt",))
     add_run_verbs(verb("runs", runs_verb, shared=False))

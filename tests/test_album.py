@@ -1,0 +1,129 @@
+"""Pictures that remember: what they say to A1111 and to us, in every format, and made again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sdlora.cli import main
+from sdlora.events import SampleReady, Warned
+from sdlora.generate import Engine
+from sdlora.lora.file import write_lora
+from sdlora.lora.library import Library
+from sdlora.prompt import parse_infotext, read_parameters, request_of
+from sdlora.settings import ImageRequest
+from sdlora.workspace import Workspace
+from tiny import CPU, open_tiny, tiny, tiny_lora
+
+WHOLE: dict[str, Any] = {
+    "prompt": 'a {cat|dog} "x" <lora:neon:0.5>\nSteps: 1, b: 2, c: 3\nNegative prompt: x <lora:No>',
+    "negative_prompt": "dull zibo\nSteps: 3, [a|b]: 1", "model": "tiny", "steps": 2, "seed": 7,
+    "count": 2, "clip_skip": 2, "hires_scale": 1.5, "hires_steps": 1, "hires_strength": 0.5,
+    "emphasis": "no_norm", "sampler": "dpm++_2m_karras", "styles": ["oil"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def space(workspace: Path) -> Workspace:
+    space = Workspace.open(workspace)
+    (space.models / "tiny").symlink_to(tiny("sd1"))
+    write_lora(tiny_lora(open_tiny("sd1")), space.loras / "neon.safetensors")
+    space.embeddings.mkdir()
+    rows = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": rows}, space.embeddings / "zibo.safetensors")
+    space.styles.write_text("name,prompt,negative_prompt\noil,{prompt} in oil,\n")
+    return space
+
+
+@pytest.fixture
+def engine(space: Workspace) -> Iterator[Engine]:
+    engine = Engine(space, CPU, torch.float32)
+    yield engine
+    engine.close()
+
+
+def made(engine: Engine, **asked: Any) -> list[SampleReady]:
+    events = engine.generate(ImageRequest.of(asked))
+    return [event for event in events if isinstance(event, SampleReady)]
+
+
+def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
+    first = made(engine, **{**WHOLE, "prompt": "a (cat:1.1) <lora:neon:0.5>"})[0]
+    with Image.open(first.path) as image:
+        text = image.text["parameters"]  # type: ignore[attr-defined]
+        assert image.size == (96, 96)
+    found = parse_infotext(text)
+    assert found.prompt == "a (cat:1.1) <lora:neon:0.5> in oil"
+    assert found.negative == WHOLE["negative_prompt"]
+    hashes = found.fields["TI hashes"].removeprefix("zibo: ")
+    assert len(hashes) == 12
+    assert list(found.fields.items()) == [
+        ("Steps", "2"), ("Sampler", "DPM++ 2M"), ("Schedule type", "Karras"), ("CFG scale", "5"),
+        ("Seed", "7"), ("Size", "64x64"), ("Model", "tiny"), ("Denoising strength", "0.5"),
+        ("Clip skip", "2"), ("RNG", "CPU"), ("Hires upscale", "1.5"), ("Hires steps", "1"),
+        ("Hires upscaler", "Latent"),
+        ("Lora hashes", f"neon: {first.report['loras'][0]['hash']}"),
+        ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"), ("Version", "sdlora 0.1.0"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_a_picture_is_made_again_from_what_it_says(
+    engine: Engine, space: Workspace, image_format: str
+) -> None:
+    for index, event in enumerate(made(engine, **WHOLE, image_format=image_format)):
+        path = Path(event.path)
+        with Image.open(path) as image:
+            assert image.format == image_format.upper()
+        recalled = read_parameters(path)
+        assert recalled.details["request"] == ImageRequest.of(
+            {**WHOLE, "image_format": image_format}
+        ).model_dump(mode="json")
+        assert recalled.details["image"]["loras"][0]["name"] == "neon"
+        values, problems = request_of(recalled, Library.of(space), space)
+        assert [problem.split("'")[1] for problem in problems] == ["No"]
+        assert values["seed"] == 7 + index and values["prompt"] == WHOLE["prompt"]
+        [again] = made(engine, **values)
+        one, other = Path(again.path), path
+        if image_format == "png":
+            with Image.open(one) as a, Image.open(other) as b:
+                assert a.tobytes() == b.tobytes()
+        assert again.report == event.report
+
+
+def test_the_same_request_gives_the_same_bytes(engine: Engine) -> None:
+    first, second = (made(engine, **WHOLE) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert Path(one.path).read_bytes() == Path(other.path).read_bytes()
+
+
+def test_a_text_too_long_for_exif_makes_a_png(engine: Engine) -> None:
+    asked = {**WHOLE, "prompt": "word, " * 6000, "steps": 1, "count": 1, "image_format": "jpeg"}
+    events = list(engine.generate(ImageRequest.of(asked)))
+    [ready] = [event for event in events if isinstance(event, SampleReady)]
+    assert ready.path.endswith(".png")
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert "a PNG can, whatever the text is" in told[-1]
+
+
+def test_generate_like_a_picture(
+    engine: Engine, space: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first = made(engine, **{**WHOLE, "prompt": "a {cat|dog} <lora:neon:0.5>"})[1]
+    line = ["generate", "--like", first.path, "--workspace", str(space.root), "--json"]
+    assert main([*line, "--output", str(tmp_path / "again")]) == 0
+    with Image.open(first.path) as one, Image.open(tmp_path / "again.png") as other:
+        assert one.tobytes() == other.tobytes()
+    assert main([*line, "a cow <lora:none>", "--output", str(tmp_path / "cow.webp")]) == 1
+    said = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    cow = next(row for row in reversed(said) if row["event"] == "SampleReady")
+    assert cow["report"]["prompt"] == "a cow <lora:none> in oil" and cow["seed"] == 8
+    with Image.open(tmp_path / "cow.webp") as image:
+        assert image.format == "WEBP"
+    assert main(["generate", "--workspace", str(space.root)]) == 1
+    assert "--like PICTURE" in capsys.readouterr().err
