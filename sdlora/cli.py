@@ -20,6 +20,7 @@ from sdlora.errors import SdloraError
 from sdlora.events import (
     Failed,
     SampleReady,
+    Warned,
     to_line,
 )
 from sdlora.flags import add_flags, add_shared_flags, given
