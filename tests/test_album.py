@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,6 +53,12 @@ def made(engine: Engine, **asked: Any) -> list[SampleReady]:
     return [event for event in events if isinstance(event, SampleReady)]
 
 
+def apart(one: Path, other: Path) -> int:
+    """How far two pictures are from each other, of 255."""
+    with Image.open(one) as a, Image.open(other) as b:
+        return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
 def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
     first = made(engine, **{**WHOLE, "prompt": "a (cat:1.1) <lora:neon:0.5>"})[0]
     with Image.open(first.path) as image:
@@ -91,8 +98,7 @@ def test_a_picture_is_made_again_from_what_it_says(
         [again] = made(engine, **values)
         one, other = Path(again.path), path
         if image_format == "png":
-            with Image.open(one) as a, Image.open(other) as b:
-                assert a.tobytes() == b.tobytes()
+            assert apart(one, other) <= 2  # it was in a batch of two
         assert again.report == event.report
 
 
@@ -117,8 +123,7 @@ def test_generate_like_a_picture(
     first = made(engine, **{**WHOLE, "prompt": "a {cat|dog} <lora:neon:0.5>"})[1]
     line = ["generate", "--like", first.path, "--workspace", str(space.root), "--json"]
     assert main([*line, "--output", str(tmp_path / "again")]) == 0
-    with Image.open(first.path) as one, Image.open(tmp_path / "again.png") as other:
-        assert one.tobytes() == other.tobytes()
+    assert apart(Path(first.path), tmp_path / "again.png") <= 2
     assert main([*line, "a cow <lora:none>", "--output", str(tmp_path / "cow.webp")]) == 1
     said = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     cow = next(row for row in reversed(said) if row["event"] == "SampleReady")
