@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.act(options))
-    except SdloraError as error:
+    except (SdloraError, OSError) as error:  # an OSError says which file, and what the disk said
         if options.json:
             print(to_line(Failed(str(error))), flush=True)
         print(f"error: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ from sdlora.jobs import Queue
 from sdlora.processes import alive, identity
 from sdlora.requests import REQUESTS, Request, answered, ask, asked
 from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import Workspace, publish
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
 PID_FILE = "pid"
@@ -44,7 +44,7 @@ def new_folder(settings: TrainSettings | ImageRequest, workspace: Workspace) -> 
         folder = reserve(workspace.runs / settings.name)
     else:
         folder = reserve(workspace.jobs / time.strftime("%Y-%m-%d_%H-%M-%S"))
-    (folder / SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
+    publish(folder / SETTINGS_FILE, lambda to: to.write_text(settings.to_json(), encoding="utf-8"))
     return folder
 
 

@@ -1,0 +1,85 @@
+"""A run that is killed, or that the disk fails, ends with the same bits when it is resumed.
+
+Here at some of the calls that change the disk; `benchmarks/interrupted.py` takes all of them.
+"""
+
+import errno
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from benchmarks.interrupted import Proof, pairwise
+from sdlora import runs
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills by signal")
+CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
+KILL_AT = (5, 29, 51, 73)  # of about eighty
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
+    yield Proof(tmp_path_factory.mktemp("interrupted"))
+
+
+def before(at: int, act: Callable[[], None], calls: tuple[str, ...] = CALLS) -> Callable[[], None]:
+    """Has a process `act` when it is about to make the `at`-th of these calls."""
+
+    count = itertools.count(1)
+
+    def watched(real: Callable[..., object], *given: object, **named: object) -> object:
+        if next(count) == at:
+            act()
+        return real(*given, **named)
+
+    def prepare() -> None:
+        for name in calls:
+            setattr(os, name, partial(watched, getattr(os, name)))
+
+    return prepare
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("at", KILL_AT)
+def test_a_kill_costs_no_bit(at: int, proof: Proof) -> None:
+    with proof.disturbed() as place:
+        assert place.run(prepare=before(at, die)) == -signal.SIGKILL
+        assert not place.damage()
+        assert proof.resumed(place) == []
+
+
+def test_several_kills_in_a_row_cost_no_bit(proof: Proof) -> None:
+    with proof.disturbed() as place:
+        for at in (45, 30, 20):
+            assert place.run(prepare=before(at, die)) == -signal.SIGKILL
+        assert proof.resumed(place) == []
+
+
+@pytest.mark.parametrize("at", [8, 22])
+def test_a_disk_that_fails_is_told_and_costs_no_bit(at: int, proof: Proof) -> None:
+    with proof.disturbed() as place:
+        code = place.run(prepare=before(at, fail, ("fsync",)))
+        (folder,) = runs.run_folders(place.root / "runs")
+        said = " ".join(warned.message for warned in runs.read(folder).warnings)
+        assert "Input/output error" in said + runs.read(folder).error
+        assert not place.damage()
+        assert (proof.resumed(place) if code else place.problems(proof.expected)) == []
+
+
+def test_every_two_values_meet() -> None:
+    factors = {"a": (1, 2, 3), "b": (True, False), "c": ("x", "y"), "d": (0, 1, 2)}
+    cases = pairwise(factors)
+    assert 9 <= len(cases) <= 14
+    for one, other in itertools.combinations(factors, 2):
+        met = {(case[one], case[other]) for case in cases}
+        assert met == set(itertools.product(factors[one], factors[other]))
