@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.checked import Settings
-from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
+from sdlora.data.describing import DescribeSettings
+from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, write
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
 from sdlora.errors import DataError
+from sdlora.events import Warned
 from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
@@ -139,6 +142,22 @@ def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[S
     yield Said(f"{count}, {done}" if changes else "no caption changes", {"changed": len(changes)})
 
 
+def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Iterator[Said]:
+    """Let a model that looks at the pictures write captions, to be corrected by hand."""
+    from sdlora.describe import describe  # loads torch
+
+    count = 0
+    for event in describe(settings, _folder(settings.data, workspace)):
+        if isinstance(event, Change):
+            count += 1
+            facts = {"file": str(event.path), "before": event.before, "after": event.after}
+            yield Said(f"{event.path.stem}: {event.after}", facts)
+        elif isinstance(event, Warned):
+            print(f"warning: {event.message}", file=sys.stderr)
+    done = "written" if settings.write else "not written yet: add --write"
+    yield Said(f"{count} captions, {done}" if count else "no picture lacks one", {"changed": count})
+
+
 def _folder(name: str, workspace: Workspace) -> Path:
     path = workspace.dataset_folders().get(name, Path(name).expanduser())
     if not path.is_dir():
@@ -149,6 +168,7 @@ def _folder(name: str, workspace: Workspace) -> Path:
 TOOLS = {
     "check": Tool(CheckSettings, check_pictures, {"name": "check"}),
     "captions": Tool(CaptionSettings, edit_captions),
+    "describe": Tool(DescribeSettings, describe_pictures),
 }
 
 

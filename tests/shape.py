@@ -36,6 +36,7 @@ LAYERS = {
     "sdlora.families*": 3,
     "sdlora.adapters*": 4,
     "sdlora.cache": 2,
+    "sdlora.describe": 3,
     "sdlora.encode": 4,
     "sdlora.optim": 4,
     "sdlora.extract": 5,

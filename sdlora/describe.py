@@ -1,0 +1,217 @@
+"""Captions written by a model that looks at the pictures, for their owner to correct.
+
+Each kind of model is a row of KINDS. Models come from a folder or the Hugging Face hub, their
+weights from safetensors or ONNX files; code that lies beside weights is never run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.describing import DescribeSettings
+from sdlora.data.edit import Change, write
+from sdlora.data.folder import list_captions
+from sdlora.data.images import load_rgb
+from sdlora.data.looks import look_at
+from sdlora.device import pick_device
+from sdlora.errors import ModelError
+from sdlora.events import Event, Progress, Warned
+
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+Describe = Callable[[Sequence[Image.Image]], list[str]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model that describes pictures: where its weights usually come from, the types that
+    its config may name, and how it is opened."""
+
+    usual: str
+    types: tuple[str, ...]
+    open: Callable[[Path, DescribeSettings], Describe]
+
+
+def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Change]:
+    """A caption for every picture of the folder that has none, or for all; written, if that was
+    asked for, when the last is there or the job is ended before, so that one undo takes all back.
+    ModelError: the model cannot be used."""
+    told = list_captions(folder)
+    waiting = [picture for picture, caption in told.items() if settings.every or not caption]
+    kind = KINDS[settings.by]
+    yield Progress("loading the model that describes")
+    say = kind.open(_folder(settings.model or kind.usual, kind), settings)
+    done: list[Change] = []
+    try:
+        for first in range(0, len(waiting), settings.batch_size):
+            few = waiting[first : first + settings.batch_size]
+            seen = {picture: load_rgb(picture) for picture in few if look_at(picture).digest}
+            yield from (Warned(f"{p.name} {look_at(p).what}") for p in few if p not in seen)
+            for picture, text in zip(seen, say(list(seen.values())), strict=True):
+                beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+                path = next((file for file in beside if file.is_file()), beside[0])
+                said = " ".join(f"{settings.prefix}{text}".split())
+                done.append(Change(path, told[picture], said, path.is_file()))
+                yield done[-1]
+            yield Progress("describing pictures", first + len(few), len(waiting))
+    finally:
+        if settings.write and done:
+            write(folder, done)
+
+
+def _folder(model: str, kind: Kind) -> Path:
+    """The model's folder, fetched from the hub unless it is one; what it says it is, is checked."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+
+        wanted = ["*.json", "*.txt", "*.csv", "*.safetensors", "model.onnx", "*.jinja"]
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=wanted))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelError(
+                f"{model} is no folder, and the hub does not give it: {str(error)[:300]}"
+            ) from None
+    if kind.types:
+        try:
+            said = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError):
+            raise ModelError(f"{model} holds no model that can be read: no config.json") from None
+        if said not in kind.types:
+            known = ", ".join(kind.types)
+            raise ModelError(f"{model} is a {str(said)[:40]!r} model; this kind takes {known}")
+    return folder
+
+
+class _Told:
+    """A transformers model that writes what it sees."""
+
+    def __init__(self, folder: Path, settings: DescribeSettings) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.settings, (self.device, _) = settings, pick_device()
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        try:
+            self.processor: Any = transformers.AutoProcessor.from_pretrained(
+                folder, local_files_only=True
+            )
+            self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ModelError(f"the model in {folder} cannot be opened: {error}") from None
+        self.model.to(self.device).eval()
+
+    def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """What the processor is given beside `return_tensors`."""
+        return {"images": list(images)}
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        if not images:
+            return []
+        given = self.processor(**self.asked(images), return_tensors="pt").to(self.device)
+        given = {
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
+            for name, value in given.items()
+        }
+        written = self.model.generate(
+            **given, max_new_tokens=self.settings.most_tokens, do_sample=False
+        )
+        if self.repeats_prompt:
+            written = written[:, given["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
+
+    repeats_prompt = False
+
+
+class _Florence(_Told):
+    """Florence-2 (arXiv:2311.06242), which is told its task by a word."""
+
+    def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        return {"images": list(images), "text": ["<MORE_DETAILED_CAPTION>"] * len(images)}
+
+
+class _Chatting(_Told):
+    """A model that is asked in words, such as Qwen-VL (arXiv:2502.13923)."""
+
+    repeats_prompt = True
+
+    def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        self.processor.tokenizer.padding_side = "left"  # so that all answers begin side by side
+        parts = [{"type": "image"}, {"type": "text", "text": self.settings.question}]
+        talk = [{"role": "user", "content": parts}]
+        text = self.processor.apply_chat_template(talk, add_generation_prompt=True)
+        return {"images": list(images), "text": [text] * len(images), "padding": True}
+
+
+class _Tagger:
+    """A WD14 tagger of SmilingWolf's: pictures in, the probability of every tag out (ONNX)."""
+
+    def __init__(self, folder: Path, settings: DescribeSettings) -> None:
+        try:
+            onnxruntime: Any = import_module("onnxruntime")
+            said: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        except ImportError:
+            raise ModelError(
+                "taggers need onnxruntime: run `pip install onnxruntime` in the environment of "
+                "this program, .venv beside launch.py"
+            ) from None
+        self.least = settings.threshold
+        try:
+            self.session: Any = onnxruntime.InferenceSession(
+                str(folder / "model.onnx"),
+                providers=[p for p in _PROVIDERS if p in onnxruntime.get_available_providers()],
+            )
+            with (folder / "selected_tags.csv").open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            # categories: 0 is general, 4 a character, 9 a rating
+            self.tags = [(row["name"], row["category"] in ("0", "4")) for row in rows]
+        except (said.Fail, said.InvalidProtobuf, said.NoSuchFile, OSError, KeyError) as error:
+            raise ModelError(f"the tagger in {folder} cannot be opened: {error}") from None
+        self.input = self.session.get_inputs()[0]
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        return [self._tag(image) for image in images]
+
+    def _tag(self, image: Image.Image) -> str:
+        side = int(self.input.shape[1])
+        square = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color="white")
+        pixels = np.asarray(square, np.float32)[None, :, :, ::-1]  # BGR, 0..255
+        given = {self.input.name: np.ascontiguousarray(pixels)}
+        chances = self.session.run(None, given)[0][0]
+        likely = [
+            (float(chance), name)
+            for chance, (name, says) in zip(chances, self.tags, strict=True)
+            if says and chance >= self.least
+        ]
+        return ", ".join(
+            name.replace("_", " ") for _, name in sorted(likely, key=lambda row: -row[0])
+        )
+
+
+KINDS = {
+    "blip": Kind("Salesforce/blip-image-captioning-large", ("blip",), _Told),
+    "florence2": Kind("florence-community/Florence-2-large", ("florence2",), _Florence),
+    "qwen_vl": Kind(
+        "Qwen/Qwen2.5-VL-3B-Instruct", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _Chatting
+    ),
+    "wd14": Kind("SmilingWolf/wd-vit-tagger-v3", (), _Tagger),
+}
