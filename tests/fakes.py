@@ -26,6 +26,7 @@ from sdlora.events import (
     Warned,
 )
 from sdlora.presets import with_preset
+from sdlora.prompt import infotext, write_png
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.worker import Worker
 from sdlora.workspace import Workspace
@@ -60,8 +61,11 @@ class FakeEngine:
         folder.mkdir(exist_ok=True)
         for index in range(request.count):
             path = folder / f"{len(list(folder.iterdir())):05}.png"
-            Image.new("RGB", (64, 64), (40 * index, 120, 200)).save(path)
-            yield SampleReady(str(path), index, request.prompt, request.seed + index)
+            seed = request.seed + index
+            said = {"request": request.model_dump(mode="json"), "image": {"seed": seed}}
+            text = infotext(request.prompt, request.negative_prompt, {"Seed": seed})
+            write_png(Image.new("RGB", (64, 64), (40 * index, 120, 200)), path, text, said)
+            yield SampleReady(str(path), index, request.prompt, seed)
         yield Done(str(folder), seconds=0.5)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -33,9 +34,25 @@ class Browser:
     def set(self, elem_id: str, value: Any) -> None:
         self.values[self.ids[elem_id]] = value
 
+    def _labelled(self, label: str) -> int:
+        # the first: both tabs have some settings, Generate comes first
+        return next(i for i, p in self.parts.items() if p["props"].get("label") == label)
+
     def set_labelled(self, label: str, value: Any) -> None:
-        (found,) = [i for i, p in self.parts.items() if p["props"].get("label") == label]
-        self.values[found] = value
+        self.values[self._labelled(label)] = value
+
+    def labelled(self, label: str) -> Any:
+        return self.values[self._labelled(label)]
+
+    def upload(self, elem_id: str, path: Path) -> None:
+        """Choose a file with an upload button."""
+        with path.open("rb") as file:
+            answer = self.http.post("/gradio_api/upload", files={"files": (path.name, file)})
+        assert answer.status_code == 200, answer.text
+        [kept] = answer.json()
+        said = {"path": kept, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+        self.set(elem_id, said)
+        self.fire(self.ids[elem_id], "upload")
 
     def value(self, elem_id: str) -> Any:
         return self.values[self.ids[elem_id]]

@@ -149,11 +149,14 @@ class Form:
 
     def show(self, values: Mapping[str, Any]) -> dict[Component, Any]:
         """Updates that bring these values into the form, and its other fields to their defaults."""
+        return self.change({name: values.get(name, self._default(name)) for name in self.fields})
+
+    def change(self, values: Mapping[str, Any]) -> dict[Component, Any]:
+        """Updates that bring these values into the form; its other fields stay as they are."""
         shown = {}
-        for name, part in self.fields.items():
-            value = values.get(name, self._default(name))
-            row = widget(self.settings.model_fields[name])[0]
-            shown[part] = value if value is None else row.show(value)
+        for name in self.fields.keys() & values.keys():
+            row, value = widget(self.settings.model_fields[name])[0], values[name]
+            shown[self.fields[name]] = value if value is None else row.show(value)
         return shown
 
     def _default(self, name: str) -> Any:

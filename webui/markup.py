@@ -107,22 +107,45 @@ def _details(state: RunState) -> str:
 
 
 def gallery(
-    pictures: Iterable[SampleReady], media: Media, small: bool = False, by_step: bool = False
+    pictures: Iterable[SampleReady],
+    media: Media,
+    small: bool = False,
+    by_step: bool = False,
+    reuse: bool = False,
 ) -> str:
-    """Pictures in a grid; each opens large, and its file is the one on disk."""
+    """Pictures in a grid; each opens large, and its file is the one on disk. `reuse`: they say how
+    they were made."""
     figures = []
     for picture in pictures:
         link = media.link(picture.path)
         under = f"step {picture.step}" if by_step else f"seed {picture.seed}"
+        name = Path(picture.path).name
         if link:
             figures.append(
                 f'<figure><a href="{link}" target="_blank" class="picture" '
-                f'data-caption="{esc(picture.prompt)}" data-note="{esc(under)}">'
+                f'data-caption="{esc(picture.prompt)}" data-note="{esc(under)}" '
+                f'data-name="{esc(name)}"{" data-reuse" if reuse else ""}>'
                 f'<img src="{link}{"/small" if small else ""}" alt="{esc(picture.prompt)}">'
-                f"</a><figcaption>{esc(under)}</figcaption></figure>"
+                f"</a><figcaption>{esc(under)}{_acts(link, name) if reuse and not small else ''}"
+                "</figcaption></figure>"
             )
     kind = "pictures strip" if small else "pictures"
     return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ""
+
+
+def _acts(link: str, name: str) -> str:
+    """What can be done with a picture."""
+    token = link.rpartition("/")[2]
+    return (
+        f'<span><button type="button" class="act" data-use="{token}">Use these settings</button>'
+        f'<a class="act" href="{link}" download="{esc(name)}">Save</a></span>'
+    )
+
+
+def restored(name: str, problems: Sequence[str]) -> str:
+    """What became of a picture's settings."""
+    done = f'<div class="notice good" role="status"><p>Settings of {esc(name)} are set.</p></div>'
+    return done + notices(Warned(problem) for problem in problems)
 
 
 def thumbnails(paths: Sequence[Path], media: Media, captions: Sequence[str], label: str) -> str:

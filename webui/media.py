@@ -53,6 +53,10 @@ class Media:
             self._paths.popitem(last=False)
         return f"/media/{token}"
 
+    def path(self, token: str) -> Path | None:
+        """The picture that a token stands for; None when there is none."""
+        return self._paths.get(token)
+
     def full(self, token: str) -> Response:
         """The file byte for byte, so that a saved PNG keeps its text; PNG and JPEG only."""
         path = self._paths.get(token)

@@ -1,4 +1,4 @@
-// What the page does in the browser: keys, the picture viewer, the address of a run.
+// What the page does in the browser: keys, the address of a run.
 (() => {
   "use strict";
 
@@ -7,53 +7,15 @@
     if (button && !button.disabled && button.offsetParent !== null) button.click();
   };
 
-  // The viewer: one dialog for every picture of the grid it was opened from.
-  const viewer = document.createElement("dialog");
-  viewer.className = "viewer";
-  viewer.setAttribute("aria-label", "Picture");
-  viewer.innerHTML =
-    '<img alt=""><p></p><nav><button type="button" data-move="-1" aria-label="Previous">←</button>' +
-    '<a download>Save</a><button type="button" data-move="1" aria-label="Next">→</button>' +
-    '<button type="button" data-move="0">Close</button></nav>';
-  let shown = null;
-  const show = (link) => {
-    shown = link;
-    const image = viewer.querySelector("img");
-    image.src = link.href;
-    image.alt = link.dataset.caption;
-    viewer.querySelector("p").textContent = `${link.dataset.caption}  ·  ${link.dataset.note}`;
-    const save = viewer.querySelector("a");
-    save.href = link.href;
-    save.download = `${link.dataset.note.replace(/\W+/g, "_")}.png`;
-    if (!viewer.open) viewer.showModal();
-  };
-  const move = (by) => {
-    if (!by) return viewer.close();
-    const links = [...shown.closest(".pictures").querySelectorAll("a.picture")];
-    show(links[(links.indexOf(shown) + by + links.length) % links.length]);
-  };
-  viewer.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-move]");
-    if (button) move(Number(button.dataset.move));
-    else if (event.target === viewer) viewer.close();
-  });
-
   document.addEventListener("click", (event) => {
-    const picture = event.target.closest("a.picture");
-    if (picture && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
-      event.preventDefault();
-      show(picture);
-    }
     if (event.target.closest("#theme-switch")) {
       setTheme(document.body.classList.contains("dark") ? "light" : "dark");
     }
   });
 
   document.addEventListener("keydown", (event) => {
-    if (viewer.open) {
-      if (event.key === "ArrowLeft") move(-1);
-      if (event.key === "ArrowRight") move(1);
-    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    if (document.querySelector("dialog[open]")) return;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       press("generate");
     } else if (event.key === "Escape") {
@@ -83,7 +45,6 @@
   };
 
   const begin = () => {
-    document.body.append(viewer);
     setTimeout(() => document.getElementById("opening")?.remove(), 20_000);
     const theme = localStorage.getItem("sdlora-theme");
     let themed = !theme;

@@ -12,17 +12,20 @@ from gradio.components import Component
 from sdlora import runs
 from sdlora.errors import SdloraError
 from sdlora.settings import ImageRequest
-from webui import markup
+from webui import markup, reading
 from webui.chooser import Chooser
 from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
+from webui.restoring import Restorer
 from webui.studio import Run, Studio
 
 PLACEHOLDER = (
     "What shall be in the picture? For example:\n"
     "impressionist style, a red house by the sea, <lora:impressionist_style:0.8>"
 )
+# While it waits, what is typed meanwhile waits too, and only the last of it is read.
+DEBOUNCED = "(...values) => new Promise((done) => setTimeout(() => done(values), 150))"
 EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
 
 
@@ -32,7 +35,10 @@ class GenerateTab:
 
     form: Form
     prompt: Component
+    counter: Component
+    parsed: Component
     chooser: Chooser
+    restorer: Restorer
     generate: Component
     cancel: Component
     notice: Component
@@ -56,29 +62,33 @@ def build(studio: Studio) -> GenerateTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)
+            counter = html(elem_id="counter")
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
                 cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1)
             notice = html(elem_id="generate-notice")
+            with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
+                parsed = html(elem_id="parsed")
             chooser = Chooser()
-            _settings(studio, form)
+            restorer = _settings(studio, form)
         with gr.Column(scale=6, min_width=320):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = GenerateTab(
-        form, form.fields["prompt"], chooser, generate, cancel, notice, card, pictures, earlier,
-        shown, seen, timer,
+        form, form.fields["prompt"], counter, parsed, chooser, restorer, generate, cancel, notice,
+        card, pictures, earlier, shown, seen, timer,
     )  # fmt: skip
     _wire(studio, tab)
     return tab
 
 
-def _settings(studio: Studio, form: Form) -> None:
+def _settings(studio: Studio, form: Form) -> Restorer:
     with gr.Row(elem_classes="row-fields"):
         form.add("steps", "guidance", "count", compact=True, min_width=80)
         form.add("seed", compact=True, min_width=110, elem_id="seed")
     with gr.Row(elem_classes="row-fields"):
+        restorer = Restorer()
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False):
@@ -91,6 +101,7 @@ def _settings(studio: Studio, form: Form) -> None:
         form.add_rest()
     dice.click(lambda: -1, outputs=form.fields["seed"], **QUICK)
     same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
+    return restorer
 
 
 def _last_seed(studio: Studio) -> int:
@@ -107,18 +118,44 @@ def _wire(studio: Studio, tab: GenerateTab) -> None:
     tab.generate.click(generate, inputs=set(tab.form.fields.values()), outputs=tab.views, **QUICK)
     tab.cancel.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
     tab.chooser.wire(studio, tab.form.fields["model"])
+    tab.restorer.wire(studio, tab.form, tab.notice)
+    _wire_reading(studio, tab)
     tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+
+
+def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
+    """Tell while it is typed what the prompt becomes."""
+    fields = tab.form.fields
+    names = ("prompt", "negative_prompt", "model", "steps", "seed", "styles")
+
+    def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        values = {name: ImageRequest.model_fields[name].default for name in names}
+        values |= tab.form.read({part: sent.get(part) for part in fields.values()})
+        asked = reading.Asked(**{name: values[name] for name in names})
+        seen = reading.read(studio, asked)
+        return {tab.counter: reading.counter(seen, asked), tab.parsed: reading.parsed(seen, asked)}
+
+    gr.on(
+        [fields["prompt"].change, fields["negative_prompt"].change, fields["styles"].change]
+        + [fields["model"].input, fields["steps"].change],
+        look,
+        {fields[name] for name in names},
+        [tab.counter, tab.parsed],
+        trigger_mode="always_last",
+        js=DEBOUNCED,
+        **QUICK,
+    )
 
 
 def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
     """Updates that bring a request onto the screen; None: nothing has been asked for yet."""
-    old = markup.gallery(studio.recent_pictures(run), studio.media, small=True)
+    old = markup.gallery(studio.recent_pictures(run), studio.media, small=True, reuse=True)
     earlier = f'<div class="legend">Earlier</div>{old}' if old else ""
     if run is None:
         return {tab.card: EMPTY, tab.earlier: earlier, tab.timer: gr.Timer(active=False)}
     return {
         tab.card: markup.run_card(run, _title(run)),
-        tab.pictures: markup.gallery(run.state.samples, studio.media),
+        tab.pictures: markup.gallery(run.state.samples, studio.media, reuse=True),
         tab.earlier: earlier,
         tab.cancel: gr.Button(interactive=run.live and not run.stopping),
         tab.notice: "",

@@ -1,0 +1,152 @@
+"""What the page tells of a prompt while it is typed, and a picture's settings taken over."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from raw_lora import lora
+from sdlora.prompt import infotext, parse_prompt, write_png
+from sdlora.settings import ImageRequest
+from sdlora.workspace import STARTER_MODEL, Workspace
+from surfing import Browser, StudioWithoutWorker, working
+from webui import reading
+from webui.form import Form
+from webui.reading import Asked
+from webui.studio import Studio
+
+needs_words = pytest.mark.skipif(
+    not (STARTER_MODEL / "tokenizer").exists(), reason="the starter model is not in this checkout"
+)
+
+
+@pytest.fixture
+def studio(workspace: Path) -> Studio:
+    lora(workspace / "loras" / "big.safetensors", 2048)
+    return StudioWithoutWorker(Workspace.open(workspace))
+
+
+@pytest.fixture
+def browser(studio: Studio) -> Browser:
+    browser = Browser(studio)
+    browser.open()
+    return browser
+
+
+def asked(prompt: str, **more: Any) -> Asked:
+    usual = {"negative_prompt": "", "model": "starter", "steps": 10, "seed": 3, "styles": ()}
+    return Asked(prompt, **{**usual, **more})
+
+
+def shown(studio: Studio, what: Asked) -> tuple[str, str]:
+    seen = reading.read(studio, what)
+    return reading.counter(seen, what), reading.parsed(seen, what)
+
+
+@needs_words
+def test_tokens_are_counted_by_chunk_and_texts_shown_by_step(studio: Studio) -> None:
+    count, parsed = shown(studio, asked("a [red:blue:0.5] (ball:1.3) BREAK sea, <lora:zibo:0.5>"))
+    assert "3/75 + 1/75 tokens · 1 LoRA" in count and "notice" not in count
+    assert "Steps 1 to 5" in parsed and "Steps 6 to 10" in parsed
+    assert "<mark>ball<sub>1.3</sub></mark>" in parsed.replace("> ball", ">ball")
+    assert "weight 0.5 · zibo" in parsed
+    assert shown(studio, asked(""))[0] == ""
+
+
+@needs_words
+def test_both_prompts_and_and_are_told(studio: Studio) -> None:
+    count, parsed = shown(studio, asked("a cat AND a dog:0.5", negative_prompt="a fish"))
+    assert "2/75 + 2/75 tokens · negative 2/75" in count
+    assert "AND, weight 0.5" in parsed and "Negative prompt" in parsed
+
+
+def test_tags_that_cannot_be_used_are_told_with_near_names(studio: Studio) -> None:
+    count, parsed = shown(studio, asked("x <lora:zibbo:1> <lora:big:1> <lora:a:b:c"))
+    assert "Did you mean zibo?" in count and "Did you mean zibo?" in parsed
+    assert "big is for Stable Diffusion XL, not for this model" in count
+    assert "is not closed" in count
+
+
+def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: Studio) -> None:
+    count, parsed = shown(studio, asked("a cat <lora:zibo>", model="someone/else"))
+    assert "tokens" not in count and "1 LoRA" in count
+    assert "once the model is on this machine" in parsed and "a cat" in parsed
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        ("<lora:a:0.5>", "weight 0.5"),
+        ("<lora:a:0.5:1>", "weight 1, text encoder 0.5"),
+        ("<lora:a:0@0,1@1>", "weight 0 at first, 0.9 at last"),
+        ("<lora:a:unet=1:hr=0.2>", "weight 1, 0.2 in the second pass"),
+    ],
+)
+def test_weights_in_words(tag: str, words: str) -> None:
+    assert reading.weights(parse_prompt(tag).loras[0], 10) == words
+
+
+def test_no_text_becomes_markup(studio: Studio) -> None:
+    nasty = "<b>x</b> (<i>y:1.2) <lora:<u>:1> {'\"><script>|b}"
+    for text in shown(studio, asked(nasty, negative_prompt=nasty, styles=("<s>",), seed=-1)):
+        assert not any(bad in text for bad in ("<b>", "<u>", "<script", "<s>"))
+
+
+def test_the_page_reads_while_it_is_typed(browser: Browser) -> None:
+    browser.set("prompt", "a cat <lora:nobody:1>")
+    browser.fire(browser.ids["prompt"], "change")
+    assert "there is no LoRA" in browser.value("counter")
+    assert "a cat" in browser.value("parsed")
+
+
+def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browser) -> None:
+    browser.set("prompt", "a red ball")
+    browser.set("seed", 7)
+    browser.set_labelled("Guidance", 3.5)
+    browser.set_labelled("Count", 2)
+    browser.click("generate")
+    with working(studio):
+        pass
+    browser.tick()
+    token = browser.value("pictures").split('data-use="')[2].split('"')[0]
+    browser.set("prompt", "something else")
+    browser.set("seed", -1)
+    browser.set_labelled("Guidance", 9)
+    browser.set("picture-token", f"{token} 1")
+    browser.fire(browser.ids["picture-token"], "change")
+    assert (browser.value("prompt"), browser.value("seed")) == ("a red ball", 8), "its own seed"
+    assert browser.labelled("Guidance") == 3.5 and browser.labelled("Count") == 1
+    assert "are set" in browser.value("generate-notice")
+    browser.set("picture-token", "no-such-token 2")
+    browser.fire(browser.ids["picture-token"], "change")
+    assert "not there any more" in browser.value("generate-notice")
+
+
+def test_a_dropped_picture_tells_what_is_missing(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    fields = {"Steps": 33, "Sampler": "Euler a", "CFG scale": 4, "Seed": 5, "Model": "dreamy"}
+    text = infotext(
+        "a cat <lora:nobody:1>", "fog", {**fields, "Lora hashes": "nobody: abcdef012345"}
+    )
+    write_png(Image.new("RGB", (8, 8)), path, text)
+    browser.upload("picture-file", path)
+    assert browser.value("prompt") == "a cat <lora:nobody:1>"
+    assert browser.value("negative-prompt") == "fog" and browser.labelled("Sampler") == "euler_a"
+    said = browser.value("generate-notice")
+    assert "abcdef012345" in said and "dreamy" in said
+    assert browser.labelled("Model") == "starter", "a picture never chooses what is opened"
+    Image.new("RGB", (8, 8)).save(path)
+    browser.upload("picture-file", path)
+    assert "says nothing of how it was made" in browser.value("generate-notice")
+
+
+def test_a_form_changes_only_what_it_is_told() -> None:
+    with gr.Blocks():
+        form = Form(ImageRequest)
+        form.add("steps", "seed", "width")
+    assert form.change({"steps": 3, "prompt": "x", "width": None}) == {
+        form.fields["steps"]: 3,
+        form.fields["width"]: None,
+    }
