@@ -174,8 +174,9 @@ def weights(tag: LoraTag, steps: int) -> str:
     pairs = [tag.at(step, steps) for step in range(steps)]
     unet = [pair[0] for pair in pairs]
     if len(set(unet)) > 1:
-        top = f", {max(unet, key=abs):g} at most" if max(unet, key=abs) not in pairs[0] else ""
-        return f"weight {unet[0]:g} at first, {unet[-1]:g} at last{top}"
+        top = max(unet, key=abs)
+        most = f", {top:g} at most" if top not in (unet[0], unet[-1]) else ""
+        return f"weight {unet[0]:g} at first, {unet[-1]:g} at last{most}"
     both = pairs[0][0] == pairs[0][1]
     text = "" if both else f", text encoder {pairs[0][1]:g}"
     hires = f", {tag.hires:g} in the second pass" if tag.hires is not None else ""

@@ -212,6 +212,68 @@ def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, worksp
         expect(chip).to_have_attribute("aria-pressed", "true")
 
 
+def test_weights_and_names_by_key(browser: Browser, fake_site: str) -> None:
+    with tab(browser, fake_site) as page:
+        prompt = page.locator("#prompt textarea")
+        prompt.fill("a cat, (red ball:1.2), ")
+        prompt.press("End")
+        prompt.press_sequentially("<lora:neon_l")
+        offer = page.get_by_role("option", name="neon_lighting")
+        expect(offer).to_have_attribute("aria-selected", "true")
+        prompt.press("Enter")
+        expect(prompt).to_have_value("a cat, (red ball:1.2), <lora:neon_lighting:0.8>")
+        expect(offer).to_be_hidden()
+        prompt.press("Control+ArrowDown")
+        expect(prompt).to_have_value("a cat, (red ball:1.2), <lora:neon_lighting:0.75>")
+        prompt.evaluate("box => box.setSelectionRange(3, 3)")
+        prompt.press("Control+ArrowUp")
+        prompt.press("Control+ArrowUp")
+        expect(prompt).to_have_value("a (cat:1.2), (red ball:1.2), <lora:neon_lighting:0.75>")
+        prompt.press("Control+ArrowDown")
+        prompt.press("Control+ArrowDown")
+        expect(prompt).to_have_value("a cat, (red ball:1.2), <lora:neon_lighting:0.75>")
+        prompt.evaluate("box => box.setSelectionRange(9, 9)")
+        prompt.press("Control+ArrowUp")
+        expect(prompt).to_have_value("a cat, (red ball:1.3), <lora:neon_lighting:0.75>")
+        prompt.press("Control+z")
+        expect(prompt).to_have_value("a cat, (red ball:1.2), <lora:neon_lighting:0.75>")
+        expect(page.locator("#counter")).to_contain_text("1 LoRA")
+
+
+DROP = """async () => {
+    const answer = await fetch(document.querySelector("#pictures a.picture").href);
+    const files = new DataTransfer();
+    files.items.add(new File([await answer.blob()], "dropped.png", {type: "image/png"}));
+    const drop = {dataTransfer: files, bubbles: true, cancelable: true};
+    document.querySelector("#loras").dispatchEvent(new DragEvent("dragover", drop));
+    document.querySelector("#loras").dispatchEvent(new DragEvent("drop", drop));
+}"""
+
+
+def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_site: str) -> None:
+    with tab(browser, fake_site) as page:
+        prompt = page.locator("#prompt textarea")
+        prompt.fill("a red ball")
+        page.get_by_label("Count", exact=True).first.fill("2")
+        prompt.press("Control+Enter")
+        expect(page.locator("#pictures img")).to_have_count(2, timeout=PATIENT_MS)
+        page.locator("#pictures a.picture").first.click()
+        large = page.get_by_role("dialog").locator("img")
+        first = large.get_attribute("src")
+        page.keyboard.press("ArrowRight")
+        assert large.get_attribute("src") != first
+        page.keyboard.press("ArrowRight")
+        assert large.get_attribute("src") == first
+        prompt.evaluate("box => { box.value = 'b'; box.dispatchEvent(new Event('input')) }")
+        page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+        expect(prompt).to_have_value("a red ball")
+        expect(large).to_be_hidden()
+        prompt.fill("something else")
+        page.evaluate(DROP)
+        expect(prompt).to_have_value("a red ball")
+        expect(page.locator("#generate-notice")).to_contain_text("dropped.png")
+
+
 def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
     with tab(browser, fake_site) as page:
         prompt = page.locator("#prompt textarea")
