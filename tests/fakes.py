@@ -12,17 +12,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdlora import runs
+from sdlora import requests, runs
 from sdlora.errors import ModelError
 from sdlora.events import (
+    Checkpoint,
     Done,
     Event,
+    Paused,
     Progress,
     SampleReady,
     Saved,
     Started,
     Step,
     Stopped,
+    Validated,
     Warned,
 )
 from sdlora.presets import with_preset
@@ -86,6 +89,16 @@ def fake_training(folder: Path) -> Iterator[Event]:
             Image.new("RGB", (64, 64), (200, step % 255, 90)).save(path)
             yield SampleReady(str(path), step, "neon lighting, a house", 0)
             yield Saved(str(lora), step)
+            yield Validated(step, 1.5 / step, best=True)
+        if requests.asked(folder, "save"):
+            state = folder / "state" / f"step-{step}"
+            state.mkdir(parents=True)
+            (state / f"{settings.name}-step-{step}.safetensors").write_bytes(b"")
+            requests.answered(folder, "save")
+            yield Checkpoint(str(state), step)
+        if requests.asked(folder, "pause"):
+            yield Paused(step)
+            return
         if "kill" in settings.trigger_word and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         if runs.stop_asked(folder) and "stubborn" not in settings.trigger_word:

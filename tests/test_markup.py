@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdlora.events import Failed, RunState, SampleReady, Started, Step, Warned, fold
+from sdlora.events import Failed, RunState, SampleReady, Started, Step, Validated, Warned, fold
 from sdlora.workspace import Workspace
 from surfing import StudioWithoutWorker
 from webui import markup
@@ -68,6 +68,19 @@ def test_loss_curve_stays_small_and_in_its_box() -> None:
     points = [p.split(",") for p in curve.split('points="')[2].split('"')[0].split()]
     assert all(0 <= float(x) <= 600 and 0 <= float(y) <= 150 for x, y in points)
     assert markup.loss_curve([(1, 0.5)]) == ""
+    held = [Validated(0, 2.0), Validated(50, None, drift=0.1), Validated(100, 0.5, best=True)]
+    curve = markup.loss_curve([(step, 1 / step) for step in range(1, 101)], held)
+    points = curve.split('class="held-out" points="')[1].split('"')[0].split()
+    assert points == ["0.0,5.0", "600.0,113.8"], "on the same axes, from the highest"
+    assert "on pictures held out 0.500" in curve
+
+
+def test_checkpoints_say_which_to_take() -> None:
+    state = fold([Validated(50, 0.4, best=True), Validated(100, 0.6)])
+    shown = markup.checkpoints([50, 100], state, "<after> step 50")
+    assert "2 checkpoints" in shown and "Step 50, loss on pictures held out 0.4000 <b>best" in shown
+    assert "&lt;after&gt; step 50" in shown and shown.count("best") == 1
+    assert markup.checkpoints([], state, "") == ""
 
 
 def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> None:
@@ -83,5 +96,8 @@ def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> Non
     page.write_bytes(b"<html><script>alert(1)</script>")
     token = media.link(page).rpartition("/")[2]
     assert media.full(token).status_code == media.small(token).status_code == 404
+    Image.new("RGB", (9, 9)).save(studio.workspace.outputs / "a.webp")
+    token = media.link(studio.workspace.outputs / "a.webp").rpartition("/")[2]
+    assert media.full(token).media_type == "image/webp"
     inside.unlink()
     assert media.link(inside) == ""

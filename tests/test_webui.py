@@ -142,6 +142,37 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Bro
     assert runs.stop_asked_now(run.folder)
 
 
+def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser) -> None:
+    settings = {"name": "long", "data": "x", "steps": 100_000, "sample_every": 0}
+    run = studio.start(TrainSettings.of(settings))
+    browser.open()
+    assert not browser.prop("pause", "visible"), "it waits in the queue"
+
+    def until(said: str) -> None:
+        for _ in range(600):
+            browser.tick()
+            if said in browser.value("run-card") + browser.value("checkpoints"):
+                return
+            time.sleep(0.02)
+        raise AssertionError(browser.value("run-card"))
+
+    with working(studio):
+        until("Step")
+        assert browser.prop("pause", "visible") and not browser.prop("resume", "visible")
+        browser.click("save-now")
+        until("1 checkpoint")
+        browser.click("pause")
+        until("Paused")
+    assert browser.prop("resume", "visible") and browser.prop("resume", "value") == "Resume"
+    assert not browser.prop("pause", "visible") and not browser.prop("stop", "visible")
+    browser.click("save-now")  # from a tab that has not seen it end
+    assert "it cannot write a checkpoint now" in browser.value("run-notice")
+    browser.click("resume")
+    assert "Waiting" in browser.value("run-card") and not runs.asked(run.folder, "pause")
+    browser.click("stop")
+    assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
+
+
 def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> None:
     run = studio.start(ImageRequest.of({}))
     studio.queue.database.unlink()

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdlora.events import RunState, SampleReady, Warned
+from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from sdlora.settings import TrainSettings
@@ -235,8 +235,9 @@ def _unusable(entries: Sequence[LoraEntry]) -> str:
     )
 
 
-def loss_curve(losses: Sequence[tuple[int, float]]) -> str:
-    """The loss over the steps: every value faint, its running average clear."""
+def loss_curve(losses: Sequence[tuple[int, float]], validations: Sequence[Validated] = ()) -> str:
+    """The loss over the steps: every value faint, its running average clear; and beside it that on
+    pictures held out, where there are any."""
     if len(losses) < 2:
         return ""
     smooth, past, weight = [], 0.0, 0.0
@@ -246,23 +247,54 @@ def loss_curve(losses: Sequence[tuple[int, float]]) -> str:
         smooth.append((step, past / weight))
     every = -(-len(losses) // MOST_POINTS)
     raw, smooth = list(losses[::every]), smooth[::every]
+    held = [(one.step, one.loss) for one in validations if one.loss is not None][-MOST_POINTS:]
     top = sorted(loss for _, loss in raw)[int(0.98 * (len(raw) - 1))] or 1.0
-    first, last = raw[0][0], raw[-1][0]
-
-    def line(points: Sequence[tuple[int, float]], kind: str) -> str:
-        across = 600 / max(1, last - first)
-        places = [((s - first) * across, 150 - 145 * min(v / top, 1)) for s, v in points]
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        return f'<polyline class="{kind}" points="{drawn}"/>'
-
+    top = max(top, *(loss for _, loss in held)) if held else top
+    first, last = min(raw[0][0], *(s for s, _ in held), raw[-1][0]), raw[-1][0]
     now = f"{smooth[-1][1]:.3f}"
     said = f"Loss, from {smooth[0][1]:.3f} at step {first} to {now} at step {last}"
+    lines = [
+        _line(points, kind, (first, last), top)
+        for points, kind in ((raw, "raw"), (smooth, "smooth"), (held, "held-out"))
+    ]
+    aside = ""
+    if held:
+        said += f"; on pictures held out {held[-1][1]:.3f}"
+        aside = f'<span class="held-out">on pictures held out <b>{held[-1][1]:.3f}</b></span>'
     return (
-        f'<figure class="curve"><figcaption><span>Loss</span><b>{now}</b></figcaption>'
+        f'<figure class="curve"><figcaption><span>Loss</span>{aside}<b>{now}</b></figcaption>'
         f'<svg viewBox="0 0 600 150" preserveAspectRatio="none" role="img" aria-label="{said}">'
-        f"{line(raw, 'raw')}{line(smooth, 'smooth')}</svg>"
+        f"{''.join(lines)}</svg>"
         f"<p><span>step {first}</span><span>step {last}</span></p></figure>"
     )
+
+
+def _line(
+    points: Sequence[tuple[int, float]], kind: str, steps: tuple[int, int], top: float
+) -> str:
+    across = 600 / max(1, steps[1] - steps[0])
+    places = [((s - steps[0]) * across, 150 - 145 * min(v / top, 1)) for s, v in points]
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="{kind}" points="{drawn}"/>' if places else ""
+
+
+def checkpoints(steps: Sequence[int], state: RunState, advice: str) -> str:
+    """The states that a training can go on from, or be taken back to, and which LoRA to take."""
+    held = {one.step: one for one in state.validations}
+    rows = []
+    for step in reversed(steps):
+        one = held.get(step)
+        loss = f", loss on pictures held out {one.loss:.4f}" if one and one.loss is not None else ""
+        best = " <b>best</b>" if one and one.best and state.best == one else ""
+        rows.append(f"<li>Step {step}{loss}{best}</li>")
+    hint = f'<p class="hint">Which one to take: {esc(advice)}.</p>' if advice else ""
+    if not rows:
+        return hint
+    many = f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}"
+    listed = (
+        f"<details class='unusable'><summary>{many}</summary><ul>{''.join(rows)}</ul></details>"
+    )
+    return hint + listed
 
 
 def run_label(run: Run) -> str:

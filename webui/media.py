@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import secrets
 from collections import OrderedDict
 from functools import lru_cache
@@ -19,7 +20,11 @@ from PIL import Image, ImageOps
 
 from sdlora.data.images import BROKEN, FORMATS
 
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+SIGNATURES = {
+    rb"\x89PNG\r\n\x1a\n": "image/png",
+    rb"\xff\xd8\xff": "image/jpeg",
+    rb"(?s)RIFF.{4}WEBP": "image/webp",
+}
 SMALL_PX = 384  # the longer side of a thumbnail
 MOST_TOKENS = 20_000
 HEADERS = {
@@ -58,13 +63,13 @@ class Media:
         return self._paths.get(token)
 
     def full(self, token: str) -> Response:
-        """The file byte for byte, so that a saved PNG keeps its text; PNG and JPEG only."""
+        """The file byte for byte, so that a saved one keeps its text; PNG, JPEG and WebP only."""
         path = self._paths.get(token)
         try:
             content = path.read_bytes() if path else b""
         except OSError:
             content = b""
-        media_type = next((t for mark, t in SIGNATURES.items() if content.startswith(mark)), None)
+        media_type = next((t for mark, t in SIGNATURES.items() if re.match(mark, content)), None)
         if path is None or media_type is None:
             return Response("not found", 404, media_type="text/plain")
         return Response(content, media_type=media_type, headers=HEADERS)

@@ -34,7 +34,7 @@ def build(studio: Studio) -> gr.Blocks:
             return on_open(studio, tabs, making, training, request.query_params.get("run", ""))
 
         def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-            found = train.trained(studio, sent[training.shown])
+            found = train.trained(studio, sent[training.training.shown])
             if found is None:
                 return {making.notice: ""}
             text = generate.with_tag(sent[making.prompt] or "", *found)
@@ -45,8 +45,8 @@ def build(studio: Studio) -> gr.Blocks:
         outputs += making.chooser.views
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
         target = [making.prompt, making.notice, tabs, *making.chooser.views]
-        inputs = {training.shown, making.prompt, *making.chooser.asked}
-        training.use.click(use, inputs=inputs, outputs=target, **QUICK)
+        inputs = {training.training.shown, making.prompt, *making.chooser.asked}
+        training.training.use.click(use, inputs=inputs, outputs=target, **QUICK)
     page.queue(api_open=False, max_size=64)
     return page
 

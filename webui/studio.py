@@ -18,6 +18,7 @@ from sdlora.jobs import Queue
 from sdlora.lora.library import Library
 from sdlora.presets import with_preset
 from sdlora.processes import alive, identity, start_detached
+from sdlora.requests import REQUESTS, asked
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import TRAINING_DATA, Workspace
 from webui.loras import Loras
@@ -32,7 +33,12 @@ class Run:
 
     folder: Path
     state: RunState
-    stopping: bool = False
+    asked: frozenset[str] = frozenset()  # what it has not answered yet, names of REQUESTS
+
+    @property
+    def stopping(self) -> bool:
+        """True when somebody has asked it to stop."""
+        return "stop" in self.asked
 
     @property
     def name(self) -> str:
@@ -48,8 +54,9 @@ class Run:
     def version(self) -> str:
         """Another text whenever there is something else to show."""
         s = self.state
-        counts = (s.step, s.phase_done, s.ahead, len(s.samples), len(s.warnings), self.stopping)
-        return f"{self.name} {s.status} {s.phase} {counts}"
+        counts = (s.step, s.phase_done, s.ahead, s.checkpoint)
+        lengths = tuple(map(len, (s.samples, s.warnings, s.validations)))
+        return f"{self.name} {s.status} {s.phase} {counts} {lengths} {sorted(self.asked)}"
 
 
 class Studio:
@@ -72,6 +79,11 @@ class Studio:
         self.wake()
         return self.run(folder)
 
+    def resume(self, run: Run) -> None:
+        """Let a training go on that ended before its time. BusyError, RunError: it cannot."""
+        runs.resume(run.folder, self.queue)
+        self.wake()
+
     def wake(self) -> None:
         """Start the worker, unless it lives or is just starting."""
         with self._lock:
@@ -90,7 +102,7 @@ class Studio:
             state = self._in_queue(folder, state)
         if not state.ended:
             self.wake()
-        return Run(folder, state, runs.stop_asked(folder))
+        return Run(folder, state, frozenset(wish for wish in REQUESTS if asked(folder, wish)))
 
     def _in_queue(self, folder: Path, state: RunState) -> RunState:
         job = self.queue.job_of(folder)

@@ -22,13 +22,13 @@ from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
+from webui.training import Training
 
 GOALS = (
     ("Style: how everything looks", "style"),
     ("Character: someone", "character"),
     ("Object: something", "object"),
 )
-EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 MOST_THUMBS = 20
 # Fields that name sets of pictures
 SETS = {"more_data", "regularisation", "masks", "validation_data"}
@@ -47,15 +47,7 @@ class TrainTab:
     summary: Component
     notice: Component
     start: Component
-    card: Component
-    curve: Component
-    samples: Component
-    stop: Component
-    use: Component
-    history: Component
-    shown: Component
-    seen: Component
-    timer: gr.Timer
+    training: Training
 
     @property
     def inputs(self) -> set[Component]:
@@ -65,8 +57,7 @@ class TrainTab:
     @property
     def views(self) -> list[Component]:
         """What changes when the training on screen does."""
-        own = (self.card, self.curve, self.samples, self.stop, self.use, self.history, self.notice)
-        return [*own, self.shown, self.seen, self.timer]
+        return [self.notice, *self.training.views]
 
     @property
     def suggested(self) -> list[Component]:
@@ -102,17 +93,10 @@ def build(studio: Studio) -> TrainTab:
             notice = html(elem_id="train-notice")
             _advanced(studio, form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
-            history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
-            card, curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
-            with gr.Row():
-                use = gr.Button("Use it", variant="primary", visible=False, elem_id="use")
-                stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
-            samples = html(elem_id="samples")
-    shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
+            training = Training()
     tab = TrainTab(
-        form, advanced, pictures, thumbs, look, checked_pictures, summary, notice, start, card,
-        curve, samples, stop, use, history, shown, seen, timer,
-    )  # fmt: skip
+        form, advanced, pictures, thumbs, look, checked_pictures, summary, notice, start, training
+    )
     _wire(studio, tab)
     return tab
 
@@ -156,7 +140,9 @@ def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
 
 
 def _wire(studio: Studio, tab: TrainTab) -> None:
-    follower = Follower(studio, tab.notice, studio.training, lambda run: view(studio, tab, run))
+    follower = Follower(
+        studio, tab.notice, studio.training, lambda run: tab.training.show(studio, run)
+    )
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         return {**suggest_names(studio, tab, sent[tab.pictures]), **summed_up(studio, tab, sent)}
@@ -166,7 +152,8 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         return {**shown, **summed_up(studio, tab, {**sent, **shown})}
 
     def start(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        return follower.start(lambda: TrainSettings.of(values(studio, tab, sent)))
+        begun = follower.start(lambda: TrainSettings.of(values(studio, tab, sent)))
+        return {tab.notice: "", **begun}
 
     suggested, inputs = tab.suggested, tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
@@ -180,9 +167,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
     )  # fmt: skip
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
-    tab.stop.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
-    tab.history.input(follower.tick, [tab.history], tab.views, **QUICK)
-    tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+    tab.training.wire(studio, follower)
 
 
 def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
@@ -261,23 +246,7 @@ def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str
 
 def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
     """Updates that bring a training onto the screen; None: there has been none."""
-    if run is None:
-        return {tab.card: EMPTY, tab.timer: gr.Timer(active=False)}
-    state = run.state
-    stop = "Stop now, without the last steps" if run.stopping else "Stop and keep"
-    names = [(markup.run_label(one), one.name) for one in studio.trainings()]
-    return {
-        tab.card: markup.run_card(run, run.name),
-        tab.curve: markup.loss_curve(state.losses),
-        tab.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
-        tab.stop: gr.Button(stop, visible=run.live),
-        tab.use: gr.Button(visible=not run.live and bool(state.result)),
-        tab.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
-        tab.notice: "",
-        tab.shown: run.name,
-        tab.seen: run.version,
-        tab.timer: gr.Timer(active=run.live),
-    }
+    return {tab.notice: "", **tab.training.show(studio, run)}
 
 
 def trained(studio: Studio, name: str) -> tuple[str, tuple[str, ...], float] | None:

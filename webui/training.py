@@ -1,0 +1,126 @@
+"""A training on screen: where it stands, its curves, samples and checkpoints; what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora import runs
+from sdlora.errors import SdloraError
+from sdlora.requests import Request
+from sdlora.review import lora_files, suggestion
+from webui import markup
+from webui.follow import Follower, Updates
+from webui.parts import QUICK, html
+from webui.studio import Run, Studio
+
+EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
+
+
+class Training:
+    """The components, built where it stands, and what they do."""
+
+    def __init__(self) -> None:
+        self.history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
+        self.card, self.curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
+        with gr.Row(elem_classes="row-fields"):
+            self.use = gr.Button("Use it", variant="primary", visible=False, elem_id="use")
+            self.resume = gr.Button("Resume", visible=False, elem_id="resume")
+            self.pause = gr.Button("Pause", visible=False, elem_id="pause")
+            self.stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
+        with gr.Row(elem_classes="row-fields"):
+            self.save = gr.Button("Save now", size="sm", visible=False, elem_id="save-now")
+            self.sample = gr.Button("Sample now", size="sm", visible=False, elem_id="sample-now")
+        self.notice = html(elem_id="run-notice")
+        self.samples = html(elem_id="samples")
+        self.checkpoints = html(elem_id="checkpoints")
+        self.shown, self.seen = gr.State(""), gr.State("")
+        self.timer = gr.Timer(1.0, active=False)
+
+    @property
+    def views(self) -> list[Component]:
+        """What changes when the training on screen does."""
+        buttons = (self.use, self.resume, self.pause, self.stop, self.save, self.sample)
+        own = (self.card, self.curve, self.samples, self.checkpoints, self.history, self.notice)
+        return [*buttons, *own, self.shown, self.seen, self.timer]
+
+    def wire(self, studio: Studio, follower: Follower) -> None:
+        """What the buttons ask of the training on screen."""
+
+        def ask(wish: Request) -> Callable[[str], Any]:
+            return lambda name: self._act(
+                follower, name, lambda run: runs.request(run.folder, wish)
+            )
+
+        def resume(name: str) -> Any:
+            return self._act(follower, name, studio.resume)
+
+        asks: tuple[tuple[Component, Request], ...] = (
+            (self.pause, "pause"),
+            (self.save, "save"),
+            (self.sample, "sample"),
+        )
+        for button, wish in asks:
+            button.click(ask(wish), [self.shown], self.views, **QUICK)
+        self.resume.click(resume, [self.shown], self.views, **QUICK)
+        self.stop.click(follower.stop, [self.shown], self.views, **QUICK)
+        self.history.input(follower.tick, [self.history], self.views, **QUICK)
+        self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
+
+    def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Any:
+        run = follower.find(name)
+        try:
+            if run:
+                act(run)
+        except SdloraError as error:
+            return {self.notice: markup.problem(str(error))}
+        return follower.tick(name)
+
+    def show(self, studio: Studio, run: Run | None) -> Updates:
+        """Updates that bring a training onto the screen; None: there has been none."""
+        if run is None:
+            return {self.card: EMPTY, self.timer: gr.Timer(active=False)}
+        state = run.state
+        names = [(markup.run_label(one), one.name) for one in studio.trainings()]
+        return {
+            **self._buttons(run),
+            self.card: markup.run_card(run, run.name),
+            self.curve: markup.loss_curve(state.losses, state.validations),
+            self.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
+            self.checkpoints: _checkpoints(run),
+            self.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
+            self.notice: "",
+            self.shown: run.name,
+            self.seen: run.version,
+            self.timer: gr.Timer(active=run.live),
+        }
+
+    def _buttons(self, run: Run) -> Updates:
+        """What can be asked of a training as it stands, and no more than that."""
+        state, works = run.state, run.state.status == "running" and not run.stopping
+        stop = "Stop now, without the last steps" if run.stopping else "Stop and keep"
+        again = "Resume" if state.checkpoint is not None else "Start again"
+        pausing, saving, sampling = (wish in run.asked for wish in ("pause", "save", "sample"))
+        return {
+            self.use: gr.Button(visible=not run.live and bool(state.result)),
+            self.resume: gr.Button(again, visible=state.ended and state.status != "done"),
+            self.pause: gr.Button(
+                "Pausing …" if pausing else "Pause", visible=works, interactive=not pausing
+            ),
+            self.stop: gr.Button(stop, visible=run.live),
+            self.save: gr.Button(
+                "Saving …" if saving else "Save now", visible=works, interactive=not saving
+            ),
+            self.sample: gr.Button(
+                "Sampling …" if sampling else "Sample now", visible=works, interactive=not sampling
+            ),
+        }
+
+
+def _checkpoints(run: Run) -> str:
+    steps = [step for step, _ in lora_files(run.folder)]
+    advice = suggestion(run.folder, run.state) if run.state.ended and steps else None
+    return markup.checkpoints(steps, run.state, advice.reason if advice else "")
