@@ -1,6 +1,6 @@
-"""Settings of what learns: the kind of adapter, the layers it is put on, and how fast they learn.
+"""Settings of what learns and what it is taught: the adapter, its layers and rates, and the loss.
 
-Part of `TrainSettings`; apart only because a page holds no more.
+Parts of `TrainSettings`; apart only because a page holds no more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from sdlora.by_group import TEXT_ENCODER, TargetGroup, by_group, of_group
 from sdlora.checked import Settings
 
 AdapterKind = Literal["lora", "dora", "rslora", "pissa", "loha", "lokr", "oft"]
+Loss = Literal["l2", "l1", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
+Weighting = Literal["min_snr", "debiased", "flat"]
+Density = Literal["uniform", "logit_normal"]
 TWO_MATRICES: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "pissa")  # up · down
 # What single groups of layers can have of their own, and the fields of older files that say it
 _OF_A_GROUP = ("rank", "alpha", "learning_rate", "dropout")
@@ -97,6 +101,8 @@ class AdapterSettings(Settings):
         drops = self.dropout or any(self._said("dropout").values())
         if self.adapter == "oft" and (self.max_norm or drops):
             raise ValueError("oft turns weights and adds nothing: no dropout and no max_norm")
+        if self.adapter == "pissa" and self.max_norm:
+            raise ValueError("max_norm is not for pissa, whose matrices begin large: leave it at 0")
         return self
 
     def of_group(self, name: str, group: str) -> Any:
@@ -111,6 +117,63 @@ class AdapterSettings(Settings):
 
     def _said(self, name: str) -> dict[str, Any]:
         return by_group(getattr(self, f"group_{name}"), _reader(type(self), name))
+
+
+class ObjectiveSettings(Settings):
+    """What is taught: which noise, and what a wrong answer costs."""
+
+    loss: Loss = Field(
+        "l2", description="How an error counts: squared, plain, or squared only where it is small"
+    )
+    huber_threshold: float = Field(
+        0.1, gt=0, le=10, description="Up to this size huber and smooth_l1 square an error"
+    )
+    huber_schedule: HuberSchedule = Field(
+        "snr", description="How that size changes with the noise: not, exponentially, by the SNR"
+    )
+    loss_weighting: Weighting = Field(
+        "min_snr", description="What noise levels count: min_snr and debiased even them out"
+    )
+    min_snr_gamma: float = Field(
+        5.0, ge=0, le=100, description="Limit of min_snr; 0 weighs all the same"
+    )
+    zero_terminal_snr: bool = Field(
+        False, description="Make the last noise level noise alone; for models that predict v"
+    )
+    noise_offset: float = Field(
+        0.0, ge=0, le=1, description="Noise of a whole channel, for darker and brighter pictures"
+    )
+    multires_noise: int = Field(
+        0, ge=0, le=10, description="Coarser layers of noise added, for large shapes; 0: none"
+    )
+    multires_discount: float = Field(
+        0.3, gt=0, le=1, description="Strength of each layer of noise by the one before it"
+    )
+    input_perturbation: float = Field(
+        0.0, ge=0, le=1, description="Noise that the model is not told of; 0.1 is usual"
+    )
+    min_timestep: int = Field(0, ge=0, le=999, description="Least noise of 1000 levels")
+    max_timestep: int = Field(1000, ge=1, le=1000, description="Most noise of 1000 levels")
+    timestep_density: Density = Field(
+        "uniform", description="Which noise levels are trained more often: none, or those about "
+        "the middle",
+    )  # fmt: skip
+    timestep_mean: float = Field(
+        0.0, ge=-5, le=5, description="Middle of logit_normal: below 0 less noise, above 0 more"
+    )
+    timestep_spread: float = Field(1.0, gt=0, le=5, description="Width of logit_normal")
+    timestep_shift: float = Field(
+        1.0, ge=0.05, le=20, description="Above 1 more noise is trained more often; 3 is usual"
+    )
+
+    @model_validator(mode="after")
+    def _levels_in_order(self) -> Self:
+        if self.min_timestep >= self.max_timestep:
+            raise ValueError(
+                f"min_timestep = {self.min_timestep} must be below max_timestep = "
+                f"{self.max_timestep}"
+            )
+        return self
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdlora.checked import Settings
-from sdlora.learning import AdapterSettings
+from sdlora.learning import AdapterSettings, ObjectiveSettings
 
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
@@ -23,7 +23,7 @@ CaptionLines = Literal["joined", "first", "random"]
 Transparency = Literal["white", "black", "mask"]
 
 
-class TrainSettings(AdapterSettings):
+class TrainSettings(AdapterSettings, ObjectiveSettings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
     GROUPS = {
@@ -32,11 +32,17 @@ class TrainSettings(AdapterSettings):
         "Learning": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
             *("lora_plus_ratio", "optimizer", "schedule", "schedule_cycles", "schedule_power"),
-            *("warmup_steps", "weight_decay", "max_grad_norm", "ema_decay", "min_snr_gamma"),
+            *("warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
         ),
         "Adapter": (
             *("adapter", "rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
             *("group_rank", "group_alpha", "group_dropout", "lokr_factor", "max_norm"),
+        ),
+        "Objective": (
+            *("loss", "loss_weighting", "min_snr_gamma", "huber_threshold", "huber_schedule"),
+            *("noise_offset", "multires_noise", "multires_discount", "input_perturbation"),
+            *("zero_terminal_snr", "min_timestep", "max_timestep", "timestep_density"),
+            *("timestep_mean", "timestep_spread", "timestep_shift"),
         ),
         "Pictures": (
             *("resolution", "upscale", "flip", "crop_jitter", "colour_jitter", "picture_variants"),
@@ -152,9 +158,6 @@ class TrainSettings(AdapterSettings):
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this")
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="Keep a moving average of the adapter, such as 0.99; 0: none"
-    )
-    min_snr_gamma: float = Field(
-        5.0, ge=0, le=100, description="Evens out the noise levels; 0 weighs all the same"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same LoRA")
     sample_every: int = Field(100, ge=0, le=100_000, description="Steps between samples; 0: none")

@@ -22,6 +22,7 @@ from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warne
 from sdlora.families import open_family
 from sdlora.generate import never
 from sdlora.lora.recipe import compared
+from sdlora.objective import Objective
 from sdlora.optim import find_optimizer
 from sdlora.requests import answered, asked
 from sdlora.settings import TrainSettings
@@ -115,6 +116,7 @@ def prepare(
         held_out, _ = yield from read_pictures(others, workspace)
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
+    Objective.of(settings, family.noise)  # whether they go together, before the long work
     dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
     measured = None
     if held_out:

@@ -38,6 +38,7 @@ LAYERS = {
     "sdlora.cache": 2,
     "sdlora.describe": 3,
     "sdlora.encode": 4,
+    "sdlora.objective": 5,
     "sdlora.optim": 4,
     "sdlora.extract": 5,
     "sdlora.fuse": 5,

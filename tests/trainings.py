@@ -17,9 +17,9 @@ from sdlora.events import (
     Step,
 )
 from sdlora.lora.file import LoraFile, read_lora
+from sdlora.objective import loss_of
 from sdlora.settings import TrainSettings
 from sdlora.train import train
-from sdlora.training.learner import loss_of
 from sdlora.workspace import Workspace
 from tiny import tiny
 

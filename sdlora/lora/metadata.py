@@ -68,7 +68,7 @@ def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
         "ss_lr_warmup_steps": settings.warmup_steps,
         "ss_optimizer": settings.optimizer,
         "ss_max_grad_norm": settings.max_grad_norm,
-        "ss_min_snr_gamma": settings.min_snr_gamma,
+        **_objective(settings),
         "ss_caption_dropout_rate": settings.caption_dropout,
         "ss_cache_latents": True,
         "ss_mixed_precision": settings.precision,
@@ -102,6 +102,22 @@ def _network(settings: TrainSettings) -> dict[str, object]:
             name: str(value) for name, value in {**arguments, "dropout": settings.dropout}.items()
         },
         "ss_scale_weight_norms": settings.max_norm or None,
+    }
+
+
+def _objective(settings: TrainSettings) -> dict[str, object]:
+    is_min_snr = settings.loss_weighting == "min_snr"
+    return {
+        "ss_min_snr_gamma": settings.min_snr_gamma if is_min_snr else None,
+        "ss_debiased_estimation": settings.loss_weighting == "debiased",
+        "ss_zero_terminal_snr": settings.zero_terminal_snr,
+        "ss_noise_offset": settings.noise_offset or None,
+        "ss_multires_noise_iterations": settings.multires_noise or None,
+        "ss_multires_noise_discount": settings.multires_discount,
+        "ss_ip_noise_gamma": settings.input_perturbation or None,
+        "ss_loss_type": settings.loss,
+        "ss_huber_schedule": settings.huber_schedule,
+        "ss_huber_c": settings.huber_threshold,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from sdlora.adapters import attach, limit_norms
 from sdlora.device import generator_for
 from sdlora.encode import Batch, Dataset
 from sdlora.families.base import Family
+from sdlora.objective import Objective, loss_of
 from sdlora.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
 from sdlora.settings import TrainSettings
 from sdlora.training.guard import guarded_step
@@ -41,22 +42,12 @@ class State:
     facts: dict[str, Any]
 
 
-def loss_of(family: Family, batch: Batch, t: Tensor, eps: Tensor, gamma: float) -> Tensor:
-    """(B,) squared errors between what the network answers to pictures under noise eps (B,C,h,w) of
-    levels t (B,) and what `family.noise` says it should (arXiv:2006.11239, eq. 14), weighted."""
-    x0, noise = batch.latents, family.noise
-    if not batch.cond:  # the text encoder learns, so captions mean something new in every step
-        batch = replace(batch, cond=family.encode_prompts(batch.captions))
-    predicted = family.predict(noise.add_noise(x0, eps, t), t, batch)  # (B,C,h,w)
-    errors = (predicted.float() - noise.target(x0, eps, t)).square().flatten(1).mean(1)
-    return noise.weight(t, gamma) * errors
-
-
 class Learner:
     """An open family with an adapter attached that learns from a dataset."""
 
     def __init__(self, family: Family, dataset: Dataset, settings: TrainSettings) -> None:
         self.family, self.dataset = family, dataset
+        self.objective = Objective.of(settings, family.noise)
         learning = attach(family, settings)
         groups = [(its.parameters, its.rate) for its in learning]
         self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
@@ -91,9 +82,8 @@ class Learner:
         """The loss of the step's pictures, its gradient added up in the parameters."""
         settings, family, device = self.settings, self.family, self.family.device
         rng = generator_for(settings.seed, step, "noise")
-        t = family.noise.sample_t(len(batch), rng)
-        eps = torch.randn(batch.latents.shape, generator=rng)
-        batch, t, eps = batch.to(device), *(x.to(device, non_blocking=True) for x in (t, eps))
+        draw = self.objective.draw(batch.latents.shape, rng).to(device)
+        batch = batch.to(device)
         loss = torch.zeros((), device=device)
         cuda = device.type == "cuda"
         kept = torch.autograd.graph.save_on_cpu(pin_memory=cuda) if settings.offload else None
@@ -101,7 +91,7 @@ class Learner:
             torch.manual_seed(generator_for(settings.seed, step, "dropout").initial_seed())
             for first in range(0, len(batch), settings.batch_size):
                 rows = slice(first, first + settings.batch_size)
-                losses = loss_of(family, batch[rows], t[rows], eps[rows], settings.min_snr_gamma)
+                losses = loss_of(family, batch[rows], draw[rows], self.objective)
                 share = losses.sum() / len(batch)
                 self.scaler.scale(share).backward()
                 loss += share.detach()

@@ -18,8 +18,8 @@ from sdlora.device import generator_for
 from sdlora.encode import Dataset
 from sdlora.events import Validated, Warned
 from sdlora.families.base import Family
+from sdlora.objective import Draw, Objective, loss_of
 from sdlora.settings import TrainSettings
-from sdlora.training.learner import loss_of
 from sdlora.training.samples import draw_plainly
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all noise levels
@@ -93,6 +93,7 @@ class Validation:
         In evaluation mode: without dropout."""
         family, dataset, sums = self.family, self.held_out, []
         assert dataset is not None
+        plain = Objective(Objective.of(self.settings, family.noise).noise)
         levels = [round(level * family.noise.steps) for level in LEVELS]
         with _evaluating(family):
             for number in range(1, dataset.steps_per_round + 1):
@@ -102,7 +103,7 @@ class Validation:
                 batch = batch.to(family.device)
                 for level in levels:
                     t = torch.full((len(batch),), level, device=family.device)
-                    sums.append(loss_of(family, batch, t, eps, 0.0))
+                    sums.append(loss_of(family, batch, Draw(t, eps, eps), plain))
         return float(torch.cat(sums).mean())
 
     def drift(self) -> float | None:
