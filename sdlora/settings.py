@@ -60,7 +60,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
             *("validate_every", "validation_share", "validation_data", "patience"),
             "drift_prompts",
         ),
-        "Machine": ("precision", "gradient_checkpointing", "offload"),
+        "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
     data: str = Field(
         min_length=1, description="Folder or zip of pictures with captions to learn from"
@@ -194,6 +194,9 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     precision: Precision = Field("auto", description="Number format; auto fits the device")
     gradient_checkpointing: bool = Field(
         False, description="Trade a fifth of the speed for much less memory"
+    )
+    compile_blocks: bool = Field(
+        False, description="Compile the UNet's blocks: a slow start, then faster steps on a GPU"
     )
     offload: bool = Field(
         False, description="Keep what a step remembers in main memory: slow, for small GPUs"

@@ -13,6 +13,7 @@ from sdlora.adapters import (
     Learning,
     attach,
     collect,
+    compile_blocks,
     detach,
     limit_norms,
     trainable_report,
@@ -278,6 +279,18 @@ def test_blending_under_a_training_adapter(family: Family) -> None:
 
 def tensors(file: LoraFile) -> list[Tensor]:
     return [tensor for adapter in file.layers.values() for tensor in adapter.tensors.values()]
+
+
+def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family) -> None:
+    """By the compiler's front half, which needs no C++: the adapters are seen through."""
+    random_numbers(attach(family, SETTINGS))
+    before = answers(family)
+    compile_blocks(family, backend="eager")
+    block = family.denoiser.mid_block.attentions[0].transformer_blocks[0]
+    assert block._compiled_call_impl is not None
+    torch.testing.assert_close(answers(family), before)
+    detach(family)
+    assert block._compiled_call_impl is None
 
 
 def test_report_counts(family: Family) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sdlora.adapters.layers import ADAPTER, KINDS, AdapterLayer, Ask, highest_rank, limit_norm
 from sdlora.device import generator_for
+from sdlora.errors import DeviceError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile
 from sdlora.settings import TrainSettings
@@ -109,8 +111,21 @@ def limit_norms(family: Family, settings: TrainSettings) -> None:
             limit_norm(KINDS[settings.adapter], layer, settings.max_norm)
 
 
+def compile_blocks(family: Family, backend: str = "inductor") -> None:
+    """Compile the denoiser's repeated blocks, adapters included, each kind of them once
+    (docs.pytorch.org, regional compilation). DeviceError: what it needs is not there."""
+    if family.device.type == "cuda" and not importlib.util.find_spec("triton"):
+        raise DeviceError(
+            "compile_blocks = True needs the package triton: install it with `python -m pip "
+            "install triton` (triton-windows on Windows), or leave it off"
+        )
+    family.denoiser.compile_repeated_blocks(backend=backend)
+
+
 def detach(family: Family) -> None:
-    """Take the training adapters away; the base weights are as they were."""
+    """Take the training adapters away; the base weights are as they were, and nothing compiled."""
+    for module in family.denoiser.modules():
+        module._compiled_call_impl = None
     for (part, path), layer in _adapted(family).items():
         family.parts[part].set_submodule(path, layer.base_layer)
 

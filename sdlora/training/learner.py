@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters import attach, limit_norms
+from sdlora.adapters import attach, compile_blocks, limit_norms
 from sdlora.device import generator_for
 from sdlora.encode import Batch, Dataset
 from sdlora.families.base import Family
@@ -61,6 +61,8 @@ class Learner:
         # captions that are encoded in every step need their encoders
         family.rest({its.part for its in learning} if dataset.texts else family.text_encoders)
         self.use(settings)
+        if settings.compile_blocks:
+            compile_blocks(family)
 
     def use(self, settings: TrainSettings) -> None:
         """Go on with these settings, which differ from those before in how they save memory."""
