@@ -52,6 +52,9 @@ VAE = {
 TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
 PROJECTIONS = ["to_k", "to_q", "to_v", "to_out.0"]
 Step = Callable[[int], object]
+# The processor's time is that of our own work, whatever else a busy machine does; without a GPU,
+# and with OMP_NUM_THREADS=1, it is the wall's of a quiet machine.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass
@@ -145,16 +148,16 @@ def diffusers_step(family: Family, options: argparse.Namespace) -> Step:
     return step
 
 
-def seconds(step: Step, count: int, device: torch.device, first: int = 1) -> list[float]:
-    """Of `count` steps after one that is not counted."""
-    times = []
-    for number in range(first, first + count + 1):
-        _wait(device)
-        began = time.perf_counter()
+def seconds(step: Step, options: argparse.Namespace) -> float:
+    """The median of some steps, after one that is not counted."""
+    now, times = CLOCKS[options.clock], []
+    for number in range(1, options.steps + 2):
+        _wait(options.device)
+        began = now()
         step(number)
-        _wait(device)
-        times.append(time.perf_counter() - began)
-    return times[1:]
+        _wait(options.device)
+        times.append(now() - began)
+    return statistics.median(times[1:])
 
 
 def peak_gib(device: torch.device) -> float | None:
@@ -175,12 +178,12 @@ def measure(family: Family, options: argparse.Namespace) -> dict[str, Any]:
         row: dict[str, float] = {}
         for name, step in ours_and_bare(family, options).items():
             peak_gib(family.device)
-            row[name] = statistics.median(seconds(step, options.steps, family.device))
+            row[name] = seconds(step, options)
             peaks[name] = peak_gib(family.device)
         detach(family)
         if options.unet == "sd15" and not options.alone:
             step = diffusers_step(family, options)
-            row["diffusers"] = statistics.median(seconds(step, options.steps, family.device))
+            row["diffusers"] = seconds(step, options)
             peaks["diffusers"] = peak_gib(family.device)
             del step
             family.denoiser.delete_adapters("default")
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="steps a round")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--alone", action="store_true", help="without diffusers")
     options = parser.parse_args()
     usual = 128 if options.device.type == "cpu" else 1024 if options.unet == "sdxl" else 512
@@ -225,7 +229,8 @@ def main() -> None:
     before = os.getloadavg() if hasattr(os, "getloadavg") else ()
     table = measure(open_unet(options.unet, options.device, dtype), options)
     after = os.getloadavg() if hasattr(os, "getloadavg") else ()
-    show({"asked": asked, "load before": before, "load after": after, **table})
+    threads = torch.get_num_threads()
+    show({"asked": asked, "threads": threads, "load before": before, "load after": after, **table})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sdlora.adapters import (
     collect,
     compile_blocks,
     detach,
+    layers,
     limit_norms,
     trainable_report,
 )
@@ -279,6 +280,28 @@ def test_blending_under_a_training_adapter(family: Family) -> None:
 
 def tensors(file: LoraFile) -> list[Tensor]:
     return [tensor for adapter in file.layers.values() for tensor in adapter.tensors.values()]
+
+
+def test_learning_at_once_is_learning_beside(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short way of a processor and peft's own give the same answer and gradients."""
+    found = []
+    for most in (4, 0):
+        monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+        learning = attach(family, asked("lora"))
+        random_numbers(learning)
+        family.denoiser.train()
+        latents, t, words = unet_inputs()
+        answer = family.denoiser(latents, t, words, return_dict=False)[0]
+        answer.square().sum().backward()
+        grads = [p.grad for its in learning for p in its.parameters if its.part == "denoiser"]
+        found.append([answer.detach(), *grads])
+        detach(family)
+        family.denoiser.eval()
+    for at_once, beside in zip(*found, strict=True):
+        assert (at_once - beside).norm() < 1e-5 * beside.norm()
+    assert any(not torch.equal(*pair) for pair in zip(*found, strict=True)), "one way only"
 
 
 def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family) -> None:

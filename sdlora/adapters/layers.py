@@ -20,12 +20,14 @@ from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.spectrum import Spectrum
 
 ADAPTER = "sdlora"
 START = "start"  # what PiSSA's adapter begins as, which is taken off again
+MOST_WEIGHT = 4  # numbers of a weight to numbers of its input, up to which LoRA learns at once
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,52 @@ def _turned_blocks(layer: TurnedOutputs) -> Adapter:
     return Adapter("OFT", {"oft_blocks": blocks, "alpha": torch.tensor(0.0)})  # no limit
 
 
-def _lora(base: nn.Module, ask: Ask, **more: Any) -> Any:
+class _AtOnce:
+    """A LoRA that learns on a processor: one product with W + s B A in place of three, of which two
+    are so thin that they cost as much as the third. The same but for rounding.
+
+    Only in float32, where W + s B A keeps what the first steps learn, only where the weight is not
+    much larger than what goes through it, and not where something stands beside the layer.
+    """
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = self.base_layer
+        weight = base.weight
+        if (
+            not self.training
+            or {x.dtype, weight.dtype} != {torch.float32}
+            or weight.device.type != "cpu"
+            or weight.numel() > MOST_WEIGHT * x.numel()
+            or base._forward_hooks
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        down, up = (half.flatten(1) for half in _halves(self))
+        scale = self.scaling[ADAPTER]
+        changed = torch.addmm(weight.flatten(1), up, down, alpha=scale).view_as(weight)
+        if weight.dim() == 2:
+            return linear(x, changed, base.bias)
+        return base._conv_forward(x, changed, base.bias)
+
+
+class _LinearAtOnce(_AtOnce, lora.Linear): ...
+
+
+class _ConvAtOnce(_AtOnce, lora.Conv2d): ...
+
+
+def _lora(base: nn.Module, ask: Ask) -> Any:
+    """With a window, the thin products are not slower; dropout is of the inputs of A alone."""
+    weight: Any = base.weight
+    if ask.dropout or weight.shape[2:].numel() > 1:
+        return _beside(base, ask)
+    kinds = (_LinearAtOnce, _ConvAtOnce)
+    return _beside(base, ask, kinds)
+
+
+def _beside(base: nn.Module, ask: Ask, kinds: Any = (lora.Linear, lora.Conv2d), **more: Any) -> Any:
     config = LoraConfig(lora_dropout=ask.dropout, init_lora_weights="gaussian", **more)
-    kind = lora.Linear if isinstance(base, nn.Linear) else lora.Conv2d
+    kind = kinds[not isinstance(base, nn.Linear)]
     return kind(base, ADAPTER, config, r=ask.rank, lora_alpha=ask.alpha)
 
 
@@ -108,7 +153,7 @@ def _pissa(base: nn.Module, ask: Ask) -> Any:
     The fast SVD is that of sec. 5.5. A layer's rank is at most half of what it can hold, for the
     change has twice that rank.
     """
-    layer = _lora(base, ask)
+    layer = _beside(base, ask)
     weight: Any = base.weight
     wide = min(ask.rank + 16, *weight.flatten(1).shape)
     left, values, right = torch.svd_lowrank(weight.float().flatten(1), q=wide, niter=4)
@@ -150,7 +195,7 @@ class _ConvNorms(_Norms, DoraConv2dLayer): ...
 
 
 def _dora(base: nn.Module, ask: Ask) -> Any:
-    layer = _lora(base, ask, use_dora=True)
+    layer = _beside(base, ask, use_dora=True)
     norms = (_LinearNorms if isinstance(base, nn.Linear) else _ConvNorms)(fan_in_fan_out=False)
     weight: Any = base.weight
     start = norms.get_weight_norm(weight.detach(), torch.zeros_like(weight), 0.0)
@@ -232,7 +277,7 @@ def _two(build: Callable[..., Any], read: Callable[[Any], Adapter] = _as_lora, *
 KINDS: dict[str, Kind] = {
     "lora": _two(_lora),
     "dora": _two(_dora, _as_dora),
-    "rslora": _two(_lora, use_rslora=True),
+    "rslora": _two(_beside, use_rslora=True),
     "pissa": _two(_pissa, _as_difference),
     "loha": Kind(_loha, partial(_as_lycoris, "LoHa"), lambda layer: [*_tensors(layer).values()]),
     "lokr": Kind(_lokr, partial(_as_lycoris, "LoKr"), lambda layer: [*_tensors(layer).values()]),
