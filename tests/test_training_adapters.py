@@ -1,5 +1,6 @@
 """Training adapters come and go without a trace in the base, and begin as they should."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sdlora.adapters.layers import ADAPTER, KINDS
 from sdlora.errors import SettingsError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile, read_lora, write_lora
+from sdlora.lora.metadata import TrainingFacts, training_metadata
 from sdlora.settings import TrainSettings
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
@@ -314,6 +316,19 @@ def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family)
     torch.testing.assert_close(answers(family), before)
     detach(family)
     assert block._compiled_call_impl is None
+
+
+def test_other_programs_are_told_the_kind() -> None:
+    facts = TrainingFacts("sd1", "epsilon", 512, 1, 1)
+    said = {kind: training_metadata(asked(kind), facts) for kind in KINDS}
+    arguments = {kind: json.loads(its["ss_network_args"]) for kind, its in said.items()}
+    assert {kind for kind in KINDS if said[kind]["ss_network_module"] == "lycoris.kohya"} == {
+        "dora", "loha", "lokr", "oft",
+    }  # fmt: skip
+    assert arguments["loha"]["algo"] == "loha" and arguments["oft"]["algo"] == "diag-oft"
+    assert arguments["dora"]["dora_wd"] == "True" and "algo" not in arguments["pissa"]
+    assert said["pissa"]["ss_network_dim"] == "8" and said["lora"]["ss_network_dim"] == "4"
+    assert (arguments["lora"]["conv_dim"], arguments["lora"]["conv_alpha"]) == ("3", "1.5")
 
 
 def test_report_counts(family: Family) -> None:

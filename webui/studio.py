@@ -168,5 +168,6 @@ class Studio:
 # What a step's time depends on, beside the machine
 COSTLY = (
     *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
+    *("adapter", "compile_blocks"),
     *("train_text_encoder", "precision", "gradient_checkpointing"),
 )
