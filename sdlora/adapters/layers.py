@@ -51,6 +51,16 @@ class Kind:
     factors: Callable[[Any], list[Tensor]]
 
 
+class _Rotation(OFTRotationModule):
+    """peft's, by the exact Cayley transform and without its question to the device whether I + Q
+    can be inverted: of a skew Q it always can."""
+
+    def _cayley_batch(self, Q: Tensor, block_size: int, *_: Any) -> Tensor:
+        skew = self._pytorch_skew_symmetric(Q, block_size)
+        one = torch.eye(block_size, device=Q.device, dtype=Q.dtype).expand_as(skew)
+        return torch.linalg.solve_ex(one + skew, one - skew, left=False).result
+
+
 class TurnedOutputs(nn.Module):
     """A layer whose outputs, but for the bias, are turned in blocks: OFT, arXiv:2306.07280, eq. 4.
 
