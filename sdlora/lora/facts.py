@@ -6,14 +6,12 @@ them, and what is damaged is left out by name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from operator import itemgetter
 from os.path import basename
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdlora.errors import LoraFileError
@@ -45,8 +43,7 @@ class Layout(NamedTuple):
     rank: int = 0
 
 
-# by the hash of the tensors' names, shapes and places, and the bytes they share
-Layouts = dict[tuple[bytes, int], Layout]
+Layouts = dict[tuple[int, int, int], Layout]  # by Head.layout
 
 
 def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
@@ -56,7 +53,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     to judge a header takes many times as long as to read it.
     """
     try:
-        head = read_head(Path(found.path))
+        head = read_head(found.path)
     except LoraFileError as error:  # perhaps somebody is copying it here right now
         return Facts(problem=plain(error)), False
     layout, problem = Layout(), ""
@@ -90,8 +87,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
 
 
 def _layout(head: Head, layouts: Layouts) -> Layout:
-    key = hashlib.sha256(head.tensors).digest(), head.body_bytes
-    if key not in layouts:
+    if (key := head.layout) not in layouts:
         layers = layers_of(shapes_in(head))
         kinds = Counter(layer.kind for layer in layers.values())
         layouts[key] = Layout(

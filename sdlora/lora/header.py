@@ -25,7 +25,8 @@ MOST_WHOLE = 4  # whole numbers are flags or a shape, such as IA3's `on_input`
 _ANY_BYTES = DTYPE_BYTES | WHOLE_BYTES
 HASH_BLOCK = 2**20
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+_METADATA_FIRST = re.compile(rb'\s*\{\s*"__metadata__"\s*:\s*')
+METADATA_BYTES = 2**15  # within which that of most files ends
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,16 +41,21 @@ _JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
 
 @dataclass(frozen=True)
 class Head:
-    """A file's header, cut in two and not judged yet.
-
-    Files that one program made of models of one shape have the same `tensors`, letter for letter.
-    """
+    """A file's header, its tensors not judged yet."""
 
     file: str  # its name, for what is said of it
-    tensors: bytes  # a JSON table: name -> dtype, shape, place
+    table: bytes  # JSON: name -> dtype, shape, place
     metadata: dict[str, str]
+    metadata_end: int  # in `table`, where that comes first; else 0, for it is not in there
     body_at: int  # offset of the first tensor byte
     body_bytes: int
+
+    @property
+    def layout(self) -> tuple[int, int, int]:
+        """The same for files that one program made of models of one shape: their tensors are
+        written alike, letter for letter."""
+        rest = memoryview(self.table)[self.metadata_end :]
+        return hash(rest), len(rest), self.body_bytes
 
 
 @dataclass(frozen=True)
@@ -67,47 +73,63 @@ def read_header(path: Path) -> Header:
     return Header(shapes_in(head), head.metadata, head.body_at)
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: str | Path) -> Head:
     """The head of `path`, its tensors not looked at. LoraFileError when it has none."""
+    name = os.path.basename(path)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8) or size > MAX_FILE:
-                raise refusal("not_safetensors", file=path.name)
+                raise refusal("not_safetensors", file=name)
             text = file.read(length)
     except OSError as error:
-        raise refusal("unreadable", file=path.name, why=error.strerror) from None
+        raise refusal("unreadable", file=name, why=error.strerror) from None
     try:
-        tensors, metadata = _cut(text)
+        table, metadata, end = _cut(text)
     except (ValueError, RecursionError) as error:
-        raise refusal("damaged_header", file=path.name, why=error) from None
-    return Head(path.name, tensors, metadata, 8 + length, size - 8 - length)
+        raise refusal("damaged_header", file=name, why=error) from None
+    return Head(name, table, metadata, end, 8 + length, size - 8 - length)
 
 
-def _cut(header: bytes) -> tuple[bytes, dict[str, str]]:
-    """(JSON table of the tensors, metadata). ValueError when that is not a table of texts.
+def _cut(header: bytes) -> tuple[bytes, dict[str, str], int]:
+    """What Head holds of a header. ValueError when its metadata is not a table of texts.
 
     The metadata stands first in all files but odd ones, so that the long rest is not parsed here.
     """
-    text, tensors = header.decode("utf-8"), header
     metadata: Any = {}
-    if first := _METADATA_FIRST.match(text):
-        metadata, end = _JSON.raw_decode(text, first.end())
-        tensors = b"{" + text[end:].lstrip().removeprefix(",").encode("utf-8")
-    elif '"__metadata__"' in text and isinstance(table := _JSON.decode(text), dict):
+    end = 0
+    if first := _METADATA_FIRST.match(header):
+        metadata, end = _first_value(header, first.end())
+    elif b"__metadata__" in header and isinstance(table := _decoded(header), dict):
         metadata = table.pop("__metadata__", {})
-        tensors = json.dumps(table).encode("utf-8")
+        header = json.dumps(table).encode("utf-8")
     if not isinstance(metadata, dict) or not set(map(type, metadata.values())) <= {str}:
         raise ValueError("metadata that is not text")
-    return tensors, metadata
+    return header, metadata, end
+
+
+def _first_value(header: bytes, at: int) -> tuple[Any, int]:
+    """(the JSON value that begins at `at`, where it ends)."""
+    try:
+        text = header[at : at + METADATA_BYTES].decode("utf-8")
+        value, length = _JSON.raw_decode(text)
+    except ValueError:  # it is longer
+        text = header[at:].decode("utf-8")
+        value, length = _JSON.raw_decode(text)
+    return value, at + len(text[:length].encode("utf-8"))
+
+
+def _decoded(table: bytes) -> Any:
+    return _JSON.decode(table.decode("utf-8"))
 
 
 def shapes_in(head: Head) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, every entry judged. LoraFileError: what is wrong."""
+    rest = head.table[head.metadata_end :]
     try:
-        entries = _JSON.decode(head.tensors.decode("utf-8"))
+        entries = _decoded(b"{" + rest.lstrip().removeprefix(b",") if head.metadata_end else rest)
     except (ValueError, RecursionError) as error:
         raise refusal("damaged_header", file=head.file, why=error) from None
     if not isinstance(entries, dict):
