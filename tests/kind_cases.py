@@ -92,17 +92,18 @@ def make_tucker_loha(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Ten
 
 
 def make_lokr(small: bool, large: bool, tucker: bool = False) -> Make:
-    """3 x 2 by 4 x 4; `small`, `large`: whether that half is factored."""
+    """out/4 x in/4 by 4 x 4; `small`, `large`: whether that half is factored."""
 
     def make(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Tensors:
         window = torch.Size(shape[2:])
-        first = {"lokr_w1_a": rand(3, RANK), "lokr_w1_b": rand(RANK, 2)}
+        rows, columns = shape[0] // 4, shape[1] // 4
+        first = {"lokr_w1_a": rand(rows, RANK), "lokr_w1_b": rand(RANK, columns)}
         second = {"lokr_w2_a": rand(4, RANK), "lokr_w2_b": rand(RANK, 4 * window.numel())}
         if tucker:
             second = {"lokr_w2_a": rand(RANK, 4), "lokr_w2_b": rand(RANK, 4)}
             second["lokr_t2"] = rand(RANK, RANK, *window)
         return {
-            **(first if small else {"lokr_w1": rand(3, 2)}),
+            **(first if small else {"lokr_w1": rand(rows, columns)}),
             **(second if large else {"lokr_w2": rand(4, 4, *window)}),
             "alpha": torch.tensor(ALPHA),
         }
@@ -113,8 +114,9 @@ def make_lokr(small: bool, large: bool, tucker: bool = False) -> Make:
 def make_glora(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Tensors:
     ones = (1,) * len(shape[2:])
     return {
-        "a1": rand(IN, RANK, *ones), "a2": rand(RANK, IN, *ones),
-        "b1": rand(OUT, RANK, *ones), "b2": rand(RANK, *shape[1:]), "alpha": torch.tensor(ALPHA),
+        "a1": rand(shape[1], RANK, *ones), "a2": rand(RANK, shape[1], *ones),
+        "b1": rand(shape[0], RANK, *ones), "b2": rand(RANK, *shape[1:]),
+        "alpha": torch.tensor(ALPHA),
     }  # fmt: skip
 
 
@@ -129,16 +131,22 @@ def make_tucker_glora(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Te
 
 def make_ia3(on_input: bool) -> Make:
     def make(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Tensors:
-        side = rand(IN if on_input else OUT)
+        side = rand(shape[1] if on_input else shape[0])
         weight = side if len(shape) == 2 else side[None, :, None, None]
         return {"weight": weight.contiguous(), "on_input": torch.tensor(int(on_input))}
 
     return make
 
 
-def make_blocks(*blocks: int, rescaled: bool = False, limit: float = 0.0) -> Make:
+def make_blocks(
+    size: int = 0, stages: int = 0, count: int = 0, rescaled: bool = False, limit: float = 0.0
+) -> Make:
+    """Rotations of `size` outputs, or `count` of them; of BOFT in `stages`."""
+
     def make(shape: tuple[int, ...], rand: Callable[..., Tensor]) -> Tensors:
-        scale = {"rescale": 1 + rand(OUT, *(1,) * len(shape[1:])).abs()} if rescaled else {}
+        side = size or shape[0] // count
+        blocks = (*(stages,)[: stages > 0], shape[0] // side, side, side)
+        scale = {"rescale": 1 + rand(shape[0], *(1,) * len(shape[1:])).abs()} if rescaled else {}
         return {"oft_blocks": 0.3 * rand(*blocks), **scale, "alpha": torch.tensor(limit)}
 
     return make
@@ -205,12 +213,12 @@ def ia3_says(of: Tensors, weight: Tensor) -> Tensor:
 
 
 def oft_says(of: Tensors, weight: Tensor) -> Tensor:
-    limit = float(of["alpha"]) * OUT
+    limit = float(of["alpha"]) * weight.shape[0]
     return diag_oft.diff_weight(weight, of["oft_blocks"], of.get("rescale"), constraint=limit)
 
 
 def boft_says(of: Tensors, weight: Tensor) -> Tensor:
-    limit = float(of["alpha"]) * OUT
+    limit = float(of["alpha"]) * weight.shape[0]
     return boft.diff_weight(weight, of["oft_blocks"], of.get("rescale"), constraint=limit)
 
 
@@ -257,13 +265,14 @@ CASES: dict[str, tuple[str, Make, Oracle, tuple[str, ...]]] = {
     "GLoRA, Tucker": ("GLoRA", make_tucker_glora, tucker_glora_says, LAYERS[1:]),
     "IA3 on input": ("IA3", make_ia3(True), ia3_says, LAYERS),
     "IA3 on output": ("IA3", make_ia3(False), ia3_says, LAYERS),
-    "OFT": ("OFT", make_blocks(3, 4, 4), oft_says, LAYERS),
-    "OFT, limited": ("OFT", make_blocks(3, 4, 4, limit=0.01), oft_says, LAYERS),
-    "OFT, rescaled": ("OFT", make_blocks(3, 4, 4, rescaled=True), oft_says, LAYERS),
-    "BOFT": ("BOFT", make_blocks(2, 2, 6, 6), boft_says, LAYERS),
-    "BOFT, deep": ("BOFT", make_blocks(2, 6, 2, 2, rescaled=True, limit=0.02), boft_says, LAYERS),
+    "OFT": ("OFT", make_blocks(4), oft_says, LAYERS),
+    "OFT, limited": ("OFT", make_blocks(4, limit=0.01), oft_says, LAYERS),
+    "OFT, rescaled": ("OFT", make_blocks(4, rescaled=True), oft_says, LAYERS),
+    "BOFT": ("BOFT", make_blocks(stages=2, count=2), boft_says, LAYERS),
+    "BOFT, deep": ("BOFT", make_blocks(2, stages=2, rescaled=True, limit=0.02), boft_says, LAYERS),
     "full": (
-        "full", lambda shape, rand: {"diff": rand(*shape), "diff_b": rand(OUT)}, full_says, LAYERS,
+        "full", lambda shape, rand: {"diff": rand(*shape), "diff_b": rand(shape[0])}, full_says,
+        LAYERS,
     ),
     "norm": (
         "norm", lambda shape, rand: {"w_norm": rand(*shape), "b_norm": rand(*shape)}, norm_says,
