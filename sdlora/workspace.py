@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -20,6 +21,23 @@ LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 # A pipeline's class, as model_index.json says it, and the family whose presets it wants
 _PIPELINES = {"StableDiffusionXL": "sdxl", "StableDiffusionPipeline": "sd1"}
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def is_built_as(folder: Path, model: Path) -> bool:
+    """Whether a diffusers folder has a UNet of the same build as `model`, whatever its weights: so
+    the same LoRAs fit it, as they do a model that some were fused into."""
+    built, wanted = (_unet_config(path) for path in (folder, model))
+    return bool(wanted) and all(built.get(key) == value for key, value in wanted.items())
+
+
+def _unet_config(folder: Path) -> dict[str, object]:
+    try:
+        said = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # with an underscore: who wrote it, and where it lay
+    table = said if isinstance(said, dict) else {}
+    return {key: value for key, value in table.items() if not key.startswith("_")}
 
 
 def checked_name(name: str) -> str:
@@ -211,9 +229,10 @@ class Workspace:
 
     def preset_family(self, model: str) -> str:
         """Whose presets fit a model, as far as its folder says unopened; 'any': unknown."""
-        if model == "starter":
-            return model
-        index = Path(self.model_source(model)) / "model_index.json"
+        folder = Path(self.model_source(model))
+        if model == "starter" or is_built_as(folder, STARTER_MODEL):
+            return "starter"
+        index = folder / "model_index.json"
         said = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
         rows = ((name, family) for name, family in _PIPELINES.items() if name in said)
         return next((family for _, family in rows), "any")

@@ -22,6 +22,7 @@ from sdlora.families import FAMILIES, detect_family, hub, open_family
 from sdlora.families.base import Family
 from sdlora.lora.file import read_lora, write_lora
 from sdlora.settings import TrainSettings
+from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import CPU, KINDS, PIXELS, open_tiny, tiny, weights_hash
 
 SETTINGS = TrainSettings(
@@ -151,6 +152,21 @@ def test_detect_by_config(width: int, prediction: str, name: str, tmp_path: Path
     edit(folder / "unet" / "config.json", cross_attention_dim=width)
     edit(folder / "scheduler" / "scheduler_config.json", prediction_type=prediction)
     assert detect_family(folder) == name
+
+
+def test_a_model_made_from_the_starter_is_one(tmp_path: Path) -> None:
+    """Its weights are others and it lies elsewhere; a LoRA of the starter model fits it."""
+    family = open_family(str(STARTER_MODEL), torch.float32, CPU)
+    shutil.copytree(STARTER_MODEL, tmp_path / "fused")
+    config = tmp_path / "fused" / "unet" / "config.json"
+    edit(config, _name_or_path="elsewhere", _diffusers_version="1.0", new_in_that_version=1)
+    assert detect_family(tmp_path / "fused") == family.name == "starter"
+    workspace = Workspace.open(tmp_path)
+    (tmp_path / "fused").rename(tmp_path / "models" / "mine")
+    assert workspace.preset_family("mine") == "starter"
+    edit(tmp_path / "models" / "mine" / "unet" / "config.json", block_out_channels=[64, 96, 320])
+    assert detect_family(tmp_path / "models" / "mine") == "sd1"
+    assert workspace.preset_family("mine") == "sd1"
 
 
 HOSTILE: dict[str, dict[str, Any]] = {

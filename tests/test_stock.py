@@ -36,12 +36,16 @@ def text_answer(model: Any, rng: torch.Generator) -> Tensor:
     return model(torch.randint(0, 512, (1, 9), generator=rng)).last_hidden_state
 
 
+def stable_diffusion(base: str) -> tuple[Callable[[], Any], dict[str, str], Callable[..., Tensor]]:
+    parts = {"denoiser": "unet", "te": "text_encoder"}
+    return (lambda: StableDiffusionPipeline.from_pretrained(tiny(base)), parts, unet_answer)
+
+
 # base -> (a fresh pipeline, its parts by our names, what to ask its denoiser)
 STOCK: dict[str, tuple[Callable[[], Any], dict[str, str], Callable[..., Tensor]]] = {
-    "sd1": (
-        lambda: StableDiffusionPipeline.from_pretrained(tiny("sd1")),
-        {"denoiser": "unet", "te": "text_encoder"}, unet_answer,
-    ),
+    "sd1": stable_diffusion("sd1"),
+    "sd2": stable_diffusion("sd2"),
+    "starter": stable_diffusion("starter"),
     "sdxl": (
         lambda: StableDiffusionXLPipeline.from_pretrained(tiny("sdxl")),
         {"denoiser": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}, unet_answer,
@@ -132,8 +136,8 @@ def assert_stock_agrees(file: LoraFile, written: Path, base: str, pipeline: Any)
 
 @pytest.mark.parametrize(
     ("base", "names"),
-    [("sd1", "kohya"), ("sd1", "peft"), ("sdxl", "kohya"), ("sdxl", "peft"), ("sd3", "peft"),
-     ("flux", "peft")],
+    [("sd1", "kohya"), ("sd1", "peft"), ("sd2", "kohya"), ("starter", "kohya"),
+     ("sdxl", "kohya"), ("sdxl", "peft"), ("sd3", "peft"), ("flux", "peft")],
 )  # fmt: skip
 def test_stock_pipelines_load_what_we_write(base: str, names: Names, tmp_path: Path) -> None:
     # of kohya's files diffusers 0.42 takes one alpha for all attention layers

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdlora.errors import ModelError
 from sdlora.lora.bases import BASES
-from sdlora.workspace import STARTER_MODEL
+from sdlora.workspace import STARTER_MODEL, is_built_as
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def detect_family(path: str | Path) -> str:
     folder = Path(path)
     pipeline = _checked_index(folder / INDEX)
     _check_parts(folder)
-    if folder.resolve() == STARTER_MODEL.resolve():
+    if is_built_as(folder, STARTER_MODEL):
         return "starter"
     fitting = [name for name, its in FAMILIES.items() if its == pipeline and name != "starter"]
     if len(fitting) == 1:
