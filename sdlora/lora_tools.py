@@ -48,6 +48,14 @@ from sdlora.workspace import Workspace, checked_name, publish
 
 CPU = torch.device("cpu")
 STORED = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LOST = "lost: by group of layers, the relative error of what the LoRA changes, 0 to 1"
+COLLISION = (
+    "alone: layers that only one of the two changes. sizes: Frobenius norms of what each changes. "
+    "outputs, inputs: how far both write to the same directions and read the same ones, 0 to 1. "
+    "chance: how far directions drawn at random would overlap in the outputs. loss: share of the "
+    "energy that a blend at equal weights loses where the two work against each other; below 0 "
+    "they add up."
+)
 WRITTEN_AS_PEFT = ("sd3",)  # what most programs read for it; kohya's names for all others
 
 
@@ -102,8 +110,9 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
         said = provenance.with_thumbnail(said, Path(settings.thumbnail).expanduser())
     facts = _save(file, said, path, dtype, settings.names)
     facts |= {"lost": rounding(file, dtype).by_group()}
-    facts |= {"taken out": sorted(file.metadata.keys() - said.keys())}
-    return [Answer(f"converted {source.name}", facts)]
+    gone = file.metadata.keys() - said.keys() - set(provenance.STALE)
+    facts |= {"taken out": sorted(gone)}
+    return [Answer(f"converted {source.name}", facts, legend=LOST)]
 
 
 def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
@@ -127,7 +136,7 @@ def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
         if count > 1
     ]
     what = f"merged {_weighted(sources, settings.strengths)} ({method})"
-    return [Answer(what, facts, tuple(twice))]
+    return [Answer(what, facts, tuple(twice), legend=LOST)]
 
 
 def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
@@ -140,7 +149,7 @@ def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
     what = f"resized from rank {_ranks(before)} to {_ranks(file)}"
     said = provenance.named(provenance.rewritten(file.metadata, what), path.stem)
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype) | {"lost": losses.by_group()}
-    return [Answer(f"{source.name} {what}", facts)]
+    return [Answer(f"{source.name} {what}", facts, legend=LOST)]
 
 
 def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
@@ -162,7 +171,7 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
         if others
         else ""
     )
-    return [Answer(what, facts, tuple(filter(None, [left_out])))]
+    return [Answer(what, facts, tuple(filter(None, [left_out])), legend=LOST)]
 
 
 def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
@@ -188,7 +197,7 @@ def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
         warnings.append("the embeddings that come with a LoRA are not in a model; they stay behind")
     facts = {"output": str(path), "layers": len(losses.layers), "lost": losses.by_group()}
     what = f"fused {_weighted(sources, settings.strengths)} into {settings.model}"
-    return [Answer(what, facts, tuple(warnings))]
+    return [Answer(what, facts, tuple(warnings), legend=LOST)]
 
 
 def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
@@ -206,7 +215,7 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
         image = draw(table, first, second)
         publish(picture.with_suffix(".png"), image.save)
         facts["picture"] = str(picture.with_suffix(".png"))
-    return [Answer(f"{first} and {second}", facts)]
+    return [Answer(f"{first} and {second}", facts, legend=COLLISION)]
 
 
 def _save(

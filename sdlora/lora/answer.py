@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 
@@ -16,6 +17,7 @@ class Answer:
     facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     good: bool = True
+    legend: str = ""  # what the numbers mean, for people
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -26,6 +28,8 @@ class Answer:
         """The title, then a line per fact that says something."""
         yield self.title
         yield from _lines(self.facts, "  ")
+        if self.legend:
+            yield from wrap(self.legend, 88, initial_indent="  ", subsequent_indent="  ")
 
 
 def _lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ Metadata = Mapping[str, str]
 THUMBNAIL = 256  # pixels of the longer side
 
 # True of one set of tensors only: the writer hashes anew, and alphas stand beside their layers
-_STALE = (
+STALE = (
     *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
     *("lora_adapter_metadata", "lora_meta"),
 )
@@ -117,7 +117,7 @@ def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
 
 def rewritten(metadata: Metadata, what: str) -> dict[str, str]:
     """Of the same LoRA with other tensors: what holds of it, and what was done to it."""
-    kept = {key: value for key, value in metadata.items() if key not in _STALE}
+    kept = {key: value for key, value in metadata.items() if key not in STALE}
     before = kept.get("ss_training_comment", "")
     done = f"{what} with sdlora {__version__}"
     return {**kept, "ss_training_comment": f"{before}; {done}" if before else done}
