@@ -62,7 +62,9 @@ def write_checkpoint(
         _write(hidden / NUMBERS_FILE, save(state.tensors))
         files = {name: _seal(hidden / name) for name in (lora_file, NUMBERS_FILE)}
         said = {**facts, "format": FORMAT, "step": step, "files": files, "learner": state.facts}
-        _write(hidden / FACTS_FILE, json.dumps(said, indent=1).encode())
+        _write(
+            hidden / FACTS_FILE, json.dumps({**said, "sha256": _digest(said)}, indent=1).encode()
+        )
         sync_folder(hidden)
         _set_aside(path)
         hidden.rename(path)
@@ -79,6 +81,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         facts = json.loads((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:
             raise SdloraError(f"{path} has format {facts['format']}; this program reads {FORMAT}")
+        if facts["sha256"] != _digest({k: v for k, v in facts.items() if k != "sha256"}):
+            raise RunError(f"{path / FACTS_FILE} is not what was written there")
         for name, seal in facts["files"].items():
             if _seal(path / name) != seal:
                 raise RunError(f"{path / name} is not what was written there")
@@ -134,3 +138,8 @@ def _seal(path: Path) -> dict[str, Any]:
     """A file's size and hash, as the disk gives them back."""
     content = path.read_bytes()
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    """Of facts as JSON, however that is laid out."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
