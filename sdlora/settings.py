@@ -232,9 +232,10 @@ class ImageRequest(Settings):
     """A request for images."""
 
     GROUPS = {
-        "Prompt": ("prompt", "negative_prompt", "model"),
-        "Picture": ("width", "height", "count", "batch_size", "seed"),
+        "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
+        "Picture": ("width", "height", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler"),
+        "Second pass": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
     prompt: str = Field("", max_length=100_000, description="What to show; LoRA tags included")
     negative_prompt: str = Field("", max_length=100_000, description="What to keep away from")

@@ -64,7 +64,9 @@ def test_the_rest_of_a_form_comes_by_groups() -> None:
         form = Form(Odd)
         form.add("name", "rank")
         form.add_rest(*Odd.groups()["What to learn"])
-    titles = [b.value for b in page.blocks.values() if isinstance(b, gr.HTML)]
+    shown = [b.value for b in page.blocks.values() if isinstance(b, gr.HTML)]
+    titles = [text for text in shown if "data-group" in text]
+    assert 'aria-expanded="true"' in titles[0] and 'aria-expanded="false"' in titles[1]
     assert len(titles) == len(Odd.groups()) - 1, "nothing of the first group is left"
     assert "More" in titles[-1] and list(form.fields)[-1] == "brand_new"
     assert [*form.fields].count("rank") == 1

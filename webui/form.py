@@ -18,6 +18,10 @@ from pydantic.fields import FieldInfo
 from sdlora.checked import Settings
 from webui.parts import html
 
+FIND = (
+    '<input type="search" class="find-setting" placeholder="Find a setting" '
+    'aria-label="Find a setting">'
+)
 WIDEST_SLIDER = 100  # a range wider than this is set more easily by typing
 
 
@@ -124,14 +128,20 @@ class Form:
             self.fields[name] = component(self.settings, name, **look)
 
     def add_rest(self, *elsewhere: str) -> None:
-        """Show every field that is on the page neither here nor `elsewhere`, by its group."""
-        for group, names in self.settings.groups().items():
-            left = [name for name in names if name not in {*self.fields, *elsewhere}]
-            if left:
-                with gr.Column(elem_classes="group"):
-                    html(f'<div class="legend">{group}</div>')
-                    with gr.Row(elem_classes="fields"):
-                        self.add(*left, min_width=140)
+        """Show every field that is on the page neither here nor `elsewhere`, by its group: each
+        under a title that opens it, the first open, and all of them under one search."""
+        groups = {
+            group: [name for name in names if name not in {*self.fields, *elsewhere}]
+            for group, names in self.settings.groups().items()
+        }
+        html(FIND)
+        for place, (group, names) in enumerate((g, n) for g, n in groups.items() if n):
+            is_open = str(place == 0).lower()
+            title = f'<button type="button" data-group aria-expanded="{is_open}">{group}</button>'
+            with gr.Column(elem_classes="group"):
+                html(title)
+                with gr.Row(elem_classes="fields"):
+                    self.add(*names, min_width=140)
 
     def read(
         self, sent: Mapping[Component, Any], preset: Mapping[str, Any] | None = None

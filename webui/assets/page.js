@@ -8,6 +8,8 @@
   };
 
   document.addEventListener("click", (event) => {
+    const group = event.target.closest("[data-group]");
+    if (group) group.setAttribute("aria-expanded", String(group.getAttribute("aria-expanded") !== "true"));
     if (event.target.closest("#theme-switch")) {
       setTheme(document.body.classList.contains("dark") ? "light" : "dark");
     }
@@ -21,6 +23,26 @@
     } else if (event.key === "Escape") {
       press("cancel");
     }
+  });
+
+  // Settings are found by every word of their name and their sentence; a group shows its hits.
+  const findSetting = (search) => {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const tab = search.closest(".tabitem");
+    tab.toggleAttribute("data-finding", words.length > 0);
+    for (const group of tab.querySelectorAll(".group")) {
+      let hits = 0;
+      for (const field of group.querySelectorAll(".fields .form > .block")) {
+        const text = field.textContent.toLowerCase();
+        const hit = words.every((word) => text.includes(word));
+        field.toggleAttribute("data-miss", !hit);
+        hits += hit;
+      }
+      group.toggleAttribute("data-miss", !hits);
+    }
+  };
+  document.addEventListener("input", (event) => {
+    if (event.target.matches(".find-setting")) findSetting(event.target);
   });
 
   const setTheme = (name) => {

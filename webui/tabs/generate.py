@@ -59,19 +59,21 @@ class GenerateTab:
 def build(studio: Studio) -> GenerateTab:
     """The tab's components and what they do, inside an open `gr.Tab`."""
     form = Form(ImageRequest)
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="making"):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)
             counter = html(elem_id="counter")
-            with gr.Row():
+            with gr.Row(elem_classes="go"):
                 generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
-                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1)
+                cancel = gr.Button(
+                    "Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90
+                )
             notice = html(elem_id="generate-notice")
             with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
                 parsed = html(elem_id="parsed")
             chooser = Chooser()
             restorer = _settings(studio, form)
-        with gr.Column(scale=6, min_width=320):
+        with gr.Column(scale=6, min_width=320, elem_classes="made"):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
