@@ -186,7 +186,7 @@ def measure(family: Family, options: argparse.Namespace) -> dict[str, Any]:
             row["diffusers"] = seconds(step, options)
             peaks["diffusers"] = peak_gib(family.device)
             del step
-            family.denoiser.delete_adapters("default")
+            family.denoiser.unload_lora()
             gc.collect()
         rounds.append(row)
         print(f"round {number + 1}: {row}", flush=True)

@@ -79,7 +79,7 @@ class Objective:
         """For latents of this shape, on the CPU.
 
         With input perturbation the network sees eps + gamma xi and is to tell eps
-        (arXiv:2301.11706, algorithm 1).
+        (arXiv:2301.11706).
         """
         t = self.noise.sample_t(shape[0], rng, self.levels)
         eps = noise_like(shape, rng, self.offset, self.layers, self.discount)
@@ -106,7 +106,7 @@ class Objective:
 
 
 # The size c at which huber turns from squared to plain: threshold, noise, t (B,) -> (B,)
-# (pseudo-Huber with a schedule, arXiv:2403.16728, sec. 4; kohya-ss/sd-scripts, train_util.py)
+# (pseudo-Huber with a schedule, arXiv:2403.16728; kohya-ss/sd-scripts, train_util.py)
 _SCHEDULES: dict[str, Callable[[float, DDPM, Tensor], Tensor]] = {
     "constant": lambda c, noise, t: torch.full_like(t, c, dtype=torch.float32),
     "exponential": lambda c, noise, t: c ** (t.float() / noise.steps),

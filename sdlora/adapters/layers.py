@@ -62,7 +62,7 @@ class _Rotation(OFTRotationModule):
 
 
 class TurnedOutputs(nn.Module):
-    """A layer whose outputs, but for the bias, are turned in blocks: OFT, arXiv:2306.07280, eq. 4.
+    """A layer whose outputs, but for the bias, are turned in blocks: OFT, arXiv:2306.07280.
 
     peft's own OFT turns a layer's inputs, which no program reads from a file; its rotation is put
     behind the layer here, where the paper, kohya's and LyCORIS' files have it.
@@ -160,8 +160,8 @@ def _pissa(base: nn.Module, ask: Ask) -> Any:
     """A and B from the largest singular values (eq. 2 and 3), and the same once more, fixed and
     taken off: W - B0 A0 + B A without touching W, so that the base is still the base.
 
-    The fast SVD is that of sec. 5.5. A layer's rank is at most half of what it can hold, for the
-    change has twice that rank.
+    The SVD is a randomised one (arXiv:0909.4061). A layer's rank is at most half of what it can
+    hold, for the change has twice that rank.
     """
     layer = _beside(base, ask)
     weight: Any = base.weight

@@ -89,7 +89,7 @@ def _draw(family: Family, seed: int) -> None:
 def _learning(
     family: Family, settings: TrainSettings, groups: dict[Place, str]
 ) -> Iterator[Learning]:
-    """By part and group; with LoRA+ (arXiv:2402.12354, sec. 5) the B matrices apart."""
+    """By part and group; with LoRA+ (arXiv:2402.12354) the B matrices apart."""
     layers = _adapted(family)
     for part, group in dict.fromkeys((part, group) for (part, _), group in groups.items()):
         some = [layers[place] for place in groups if (place[0], groups[place]) == (part, group)]
