@@ -12,15 +12,8 @@ import time
 from collections.abc import Callable
 
 from benchmarks.report import asked, show
-from sdlora.prompt import (
-    compose,
-    expand,
-    infotext,
-    parse_emphasis,
-    parse_infotext,
-    parse_prompt,
-    schedule,
-)
+from sdlora.prompt import expand, infotext, parse_infotext, parse_prompt, view
+from sdlora.prompt.chunks import Unit
 
 PIECES = (
     *("a cat", "house", "1girl", "猫", "🐈", " ", ", ", "\n", "\r", "\t", "\0", "é", "\u202e"),
@@ -49,15 +42,19 @@ UNITS = (
 FIELDS = {"Steps": 20, "Sampler": "Euler", "Seed": 1, "Size": "64x64"}
 
 
+def letters(text: str) -> list[Unit]:
+    """A tokenizer that costs nothing: a token per letter."""
+    return [Unit((ord(letter),), letter) for letter in text]
+
+
 def every_stage(text: str, seed: int = 0, steps: int = 4) -> None:
-    """A prompt's whole way: expanded, read, scheduled, composed, weighted, written and recalled."""
+    """A prompt's whole way: expanded, read, scheduled, composed, weighed, cut into chunks, written
+    and recalled."""
     expanded = expand(text, seed, ["{prompt}, oil"], LISTS.get)
     prompt = parse_prompt(expanded.text)
     for lora in prompt.loras:
         lora.at(steps - 1, steps)
-    for _, scheduled in schedule(prompt.text, steps):
-        for part, _ in compose(scheduled):
-            parse_emphasis(part)
+    view(expanded.text, steps, letters)
     parse_infotext(infotext(text, prompt.text, FIELDS))
 
 

@@ -50,6 +50,7 @@ class Conditions:
         self.blend, self.manner, self.moving = blend, manner, moving
         self._read: dict[tuple[str, bool, tuple[float, ...]], Cond] = {}
         self._aims: dict[tuple[object, ...], Aim] = {}
+        self._standing: list[tuple[float, ...]] = []  # the weights that the denoiser has now
 
     def aim(self, course: Course, image: int, when: When) -> Aim:
         """What `image` is denoised towards at `when`; its texts padded to one length."""
@@ -71,14 +72,14 @@ class Conditions:
         by their places in it."""
         if not self.moving:
             return
-        self.blend.vary(
-            (
-                one.file,
-                [one.at(images[row.image], row.is_unwanted, when)[0] for row in rows],
-                (0.0,),
-            )
+        table = [
+            tuple(one.at(images[row.image], row.is_unwanted, when)[0] for row in rows)
             for one in self.moving
-        )
+        ]
+        if table != self._standing:
+            files = (one.file for one in self.moving)
+            self.blend.vary((file, row, (0.0,)) for file, row in zip(files, table, strict=True))
+            self._standing = table
 
     def _weights(self, image: int, negative: bool, when: When) -> tuple[float, ...]:
         return tuple(one.at(image, negative, when)[1] for one in self.moving)
@@ -89,6 +90,7 @@ class Conditions:
             if self.moving:
                 pairs = zip(self.moving, weights, strict=True)
                 self.blend.vary((one.file, (0.0,), (weight,)) for one, weight in pairs)
+                self._standing = []
             family = self.blend.family
             with torch.no_grad():
                 self._read[key] = (

@@ -141,7 +141,12 @@ class Guide:
         for place, row in enumerate(rows):
             lengths.setdefault(len(row.cond["context"]), []).append(place)
         groups = []
-        for places in lengths.values():
+        most = 2 * len(self.aims)  # as many as a plain prompt has: AND takes time, not memory
+        for places in (
+            same[start : start + most]
+            for same in lengths.values()
+            for start in range(0, len(same), most)
+        ):
             its = [rows[place] for place in places]
             images = torch.tensor([row.image for row in its], device=self.family.device)
             cond = {key: torch.stack([row.cond[key] for row in its]) for key in its[0].cond}
