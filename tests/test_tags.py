@@ -21,6 +21,7 @@ UNDERSTOOD = [
     ("<lora:foo>", "", [FOO]),
     ("<lora:foo:0.8:0.4>", "", [LoraTag("foo", unet=0.4, text_encoder=0.8)]),
     ("<lora:foo:te=0.5:unet=1>", "", [LoraTag("foo", 1.0, 0.5)]),
+    ("<lora:bar:0.5:-1.0>", "", [LoraTag("bar", unet=-1.0, text_encoder=0.5)]),
     ("<lora:foo: te = 0.5 >", "", [both("foo", 0.5)]),
     ("<lora:foo:unet=1>", "", [FOO]),
     ("<lora:foo:unet=.5>", "", [LoraTag("foo", 0.5, 1.0)]),
