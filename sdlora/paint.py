@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -38,8 +39,9 @@ class Painter:
 
         What cannot be used is a problem on the sheet, never an error: the rest is used.
         """
+        book = replace(self.book)  # which sees the folders as they are now
         texts = [
-            self.book.expand(request.prompt, request.negative_prompt, seed, request.styles)
+            book.expand(request.prompt, request.negative_prompt, seed, request.styles)
             for seed in range(request.seed, request.seed + request.count)
         ]
         wishes = tuple(

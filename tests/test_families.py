@@ -169,6 +169,13 @@ def test_a_model_made_from_the_starter_is_one(tmp_path: Path) -> None:
     assert workspace.preset_family("mine") == "sd1"
 
 
+def test_a_model_with_its_guidance_distilled_is_refused(tmp_path: Path) -> None:
+    folder = copy("sd1", tmp_path)
+    edit(folder / "unet" / "config.json", time_cond_proj_dim=8)
+    with pytest.raises(ModelError, match="guidance distilled"):
+        detect_family(folder)
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
     "unknown pipeline": {"_class_name": "FluxPipeline"},
     "list of classes": {"_class_name": ["pipeline", "Evil"]},

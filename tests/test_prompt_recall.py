@@ -232,12 +232,17 @@ SCRATCH = ""
 
 
 def test_exif_has_its_limit(tmp_path: Path) -> None:
-    big = {"request": {"prompt": "p"}, "filling": "x" * 70_000}
-    found = read_parameters(write_exif(PICTURE, tmp_path / "a.jpg", infotext("p", "", FIELDS), big))
-    assert found.prompt == "p" and found.fields == SAID and not found.details
-    for path, text in (("b.jpg", "x" * 40_000), ("c.gif", "x")):
+    fits = {"request": {"prompt": "p"}, "filling": "x" * 50_000}
+    found = read_parameters(write_exif(PICTURE, tmp_path / "a.jpg", "p", fits))
+    assert found.prompt == "p" and found.details == fits
+    big = {**fits, "more": "x" * 20_000}
+    for path, text, details in (
+        ("b.jpg", "x" * 40_000, None),
+        ("c.gif", "x", None),
+        ("d.webp", "p", big),
+    ):
         with pytest.raises(SettingsError, match=r"a PNG can"):
-            write_exif(PICTURE, tmp_path / path, text)
+            write_exif(PICTURE, tmp_path / path, text, details)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 

@@ -100,6 +100,12 @@ def _check_parts(folder: Path) -> None:
         files = ("tokenizer.json", "vocab.json") if part.startswith("tokenizer") else ("",)
         if not any((folder / part / file).exists() for file in files):
             raise ModelError(f"the model in {folder} is not complete: its {part} is not there")
+    config = folder / "unet" / "config.json"
+    if config.is_file() and _read(config).get("time_cond_proj_dim") is not None:
+        raise ModelError(
+            f"the model in {folder} has its guidance distilled into it (LCM); such models are not "
+            "supported"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -91,20 +91,20 @@ def write_exif(
 ) -> Path:
     """Write a JPEG or WebP, by the path's ending, with its text as EXIF UserComment.
 
-    UTF-16 with the high byte first, as A1111 writes it; `details` in a MakerNote, unless they are
-    too large for EXIF. SettingsError for another ending, or when the text itself is too large.
+    UTF-16 with the high byte first, as A1111 writes it; `details` in a MakerNote. SettingsError for
+    another ending, or when both together are too large for EXIF.
     """
     its_format = EXIF_FORMATS.get(path.suffix.lower())
     comment = UTF_16 + _encodable(parameters).encode("utf-16-be")
-    if its_format is None or len(comment) > _LARGEST_EXIF:
+    note = b"" if details is None else f"{DETAILS}\0{json.dumps(details)}".encode()
+    if its_format is None or len(comment) + len(note) > _LARGEST_EXIF:
         raise SettingsError(
             f"{path.name} cannot hold this picture's text; a PNG can, whatever the text is"
         )
     exif = Image.Exif()
     place = exif.get_ifd(EXIF_IFD)
     place[USER_COMMENT] = comment
-    note = f"{DETAILS}\0{json.dumps(details)}".encode()
-    if details is not None and len(comment) + len(note) <= _LARGEST_EXIF:
+    if note:
         place[MAKER_NOTE] = note
     return publish(path, lambda temporary: image.save(temporary, its_format, quality=95, exif=exif))
 

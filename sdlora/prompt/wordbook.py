@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sdlora.errors import SettingsError, did_you_mean
 from sdlora.prompt.expansion import expand
 from sdlora.prompt.styles import Style, read_styles
-from sdlora.prompt.wildcards import Expanded, wildcard_folder
+from sdlora.prompt.wildcards import Expanded, Lists, no_lists, wildcard_folder
 from sdlora.workspace import Workspace
 
 EMBEDDINGS = (".safetensors", ".pt", ".bin")  # the last two hold code and are told, not read
@@ -19,7 +20,8 @@ _OTHER_DICE = 2**32  # so that {a|b} in both prompts is drawn twice
 
 @dataclass(frozen=True)
 class Wordbook:
-    """Where styles, wildcards and embeddings lie; any of them may be missing."""
+    """Where styles, wildcards and embeddings lie; any of them may be missing. Folders are listed
+    once: a new book sees what is new."""
 
     styles_file: Path | None = None
     wildcards: Path | None = None
@@ -43,12 +45,9 @@ class Wordbook:
         """
         problems: list[str] = []
         chosen = self._chosen(styles, problems)
-        lists = wildcard_folder(self.wildcards) if self.wildcards else None
-        more = {"lists": lists} if lists else {}
-        positive = expand(prompt, seed, [style.prompt for style in chosen], **more)
-        negative = expand(
-            negative_prompt, seed + _OTHER_DICE, [s.negative_prompt for s in chosen], **more
-        )
+        positive = expand(prompt, seed, [style.prompt for style in chosen], self._lists)
+        around = [style.negative_prompt for style in chosen]
+        negative = expand(negative_prompt, seed + _OTHER_DICE, around, self._lists)
         return Expanded(positive.text, (*problems, *positive.problems)), negative
 
     def embedding_names(self) -> dict[str, Path]:
@@ -71,6 +70,10 @@ class Wordbook:
             for name, path in self.embedding_names().items()
             if name in said and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said)
         }
+
+    @cached_property
+    def _lists(self) -> Lists:
+        return wildcard_folder(self.wildcards) if self.wildcards else no_lists
 
     def _chosen(self, names: Iterable[str], problems: list[str]) -> list[Style]:
         names = list(names)
