@@ -157,8 +157,7 @@ class Follower:
                 yield from_line(line)
 
     def _died(self) -> bool:
-        pid = self.folder / PID_FILE
-        return pid.exists() and not alive(pid.read_text(encoding="utf-8"))
+        return (self.folder / PID_FILE).exists() and not _pid_alive(self.folder)
 
 
 def read(folder: Path) -> RunState:
@@ -193,11 +192,13 @@ def request(folder: Path, wish: Request) -> None:
     ask(folder, wish)
 
 
-def reopen(folder: Path) -> RunState:
+def reopen(folder: Path, queue: Queue) -> RunState:
     """Make a training that ended before its time ready to go on; what it was.
     BusyError: it goes on already; RunError: it is finished."""
-    state = read(folder)
-    if not state.ended:
+    state, job = read(folder), queue.job_of(folder)
+    waits = job is not None and job.status in ("queued", "running")
+    # one that was killed before it said anything is nobody's, though it has not ended
+    if not state.ended and (waits or _pid_alive(folder)):
         raise BusyError(f"the run {folder.name!r} is {state.status}; there is nothing to resume")
     if state.status == "done":
         raise RunError(f"the run {folder.name!r} is finished: its LoRA is {state.result}")
@@ -210,8 +211,13 @@ def reopen(folder: Path) -> RunState:
 def resume(folder: Path, queue: Queue) -> None:
     """Put a training that ended before its time into the queue again. BusyError, RunError: as
     `reopen`."""
-    reopen(folder)
+    reopen(folder, queue)
     queue.submit("train", folder)
+
+
+def _pid_alive(folder: Path) -> bool:
+    pid = folder / PID_FILE
+    return pid.exists() and alive(pid.read_text(encoding="utf-8"))
 
 
 def cancel(folder: Path, queue: Queue) -> None:

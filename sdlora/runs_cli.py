@@ -119,7 +119,7 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
         runs.resume(folder, queue)
         print(f"{folder.name} waits in the queue; python launch.py runs show {folder.name}")
         return DONE
-    runs.reopen(folder)
+    runs.reopen(folder, queue)
     return train_in(folder, workspace, options.json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -62,7 +63,7 @@ def checked_name(name: str) -> str:
 def publish(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file with `write(temporary)` beside `path`, flush it, then give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem[:40]}-", path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -74,6 +75,12 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def sweep(path: Path) -> None:
+    """Take away what writers of `path` that were killed have left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.stem[:80])}-????????.part{path.suffix}"):
+        left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """A run that was interrupted at any step ends with the same bits as one that never was."""
 
 import itertools
-import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -71,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
 
 def sums(folder: Path, step: int = STEPS) -> Any:
     """Hashes of every number that there is after `step`: of the LoRA, and of the learner."""
-    facts = json.loads((checkpoints.checkpoint_path(folder, step) / "state.json").read_bytes())
+    facts = checkpoints.read_checkpoint(checkpoints.checkpoint_path(folder, step)).facts
     lora = checkpoints.checkpoint_path(folder, step) / f"zibo-step-{step:06}.safetensors"
     return facts["files"][checkpoints.NUMBERS_FILE], facts["learner"], read_body(lora)
 

@@ -205,13 +205,24 @@ def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Pat
     space = Workspace.open(workspace)
     folder = ended_run(space, Done("zibo.safetensors"))
     with pytest.raises(RunError, match="is finished: its LoRA is zibo.safetensors"):
-        runs.reopen(folder)
+        runs.reopen(folder, Queue(space.database))
     with pytest.raises(RunError, match="is done: it cannot draw samples now"):
         runs.request(folder, "sample")
     assert not asked(folder, "sample")
     going = ended_run(space, name="going")
     runs.request(going, "sample")
     assert asked(going, "sample")
+
+
+def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    folder = runs.new_folder(TrainSettings.of({"name": "neon", "data": "x"}), space)
+    (folder / runs.PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
+    with pytest.raises(BusyError):
+        runs.resume(folder, Queue(space.database))
+    (folder / runs.PID_FILE).unlink()
+    runs.resume(folder, Queue(space.database))
+    assert Queue(space.database).busy()
 
 
 def test_a_dead_run_says_from_where_it_goes_on(workspace: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.errors import SettingsError
-from sdlora.workspace import Workspace, checked_name, free_path, publish
+from sdlora.workspace import Workspace, checked_name, free_path, publish, sweep
 
 BAD_NAMES = [
     *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
@@ -100,3 +100,13 @@ def test_a_models_presets_are_told_by_its_index(
         (folder / "model_index.json").write_text(json.dumps({"_class_name": name}), "utf-8")
     assert space.preset_family("mine") == family
     assert space.preset_family("starter") == "starter"
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a [b].safetensors", []
+    publish(path, lambda temporary: seen.append(temporary))
+    others = [tmp_path / ".a [b]-x.part.safetensors", tmp_path / ".ab-12345678.part.safetensors"]
+    for file in (*seen, *others):
+        file.touch()
+    sweep(path)
+    assert sorted(tmp_path.iterdir()) == sorted([*others, path])

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.hashes import read_hashes
-from sdlora.workspace import free_path, publish
+from sdlora.workspace import free_path, publish, sweep
 
 RECORD = "published.json"
 
@@ -27,6 +27,7 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
     # first what will be ours, then the file: a kill in between leaves a name without a file
     record = json.dumps({"name": path.name, "bodies": [body, *_record(folder).get("bodies", [])]})
     publish(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
+    sweep(path)
     return write_lora(make(path.stem), path)
 
 
