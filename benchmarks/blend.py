@@ -10,13 +10,14 @@ for the numbers that the program would pick, bfloat16 is measured.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,8 @@ class Memory:
     def watched(self) -> Iterator[None]:
         """Look every few milliseconds while the body runs."""
         gc.collect()
+        with suppress(OSError, AttributeError):  # glibc keeps what is freed, and gives it again
+            ctypes.CDLL(None).malloc_trim(0)
         start, done, seen = self._now(), threading.Event(), [0.0]
 
         def look() -> None:
