@@ -26,11 +26,11 @@ def _windows(left: float, top: float, columns: int, rows: int, seed: int) -> lis
 
 @lru_cache(maxsize=16)
 def towers(lamp: RGB) -> tuple[Shape, ...]:
-    """Dark towers with lit windows; edges, mast and sign in the lamp's colour. Unit shapes.
+    """Dark towers with lit windows; edges, mast and sign in the lamp's colour, walls tinted by it.
 
-    Everything is large: a model of 128 pixels has 16 x 16 latent cells to draw it with.
+    Unit shapes. All is large: a model of 128 pixels has 16 x 16 latent cells to draw it with.
     """
-    dark, darker = (44, 34, 80), (34, 26, 62)
+    dark, darker = mix((44, 34, 80), lamp, 0.22), mix((34, 26, 62), lamp, 0.14)
     edge, sign = mix(lamp, (40, 30, 74), 0.15), mix(lamp, WHITE, 0.15)
     return (
         Shape(ribbon(np.linspace((0.0, -0.9), (0.0, -1.3), 3), 0.11), sign),
