@@ -18,7 +18,7 @@ from sdlora.terminal import Printer, follow
 from sdlora.train import train
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
 
-GOALS: dict[str, Goal] = {"zibo": "character"}
+GOALS: dict[str, Goal] = {"zibo": "character", "cyberpunk_architecture": "object"}
 
 
 def make(name: str, output: Path) -> Path:
