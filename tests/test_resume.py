@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdlora.errors import SdloraError
+from sdlora.errors import RunError, SdloraError
 from sdlora.events import Checkpoint, Done, Event, Paused, Resumed, Step, Stopped, Warned
 from sdlora.requests import ask, asked
 from sdlora.settings import TrainSettings
@@ -175,6 +175,21 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_touched(runs: Interr
     with pytest.raises(SdloraError, match="has format 9; this program reads 1"):
         runs.run(settings, folder)
     assert file.exists()
+
+
+def test_other_pictures_than_at_the_beginning_are_named(runs: Interrupted, tmp_path: Path) -> None:
+    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "mine")
+    settings, folder = runs.settings(data=str(tmp_path / "mine")), runs.folder()
+    runs.run(settings, folder, until=3)
+    (tmp_path / "mine" / "1.png").unlink()
+    caption = tmp_path / "mine" / "2.txt"
+    said = caption.read_text("utf-8")
+    caption.write_text(f"{said}, and more", encoding="utf-8")
+    with pytest.raises(RunError, match="missing: mine/1.png; changed: mine/2.png"):
+        runs.run(settings, folder)
+    caption.write_text(said, encoding="utf-8")
+    shutil.copy(Path(runs.pictures(((64, 64),))) / "1.png", tmp_path / "mine")
+    assert isinstance(runs.run(settings, folder)[-1], Done), "put back, it goes on"
 
 
 def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_is_not(runs: Interrupted) -> None:
