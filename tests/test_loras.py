@@ -120,7 +120,7 @@ def test_the_page_filters_and_shows_more(
     assert "1 file cannot be used" in cards and "broken" in cards
     assert browser.prop("lora-filters", "visible")
     browser.set("lora-base", ANY_BASE)
-    browser.fire(browser.ids["lora-base"], "input")
+    browser.fire(browser.ids["lora-base"], "change")
     assert browser.value("loras").count("data-tag") == 2
     browser.set("lora-search", "neon")
     browser.fire(browser.ids["lora-search"], "change")

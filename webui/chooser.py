@@ -72,9 +72,8 @@ class Chooser:
             return markup.offers(typed, studio.loras.begin_with(typed.strip(), OFFERED))
 
         last: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-        self.words.change(anew, self.asked, self.views, **last)  # a Textbox's input is a key press
-        for part in self.asked - {self.words}:
-            part.input(anew, self.asked, self.views, **last)
+        for part in self.asked:  # a picture's settings may change the model, too
+            part.change(anew, self.asked, self.views, **last)
         self.more.click(further, {*self.asked, self.count}, self.views, **QUICK)
         self.timer.tick(anew, self.asked, self.views, **QUICK)
         self.typed.change(offer, [self.typed], [self.offers], **last)

@@ -100,6 +100,8 @@ def _settings(studio: Studio, form: Form) -> Restorer:
             models, value="starter", allow_custom_value=True, label="Model",
             info=ImageRequest.model_fields["model"].description,
         )  # fmt: skip
+        with gr.Row(elem_classes="row-fields"):
+            form.add("width", "height", "sampler", compact=True, min_width=90)
         form.add_rest()
     dice.click(lambda: -1, outputs=form.fields["seed"], **QUICK)
     same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
@@ -138,8 +140,7 @@ def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
         return {tab.counter: reading.counter(seen, asked), tab.parsed: reading.parsed(seen, asked)}
 
     gr.on(
-        [fields["prompt"].change, fields["negative_prompt"].change, fields["styles"].change]
-        + [fields["model"].input, fields["steps"].change],
+        [fields[name].change for name in names],
         look,
         {fields[name] for name in names},
         [tab.counter, tab.parsed],
