@@ -94,7 +94,7 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
     monkeypatch.setattr(loras, "FIRST_PATIENCE_S", 0.01)
     monkeypatch.setattr(loras, "PATIENCE_S", 0.01)
     library = Loras(Slow([folder]))
-    assert library.search(Wish()).reading
+    assert library.search(Wish()).reading and library.names() == set()
     go_on.set()
     monkeypatch.setattr(loras, "FIRST_PATIENCE_S", 20.0)
     assert not library.search(Wish()).reading
@@ -103,7 +103,7 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
     assert "new" not in names(library.search(Wish(), fresh=True)), "the old answers meanwhile"
     go_on.set()
     monkeypatch.setattr(loras, "PATIENCE_S", 20.0)
-    assert "new" in names(library.search(Wish(), fresh=True))
+    assert "new" in names(library.search(Wish(), fresh=True)) and "new" in library.names()
 
 
 def test_the_page_filters_and_shows_more(

@@ -100,6 +100,10 @@ class Loras:
             self.library.problems,
         )
 
+    def names(self) -> set[str]:
+        """The names that are taken, as far as they are known by now."""
+        return {one.entry.name for one in self._current(fresh=True) or ()}
+
     def begin_with(self, start: str, most: int) -> list[LoraEntry]:
         """The usable files whose names go with what was typed so far, the nearest first."""
         typed, listed = folded(start), self._current(fresh=False) or ()

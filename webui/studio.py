@@ -146,7 +146,7 @@ class Studio:
 
     def free_name(self, name: str) -> str:
         """`name`, or `name-2`, `name-3` ...: the first that no LoRA has yet."""
-        taken = {entry.name for entry in self.library.list()}
+        taken = self.loras.names()
         later = (f"{name}-{number}" for number in count(2))
         return name if name not in taken else next(n for n in later if n not in taken)
 
