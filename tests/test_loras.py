@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from raw_lora import beside, lora, shapes_of
 from sdlora.lora.entry import LoraEntry
@@ -146,6 +147,20 @@ def test_a_card_says_what_there_is_to_know(studio: Studio, folder: Path) -> None
     assert "weight 0.55" in card and "Stable Diffusion 1" in card
     assert "glow.civitai.info is not used" in card
     assert f"{other} has the same name" in card
+
+
+def test_a_training_lends_its_lora_its_last_sample(studio: Studio, folder: Path) -> None:
+    samples = studio.workspace.runs / "zz" / "samples"
+    samples.mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a.png")):
+        Image.new("RGB", (9, 9)).save(samples / name)
+        os.utime(samples / name, (1e9 + number, 1e9 + number))
+    browser = Browser(studio)
+    browser.open()
+    browser.set("lora-base", ANY_BASE)
+    browser.fire(browser.ids["lora-base"], "change")
+    link = studio.media.link(samples / "a.png")
+    assert f'<img src="{link}/small"' in browser.value("loras")
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "&'{{"])

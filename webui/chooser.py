@@ -103,8 +103,12 @@ class Chooser:
 
 
 def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
-    """A picture for a LoRA: one beside its file, else one of the set of its name."""
+    """A picture for a LoRA: one beside its file, else the last sample of the training of its name,
+    else one of the set of its name."""
     found = [entry.preview] if entry.preview else []
+    if not found:
+        samples = (studio.workspace.runs / entry.name / "samples").glob("*.png")
+        found = sorted(samples, key=lambda path: path.stat().st_mtime_ns)[-1:]
     if not found and pictures:
         found = list(datasets.look(pictures).pictures[:1])
     return studio.media.link(found[0]) if found else ""

@@ -122,5 +122,6 @@ class Training:
 
 def _checkpoints(run: Run) -> str:
     steps = [step for step, _ in lora_files(run.folder)]
-    advice = suggestion(run.folder, run.state) if run.state.ended and steps else None
+    choice = run.state.ended and len(steps) > 1
+    advice = suggestion(run.folder, run.state) if choice else None
     return markup.checkpoints(steps, run.state, advice.reason if advice else "")

@@ -169,7 +169,7 @@ def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
 def test_whole_loop_for_real(browser: Browser, workspace: Path, tmp_path: Path) -> None:
     """With $SDLORA_SCREENSHOTS the training is long enough to see, and the pictures are for docs/:
     `SDLORA_SCREENSHOTS=docs python -m pytest tests/browser -k for_real -n 0`."""
-    steps, picture_steps = (100, 20) if SCREENSHOTS else (12, 4)
+    steps, picture_steps = (180, 20) if SCREENSHOTS else (12, 4)
     with site(workspace) as address:
         whole_loop(browser, address, steps, steps // 2, picture_steps)
         screenshots(browser, address, Path(SCREENSHOTS) if SCREENSHOTS else tmp_path)
@@ -183,6 +183,9 @@ def screenshots(browser: Browser, address: str, folder: Path) -> None:
         with tab(browser, address, color_scheme=scheme) as page:
             for name in ("Generate", "Train"):
                 page.get_by_role("tab", name=name).click()
+                for use in page.locator("#pictures [data-use]:visible").all()[:1]:
+                    use.click()
+                    expect(page.locator("#counter p")).to_be_visible()
                 expect(page.locator("img:visible").first).to_be_visible()
                 page.wait_for_function(
                     "[...document.images].every((image) => image.complete)", timeout=PATIENT_MS
