@@ -93,10 +93,10 @@ def _row(row: Row) -> str:
     marks = [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
     marks += ["regularisation"] if row.example.regularisation else []
     marks += ["masked"] if row.example.mask else []
-    tokens = "" if row.tokens is None else f", {row.tokens} tokens"
+    marks += [row.length] if row.length else []
     lines = [
         f"{row.example.image.name}: {width} x {height}{cut}, scaled by {row.cut.scale:.2f} "
-        f"to {bucket.width} x {bucket.height}{tokens}{''.join(f', {mark}' for mark in marks)}",
+        f"to {bucket.width} x {bucket.height}{''.join(f', {mark}' for mark in marks)}",
         f"    {row.caption!r}",
         *(f"    or {text!r}" for text in row.drawn if text != row.caption),
         *(f"  ! {problem.what}{_advice(problem)}" for problem in row.problems),

@@ -20,7 +20,7 @@ from torch import Tensor
 from sdlora import __version__
 from sdlora.cache import Cache, digest_of
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
-from sdlora.data.folder import Example, Problem, grouped
+from sdlora.data.folder import Example, grouped
 from sdlora.data.images import BROKEN, load_alpha, load_mask, load_pixels, load_weights
 from sdlora.data.views import View, dice, views_of
 from sdlora.data.wording import Wording
@@ -142,7 +142,7 @@ class Dataset:
         pairs = list(zip(items, views, strict=True))
         return Batch(
             latents=torch.stack([item.views[view] for item, view in pairs]),
-            cond=_joined([self.texts[caption] for caption in captions if self.texts]),
+            cond=_joined([self.texts[caption] for caption in captions if self.texts], self.texts),
             sizes=torch.tensor([item.sizes[view] for item, view in pairs]),
             captions=captions,
             names=tuple(item.example.image.name for item in items),
@@ -212,7 +212,6 @@ def encode_dataset(
             yield Progress("encoding pictures", len(items), len(examples))
         groups.append(tuple(group))
 
-    yield from grouped(encoder.unread(examples))
     texts: dict[str, Cond] = {}
     captions = sorted({"", *(wording for item in items for wording in item.wordings)})
     for caption in captions if encoder.keeps_texts(examples) else ():
@@ -313,16 +312,6 @@ class _Encoder:
             self.cache.put(found, caption=caption, **self.words)
         return dict(found)
 
-    def unread(self, examples: Iterable[Example]) -> list[Problem]:
-        """Captions of which the text encoder does not see the end."""
-        problems = []
-        for example in examples:
-            said = self.wording.plain(example.caption, not example.regularisation)
-            if unread := self.family.cut_text(said):
-                what = f"has a caption of more than 77 tokens; {unread!r} at its end is not read"
-                problems.append(Problem(example.image, what, "shorten it"))
-        return problems
-
 
 @torch.no_grad()
 def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -> Tensor:
@@ -345,10 +334,23 @@ def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -
 
 @torch.no_grad()
 def _encode_caption(family: Family, caption: str) -> Cond:
-    return {name: value.cpu() for name, value in family.encode_prompts([caption]).items()}
+    return {name: value.cpu() for name, value in family.encode_captions([caption]).items()}
 
 
-def _joined(conds: Sequence[Cond]) -> Cond:
-    """Conds of one prompt each, as the cond of a batch."""
-    names: Iterable[str] = conds[0] if conds else ()
-    return {name: torch.cat([cond[name] for cond in conds]) for name in names}
+def _joined(conds: Sequence[Cond], texts: Mapping[str, Cond]) -> Cond:
+    """Conds of one prompt each, as the cond of a batch: those of captions that are read in more
+    chunks beside shorter ones, with the empty prompt after these."""
+    if not conds:
+        return {}
+    longest = max(cond["context"].shape[1] for cond in conds)
+    joined = {
+        name: torch.cat([cond[name] for cond in conds]) for name in conds[0].keys() - {"context"}
+    }
+    return joined | {"context": torch.cat([_grown(c["context"], longest, texts) for c in conds])}
+
+
+def _grown(context: Tensor, length: int, texts: Mapping[str, Cond]) -> Tensor:
+    """(1,length,D): a context with as many empty chunks after it as are missing."""
+    nothing = texts[""]["context"]
+    missing = (length - context.shape[1]) // nothing.shape[1]
+    return torch.cat([context, *[nothing] * missing], dim=1)

@@ -122,7 +122,7 @@ def loss_of(family: Family, batch: Batch, draw: Draw, objective: Objective) -> T
     """
     x0, noise = batch.latents, objective.noise
     if not batch.cond:  # the text encoder learns, so captions mean something new in every step
-        batch = replace(batch, cond=family.encode_prompts(batch.captions))
+        batch = replace(batch, cond=family.encode_captions(batch.captions))
     predicted = family.predict(noise.add_noise(x0, draw.mixed, draw.t), draw.t, batch)
     target = noise.target(x0, draw.eps, draw.t)
     errors = objective.distance(predicted.float(), target, draw.t).mean(1)  # (B,h,w)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sdlora.data.folder import Example, scan_folder
+from sdlora.data.folder import scan_folder
 from sdlora.encode import Batch, Dataset, encode_dataset
 from sdlora.errors import DataError
-from sdlora.events import Event, Progress, Warned
+from sdlora.events import Event, Progress
 from sdlora.families import open_family
 from sdlora.families.base import Family
 from sdlora.settings import TrainSettings
-from tiny import tiny
+from tiny import open_tiny, tiny
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +134,34 @@ def test_captions_stay_words_while_the_text_encoder_learns(family: Family, pictu
     assert all(caption.startswith("zibo, picture") for caption in batch.captions)
 
 
-def test_what_is_not_read_of_a_long_caption_is_said(family: Family, pictures: Path) -> None:
-    long = Example(pictures / "plain" / "1.png", "a" * 80, (64, 64))
-    events, _ = finish(encode_dataset(family, [long], settings()))
-    (warned,) = [event for event in events if isinstance(event, Warned)]
-    assert "1.png" in warned.message and "'aaaaa' at its end is not read" in warned.message
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_long_caption_is_read_whole_beside_short_ones(
+    kind: str, learns: bool, tmp_path: Path
+) -> None:
+    family, long = open_tiny(kind), "(a" * 40 + " BREAK"
+    for name, caption in (("0", long), ("1", "short")):
+        Image.new("RGB", (64, 64), "teal").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    dataset = encoded(family, tmp_path, train_text_encoder=learns)
+    batch = dataset.batch(1)
+    cond = dict(batch.cond) if not learns else family.encode_captions(batch.captions)
+    place = batch.names.index("0.png")
+    tokens = family.pipeline.tokenizer(long).input_ids[1:-1]
+    assert len(tokens) == 85
+    expected = family.readers()[0].literal(long)
+    assert [unit.numbers[0] for chunk in expected for unit, _ in chunk] == tokens
+    context = cond["context"]
+    assert context.shape[:2] == (2, 77 * len(expected)) and len(expected) == 2
+    short, nothing = (family.encode_prompts([text])["context"] for text in ("short", ""))
+    together = torch.cat([short, nothing], 1)[0]
+    assert torch.allclose(context[1 - place], together, atol=1e-5)
+    # each chunk is what any pipeline reads of its words; the signs among them mean nothing
+    for chunk, text in enumerate((long, "a(a(a BREAK")):
+        alone = family.encode_prompts([text])["context"][0]
+        assert torch.allclose(context[place, 77 * chunk : 77 * (chunk + 1)], alone, atol=1e-5)
+    answer = family.predict(batch.latents, torch.tensor([500.0, 500.0]), replace(batch, cond=cond))
+    assert answer.shape == batch.latents.shape and answer.isfinite().all()
 
 
 def test_a_picture_that_vanished_or_overflows_is_named(

@@ -50,7 +50,7 @@ def _line(found: Preflight, seconds_per_step: float | None) -> str:
 def _card(row: Row, media: Media) -> str:
     name, problems = row.example.image.name, row.problems
     facts = [f"{row.bucket.width} × {row.bucket.height}", f"scaled by {row.cut.scale:.2f}"]
-    facts += [] if row.tokens is None else [f"{row.tokens} tokens"]
+    facts += [row.length] if row.length else []
     facts += [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
     facts += ["regularisation"] if row.example.regularisation else []
     facts += ["masked"] if row.example.mask else []

@@ -18,7 +18,7 @@ from sdlora.data.sources import gather
 from sdlora.data.wording import Wording
 from sdlora.errors import ModelError
 from sdlora.lora.metadata import count_tags
-from sdlora.prompt.chunks import CHUNK, Tokenize, Unit
+from sdlora.prompt.chunks import Tokenize, Unit, chunked
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
@@ -40,7 +40,15 @@ class Row:
     caption: str
     drawn: tuple[str, ...]
     tokens: int | None
+    chunks: int  # of at most 75 tokens, one beside the other, in which the caption is read
     problems: tuple[Problem, ...]
+
+    @property
+    def length(self) -> str:
+        """The caption's length in words; '' when it is not known."""
+        if self.tokens is None:
+            return ""
+        return f"{self.tokens} tokens" + (f" in {self.chunks} chunks" if self.chunks > 1 else "")
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -50,6 +58,7 @@ class Row:
             "picture": str(its.image), "size": its.size, "bucket": self.bucket,
             "cut": [round(part, 1) for part in self.cut[:4]], "scale": round(self.cut.scale, 4),
             "caption": self.caption, "drawn": self.drawn, "tokens": self.tokens,
+            "chunks": self.chunks,
             "repeats": its.repeats, "regularisation": its.regularisation,
             "mask": str(its.mask) if its.mask else None, "sha256": its.digest,
             "problems": [_as_json(problem) for problem in self.problems],
@@ -124,9 +133,9 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
         bucket, own = buckets[id(example)], not example.regularisation
         caption = wording.plain(example.caption, own)
         drawn = wording.variants(example.caption, example.digest, own)
-        wrong = [*problems.pop(example.image, []), *model.unread(example.image, caption)]
+        wrong = problems.pop(example.image, [])
         cut, other = cut_of(example.size, bucket), tuple(dict.fromkeys(drawn))
-        rows.append(Row(example, bucket, cut, caption, other, model.count(caption), tuple(wrong)))
+        rows.append(Row(example, bucket, cut, caption, other, *model.count(caption), tuple(wrong)))
     general = [*model.problems, *_about_trigger(gathered.trigger, model, Path(settings.data))]
     others = tuple(problem for some in problems.values() for problem in some)
     return Preflight(settings, tuple(rows), others, tuple(general), gathered.trigger, resolution)
@@ -175,16 +184,11 @@ class _Model:
 
     tokenize: Tokenize | None
 
-    def count(self, caption: str) -> int | None:
-        """Tokens of a caption, its two marks not counted."""
-        return len(self._units(caption)) if self.tokenize else None
-
-    def unread(self, image: Path, caption: str) -> list[Problem]:
-        """What the text encoder does not see of a caption."""
-        if end := "".join(unit.text for unit in self._units(caption)[CHUNK:]).strip():
-            what = f"has a caption of more than {CHUNK + 2} tokens; {end!r} at its end is not read"
-            return [Problem(image, what, "shorten it")]
-        return []
+    def count(self, caption: str) -> tuple[int | None, int]:
+        """Tokens of a caption, marks not counted, and chunks that it is read in."""
+        if self.tokenize is None:
+            return None, 1
+        return len(self.tokenize(caption)), len(chunked([(caption, 1.0)], self.tokenize))
 
     def is_common(self, trigger: str) -> bool:
         """Whether the trigger is one word that the model was told often."""

@@ -28,6 +28,7 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.formats import text_name
 from sdlora.lora.vocabulary import Slot, vocabulary
 from sdlora.noise import DDPM
+from sdlora.prompt.chunks import Chunk
 
 # Layers of the UNet that an adapter can be put on, by the end of their path. `conv` are the
 # convolutions of kohya's LoCon (sd-scripts, networks/lora.py).
@@ -130,13 +131,29 @@ class Family(ABC):
         """What `network` reads of one text of any length, emphasis and BREAK in it, as
         `encode_prompts` would give it but without a batch: `context` (77n,D) for n chunks, and
         `pooled` (D2), the last encoder's summary of the first, where the family has that."""
+        return self._read([reader.chunks(text) for reader in self.readers()], manner)
+
+    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """`encode_prompts` of captions of any length, no sign in which means emphasis: n chunks for
+        the longest, `context` (B,77n,D), and empty ones after the others."""
+        if not any(map(self.cut_text, captions)):
+            return self.encode_prompts(captions)
         readers = self.readers()
-        chunks = [reader.chunks(text) for reader in readers]
-        most = max(map(len, chunks))
+        texts = [[reader.literal(caption) for reader in readers] for caption in captions]
+        most = max(len(chunks) for text in texts for chunks in text)
+        with self.autocast():
+            read = [self._read(text, PLAIN, most) for text in texts]
+        return {name: torch.stack([one[name] for one in read]) for name in read[0]}
+
+    def _read(
+        self, chunks: Sequence[list[Chunk]], manner: Manner, least: int = 1
+    ) -> dict[str, Tensor]:
+        """`read_text` of each encoder's chunks, `least` of them at least."""
         # a word that only one encoder has been brought may make more chunks there
+        most = max(least, *map(len, chunks))
         read = [
             reader.read([*its, *[[]] * (most - len(its))], manner)
-            for reader, its in zip(readers, chunks, strict=True)
+            for reader, its in zip(self.readers(), chunks, strict=True)
         ]
         context = torch.cat([states for states, _ in read], -1)
         return (
@@ -257,7 +274,7 @@ class Family(ABC):
         return paths
 
     def cut_text(self, prompt: str) -> str:
-        """The end of a prompt that the text encoder will not see, for it reads 77 tokens."""
+        """The end of a prompt that `encode_prompts` does not see, for it reads 77 tokens."""
         tokenizer = self.pipeline.tokenizer
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
         # the last place is the end mark's

@@ -57,6 +57,10 @@ class Reader:
         """The text's chunks; the whole vocabulary as it stands now, brought words included."""
         return chunked(parse_emphasis(text), self._units)
 
+    def literal(self, text: str) -> list[Chunk]:
+        """The chunks of a text in which no sign means anything."""
+        return chunked([(text, 1.0)], self._units)
+
     def read(self, chunks: list[Chunk], manner: Manner) -> tuple[Tensor, Tensor]:
         """(77n,D) of n chunks; and (D2) of the first one's end, what SDXL calls pooled."""
         numbers = torch.tensor([self._numbers(chunk) for chunk in chunks])
