@@ -155,3 +155,29 @@ def test_a_zip_becomes_a_set_of_its_own(studio: Studio, tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="cannot be unpacked"):
         datasets.add(studio.workspace, "other", [tmp_path / "b.zip"])
+
+
+def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None:
+    folder = studio.workspace.datasets / "mine"
+    folder.mkdir(parents=True)
+    picture(folder / "a.png")
+    (folder / "a.txt").write_text("zibo, <b>cat</b>, sea", encoding="utf-8")
+    browser = Browser(studio)
+    browser.set("pictures-choice", "mine")
+    browser.set_labelled("Find in captions", "cat")
+    browser.set_labelled("Put in its place", "dog")
+    browser.set_labelled("Remove tag", "sea")
+    browser.click("captions-show")
+    said = browser.value("captions-said")
+    assert "1 captions would change" in said and "<b>cat" not in said and "dog&lt;/b&gt;" in said
+    assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
+    browser.click("captions-write")
+    assert (folder / "a.txt").read_text() == "zibo, <b>dog</b>\n"
+    browser.click("captions-undo")
+    assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
+    browser.click("captions-undo")
+    assert "no change of captions" in browser.value("captions-said")
+    for name in ("zibo", None):
+        browser.set("pictures-choice", name)
+        browser.click("captions-write")
+        assert "choose a set of your own" in browser.value("captions-said")

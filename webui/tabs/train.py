@@ -17,7 +17,7 @@ from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.presets import preset, with_preset
 from sdlora.settings import TrainSettings
-from webui import datasets, markup, preflight
+from webui import captions, datasets, markup, preflight
 from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
@@ -80,6 +80,7 @@ def build(studio: Studio) -> TrainTab:
             look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
             checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
+            captions.build(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
                 form.add("trigger_word", elem_id="trigger-word", info="The words that call it")

@@ -1,0 +1,90 @@
+"""Captions of an own set changed by the many: seen first, then written, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, write
+from sdlora.errors import DataError, SdloraError
+from webui.form import Form
+from webui.markup import esc, problem
+from webui.parts import QUICK, html
+from webui.studio import Studio
+
+MOST_SHOWN = 30
+
+
+def build(studio: Studio, pictures: Component) -> None:
+    """The fields and buttons, inside an open column; `pictures` is the choice of the set."""
+    with gr.Accordion("Change captions", open=False, elem_id="change-captions"):
+        form = Form(CaptionSettings)
+        with gr.Row(elem_classes="row-fields"):
+            form.add("find", label="Find in captions")
+            form.add("replace", label="Put in its place")
+        with gr.Row(elem_classes="row-fields"):
+            form.add("prefix", "suffix")
+        form.add("remove_tag")
+        with gr.Row():
+            show = gr.Button("Show what changes", size="sm", elem_id="captions-show")
+            change = gr.Button("Change them", size="sm", elem_id="captions-write")
+            back = gr.Button("Take back", size="sm", elem_id="captions-undo")
+        said = html(elem_id="captions-said")
+    inputs = {pictures, *form.fields.values()}
+
+    def asked(sent: Mapping[Component, Any], act: Act) -> dict[Component, Any]:
+        try:
+            folder = own_folder(studio, sent[pictures])
+            values = {"data": str(folder), **form.read(sent)}
+            return {said: act(folder, CaptionSettings.of(values))}
+        except SdloraError as error:
+            return {said: problem(str(error))}
+
+    for button, act in ((show, shown), (change, changed), (back, taken_back)):
+        button.click(lambda sent, act=act: asked(sent, act), inputs, [said], **QUICK)
+
+
+Act = Callable[[Path, CaptionSettings], str]
+
+
+def own_folder(studio: Studio, name: str | None) -> Path:
+    """The folder of an own set. DataError for one that ships, or none."""
+    folder = studio.workspace.dataset_folders().get(name or "")
+    if folder is None or not folder.is_relative_to(studio.workspace.datasets):
+        raise DataError(
+            "choose a set of your own; the captions of those that ship stay as they are"
+        )
+    return folder
+
+
+def shown(folder: Path, settings: CaptionSettings) -> str:
+    """What would change."""
+    return _list(planned(folder, editing(settings)), "would change; nothing is written yet")
+
+
+def changed(folder: Path, settings: CaptionSettings) -> str:
+    """Change it."""
+    changes = planned(folder, editing(settings))
+    if changes:
+        write(folder, changes)
+    return _list(changes, "changed; Take back undoes it")
+
+
+def taken_back(folder: Path, settings: CaptionSettings) -> str:
+    """Undo the last change."""
+    return _list(undo(folder), "taken back")
+
+
+def _list(changes: Sequence[Change], what: str) -> str:
+    rows = "".join(
+        f"<li><b>{esc(c.path.stem)}</b> <del>{esc(c.before)}</del> <ins>{esc(c.after)}</ins></li>"
+        for c in changes[:MOST_SHOWN]
+    )
+    left = len(changes) - MOST_SHOWN
+    more = f"<li>and {left} more</li>" if left > 0 else ""
+    count = f"{len(changes)} captions {what}." if changes else "No caption changes."
+    return f'<p class="hint">{esc(count)}</p><ul class="changes">{rows}{more}</ul>'
