@@ -64,8 +64,7 @@ class Cast:
                 sheet.tell([f"{tag.name!r} is not used: {sheet.unused[tag.name]}"], [image])
         for one in chosen.values():
             for (image, _), tags in one.tags.items():
-                if len(tags) > 1:
-                    sheet.tell([_sum_told(one, tags)], [image])
+                sheet.tell(_told(one, tags), [image])
         return list(chosen.values())
 
     def _found(self, name: str, sheet: Sheet, chosen: dict[Path, Chosen]) -> Chosen | None:
@@ -132,6 +131,24 @@ def _named(sheet: Sheet) -> Iterator[tuple[int, bool, LoraTag]]:
         for negative, part in ((False, wish.positive), (True, wish.negative)):
             for tag in part.loras:
                 yield image, negative, tag
+
+
+def _told(one: Chosen, tags: list[LoraTag]) -> Iterator[str]:
+    """What a user may not expect of the tags that one side of an image has for one LoRA."""
+    if len(tags) > 1:
+        yield _sum_told(one, tags)
+    reads = any(not name.startswith("lora_unet_") for name in one.file.layers)
+    for tag in tags if reads else ():
+        if tag.text_encoder and _only_unet_changes(tag):
+            yield (
+                f"the weight of {one.entry.name!r} changes over the steps in the denoiser only; "
+                f"in the text encoder it is {tag.text_encoder:g} throughout"
+            )
+
+
+def _only_unet_changes(tag: LoraTag) -> bool:
+    """Whether points say so: a text is read anew for every step of [...], but not of a curve."""
+    return bool(tag.points) and len({point.text_encoder for point in tag.points}) == 1
 
 
 def _sum_told(one: Chosen, tags: list[LoraTag]) -> str:

@@ -131,6 +131,27 @@ def test_a_tag_in_the_negative_prompt(starter: Family, shipped: Library) -> None
     assert weights_hash(starter) == was
 
 
+def test_a_curve_that_the_text_encoder_does_not_follow_is_told(tmp_path: Path) -> None:
+    family = open_tiny("sd1")
+    for name, learns in (("words", True), ("unet", False)):
+        file = tiny_lora(family, train_text_encoder=learns)
+        write_lora(file, tmp_path / f"{name}.safetensors", torch.float32)
+    painter = Painter(family, Library([tmp_path]))
+    told = {
+        "<lora:words:0@0,1@1>": True,
+        "<lora:words:te=0:unet=0@0,1@1>": False,
+        "[<lora:words:1>:0.5]": False,
+        "<lora:words:1>": False,
+        "<lora:unet:0@0,1@1>": False,
+    }
+    for tag, expected in told.items():
+        sheet = painter.prepare(ImageRequest.of({"prompt": f"a cat {tag}", "steps": 4}))
+        assert ["in the denoiser only" in problem for problem in sheet.problems] == [
+            True
+        ] * expected
+    painter.blend.clear()
+
+
 def test_the_text_encoder_follows_steps_and_sides(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
     file = read_lora(library.find("neon").path)
@@ -147,7 +168,7 @@ def test_the_text_encoder_follows_steps_and_sides(tiny_one: tuple[Family, Librar
 
 def test_images_of_a_mixed_batch_are_those_alone(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
-    prompt = "a {cat <lora:neon:0.5>|[dog|fox] <lora:oil:0@0,1@1>|" + "b" * 90 + "}"
+    prompt = "a {cat <lora:neon:0.5>|[dog|fox] <lora:oil:te=0:unet=0@0,1@1>|" + "b" * 90 + "}"
     asked = {"count": 4, "negative_prompt": "{x <lora:oil:0.3>|y}"}
     together = pictures(family, library, prompt, batch_size=4, **asked)
     pairs = pictures(family, library, prompt, batch_size=3, **asked)
