@@ -22,7 +22,8 @@ def report(found: Preflight, media: Media, seconds_per_step: float | None) -> st
     return (
         f'<section class="preflight">{_line(found, seconds_per_step)}'
         f"{notices(grouped([*found.general, *_by_place(found.others)]))}"
-        f'<div class="checked">{cards}</div>{more}{_tags(found)}</section>'
+        f'<div class="checked" tabindex="0" role="group" aria-label="Every picture">{cards}</div>'
+        f"{more}{_tags(found)}</section>"
     )
 
 
