@@ -54,12 +54,22 @@ def test_flags_become_settings_and_only_those_given() -> None:
     assert TrainSettings.of(values).targets == ("attention", "conv")
 
 
-def test_commands_of_the_readme_are_understood() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    assert lines[:2] == ["python launch.py", "python launch.py test"]
-    for line in lines[2:]:
+def commands(page: str) -> list[str]:
+    """The lines of a page's shell blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    assert commands("README.md")[:2] == ["python launch.py", "python launch.py test"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_commands_of_a_page_are_understood(page: str) -> None:
+    lines = [line for line in commands(page) if line not in commands("README.md")[:2]]
+    assert len(lines) > 5
+    for line in lines:
         words = shlex.split(line)
         assert words[:2] == ["python", "launch.py"]
         build_parser().parse_args(words[2:])
