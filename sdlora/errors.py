@@ -56,9 +56,15 @@ class BusyError(SdloraError):
 
 
 def near(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Up to `most` known words that look like `word`, best first, whatever their case."""
-    by_lower = {name.lower(): name for name in known}
-    return [by_lower[hit] for hit in difflib.get_close_matches(word.lower(), by_lower, most, 0.5)]
+    """Up to `most` known words that look like `word`, or else begin like it, best first, whatever
+    their case."""
+    given, by_lower = word.lower(), {name.lower(): name for name in known}
+    hits = difflib.get_close_matches(given, by_lower, most, 0.5)
+    if hits or len(given) < 3:
+        return [by_lower[hit] for hit in hits]
+    begun = {name[: len(given)]: name for name in reversed(by_lower)}  # the first of each counts
+    alike = difflib.get_close_matches(given, begun, most, 0.7)
+    return [by_lower[begun[hit]] for hit in alike]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

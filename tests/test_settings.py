@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdlora.errors import SettingsError
+from sdlora.errors import SettingsError, near
 from sdlora.presets import EFFORTS, GOALS, families, preset, with_preset
 from sdlora.settings import ImageRequest, TrainSettings
 
@@ -103,3 +103,19 @@ def test_every_field_has_its_sentence() -> None:
     for settings in (TrainSettings, ImageRequest):
         for name, field in settings.model_fields.items():
             assert field.description and field.description[0].isupper(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("neon_lightning", ["neon_lighting"]),
+        ("neon", ["neon_lighting"]),
+        ("NEPN", ["neon_lighting"]),
+        ("zib", ["Zibo"]),
+        ("xy", []),
+        ("quite another", []),
+        ("", []),
+    ],
+)
+def test_a_word_suggests_those_it_looks_like_or_begins_like(given: str, meant: list[str]) -> None:
+    assert near(given, ["neon_lighting", "Zibo", "impressionist_style"]) == meant
