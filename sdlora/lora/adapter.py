@@ -222,7 +222,9 @@ def _rotations(of: Tensors, outputs: int) -> Tensor:
     if (limit := float(of.get("alpha", 0.0)) * outputs) > 0:
         skew = skew * (limit / (skew.norm() + 1e-8)).clamp(max=1.0)
     one = torch.eye(skew.shape[-1], device=skew.device)
-    return torch.linalg.solve(one - skew, one + skew, left=False)
+    # I - Q always has an inverse, but not in float32 when Q is huge: that overflows, as it were
+    turn, failed = torch.linalg.solve_ex(one - skew, one + skew, left=False)
+    return turn.masked_fill((failed != 0)[..., None, None], torch.nan)
 
 
 def _oft(of: Tensors, weight: Tensor, scale: float) -> Tensor:
