@@ -83,16 +83,19 @@ def end(process_identity: str, wait_s: float = 10.0) -> None:
 
 
 def step_back(pid: int | None = None) -> None:
-    """Let what a person waits for go first, such as the page: we do, or the process `pid`."""
+    """Let what a person waits for go first, such as the page: we do, or the process `pid`, with the
+    whole session that it leads."""
     process = psutil.Process(pid)
     if sys.platform == "win32":
         process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
         return
     process.nice(max(NICE, process.nice()))
     # Linux gives every session the same share, and a process's nice counts inside of it alone:
-    # the session has one of its own (man 7 sched, "The autogroup feature").
+    # the session has one of its own (man 7 sched, "The autogroup feature"). That of a terminal
+    # that we were started from is not ours.
     with contextlib.suppress(OSError):
-        Path(f"/proc/{process.pid}/autogroup").write_text(str(NICE), encoding="ascii")
+        if os.getsid(process.pid) == process.pid:
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(NICE), encoding="ascii")
 
 
 def _quietly(act: Callable[[], None]) -> None:

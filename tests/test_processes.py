@@ -1,12 +1,13 @@
 """Child processes: who they are, and that what a person waits for goes first."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sdlora.processes import NICE, alive, end, identity, start_detached, step_back
+from sdlora.processes import NICE, ROOT, alive, end, identity, start_detached, step_back
 
 
 def test_a_child_in_the_background_steps_back_with_its_whole_session(tmp_path: Path) -> None:
@@ -25,6 +26,14 @@ def test_a_child_in_the_background_steps_back_with_its_whole_session(tmp_path: P
         end(who)
         child.wait(10)
     assert not alive(who)
+
+
+def test_who_leads_no_session_leaves_the_others_in_it_alone() -> None:
+    code = "from sdlora.processes import step_back; step_back()"
+    group = Path("/proc/self/autogroup")
+    before = group.read_text(encoding="ascii") if group.exists() else ""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert (group.read_text(encoding="ascii") if group.exists() else "") == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
