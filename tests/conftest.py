@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 QUIET = {
@@ -111,3 +112,25 @@ def run(pictures: Path, space: Workspace, tmp_path: Path) -> object:
     from trainings import Run
 
     return Run(pictures, space, tmp_path)
+
+
+@pytest.fixture
+def engine(space: Workspace) -> Iterator[object]:
+    """A `generate.Engine` over the test's workspace."""
+    import torch
+
+    from sdlora.generate import Engine
+
+    engine = Engine(space, torch.device("cpu"), torch.float32)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def browser(studio: object) -> object:
+    """A `surfing.Browser` on the page of the test's own `studio`, opened."""
+    from surfing import Browser
+
+    browser = Browser(studio)
+    browser.open()
+    return browser

@@ -74,7 +74,7 @@ TORCH_FREE = (
     *("sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.flags", "sdlora.lora_cli", "sdlora.dataset_cli", "sdlora.data*"),
-    *("sdlora.flags", "sdlora.lora_cli", "sdlora.train_cli", "sdlora.runs_cli", "sdlora.kohya"),
+    *("sdlora.train_cli", "sdlora.runs_cli", "sdlora.kohya"),
     *("sdlora.terminal", "sdlora.review"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )

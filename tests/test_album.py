@@ -1,7 +1,6 @@
 """Pictures that remember: what they say to A1111 and to us, in every format, and made again."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sdlora.lora.library import Library
 from sdlora.prompt import parse_infotext, read_parameters, request_of
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
-from tiny import CPU, open_tiny, tiny, tiny_lora
+from tiny import open_tiny, tiny, tiny_lora
 
 WHOLE: dict[str, Any] = {
     "prompt": 'a {cat|dog} "x" <lora:neon:0.5>\nSteps: 1, b: 2, c: 3\nNegative prompt: x <lora:No>',
@@ -39,13 +38,6 @@ def space(workspace: Path) -> Workspace:
     save_file({"emb_params": rows}, space.embeddings / "zibo.safetensors")
     space.styles.write_text("name,prompt,negative_prompt\noil,{prompt} in oil,\n")
     return space
-
-
-@pytest.fixture
-def engine(space: Workspace) -> Iterator[Engine]:
-    engine = Engine(space, CPU, torch.float32)
-    yield engine
-    engine.close()
 
 
 def made(engine: Engine, **asked: Any) -> list[SampleReady]:

@@ -1,7 +1,6 @@
 """From a prompt with tags to pictures: against stock pipelines, and as events."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +25,7 @@ from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.library import Library
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
-from tiny import CPU, open_tiny, tiny, tiny_lora, weights_hash
+from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -200,13 +199,6 @@ def space(workspace: Path, loras: Path) -> Workspace:
     for path in loras.iterdir():
         (space.loras / path.name).write_bytes(path.read_bytes())
     return space
-
-
-@pytest.fixture
-def engine(space: Workspace) -> Iterator[Engine]:
-    engine = Engine(space, CPU, torch.float32)
-    yield engine
-    engine.close()
 
 
 def kinds(events: list[Event]) -> list[type[Event]]:

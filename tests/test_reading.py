@@ -28,13 +28,6 @@ def studio(workspace: Path) -> Studio:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
-@pytest.fixture
-def browser(studio: Studio) -> Browser:
-    browser = Browser(studio)
-    browser.open()
-    return browser
-
-
 def asked(prompt: str, **more: Any) -> Asked:
     usual = {"negative_prompt": "", "model": "starter", "steps": 10, "seed": 3, "styles": ()}
     return Asked(prompt, **{**usual, **more})

@@ -26,13 +26,6 @@ def studio(workspace: Path) -> Studio:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
-@pytest.fixture
-def browser(studio: Studio) -> Browser:
-    browser = Browser(studio)
-    browser.open()
-    return browser
-
-
 def test_generate_shows_the_pictures_and_what_was_not_used(
     studio: Studio, browser: Browser
 ) -> None:
