@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -21,8 +20,7 @@ from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, write
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
-from sdlora.errors import DataError
-from sdlora.events import Warned
+from sdlora.events import Measured, Warned
 from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
@@ -69,13 +67,7 @@ def check_pictures(settings: CheckSettings, workspace: Workspace) -> Iterator[Sa
 def _measured(found: Preflight, workspace: Workspace) -> Iterator[Said]:
     from sdlora.training.cost import measure  # loads torch
 
-    job = measure(found, workspace)
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            cost = end.value
-            break
+    *_, cost = (event for event in measure(found, workspace) if isinstance(event, Measured))
     words = (
         f"time: {cost.step_s:.2f} s a step at the largest size, {cost.training_s / 60:.0f} min for "
         f"all steps, samples aside\n"
@@ -127,7 +119,7 @@ def _advice(problem: Problem) -> str:
 
 def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[Said]:
     """Find and replace in the captions of a folder, put text around them, take tags out."""
-    folder = _folder(settings.data, workspace)
+    folder = workspace.picture_folder(settings.data)
     if settings.undo:
         changes, done = undo(folder), "taken back"
     else:
@@ -147,7 +139,7 @@ def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Itera
     from sdlora.describe import describe  # loads torch
 
     count = 0
-    for event in describe(settings, _folder(settings.data, workspace)):
+    for event in describe(settings, workspace.picture_folder(settings.data)):
         if isinstance(event, Change):
             count += 1
             facts = {"file": str(event.path), "before": event.before, "after": event.after}
@@ -156,13 +148,6 @@ def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Itera
             print(f"warning: {event.message}", file=sys.stderr)
     done = "written" if settings.write else "not written yet: add --write"
     yield Said(f"{count} captions, {done}" if count else "no picture lacks one", {"changed": count})
-
-
-def _folder(name: str, workspace: Workspace) -> Path:
-    path = workspace.dataset_folders().get(name, Path(name).expanduser())
-    if not path.is_dir():
-        raise DataError(f"there is no folder {name}; give a folder of pictures, or a set's name")
-    return path
 
 
 TOOLS = {

@@ -103,6 +103,30 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Measured(Event):
+    """What a training takes, from some steps of it: seconds of a step of its largest size, and of
+    all its `steps` without samples; GiB at most, and those that were free before."""
+
+    device: str
+    step_s: float
+    training_s: float
+    steps: int
+    peak_gib: float
+    free_gib: float
+
+
+@dataclass(frozen=True)
+class Captioned(Event):
+    """A caption that a model has written for the picture of `path`'s name, not in that file yet.
+    `was_file`: `before` stands there."""
+
+    path: str
+    before: str
+    after: str
+    was_file: bool = False
+
+
+@dataclass(frozen=True)
 class Warned(Event):
     """Something is not used as the user meant; `advice` says what to do."""
 
@@ -145,7 +169,7 @@ EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
         Queued, Started, Progress, Resumed, Step, Validated, SampleReady, Saved, Checkpoint,
-        Warned, Done, Stopped, Paused, Failed,
+        Measured, Captioned, Warned, Done, Stopped, Paused, Failed,
     )
 }  # fmt: skip
 
@@ -184,6 +208,8 @@ class RunState:
     validations: tuple[Validated, ...] = ()
     checkpoint: int | None = None  # the step of the last one; None: there is none
     samples: tuple[SampleReady, ...] = ()
+    measured: Measured | None = None
+    captions: tuple[Captioned, ...] = ()
     warnings: tuple[Warned, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
     result: str = ""
@@ -253,6 +279,8 @@ _FOLDS: dict[type[Event], Any] = {
     Step: _step,
     SampleReady: lambda s, e: replace(s, samples=(*s.samples, e)),
     Saved: lambda s, e: replace(s, result=e.path),
+    Measured: lambda s, e: replace(s, measured=e),
+    Captioned: lambda s, e: replace(s, captions=(*s.captions, e)),
     Warned: lambda s, e: replace(s, warnings=(*s.warnings, e)),
     Done: lambda s, e: replace(
         s, status="done", phase="", result=e.path or s.result, seconds=e.seconds, seconds_left=0.0

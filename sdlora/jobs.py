@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdlora.errors import BusyError, SettingsError
+from sdlora.kinds import Kind
 from sdlora.processes import alive, identity
 
-Kind = Literal["train", "generate"]
 Role = Literal["worker", "page"]
 
 _SCHEMA = """

@@ -8,10 +8,11 @@ from math import floor, log10
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sdlora.checked import Settings
 from sdlora.events import RunState
+from sdlora.workspace import checked_name
 
 Points = Sequence[tuple[int, float]]
 INK, FAINT, RAIL = "#1f2430", "#7a8194", "#e4e7ee"
@@ -22,6 +23,7 @@ WIDTH, PANEL, EDGE, SCALE = 900, 260, 60, 2  # SCALE: pixels per unit, for sharp
 class GridSettings(Settings):
     """A picture of every checkpoint at every strength."""
 
+    run: str = Field(min_length=1, description="Name of the training")
     prompts: tuple[str, ...] = Field(
         (), max_length=8, description="What to show; empty: the prompts that were sampled"
     )
@@ -30,6 +32,11 @@ class GridSettings(Settings):
     )
     seed: int = Field(7, ge=0, lt=2**32, description="Start of the noise, the same everywhere")
     steps: int = Field(20, ge=1, le=500, description="Denoising steps")
+
+    @field_validator("run")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        return checked_name(name)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 It is the only thing the trainer, the worker, the command and the page share. Who can read the
 folder can follow a run; who can create the file `stop` in it can end it. What a training needs to
-go on lies in `state/`. A request for images has such a folder too; there the pictures lie in
-`outputs/`.
+go on lies in `state/`. Every other piece of work has such a folder too (`sdlora.kinds`); the
+pictures of a request lie in `outputs/`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, fold, from_line, to_line
 from sdlora.jobs import Queue
+from sdlora.kinds import KINDS, kind_of
 from sdlora.processes import alive, identity
 from sdlora.requests import REQUESTS, Request, answered, ask, asked
-from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace, publish
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
@@ -31,19 +31,16 @@ PID_FILE = "pid"
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
 
 
-def start(settings: TrainSettings | ImageRequest, workspace: Workspace, queue: Queue) -> Path:
-    """Put a training or a request for images into the queue; returns its folder, which is new."""
+def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
+    """Put work of the kind that `settings` are for into the queue; returns its folder."""
     folder = new_folder(settings, workspace)
-    queue.submit("train" if isinstance(settings, TrainSettings) else "generate", folder)
+    queue.submit(kind_of(settings), folder)
     return folder
 
 
-def new_folder(settings: TrainSettings | ImageRequest, workspace: Workspace) -> Path:
-    """A folder of its own for a training or a request, its settings written."""
-    if isinstance(settings, TrainSettings):
-        folder = reserve(workspace.runs / settings.name)
-    else:
-        folder = reserve(workspace.jobs / time.strftime("%Y-%m-%d_%H-%M-%S"))
+def new_folder(settings: Settings, workspace: Workspace) -> Path:
+    """A folder of its own for a piece of work, its settings written."""
+    folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
     publish(folder / SETTINGS_FILE, lambda to: to.write_text(settings.to_json(), encoding="utf-8"))
     return folder
 

@@ -32,7 +32,7 @@ def add_run_verbs(parser: argparse.ArgumentParser) -> None:
         one.add_argument("name", nargs="?", help="name of the run")
         add_shared_flags(one)
         if name == "grid":
-            add_flags(one, GridSettings)
+            add_flags(one, GridSettings, but=("run",))
 
 
 def runs_verb(options: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     """Draw every checkpoint at every strength, as one picture."""
     from sdlora.grid import draw_grid
 
-    settings = GridSettings.of(given(options, GridSettings))
+    settings = GridSettings.of({"run": folder.name, **given(options, GridSettings)})
     events = draw_grid(folder, runs.read(folder), workspace, settings)
     state = follow(events, Printer(options.json))
     if not options.json:

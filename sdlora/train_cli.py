@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdlora import kohya, runs
+from sdlora import kohya, runs, work
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.flags import add_flags, given
 from sdlora.lora.recipe import LIKE_FILE, read_recipe
-from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
-from sdlora.terminal import OnInterrupt, Printer, follow
+from sdlora.terminal import OnInterrupt
 from sdlora.workspace import Workspace
 
 DONE, FAILED = 0, 1
@@ -24,9 +23,6 @@ ENDED_WELL = ("done", "stopped", "paused")
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """What stands on the line after `train`."""
     parser.add_argument("data", nargs="?", default=None, help="folder of pictures with captions")
-    parser.add_argument(
-        "--run-folder", metavar="DIR", help="continue what the page prepared in a run folder"
-    )
     parser.add_argument(
         "--like", metavar="FILE", help="train as this LoRA was; other flags change what they say"
     )
@@ -38,9 +34,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train a LoRA from a folder of captioned pictures."""
-    if options.run_folder:
-        folder = Path(options.run_folder).resolve()
-        return train_in(folder, Workspace.open(folder.parent.parent), options.json)
     workspace = Workspace.open(options.workspace)
     values, like = _like(options, workspace)
     values |= _from_kohya(options)
@@ -57,13 +50,8 @@ def train(options: argparse.Namespace) -> int:
 
 def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
     """Begin the run in `folder`, or go on with it."""
-    from sdlora.train import train as training
-
-    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
-    settings = with_preset(settings, workspace.preset_family(settings.model))
     with OnInterrupt(lambda: runs.stop(folder)):
-        events = training(settings, workspace, folder, lambda: runs.stop_asked(folder))
-        state = follow(runs.record(events, folder), Printer(as_json))
+        state = work.do("train", folder, workspace, as_json)
     if state.status in ENDED_WELL and not as_json:
         print(state.result or f"paused at step {state.step}: python launch.py runs resume "
               f"{folder.name}")  # fmt: skip

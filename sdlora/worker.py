@@ -1,8 +1,8 @@
 """The process that owns the device: `python -m sdlora.worker --workspace DIR`.
 
 One per workspace. It takes jobs from the queue one after the other and keeps the image model open
-between requests. A training runs as its child process, and gets the device's memory to itself. The
-page may die meanwhile, and so may the worker: the next one goes on with what it finds.
+between requests. All other work runs as its child process, and gets the device's memory to itself.
+The page may die meanwhile, and so may the worker: the next one goes on with what it finds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sdlora import runs
 from sdlora.events import Event, Failed, Progress, Stopped
-from sdlora.jobs import Job, Kind, Queue
+from sdlora.jobs import Job, Queue
+from sdlora.kinds import Kind
 from sdlora.processes import alive, end, identity, start_detached, step_back
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
@@ -51,9 +53,9 @@ def open_engine(workspace: Workspace) -> ImageMaker:
     return Engine(workspace, device, dtype)
 
 
-def train_command(folder: Path) -> list[str]:
-    """What Python is called with to train the run in `folder`."""
-    return ["-m", "sdlora.cli", "train", "--run-folder", str(folder)]
+def command(kind: Kind, folder: Path, workspace: Workspace) -> list[str]:
+    """What Python is called with to do the work in `folder`."""
+    return ["-m", "sdlora.work", kind, str(folder), "--workspace", str(workspace.root)]
 
 
 class Worker:
@@ -63,13 +65,13 @@ class Worker:
         self,
         workspace: Workspace,
         make_engine: Callable[[Workspace], ImageMaker] = open_engine,
-        train_command: Callable[[Path], list[str]] = train_command,
+        command: Callable[[Kind, Path, Workspace], list[str]] = command,
         idle_s: float = IDLE_S,
         poll_s: float = 0.2,
     ) -> None:
-        """`make_engine` and `train_command` are what tests replace; it looks every `poll_s`."""
+        """`make_engine` and `command` are what tests replace; it looks every `poll_s`."""
         self.workspace, self.queue = workspace, Queue(workspace.database)
-        self.make_engine, self.train_command = make_engine, train_command
+        self.make_engine, self.command = make_engine, command
         self.idle_s, self.poll_s = idle_s, poll_s
         self.me = identity(os.getpid()) or ""
         self.engine: ImageMaker | None = None
@@ -80,12 +82,12 @@ class Worker:
             return False
         try:
             for left in self.queue.left_running_by_others(self.me):
-                self.do(left, ADOPT)
+                self.do(left, WAYS[left.kind].adopt)
             needed_at = time.monotonic()
             while time.monotonic() - needed_at < self.idle_s:
                 job = self.queue.claim(self.me)
                 if job:
-                    self.do(job, RUN)
+                    self.do(job, WAYS[job.kind].run)
                 if job or self.queue.holder("page"):
                     needed_at = time.monotonic()
                 if not job:
@@ -94,10 +96,10 @@ class Worker:
             self.queue.leave_seat("worker")
         return True
 
-    def do(self, job: Job, table: dict[Kind, Callable[[Worker, Job], None]]) -> None:
+    def do(self, job: Job, act: Act) -> None:
         """Act on one job. Whatever goes wrong is the job's failure, not the worker's."""
         try:
-            table[job.kind](self, job)
+            act(self, job)
         except Exception as error:
             with (job.folder / runs.LOG_FILE).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
@@ -120,24 +122,25 @@ class Worker:
             self.engine = self.make_engine(self.workspace)
         yield from self.engine.generate(request, lambda: runs.stop_asked(folder))
 
-    def train(self, job: Job) -> None:
-        """Run a training as a child process, with the device to itself, and see it end."""
+    def attend(self, job: Job) -> None:
+        """Have a child process do it, with the device to itself, and see it end."""
         self._close_engine()
-        runs.say(job.folder, Progress("starting the training"))
-        child = start_detached(self.train_command(job.folder), job.folder / runs.LOG_FILE)
+        runs.say(job.folder, Progress("starting"))
+        arguments = self.command(job.kind, job.folder, self.workspace)
+        child = start_detached(arguments, job.folder / runs.LOG_FILE)
         step_back(child.pid)
         who = identity(child.pid) or f"{child.pid}:gone"
         (job.folder / runs.PID_FILE).write_text(who, encoding="utf-8")
         self._attend(job.folder, who)
         self._last_words(job.folder, _death(child.wait()))
 
-    def adopt_training(self, job: Job) -> None:
-        """Go on attending a training that outlived its worker, or say that it did not."""
+    def attend_again(self, job: Job) -> None:
+        """Go on attending a child that outlived its worker, or say that it did not."""
         who = _text(job.folder / runs.PID_FILE)
         self._attend(job.folder, who)
-        self._last_words(job.folder, "the worker died, and the training with it")
+        self._last_words(job.folder, "the worker died, and the process of this work with it")
 
-    def adopt_images(self, job: Job) -> None:
+    def generate_again(self, job: Job) -> None:
         """Make the images anew, unless this request seems to be what kills workers."""
         if job.tries < MOST_TRIES:
             for name in (runs.EVENTS_FILE, runs.PID_FILE):
@@ -171,19 +174,34 @@ class Worker:
             self.engine.close()
 
 
-RUN: dict[Kind, Callable[[Worker, Job], None]] = {
-    "generate": Worker.generate,
-    "train": Worker.train,
-}
-ADOPT: dict[Kind, Callable[[Worker, Job], None]] = {
-    "generate": Worker.adopt_images,
-    "train": Worker.adopt_training,
+Act = Callable[[Worker, Job], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the worker does a job that it has claimed, and one that a dead worker left running."""
+
+    run: Act
+    adopt: Act
+
+
+# In the worker, whose model stays open between requests: it died with the worker, and begins anew.
+HERE = Way(Worker.generate, Worker.generate_again)
+# In a process of its own, which has the device to itself and gives all of it back: it outlives the
+# worker, and the next one has only to wait for its end.
+APART = Way(Worker.attend, Worker.attend_again)
+WAYS: dict[Kind, Way] = {
+    "generate": HERE,
+    "train": APART,
+    "measure": APART,
+    "grid": APART,
+    "describe": APART,
 }
 
 
 def _death(code: int) -> str:
     how = f"exit code {code}" if code >= 0 else f"signal {-code}"
-    return f"the training process died ({how})"
+    return f"the process died ({how})"
 
 
 def _text(path: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.errors import SettingsError
+from sdlora.errors import DataError, SettingsError
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -226,6 +226,14 @@ class Workspace:
             if parent.is_dir():
                 found |= {p.name: p for p in sorted(parent.iterdir()) if p.is_dir()}
         return found
+
+    def picture_folder(self, name: str) -> Path:
+        """A set of that name, else the folder that it is the path of. DataError: neither."""
+        path = self.dataset_folders().get(name, Path(name).expanduser())
+        if not path.is_dir():
+            said = f"there is no folder {name}; give a folder of pictures, or a set's name"
+            raise DataError(said)
+        return path
 
     def model_source(self, model: str) -> str:
         """What to open for a name: the starter, a folder of models/, a path, or a hub id."""

@@ -18,6 +18,7 @@ from sdlora.events import (
     Checkpoint,
     Done,
     Event,
+    Measured,
     Paused,
     Progress,
     SampleReady,
@@ -28,9 +29,11 @@ from sdlora.events import (
     Validated,
     Warned,
 )
+from sdlora.kinds import Kind
 from sdlora.presets import with_preset
 from sdlora.prompt import infotext, write_png
 from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.work import Work, stoppable
 from sdlora.worker import Worker
 from sdlora.workspace import Workspace
 
@@ -75,7 +78,7 @@ class FakeEngine:
         """Nothing is open."""
 
 
-def fake_training(folder: Path) -> Iterator[Event]:
+def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Counts to the steps of the settings, drawing a sample now and then."""
     settings = with_preset(TrainSettings.load(folder / runs.SETTINGS_FILE), "starter")
     yield Started("steps", settings.steps, {"pictures": "20"})
@@ -107,22 +110,35 @@ def fake_training(folder: Path) -> Iterator[Event]:
     yield Done(str(lora), seconds=settings.steps * 0.02)
 
 
-def fake_train_command(folder: Path) -> list[str]:
-    """Train by `python -m fakes`, as its child process would."""
+def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """Takes three steps of nothing."""
+    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    for step in range(1, 4):
+        yield Progress("taking steps to measure them", step, 3)
+        time.sleep(1 if "slow" in settings.trigger_word else 0.01)
+    yield Measured("cpu", 0.5, 0.5 * settings.steps, settings.steps, 1.25, 20.125)
+    yield Done(seconds=1.0)
+
+
+FAKES: dict[Kind, Work] = {"train": fake_training, "measure": stoppable(fake_measure)}
+
+
+def fake_command(kind: Kind, folder: Path, workspace: Workspace) -> list[str]:
+    """Do it by `python -m fakes`, as its child process would."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-        f"import fakes; fakes.train({str(folder)!r})"
+        f"import fakes; fakes.do({kind!r}, {str(folder)!r}, {str(workspace.root)!r})"
     )
     return ["-c", code]
 
 
-def train(folder: str) -> None:
-    for _ in runs.record(fake_training(Path(folder)), Path(folder)):
+def do(kind: Kind, folder: str, root: str) -> None:
+    for _ in runs.record(FAKES[kind](Path(folder), Workspace.open(root)), Path(folder)):
         pass
 
 
 def fake_worker(root: str | Path, idle_s: float = 60) -> Worker:
-    return Worker(Workspace.open(root), FakeEngine, fake_train_command, idle_s, poll_s=0.02)
+    return Worker(Workspace.open(root), FakeEngine, fake_command, idle_s, poll_s=0.02)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ LAYERS = {
     "sdlora.lora_tools": 6,
     "sdlora.training*": 6,
     "sdlora.train": 6,
+    "sdlora.kinds": 7,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
     "sdlora.worker": 7,
@@ -57,6 +58,7 @@ LAYERS = {
     "sdlora.kohya": 8,
     "sdlora.review": 7,
     "sdlora.grid": 7,
+    "sdlora.work": 8,
     "sdlora.train_cli": 8,
     "sdlora.runs_cli": 8,
     "sdlora.cli": 8,
@@ -74,13 +76,14 @@ TORCH_FREE = (
     *("sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.flags", "sdlora.lora_cli", "sdlora.dataset_cli", "sdlora.data*"),
-    *("sdlora.train_cli", "sdlora.runs_cli", "sdlora.kohya"),
+    *("sdlora.kinds", "sdlora.work", "sdlora.train_cli", "sdlora.runs_cli", "sdlora.kohya"),
     *("sdlora.terminal", "sdlora.review"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
-    *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.processes", "sdlora.lora.library"),
+    *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.kinds", "sdlora.processes"),
+    "sdlora.lora.library",
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
     "sdlora.review",

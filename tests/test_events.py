@@ -6,9 +6,11 @@ import pytest
 
 from sdlora.events import (
     EVENTS,
+    Captioned,
     Checkpoint,
     Done,
     Failed,
+    Measured,
     Paused,
     Progress,
     Queued,
@@ -37,6 +39,8 @@ ONE_OF_EACH = [
     Saved("lora/x.safetensors", 7),
     Validated(7, 0.25, best=True, drift=0.01),
     Checkpoint("state/step-000007", 7),
+    Measured("cuda", 0.5, 125.0, 250, 6.5, 20.25),
+    Captioned("set/1.txt", ODD, "a ball", was_file=True),
     Warned(ODD, "advice"),
     Done("loras/x.safetensors", 12.5),
     Stopped("loras/x.safetensors", 7),

@@ -76,7 +76,7 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     space: Workspace = runs.space
     state = fold(train(settings, space, folder))
     (folder / "settings.json").write_text(settings.to_json(), encoding="utf-8")
-    asked = GridSettings(prompts=("a house",), strengths=(0.5, 1.0), steps=2)
+    asked = GridSettings(run="zibo", prompts=("a house",), strengths=(0.5, 1.0), steps=2)
     *_, done = draw_grid(folder, state, space, asked)
     assert isinstance(done, Done) and done.path == str(folder / "grid.png")
     sheet = Image.open(done.path)
@@ -85,7 +85,7 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     tiles = {sheet.crop(box(row, column)).tobytes() for row in range(2) for column in range(3)}
     assert len(tiles) == 5, "the base is the same in both rows, all others differ"
     with pytest.raises(SettingsError, match="--prompts"):
-        list(draw_grid(folder, state, space, GridSettings()))
+        list(draw_grid(folder, state, space, GridSettings(run="zibo")))
     with pytest.raises(RunError, match="has no LoRA yet"):
         list(draw_grid(tmp_path, RunState(), space, asked))
 

@@ -17,8 +17,11 @@ from launch import ROOT
 from sdlora import runs
 from sdlora.events import Failed, RunState, Stopped
 from sdlora.jobs import Queue
+from sdlora.kinds import KINDS, MeasureSettings, kind_of
 from sdlora.processes import alive, identity
 from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.work import WORK
+from sdlora.worker import WAYS
 from sdlora.workspace import Workspace
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
@@ -127,14 +130,14 @@ def test_cancel_in_the_queue_is_at_once(space: Workspace, queue: Queue) -> None:
 def test_a_killed_training_names_the_signal_and_the_step(space: Workspace, queue: Queue) -> None:
     killed, fine = train(space, queue, trigger_word="kill"), images(space, queue)
     work(space)
-    assert runs.read(killed).error == "the training process died (signal 9) at step 3"
+    assert runs.read(killed).error == "the process died (signal 9) at step 3"
     assert runs.read(fine).status == "done"
 
 
 def test_a_training_that_cannot_even_start_fails(space: Workspace, queue: Queue) -> None:
     folder = train(space, queue)
     worker = fake_worker(space.root, idle_s=0.1)
-    worker.train_command = lambda folder: ["-c", "import nothing_of_this_name"]
+    worker.command = lambda *_: ["-c", "import nothing_of_this_name"]
     worker.run()
     assert "died (exit code 1)" in runs.read(folder).error
     assert "nothing_of_this_name" in (folder / runs.LOG_FILE).read_text("utf-8")
@@ -180,7 +183,9 @@ def test_a_training_that_died_with_its_worker_is_told(space: Workspace, queue: Q
         os.kill(int(child.partition(":")[0]), signal.SIGKILL)
     wait_until(lambda: not alive(child))
     work(space)
-    assert "the worker died, and the training with it at step" in runs.read(folder).error
+    assert (
+        "the worker died, and the process of this work with it at step" in runs.read(folder).error
+    )
     assert [job.status for job in queue.latest("train")] == ["failed"]
 
 
@@ -193,6 +198,30 @@ def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue
     work(space)
     assert runs.read(killer).error == "the worker died 2 times over this request"
     assert runs.read(fine).status == "done"
+
+
+def test_every_kind_of_work_has_settings_of_its_own_and_a_way_to_be_done(space: Workspace) -> None:
+    assert KINDS.keys() == WAYS.keys() and WORK.keys() == KINDS.keys() - {"generate"}
+    assert len({row.settings for row in KINDS.values()}) == len(KINDS)
+    settings = MeasureSettings.of({"name": "neon", "data": "x"})
+    assert kind_of(settings) == "measure"
+    assert runs.new_folder(settings, space).parent == space.jobs
+
+
+def test_a_measurement_is_done_apart_and_can_be_stopped(space: Workspace, queue: Queue) -> None:
+    values = {"name": "neon", "data": "sets/neon", "steps": 100}
+    whole = runs.start(MeasureSettings.of(values), space, queue)
+    slow = runs.start(MeasureSettings.of({**values, "trigger_word": "slow"}), space, queue)
+    fine = images(space, queue)
+    with worker_process(space):
+        wait_until(lambda: runs.read(slow).phase_done)
+        runs.cancel(slow, queue)
+        wait_until(lambda: runs.read(fine).ended)
+    state = runs.read(whole)
+    assert state.status == "done" and state.measured and state.measured.training_s == 50
+    assert (runs.read(slow).status, runs.read(slow).measured) == ("stopped", None)
+    assert runs.read(fine).status == "done"
+    assert not runs.run_folders(space.runs), "it is no training"
 
 
 def test_one_worker_per_workspace(space: Workspace, queue: Queue) -> None:

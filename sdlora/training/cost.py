@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -20,7 +19,7 @@ from sdlora.data.preflight import Preflight
 from sdlora.device import free_memory_gib, pick_device, pick_dtype
 from sdlora.encode import encode_dataset
 from sdlora.errors import DeviceError
-from sdlora.events import Event, Progress
+from sdlora.events import Done, Event, Measured, Progress
 from sdlora.families import open_family
 from sdlora.training.learner import Learner
 from sdlora.training.memory import OUT_OF_MEMORY
@@ -29,20 +28,10 @@ from sdlora.workspace import Workspace
 STEPS = 3  # the first of which is slower, and not counted
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a step of the largest bucket and of the whole training without its samples; GiB
-    that the training takes at most and that were free before it."""
-
-    device: str
-    step_s: float
-    training_s: float
-    peak_gib: float
-    free_gib: float
-
-
-def measure(found: Preflight, workspace: Workspace) -> Generator[Event, None, Cost]:
-    """Take a few steps of the training that `found` is of. DeviceError: it does not fit."""
+def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
+    """Take a few steps of the training that `found` is of, and tell what they took. DeviceError: it
+    does not fit."""
+    started = time.monotonic()
     settings = found.settings.model_copy(update={"caption_variants": 1})
     device, _ = pick_device()
     dtype, _ = pick_dtype(device, settings.precision)
@@ -68,7 +57,8 @@ def measure(found: Preflight, workspace: Workspace) -> Generator[Event, None, Co
         ) from None
     step_s = (time.monotonic() - began) / (STEPS - 1)
     whole = step_s * share * settings.steps
-    return Cost(str(device), step_s, whole, peak[0], free)
+    yield Measured(str(device), step_s, whole, settings.steps, peak[0], free)
+    yield Done(seconds=time.monotonic() - started)
 
 
 def largest_step(found: Preflight) -> tuple[list[Example], float]:

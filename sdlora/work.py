@@ -1,0 +1,103 @@
+"""The work that has a process of its own: `python -m sdlora.work KIND FOLDER --workspace DIR`.
+
+Each kind is a row of WORK: from what its folder says to the events that tell what becomes of it.
+Torch is loaded where a row begins, so that this page costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sdlora import runs
+from sdlora.data.describing import DescribeSettings
+from sdlora.data.edit import Change
+from sdlora.data.preflight import check
+from sdlora.events import Captioned, Done, Event, RunState, Stopped
+from sdlora.kinds import Kind, MeasureSettings
+from sdlora.presets import with_preset
+from sdlora.review import GridSettings
+from sdlora.settings import TrainSettings
+from sdlora.terminal import Printer, follow
+from sdlora.workspace import Workspace
+
+Work = Callable[[Path, Workspace], Iterator[Event]]
+
+
+def train(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """A training; asked to stop, it keeps what it has learnt."""
+    from sdlora.train import train as training
+
+    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    settings = with_preset(settings, workspace.preset_family(settings.model))
+    yield from training(settings, workspace, folder, lambda: runs.stop_asked(folder))
+
+
+def measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """A few steps of a training, for their time and memory."""
+    from sdlora.training.cost import measure as measuring
+
+    settings = MeasureSettings.load(folder / runs.SETTINGS_FILE)
+    found = check(with_preset(settings, workspace.preset_family(settings.model)), workspace)
+    yield from measuring(found, workspace)
+
+
+def grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """Every checkpoint of a run at every strength."""
+    from sdlora.grid import draw_grid
+
+    settings = GridSettings.load(folder / runs.SETTINGS_FILE)
+    run = runs.find_run(workspace.runs, settings.run)
+    yield from draw_grid(run, runs.read(run), workspace, settings)
+
+
+def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """Captions by a model that looks at the pictures."""
+    from sdlora.describe import describe as describing
+
+    settings = DescribeSettings.load(folder / runs.SETTINGS_FILE)
+    for event in describing(settings, workspace.picture_folder(settings.data)):
+        if isinstance(event, Change):
+            path, was_file = str(event.path), event.was_file
+            yield Captioned(path, event.before, event.after, was_file)
+        else:
+            yield event
+    yield Done()
+
+
+def stoppable(work: Work) -> Work:
+    """The same, ended after the event that it was asked to stop at."""
+
+    def to_its_end(folder: Path, workspace: Workspace) -> Iterator[Event]:
+        for event in work(folder, workspace):
+            yield event
+            if not isinstance(event, Done) and runs.stop_asked(folder):
+                yield Stopped()
+                return
+
+    return to_its_end
+
+
+WORK: dict[Kind, Work] = {
+    "train": train,  # which has something to keep when it is stopped
+    "measure": stoppable(measure),
+    "grid": stoppable(grid),
+    "describe": stoppable(describe),
+}
+
+
+def do(kind: Kind, folder: Path, workspace: Workspace, as_json: bool = False) -> RunState:
+    """Do the work, everything recorded in its folder and printed; how it ended."""
+    return follow(runs.record(WORK[kind](folder, workspace), folder), Printer(as_json))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="sdlora work")
+    parser.add_argument("kind", choices=list(WORK))
+    parser.add_argument("folder")
+    parser.add_argument("--workspace", required=True)
+    asked = parser.parse_args()
+    end = do(asked.kind, Path(asked.folder), Workspace.open(asked.workspace))
+    sys.exit(end.status == "failed")
