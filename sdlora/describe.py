@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from torch import Tensor
 
 from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.data.describing import DescribeSettings
@@ -29,6 +32,13 @@ from sdlora.errors import ModelError
 from sdlora.events import Event, Progress, Warned
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_MOST_PIXELS = (
+    1024 * 1024
+)  # of a picture that a chatting model sees, which costs a token per 28 x 28
+_MOST_ASPECT = 100  # its processor refuses 200
+# classes, and kernels of the hub; anywhere in a config, since configs hold configs
+_CODE = re.compile(r'"auto_map"\s*:|"_?attn_implementation\w*"\s*:\s*"[^"]*/')
+_SENTENCES = re.compile(r".*[.!?](?=\s)", re.DOTALL)  # all that are whole, when another follows
 Describe = Callable[[Sequence[Image.Image]], list[str]]
 
 
@@ -57,7 +67,7 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
             few = waiting[first : first + settings.batch_size]
             seen = {picture: load_rgb(picture) for picture in few if look_at(picture).digest}
             yield from (Warned(f"{p.name} {look_at(p).what}") for p in few if p not in seen)
-            for picture, text in zip(seen, say(list(seen.values())), strict=True):
+            for picture, text in zip(seen, _said(say, list(seen.values())), strict=True):
                 beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
                 path = next((file for file in beside if file.is_file()), beside[0])
                 said = " ".join(f"{settings.prefix}{text}".split())
@@ -67,6 +77,16 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     finally:
         if settings.write and done:
             write(folder, done)
+
+
+def _said(say: Describe, images: Sequence[Image.Image]) -> list[str]:
+    try:
+        return say(images)
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"the memory is too small to describe {len(images)} pictures together; give a smaller "
+            "--batch-size, or a smaller model"
+        ) from None
 
 
 def _folder(model: str, kind: Kind) -> Path:
@@ -95,28 +115,52 @@ def _folder(model: str, kind: Kind) -> Path:
         if said not in kind.types:
             known = ", ".join(kind.types)
             raise ModelError(f"{model} is a {str(said)[:40]!r} model; this kind takes {known}")
+    if bringing := sorted(file.name for file in folder.glob("*config.json") if _names_code(file)):
+        raise ModelError(
+            f"{model} wants to run code of its own ({', '.join(bringing)} names it), which is "
+            f"never done; take one that transformers knows, such as {kind.usual}"
+        )
     return folder
+
+
+def _names_code(file: Path) -> bool:
+    try:
+        return bool(_CODE.search(file.read_text("utf-8")))
+    except (OSError, ValueError):
+        return False  # said where it is read
 
 
 class _Told:
     """A transformers model that writes what it sees."""
 
+    repeats_prompt = False
+
     def __init__(self, folder: Path, settings: DescribeSettings) -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         self.settings, (self.device, _) = settings, pick_device()
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self.processor: Any = transformers.AutoProcessor.from_pretrained(
-                folder, local_files_only=True
+            self.processor: Any = self.reader(transformers, folder).from_pretrained(folder, **here)
+            self.model, told = transformers.AutoModelForImageTextToText.from_pretrained(
+                folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **here
             )
-            self.model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError,
+                AttributeError, SafetensorError) as error:  # fmt: skip
             raise ModelError(f"the model in {folder} cannot be opened: {error}") from None
+        if lacking := sorted(told["missing_keys"]):
+            raise ModelError(
+                f"the model in {folder} lacks {len(lacking)} of its weights, such as {lacking[0]}; "
+                "its files are of another kind, or not all there"
+            )
         self.model.to(self.device).eval()
+
+    def reader(self, transformers: Any, folder: Path) -> Any:
+        """The class of what turns pictures and words into numbers."""
+        return transformers.AutoProcessor
 
     def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """What the processor is given beside `return_tensors`."""
@@ -136,10 +180,17 @@ class _Told:
         )
         if self.repeats_prompt:
             written = written[:, given["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(written, skip_special_tokens=True)
-        return [str(text).strip() for text in texts]
+        return [self._text(row) for row in written]
 
-    repeats_prompt = False
+    def _text(self, row: Tensor) -> str:
+        """One row of tokens as text: whole sentences, where the length ended it within another."""
+        tokenizer = self.processor.tokenizer
+        text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        said = [token not in tokenizer.all_special_ids for token in row.tolist()]
+        # the very last may be an end that the model was made to write there
+        broken_off = len(said) >= self.settings.most_tokens and any(said[-2:])
+        whole = _SENTENCES.match(text) if broken_off and text[-1:] not in ".!?" else None
+        return whole[0] if whole else text
 
 
 class _Florence(_Told):
@@ -154,12 +205,35 @@ class _Chatting(_Told):
 
     repeats_prompt = True
 
+    def reader(self, transformers: Any, folder: Path) -> Any:
+        """The model's own processor without its part for films, which needs torchvision."""
+        kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+        its: Any = getattr(transformers, _PROCESSORS[kind])
+
+        class OfPictures(its):
+            def __init__(
+                self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
+            ) -> None:
+                super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+        return OfPictures
+
     def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         self.processor.tokenizer.padding_side = "left"  # so that all answers begin side by side
         parts = [{"type": "image"}, {"type": "text", "text": self.settings.question}]
         talk = [{"role": "user", "content": parts}]
         text = self.processor.apply_chat_template(talk, add_generation_prompt=True)
-        return {"images": list(images), "text": [text] * len(images), "padding": True}
+        seen = [_no_larger(image) for image in images]
+        return {"images": seen, "text": [text] * len(images), "padding": True}
+
+
+def _no_larger(image: Image.Image) -> Image.Image:
+    """The picture with _MOST_PIXELS and a side _MOST_ASPECT times the other at most."""
+    width, height = image.size
+    width, height = min(width, _MOST_ASPECT * height), min(height, _MOST_ASPECT * width)
+    scale = min(1.0, (_MOST_PIXELS / (width * height)) ** 0.5)
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return image if size == image.size else image.resize(size)
 
 
 class _Tagger:
@@ -207,11 +281,14 @@ class _Tagger:
         )
 
 
+_PROCESSORS = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+}
 KINDS = {
     "blip": Kind("Salesforce/blip-image-captioning-large", ("blip",), _Told),
     "florence2": Kind("florence-community/Florence-2-large", ("florence2",), _Florence),
-    "qwen_vl": Kind(
-        "Qwen/Qwen2.5-VL-3B-Instruct", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _Chatting
-    ),
+    "qwen_vl": Kind("Qwen/Qwen2.5-VL-3B-Instruct", tuple(_PROCESSORS), _Chatting),
     "wd14": Kind("SmilingWolf/wd-vit-tagger-v3", (), _Tagger),
 }
