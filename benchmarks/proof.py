@@ -1,0 +1,310 @@
+"""What a LoRA's settings do, measured: `python -m benchmarks.proof [--work DIR] [--output DIR]`.
+
+On the starter model's drawn world, where there are fresh pictures of everything: ranks from 1 to
+64, weights, a training that learns its pictures by heart, how far unrelated pictures move, two
+LoRAs at once, the text encoder, and which layers carry what at equal parameters. What was trained
+stays in `--work`, so that it goes on where it was interrupted. The picture wants matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.judge import Judge, trained_judge
+from benchmarks.report import show
+from benchmarks.strength import picture, words
+from sdlora import runs
+from sdlora.adapters import attach, detach, trainable_report
+from sdlora.events import RunState, fold
+from sdlora.families import open_family
+from sdlora.presets import with_preset
+from sdlora.settings import TrainSettings
+from sdlora.starter.draw import Scene
+from sdlora.starter.measure import StyleAxis, scenes_for
+from sdlora.starter.sets import SETS
+from sdlora.train import train
+from sdlora.worker import open_engine
+from sdlora.workspace import STARTER_MODEL, TRAINING_DATA, Workspace
+
+STYLE, SOMEBODY = "neon_lighting", "zibo"
+USUAL = 0.8  # weight of the pictures that are measured
+EIGHT = {"rank": 8, "conv_rank": 8}  # of the LoRA that most is measured with
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+WEIGHTS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+GROUPS = ("attention", "feed_forward", "conv")
+OF_ATTENTION = 8  # the rank whose parameters the other groups are given too
+SCENES, HELD_OUT, FEW = 24, 12, 3
+UNRELATED = (
+    "a red ball, meadow background",
+    "a yellow fish, sea background",
+    "a green tree, snow background",
+    "a white rocket, desert background",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Pictures of one LoRA, and what is to be seen in them."""
+
+    images: list[Image.Image]
+    style: float  # 0 a plain picture, 1 the training set
+    said: list[dict[str, str]]  # the judge's answers
+
+    def share(self, question: str, answers: Iterable[str]) -> float:
+        """How many of the pictures show what they should."""
+        right = [one[question] == answer for one, answer in zip(self.said, answers, strict=True)]
+        return round(sum(right) / len(right), 3)
+
+
+class Lab:
+    """A workspace to train in, and the eyes that look at what comes of it."""
+
+    def __init__(self, work: Path, judge: Judge) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.workspace, self.judge = Workspace.open(work), judge
+        self.engine = open_engine(self.workspace)
+
+    @cached_property
+    def axis(self) -> StyleAxis:
+        """Of the style that is trained."""
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(STARTER_MODEL, subfolder="vae").float().eval()
+        return StyleAxis(vae, STYLE)
+
+    def fresh(self, name: str) -> Path:
+        """A folder of pictures of the set `name` that are not in it, to validate with."""
+        folder = self.workspace.root / "fresh" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = SETS[name]
+        for number, scene in enumerate(scenes_for(name, HELD_OUT, seed=5)):
+            chosen.draw(scene).save(folder / f"{number:02}.png")
+            (folder / f"{number:02}.txt").write_text(chosen.caption(scene), encoding="utf-8")
+        return folder
+
+    def few(self) -> Path:
+        """The style's first pictures alone."""
+        folder = self.workspace.root / "few"
+        folder.mkdir(exist_ok=True)
+        for path in sorted((TRAINING_DATA / STYLE).glob("*.png"))[:FEW]:
+            for file in (path, path.with_suffix(".txt")):
+                shutil.copyfile(file, folder / file.name)
+        return folder
+
+    def train(self, name: str, data: str = STYLE, **changes: Any) -> RunState:
+        """The run `name`: the starter's preset with `changes`; as it was, if it is there."""
+        folder = self.workspace.runs / name
+        folder.mkdir(exist_ok=True)
+        if runs.read(folder).status != "done":
+            kind = data if data in SETS else STYLE
+            values: Row = {
+                "data": str(TRAINING_DATA / data if data in SETS else data), "name": name,
+                "goal": "character" if kind == SOMEBODY else "style", "sample_every": 0,
+                "validate_every": 60, "validation_data": str(self.fresh(kind)),
+                "drift_prompts": UNRELATED, **changes,
+            }  # fmt: skip
+            settings = with_preset(TrainSettings.of(values), "starter")
+            fold(runs.record(train(settings, self.workspace, folder), folder))
+        state = runs.read(folder)
+        assert state.status == "done", f"{name}: {state.error}"
+        print(f"{name}: {state.seconds:.0f} s", flush=True)
+        return state
+
+    def look(self, prompts: Iterable[str]) -> Look:
+        """A picture of each prompt, its place among them the seed."""
+        images = [picture(self.engine, text, seed) for seed, text in enumerate(prompts)]
+        return Look(
+            images, round(self.axis.score(images).mean().item(), 3), self.judge.answers(images)
+        )
+
+    def styled(self, tag: str = "", count: int = SCENES) -> tuple[Look, list[Scene]]:
+        """Scenes in the style's words, with a tag or without."""
+        scenes = scenes_for(STYLE, count, seed=11)
+        return self.look(f"{SETS[STYLE].trigger}, {words(s)} {tag}".strip() for s in scenes), scenes
+
+
+def tag_of(state: RunState, weight: float = USUAL) -> str:
+    """What a prompt names the run's LoRA by."""
+    return f"<lora:{Path(state.result).stem}:{weight:g}>"
+
+
+def style_row(lab: Lab, state: RunState) -> Row:
+    """The figures of a run that learnt the style."""
+    look, scenes = lab.styled(tag_of(state))
+    return {
+        "style": look.style,
+        "thing": look.share("thing", (scene.thing for scene in scenes)),
+        "colour": look.share("colour", (scene.colour for scene in scenes)),
+        **figures(state),
+    }
+
+
+def somebody_row(lab: Lab, state: RunState) -> Row:
+    """The figures of a run that learnt somebody: seen where called, and where not."""
+    tag, scenes = tag_of(state), scenes_for(SOMEBODY, SCENES, seed=11)
+    called = lab.look(f"{SOMEBODY}, {scene.background} background {tag}" for scene in scenes)
+    others = scenes_for(STYLE, SCENES, seed=11)
+    uncalled = lab.look(f"{words(scene)} {tag}" for scene in others)
+    return {
+        "called": called.share("thing", [SOMEBODY] * SCENES),
+        "not called": uncalled.share("thing", [SOMEBODY] * SCENES),
+        "background": called.share("background", (scene.background for scene in scenes)),
+        **figures(state),
+    }
+
+
+def figures(state: RunState) -> Row:
+    """What a run says of itself."""
+    first, last, best = state.validations[0], state.validations[-1], state.best
+    size = Path(state.result).stat().st_size / 2**20
+    return {
+        "held out": round((last.loss or 0) / (first.loss or 1), 3),
+        "best": round((best.loss or 0) / (first.loss or 1), 3) if best else None,
+        "drift": round(last.drift or 0, 3),
+        "MiB": round(size, 2),
+        "seconds": round(state.seconds),
+    }
+
+
+def ranks(lab: Lab) -> Row:
+    """Ranks at one alpha, as most people raise them, and the highest with alpha raised as well;
+    one rank with three seeds says how much is chance."""
+    table = {}
+    for rank in RANKS:
+        state = lab.train(f"rank-{rank}", rank=rank, conv_rank=rank)
+        table[f"{rank}"] = style_row(lab, state)
+    for seed in (1, 2):
+        state = lab.train(f"rank-8-seed-{seed}", **EIGHT, seed=seed)
+        table[f"8, seed {seed}"] = style_row(lab, state)
+    state = lab.train("rank-32-alpha-32", rank=32, conv_rank=32, alpha=32)
+    table["32, alpha 32"] = style_row(lab, state) | {"said": [w.message for w in state.warnings]}
+    return table
+
+
+def weights(lab: Lab) -> Row:
+    """One LoRA at every weight."""
+    state = lab.train("rank-8", **EIGHT)
+    table = {}
+    for weight in WEIGHTS:
+        look, scenes = lab.styled(tag_of(state, weight))
+        thing = look.share("thing", (scene.thing for scene in scenes))
+        table[f"{weight:g}"] = {"style": look.style, "thing": thing}
+    return table
+
+
+def by_heart(lab: Lab) -> Row:
+    """Too few pictures for too long: the curve, what is said of it, and what patience saves."""
+    few = {"data": str(lab.few()), "rank": 32, "conv_rank": 32, "steps": 400, "validate_every": 20}
+    table = {}
+    for name, changes in (("to the end", {}), ("patience 3", {"patience": 3})):
+        state = lab.train(f"by-heart{'-patient' * bool(changes)}", **few, **changes)
+        best = state.best
+        table[name] = {
+            "steps": state.step, "best step": best.step if best else None,
+            "said": [one.message for one in state.warnings], **style_row(lab, state),
+        }  # fmt: skip
+    return table
+
+
+def together(lab: Lab) -> Row:
+    """Somebody in a style: what each LoRA does alone and beside the other."""
+    style = tag_of(lab.train("rank-8", **EIGHT))
+    somebody = tag_of(lab.train("somebody", SOMEBODY))
+    table = {}
+    scenes = scenes_for(SOMEBODY, SCENES, seed=11)
+    for name, tags in (
+        ("neither", ""), ("the style", style), ("somebody", somebody), ("both", style + somebody),
+    ):  # fmt: skip
+        prompts = (
+            f"{SETS[STYLE].trigger}, {SOMEBODY}, {scene.background} background {tags}".strip()
+            for scene in scenes
+        )
+        look = lab.look(prompts)
+        table[name] = {"style": look.style, "seen": look.share("thing", [SOMEBODY] * SCENES)}
+    return table
+
+
+def text_encoder(lab: Lab) -> Row:
+    """With the text encoder's adapter and without."""
+    learns = {"train_text_encoder": True, "text_encoder_learning_rate": 5e-4}
+    rows = {"off": {}, "on": learns}
+    return {
+        word: {
+            STYLE: style_row(lab, lab.train(f"rank-8{'-text' * bool(its)}", **EIGHT, **its)),
+            SOMEBODY: somebody_row(
+                lab, lab.train(f"somebody{'-text' * bool(its)}", SOMEBODY, **its)
+            ),
+        }
+        for word, its in rows.items()
+    }
+
+
+def equal_ranks() -> dict[str, tuple[int, int]]:
+    """Group -> (rank, parameters): as many parameters as attention has at OF_ATTENTION."""
+    family = open_family(STARTER_MODEL, torch.float32, torch.device("cpu"))
+
+    def count(group: str, rank: int) -> int:
+        said = {"data": "any", "name": "any", "targets": (group,), "rank": rank, "conv_rank": rank}
+        attach(family, TrainSettings.of(said))
+        trained = trainable_report(family).trained
+        detach(family)
+        return trained
+
+    goal = count("attention", OF_ATTENTION)
+    chosen = {group: round(goal / count(group, 1)) for group in GROUPS}
+    return {group: (rank, count(group, rank)) for group, rank in chosen.items()}
+
+
+def layers(lab: Lab) -> Row:
+    """Groups of layers at equal parameters and one scale."""
+    table: dict[str, Row] = {STYLE: {}, SOMEBODY: {}}
+    for group, (rank, parameters) in equal_ranks().items():
+        its = {"targets": (group,), "rank": rank, "conv_rank": rank, "alpha": rank}
+        known = {"rank": rank, "parameters": parameters}
+        style = style_row(lab, lab.train(f"style-{group}", **its))
+        somebody = somebody_row(lab, lab.train(f"somebody-{group}", SOMEBODY, **its))
+        table[STYLE][group], table[SOMEBODY][group] = known | style, known | somebody
+    return table
+
+
+PARTS = {
+    "ranks": ranks, "weights": weights, "by heart": by_heart, "together": together,
+    "text encoder": text_encoder, "layers": layers,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train and measure what is not there yet; then the tables as JSON, and the pictures."""
+    from benchmarks.proof_pictures import draw
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    kept = Path(tempfile.gettempdir())
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--work", type=Path, default=kept / "sdlora-proof")
+    parser.add_argument("--judge", type=Path, default=kept / "sdlora-judge")
+    parser.add_argument("--output", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    lab = Lab(options.work, trained_judge(options.judge))
+    measured = options.work / "proof.json"
+    table: Row = json.loads(measured.read_text("utf-8")) if measured.exists() else {}
+    for part in options.parts:
+        table[part] = PARTS[part](lab)
+        measured.write_text(json.dumps(table, indent=1), encoding="utf-8")
+    draw(lab, table, options.output)
+    show(table)
+
+
+if __name__ == "__main__":
+    main()
