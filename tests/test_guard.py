@@ -1,5 +1,6 @@
 """What is not a number is never applied, whatever the optimizer; again and again, it ends."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sdlora.events import (
     Warned,
 )
 from sdlora.lora.file import read_lora
+from sdlora.training.ledger import SPAN, Ledger
 from sdlora.workspace import Workspace
 from trainings import Breaks, Run, learnt, numbers_of, only
 
@@ -53,3 +55,30 @@ def test_a_training_that_diverges_goes_back_once_and_then_ends(
     assert list(space.loras.iterdir()) == []
     kept = read_lora(next((tmp_path / "run-1" / "lora").iterdir()))
     assert numbers_of(kept).isfinite().all() and "also at half the learning rate" in run.error
+
+
+def test_a_loss_that_climbs_far_above_its_beginning_is_divergence_too(
+    run: Run, space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers all the while, and nothing learnt: too high a rate takes the layers apart."""
+    Breaks(monkeypatch, lambda call: call > 34, times=5.0)
+    events = run(steps=80, save_every=10, expect=DataError)
+    (told,) = [event.message for event in events if isinstance(event, Warned)]
+    assert "times what it was at the beginning: back to step 30" in told
+    assert only(Resumed, events).step == 30
+    assert "times what it was at the beginning, also at half the learning rate" in run.error
+    assert "Lower the learning_rate" in run.error and list(space.loras.iterdir()) == []
+
+
+def test_a_loss_that_only_wavers_is_left_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Breaks(monkeypatch, lambda call: call % 4 == 0, times=4.0)
+    assert isinstance(run(steps=60)[-1], Done)
+
+
+def test_what_the_ledger_knows_comes_back_also_from_an_older_one() -> None:
+    ledger = Ledger(half_bits=False, unsound=[3], first=[0.1] * SPAN, late=[0.3] * SPAN)
+    other = Ledger(half_bits=False)
+    other.restore(json.loads(json.dumps(ledger.state())))
+    assert other == ledger and "3.0 times" in other.diverged(40) and other.suspicious(40)
+    other.restore([3, 7])
+    assert other == Ledger(half_bits=False, unsound=[3, 7]) and not other.diverged(40)

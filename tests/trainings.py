@@ -81,16 +81,19 @@ def numbers_of(file: LoraFile) -> torch.Tensor:
 
 
 class Breaks:
-    """A loss that is not a number in some calls; `seen` are the pictures of every call."""
+    """A loss that is not a number in some calls, or `times` what it is; `seen` are the pictures of
+    every call."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], times: float = torch.nan
+    ) -> None:
         self.seen: list[tuple[str, ...]] = []
-        self.when = when
+        self.when, self.times = when, times
         monkeypatch.setattr(sdlora.training.learner, "loss_of", self)
 
     def __call__(self, family: Any, batch: Any, *rest: Any) -> torch.Tensor:
         self.seen.append(batch.names)
-        return loss_of(family, batch, *rest) * (torch.nan if self.when(len(self.seen)) else 1)
+        return loss_of(family, batch, *rest) * (self.times if self.when(len(self.seen)) else 1)
 
 
 def result_of(job: Any) -> Any:

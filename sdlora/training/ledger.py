@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from sdlora.training.learner import Learnt
 
 MOST_UNSOUND, WITHIN = 2, 200  # steps left out among the last ones; one more and it has diverged
 SHORTLY = 20  # steps
+SPAN = 20  # steps that losses are averaged over: one is mostly its noise level
+APART, DOUBTFUL = 2.0, 1.5  # times the loss that it began with
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Reading:
             said = f"step {step} was left out, for its loss or gradient is not a number; pictures:"
             yield Warned(f"{said} {', '.join(names)}", "look at these, or lower the learning_rate")
 
-    def diverged(self, step: int, kept: Path) -> DataError:
+    def diverged(self, step: int, why: str, kept: Path) -> DataError:
         """Why a training ends here."""
         names = sorted({name for _, some in self.unsound for name in some})
+        pictures = f"; the last pictures: {', '.join(names)}" if names else ""
         return DataError(
-            f"the training diverged at step {step}: again and again its loss is not a number, also "
-            f"at half the learning rate; the last pictures: {', '.join(names)}. What was learnt is "
-            f"kept as {kept}. Lower the learning_rate, or leave these pictures out"
+            f"the training diverged at step {step}: {why}, also at half the learning rate"
+            f"{pictures}. What was learnt is kept as {kept}. Lower the learning_rate or the alpha"
+            f"{', or leave these pictures out' if names else ''}"
         )
 
 
@@ -49,6 +53,8 @@ class Ledger:
     half_bits: bool  # a gradient may overflow in fp16: the scaler lowers itself, that is no fault
     unread: list[Learnt] = field(default_factory=list)
     unsound: list[int] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)  # losses of the first steps, nearly the base's
+    late: list[float] = field(default_factory=list)  # of the last ones
 
     def read(self) -> Reading:
         """Wait for the device; the unread steps are read then."""
@@ -61,20 +67,45 @@ class Ledger:
             else:
                 bad.append((one.step, one.names))
         self.unsound += [step for step, _ in bad]
+        for loss in sound:
+            if len(self.first) < SPAN:
+                self.first.append(loss)
+            else:
+                self.late = [*self.late, loss][-SPAN:]
         return Reading(sum(sound) / len(sound) if sound else None, bad)
 
-    def diverged(self, step: int) -> bool:
-        """Whether too many of the last steps were left out."""
-        return len([at for at in self.unsound if at > step - WITHIN]) > MOST_UNSOUND
+    def diverged(self, step: int) -> str:
+        """Why it is not to go on like this; '' while it may."""
+        if len([at for at in self.unsound if at > step - WITHIN]) > MOST_UNSOUND:
+            return "again and again its loss is not a number"
+        if self._risen > APART:
+            return f"its loss is {self._risen:.1f} times what it was at the beginning"
+        return ""
 
     def suspicious(self, step: int) -> bool:
-        """Whether a step was left out shortly before."""
-        return any(at > step - SHORTLY for at in self.unsound)
+        """Whether a step was left out shortly before, or the loss is far above its beginning."""
+        return any(at > step - SHORTLY for at in self.unsound) or self._risen > DOUBTFUL
 
-    def state(self) -> list[int]:
+    @property
+    def _risen(self) -> float:
+        """The mean of the last losses, in means of the first."""
+        enough = len(self.late) == SPAN and any(self.first)
+        return fmean(self.late) / fmean(self.first) if enough else 0.0
+
+    def go_back(self) -> None:
+        """What was read after the step that it goes back to does not count."""
+        self.unread, self.unsound, self.late = [], [], []
+
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it; nothing may be unread."""
-        return self.unsound[-MOST_UNSOUND - 1 :]
+        return {
+            "unsound": self.unsound[-MOST_UNSOUND - 1 :], "first": self.first, "late": self.late,
+        }  # fmt: skip
 
     def restore(self, state: Any) -> None:
         """Go on from what `state` gave."""
-        self.unread, self.unsound = [], [*state]
+        said = state if isinstance(state, dict) else {"unsound": state}  # older ones knew no more
+        self.unread = []
+        self.unsound, self.first, self.late = (
+            [*said.get(name, ())] for name in ("unsound", "first", "late")
+        )

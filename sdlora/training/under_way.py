@@ -147,32 +147,33 @@ class Training:
         return every > 0 and self.step % every == 0
 
     def judge(self, reading: Reading) -> Generator[Event, None, bool]:
-        """Tell of the steps that were left out; when there are too many, go back and go slower,
-        which is true then, and when that was tried already, give up."""
+        """Tell of the steps that were left out; when it diverges, go back and go slower, which is
+        true then, and when that was tried already, give up."""
         yield from reading.warnings()
-        if not self.ledger.diverged(self.step):
+        why = self.ledger.diverged(self.step)
+        if not why:
             return False
         if self.learner.rate_factor < 1:
-            raise self.give_up(reading)
+            raise self.give_up(reading, why)
         at, (self.step, state) = self.step, self.good
         self.learner.restore(state)
         self.learner.rate_factor *= 0.5
-        self.ledger.restore([])
+        self.ledger.go_back()
         self.looked_up = self.step
         self.pace.go_on(self.step)
         yield Resumed(self.step)
         yield Warned(
-            f"too many steps before step {at} were left out: back to step {self.step}, from where "
-            "it goes on at half the learning rate",
+            f"it diverges at step {at}, {why}: back to step {self.step}, from where it goes on at "
+            "half the learning rate",
             "if that does not help either, the training ends",
         )
         return True
 
-    def give_up(self, reading: Reading) -> DataError:
+    def give_up(self, reading: Reading, why: str) -> DataError:
         """Keep what there is in the run's folder, and say why it ends."""
         name = f"{self.settings.name}-step-{self.step:06}"
         path = write_lora(self.lora(name), self.folder / "lora" / f"{name}.safetensors")
-        return reading.diverged(self.step, path)
+        return reading.diverged(self.step, why, path)
 
     def look_up(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """What is due after this step, beside learning: samples, figures, a checkpoint."""
