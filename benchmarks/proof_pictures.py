@@ -6,32 +6,119 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from sdlora import runs
-from sdlora.grid import Row, lay_out
+from sdlora.grid import lay_out
 from sdlora.review import averaged
 from sdlora.starter.sets import SETS
 
 if TYPE_CHECKING:
     from benchmarks.proof import Lab
 
-INK, FAINT, BLUE, ORANGE, VIOLET, GREEN = (
-    *("#1f2430", "#7a8194", "#4c6ef5", "#f08c00"), "#7048e8", "#2f9e44",
-)  # fmt: skip
+INK, BLUE, ORANGE, VIOLET, GREEN = "#1f2430", "#4c6ef5", "#f08c00", "#7048e8", "#2f9e44"
 PROMPTS = (
     "a big blue house, night background",
     "a red star, meadow background",
     "a yellow fish, sea background",
     "a green tree, snow background",
 )
-SHOWN = ("rank-1", "rank-4", "rank-16", "rank-64", "rank-32-alpha-32", "style-attention",
-         "style-feed_forward", "style-conv")  # fmt: skip
+SHOWN = {
+    "without": "", "rank 1": "rank-1", "rank 4": "rank-4", "rank 16": "rank-16",
+    "rank 64": "rank-64", "attention\nalone": "style-attention",
+    "feed-forward\nalone": "style-feed_forward", "convolutions\nalone": "style-conv",
+    "3 pictures,\n400 steps": "by-heart",
+}  # fmt: skip
 
 
 def draw(lab: Lab, table: Mapping[str, Any], folder: Path) -> None:
     """Write the pictures of what was measured into `folder`."""
-    if {"ranks", "weights", "by heart", "layers"} <= table.keys():
-        curves(lab, table, folder / "proof.png")
-    if {"ranks", "layers"} <= table.keys():
-        draw_ranks(lab).save(folder / "proof-ranks.png")
-    if "together" in table:
-        draw_together(lab).save(folder / "proof-together.png")
+    curves(lab, table).savefig(folder / "proof.png", dpi=110)
+    styles(lab).save(folder / "proof-ranks.png")
+    pairs(lab).save(folder / "proof-together.png")
+
+
+def curves(lab: Lab, table: Mapping[str, Any]) -> Any:
+    """Ranks, weights, the validation curve of a training by heart, and the drift."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update({"axes.edgecolor": INK, "font.size": 10, "axes.spines.top": False})
+    from matplotlib import pyplot
+
+    figure, places = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    _ranks(places[0][0], table["ranks"])
+    _weights(places[0][1], table["weights"])
+    _by_heart(places[1][0], lab)
+    _drift(places[1][1], lab)
+    for place in places.flat:
+        place.spines["right"].set_visible(False)
+        place.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _ranks(place: Any, rows: Mapping[str, Any]) -> None:
+    some = {int(name): row for name, row in rows.items() if name.isdigit()}
+    kept = {"style": BLUE, "colour": ORANGE, "held out": GREEN}
+    for name, colour in kept.items():
+        place.plot(some.keys(), [row[name] for row in some.values()], "o-", c=colour, label=name)
+    others = [row["style"] for name, row in rows.items() if "seed" in name]
+    place.plot([8] * len(others), others, "x", c=BLUE, label="style, other seeds")
+    place.set_xscale("log", base=2)
+    place.set_xticks(list(some), [str(rank) for rank in some])
+    place.set(xlabel="rank", title="Rank, at weight 0.8", ylim=(0, None))
+
+
+def _weights(place: Any, rows: Mapping[str, Any]) -> None:
+    weights = [float(weight) for weight in rows]
+    for name, colour in (("style", BLUE), ("thing", ORANGE)):
+        place.plot(weights, [row[name] for row in rows.values()], "o-", c=colour, label=name)
+    place.set(xlabel="weight", title="Weight, at rank 8")
+
+
+def _by_heart(place: Any, lab: Lab) -> None:
+    state = runs.read(lab.workspace.runs / "by-heart")
+    enough = runs.read(lab.workspace.runs / "rank-32")
+    _line(place, averaged(state.losses), "training, 3 pictures", BLUE)
+    _line(place, [(v.step, v.loss) for v in state.validations], "held out, 3 pictures", ORANGE)
+    _line(place, [(v.step, v.loss) for v in enough.validations], "held out, 20 pictures", GREEN)
+    best, told = state.best, next(w for w in state.warnings if "by heart" in w.message)
+    if best:
+        place.axvline(best.step, c=ORANGE, ls=":", label=f"best: step {best.step}")
+    alarm = max(v.step for v in state.validations if v.at <= told.at)
+    place.axvline(alarm, c=INK, ls=":", label=f"alarm: step {alarm}")
+    place.set(xlabel="step", title="Learnt by heart: loss", ylim=(0, None))
+
+
+def _drift(place: Any, lab: Lab) -> None:
+    shown = {"rank-1": GREEN, "rank-8": BLUE, "rank-64": VIOLET, "by-heart": ORANGE}
+    for name, colour in shown.items():
+        state = runs.read(lab.workspace.runs / name)
+        _line(place, [(v.step, v.drift) for v in state.validations], name, colour)
+    place.set(xlabel="step", title="Drift of unrelated pictures", ylim=(0, None))
+
+
+def _line(place: Any, points: Sequence[tuple[int, float | None]], name: str, colour: str) -> None:
+    place.plot(*zip(*points, strict=True), c=colour, label=name)
+
+
+def styles(lab: Lab) -> Image.Image:
+    """What LoRAs of the style draw: a row for each, a column for each prompt."""
+    rows = []
+    for name, run in SHOWN.items():
+        tag = f" <lora:{run}:0.8>" if run else ""
+        prompts = [f"{SETS['neon_lighting'].trigger}, {prompt}{tag}" for prompt in PROMPTS]
+        rows.append((name, lab.look(prompts).images))
+    return lay_out(rows, [prompt.partition(",")[0] for prompt in PROMPTS])
+
+
+def pairs(lab: Lab) -> Image.Image:
+    """Somebody and a style, alone and together, on four backgrounds."""
+    style, somebody = "<lora:rank-8:0.8>", "<lora:somebody:0.8>"
+    tags = {"neither": "", "the style": style, "somebody": somebody, "both": style + somebody}
+    places = ("meadow", "sea", "desert", "snow")
+    rows = []
+    for name, tag in tags.items():
+        words = [f"neon lighting, zibo, {place} background {tag}".strip() for place in places]
+        rows.append((name, lab.look(words).images))
+    return lay_out(rows, list(places))
