@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
+from benchmarks.lab import Lab
 from sdlora import runs
 from sdlora.grid import lay_out
 from sdlora.review import averaged
 from sdlora.starter.sets import SETS
-
-if TYPE_CHECKING:
-    from benchmarks.proof import Lab
 
 INK, BLUE, ORANGE, VIOLET, GREEN = "#1f2430", "#4c6ef5", "#f08c00", "#7048e8", "#2f9e44"
 PROMPTS = (
