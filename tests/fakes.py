@@ -29,7 +29,7 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.kinds import Kind
+from sdlora.kinds import Kind, MeasureSettings
 from sdlora.presets import with_preset
 from sdlora.prompt import infotext, write_png
 from sdlora.settings import ImageRequest, TrainSettings
@@ -112,7 +112,7 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Takes three steps of nothing."""
-    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    settings = with_preset(MeasureSettings.load(folder / runs.SETTINGS_FILE), "starter")
     for step in range(1, 4):
         yield Progress("taking steps to measure them", step, 3)
         time.sleep(1 if "slow" in settings.trigger_word else 0.01)

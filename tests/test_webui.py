@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from sdlora import runs
+from sdlora.events import Measured
+from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import markup
+from webui.costs import Cost, known_cost
 from webui.guards import HEADERS
-from webui.studio import Studio
+from webui.studio import Run, Studio
 from webui.tabs.generate import with_tag
 
 STEPS = preset("starter", "style")["steps"]
@@ -176,15 +179,55 @@ def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> N
 def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio) -> None:
     given = TrainSettings.of({"name": "a", "data": "x", "steps": 10, "sample_every": 0})
     settings = with_preset(given, "starter")
-    assert studio.seconds_per_step(settings) is None
+    assert known_cost(studio, settings) is None
     studio.start(given)
     with working(studio):
         pass
-    assert studio.seconds_per_step(settings) == pytest.approx(0.02)
-    assert studio.seconds_per_step(settings.model_copy(update={"rank": 99})) is None
-    assert "About 2 s on this machine" in markup.plan(
-        settings.model_copy(update={"steps": 100}), 20, 0.02
+    assert known_cost(studio, settings) == Cost(pytest.approx(0.02))
+    for other in ({"rank": 99}, {"optimizer": "lion"}, {"offload": True}):
+        assert known_cost(studio, settings.model_copy(update=other)) is None
+    assert "About 2 s for 100 steps." in markup.plan(
+        settings.model_copy(update={"steps": 100}), 20, Cost(0.02)
     )
+
+
+def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
+    studio: Studio, browser: Browser
+) -> None:
+    browser.set("pictures-choice", "zibo")
+    browser.fire(browser.ids["pictures-choice"], "change")
+    assert "time left is shown once" in browser.value("summary")
+    browser.click("measure")
+    assert "Measuring time and memory" in browser.value("measure-card")
+    assert browser.prop("measure-cancel", "visible")
+    again = Browser(studio)
+    again.open()
+    assert "Waiting" in again.value("measure-card"), "it goes on without the tab"
+    with working(studio):
+        pass
+    browser.tick()
+    steps = preset("starter", "style")["steps"]
+    said = f"About {markup.about(0.5 * steps)} for {steps} steps; 1.2 GiB of 20.1 GiB free."
+    assert said in browser.value("measure-card") and not browser.prop("measure-cancel", "visible")
+    browser.click("check-pictures")
+    assert said in browser.value("preflight"), "known without measuring"
+    browser.fire(browser.ids["pictures-choice"], "change")
+    assert said in browser.value("summary")
+    (run,) = studio.latest("measure")
+    settings = MeasureSettings.load(run.folder / runs.SETTINGS_FILE)
+    assert settings.data.endswith("zibo") and not runs.run_folders(studio.workspace.runs)
+    browser.click("measure")
+    browser.click("measure-cancel")
+    assert "Stopped" in browser.value("measure-card") and not studio.queue.busy()
+
+
+def test_what_does_not_fit_is_said_with_what_to_change(studio: Studio) -> None:
+    folder = runs.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
+    runs.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
+    said = markup.measured(Run(folder, runs.read(folder)))
+    assert "nearly all of the memory" in said and "gradient checkpointing" in said
+    runs.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
+    assert "nearly" not in markup.measured(Run(folder, runs.read(folder)))
 
 
 def test_the_page_itself(studio: Studio) -> None:

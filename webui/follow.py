@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora import runs
+from sdlora.checked import Settings
 from sdlora.errors import SdloraError
-from sdlora.settings import ImageRequest, TrainSettings
 from webui import markup
 from webui.studio import Run, Studio
 
@@ -20,14 +20,14 @@ Updates = dict[Component, Any]
 
 @dataclass(frozen=True)
 class Follower:
-    """What both tabs do with their run; `find` knows it by name, `view` brings it on screen."""
+    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen."""
 
     studio: Studio
     notice: Component
     find: Callable[[str], Run | None]
     view: Callable[[Run | None], Updates]
 
-    def start(self, settings: Callable[[], TrainSettings | ImageRequest]) -> Updates:
+    def start(self, settings: Callable[[], Settings]) -> Updates:
         """Put work into the queue; what is wrong with the settings is said on the tab."""
         try:
             run = self.studio.start(settings())

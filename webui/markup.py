@@ -11,6 +11,7 @@ from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from sdlora.settings import TrainSettings
+from webui.costs import Cost, cost_of
 from webui.datasets import Added
 from webui.loras import FITTING, Found, Wish
 from webui.media import Media
@@ -19,6 +20,11 @@ from webui.studio import Run
 MOST_POINTS = 500  # of the loss curve
 USUAL_WEIGHT = 0.8  # of a LoRA whose maker names none
 SMOOTHING = 0.9  # share of the past in the smoothed loss
+ROOMY = 0.9  # a share of the free memory that leaves the rest of the machine some
+NEED_LESS = (
+    "Choose gradient checkpointing, a smaller batch size or a smaller resolution under Advanced, "
+    "or close what else uses the memory."
+)
 STATUS_WORDS = {
     "queued": "Waiting",
     "loading": "Getting ready",
@@ -302,15 +308,35 @@ def run_label(run: Run) -> str:
     return f"{run.name} · {STATUS_WORDS[run.state.status].lower()}"
 
 
-def plan(settings: TrainSettings, pictures: int, seconds_per_step: float | None) -> str:
+def taken(cost: Cost, steps: int) -> str:
+    """What a training takes on this machine, in words."""
+    said = f"About {about(cost.step_s * steps)} for {steps} steps"
+    if cost.memory is None:
+        return f"{said}."
+    peak, free = cost.memory
+    return f"{said}; {peak:.1f} GiB of {free:.1f} GiB free."
+
+
+def measured(run: Run) -> str:
+    """What a measurement has come to; how to need less where it is tight."""
+    told = run.state.measured
+    if told is None:
+        return ""
+    words = f"{taken(cost_of(told), told.steps)} Samples and the start come on top."
+    said = f'<div class="notice good" role="status"><p>{esc(words)}</p></div>'
+    if told.peak_gib < ROOMY * told.free_gib:
+        return said
+    tight = f"That is nearly all of the memory that was free on {told.device}"
+    return said + notices([Warned(f"{tight}.", NEED_LESS)])
+
+
+def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
     """What a training will do, in one line."""
     if not pictures:
         return '<p class="hint">Choose a set of pictures.</p>'
     seen = settings.steps * settings.batch_size * settings.gradient_accumulation / pictures
     times = max(1, round(seen))
-    took = "The time left is shown once it runs."
-    if seconds_per_step:
-        took = f"About {about(seconds_per_step * settings.steps)} on this machine."
+    took = taken(cost, settings.steps) if cost else "The time left is shown once it runs."
     said = f"{pictures} pictures, {settings.steps} steps: each is seen about {times} times."
     return f'<p class="hint">{esc(said)} {esc(took)}</p>'
 

@@ -43,6 +43,7 @@ def build(studio: Studio) -> gr.Blocks:
 
         outputs = [tabs, training.pictures, *making.views, *training.views]
         outputs += making.chooser.views
+        outputs += training.measured.views
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
         target = [making.prompt, making.notice, tabs, *making.chooser.views]
         inputs = {training.training.shown, making.prompt, *making.chooser.asked}
@@ -79,6 +80,7 @@ def on_open(
         **train.summed_up(studio, training, {**sent, **wanted}),
         **train.suggest_names(studio, training, pictures),
         training.pictures: gr.Dropdown(sets, value=pictures),
+        **training.measured.show(studio.going_on("measure")),
         **making.chooser.show(studio, Wish(model_base=studio.model_base("starter"))),
         **to_training,
     }

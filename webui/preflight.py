@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from sdlora.data.folder import Problem, grouped
 from sdlora.data.preflight import Preflight, Row
-from webui.markup import about, esc, notices
+from webui.costs import Cost
+from webui.markup import esc, notices, taken
 from webui.media import Media
 
 MOST_CARDS = 60
 
 
-def report(found: Preflight, media: Media, seconds_per_step: float | None) -> str:
+def report(found: Preflight, media: Media, cost: Cost | None) -> str:
     """What is wrong first, then the pictures: those to look at before the others."""
     rows = sorted(found.rows, key=lambda row: not row.problems)
     left = len(rows) - MOST_CARDS
     more = f'<p class="hint">And {left} more like the last ones.</p>' if left > 0 else ""
     cards = "".join(_card(row, media) for row in rows[:MOST_CARDS])
     return (
-        f'<section class="preflight">{_line(found, seconds_per_step)}'
+        f'<section class="preflight">{_line(found, cost)}'
         f"{notices(grouped([*found.general, *_by_place(found.others)]))}"
         f'<div class="checked" tabindex="0" role="group" aria-label="Every picture">{cards}</div>'
         f"{more}{_tags(found)}</section>"
@@ -31,7 +31,7 @@ def _by_place(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.what, problem.path))
 
 
-def _line(found: Preflight, seconds_per_step: float | None) -> str:
+def _line(found: Preflight, cost: Cost | None) -> str:
     wrong = sum(bool(row.problems) for row in found.rows)
     sizes = ", ".join(f"{count} at {b.width} × {b.height}" for b, count in found.buckets.items())
     steps = found.settings.steps
@@ -40,10 +40,7 @@ def _line(found: Preflight, seconds_per_step: float | None) -> str:
         f"{wrong} to look at." if wrong else "Nothing to mend.",
         f"{steps} steps in rounds of {found.steps_per_round}: each is seen "
         f"{found.rounds:.0f} times.",
-        f"About {about(seconds_per_step * steps)} on this machine."
-        if seconds_per_step
-        else "Time and memory are measured by: python launch.py dataset check "
-        f'"{Path(found.settings.data).name}" --measure',
+        taken(cost, steps) if cost else "",
     ]
     return f'<p class="hint">{esc(" ".join(filter(None, said)))}</p>'
 

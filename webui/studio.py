@@ -11,25 +11,25 @@ from itertools import count
 from pathlib import Path
 
 from sdlora import runs
+from sdlora.checked import Settings
 from sdlora.errors import ModelError, SettingsError
 from sdlora.events import Failed, RunState, SampleReady, fold
 from sdlora.families import detect_family
 from sdlora.jobs import Queue
+from sdlora.kinds import Kind
 from sdlora.lora.library import Library
-from sdlora.presets import with_preset
 from sdlora.processes import alive, identity, start_detached
 from sdlora.requests import REQUESTS, asked
-from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import TRAINING_DATA, Workspace
 from webui.loras import Loras
 from webui.media import Media
 
-RECENT_REQUESTS = 12
+RECENT = 12
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training or a request for images, as it stands."""
+    """A training, a request for images or other work, as it stands."""
 
     folder: Path
     state: RunState
@@ -55,7 +55,7 @@ class Run:
         """Another text whenever there is something else to show."""
         s = self.state
         counts = (s.step, s.phase_done, s.ahead, s.checkpoint)
-        lengths = tuple(map(len, (s.samples, s.warnings, s.validations)))
+        lengths = tuple(map(len, (s.samples, s.warnings, s.validations, s.captions)))
         return f"{self.name} {s.status} {s.phase} {counts} {lengths} {sorted(self.asked)}"
 
 
@@ -73,7 +73,7 @@ class Studio:
         self._lock = threading.Lock()
         self._worker = ""
 
-    def start(self, settings: TrainSettings | ImageRequest) -> Run:
+    def start(self, settings: Settings) -> Run:
         """Put work into the queue and see that somebody works on it."""
         folder = runs.start(settings, self.workspace, self.queue)
         self.wake()
@@ -124,9 +124,27 @@ class Studio:
         except SettingsError:
             return None
 
+    def latest(self, kind: Kind, most: int = RECENT) -> list[Run]:
+        """The newest work of a kind, newest first."""
+        return [self.run(job.folder) for job in self.queue.latest(kind, most)]
+
+    def going_on(self, kind: Kind) -> Run | None:
+        """The newest work of a kind, while there is more to come of it."""
+        return next((run for run in self.latest(kind, 1) if run.live), None)
+
+    def key(self, run: Run) -> str:
+        """What the page calls a run of any kind: where it lies in the workspace."""
+        return run.folder.relative_to(self.workspace.root).as_posix()
+
+    def find(self, kind: Kind, key: str) -> Run | None:
+        """The run that the page calls so, while it is among the newest of its kind."""
+        folders = (job.folder for job in self.queue.latest(kind, RECENT))
+        named = (folder for folder in folders if folder == self.workspace.root / key)
+        return next(map(self.run, named), None)
+
     def requests(self) -> list[Run]:
         """The newest requests for images, newest first."""
-        return [self.run(job.folder) for job in self.queue.latest("generate", RECENT_REQUESTS)]
+        return self.latest("generate")
 
     def request(self, name: str) -> Run | None:
         """The request of that name, while it is among the newest."""
@@ -149,25 +167,3 @@ class Studio:
         taken = self.loras.names()
         later = (f"{name}-{number}" for number in count(2))
         return name if name not in taken else next(n for n in later if n not in taken)
-
-    def seconds_per_step(self, settings: TrainSettings) -> float | None:
-        """How long a step took in the last training like this one here; None: unknown."""
-        for run in self.trainings():
-            if run.state.status != "done" or not run.state.total:
-                continue
-            try:
-                given = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
-                past = with_preset(given, self.workspace.preset_family(given.model))
-            except SettingsError:
-                continue
-            if all(getattr(past, name) == getattr(settings, name) for name in COSTLY):
-                return run.state.seconds / run.state.total
-        return None
-
-
-# What a step's time depends on, beside the machine
-COSTLY = (
-    *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
-    *("adapter", "compile_blocks"),
-    *("train_text_encoder", "precision", "gradient_checkpointing"),
-)

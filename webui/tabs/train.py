@@ -15,9 +15,12 @@ from sdlora import runs
 from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
+from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
 from sdlora.settings import TrainSettings
 from webui import captions, datasets, markup, preflight
+from webui.costs import known_cost
+from webui.errand import Errand
 from webui.follow import Follower
 from webui.form import Form
 from webui.parts import QUICK, html
@@ -43,7 +46,9 @@ class TrainTab:
     pictures: Component
     thumbs: Component
     look: Component
+    measure: Component
     preflight: Component
+    measured: Errand
     summary: Component
     notice: Component
     start: Component
@@ -77,7 +82,10 @@ def build(studio: Studio) -> TrainTab:
                 info="A set of captioned pictures to learn from",
             )  # fmt: skip
             thumbs = html(elem_id="thumbs")
-            look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
+            with gr.Row(elem_classes="row-fields"):
+                look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
+                measure = gr.Button("Measure time and memory", size="sm", elem_id="measure")
+            measured = Errand(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
             captions.build(studio, pictures)
@@ -96,8 +104,9 @@ def build(studio: Studio) -> TrainTab:
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
             training = Training()
     tab = TrainTab(
-        form, advanced, pictures, thumbs, look, checked_pictures, summary, notice, start, training
-    )
+        form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, summary,
+        notice, start, training,
+    )  # fmt: skip
     _wire(studio, tab)
     return tab
 
@@ -167,6 +176,10 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         lambda sent: {tab.preflight: checked(studio, tab, sent)},
         inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
     )  # fmt: skip
+    tab.measure.click(
+        lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
+        inputs, tab.measured.views, **QUICK,
+    )  # fmt: skip
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
     tab.training.wire(studio, follower)
 
@@ -195,6 +208,11 @@ def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict
         )
         given[name] = many if isinstance(its, tuple) else "".join(many)
     return {"data": str(folder or ""), **given}
+
+
+def to_measure(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> MeasureSettings:
+    """The training in the form, to be measured. SettingsError: it could not begin."""
+    return MeasureSettings.of({**values(studio, tab, sent), "name": "measured"})
 
 
 def suggest_names(studio: Studio, tab: TrainTab, pictures: str | None) -> dict[Component, Any]:
@@ -231,7 +249,7 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
     except SdloraError:
         return {tab.summary: ""}  # Start says what is wrong
     count = len(datasets.look(folder).pictures) if folder else 0
-    return {tab.summary: markup.plan(settings, count, studio.seconds_per_step(settings))}
+    return {tab.summary: markup.plan(settings, count, known_cost(studio, settings))}
 
 
 def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
@@ -242,7 +260,7 @@ def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str
         found = check(settings, studio.workspace)
     except SdloraError as error:
         return markup.problem(str(error))
-    return preflight.report(found, studio.media, studio.seconds_per_step(settings))
+    return preflight.report(found, studio.media, known_cost(studio, settings))
 
 
 def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:

@@ -1,0 +1,67 @@
+"""Work beside trainings and pictures: its card while it goes on, what came of it, a way to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora.checked import Settings
+from sdlora.kinds import Kind
+from webui import markup
+from webui.follow import Follower, Updates
+from webui.parts import QUICK, html
+from webui.studio import Run, Studio
+
+TITLES: dict[Kind, str] = {
+    "measure": "Measuring time and memory",
+    "grid": "Drawing the comparison",
+    "describe": "Describing pictures",
+}
+
+
+class Errand:
+    """The components of one kind of work, built where they stand. `result` is the HTML of what a
+    run has brought so far."""
+
+    def __init__(self, studio: Studio, kind: Kind, result: Callable[[Run], str]) -> None:
+        self.studio, self.kind, self.result = studio, kind, result
+        self.card = html(elem_id=f"{kind}-card")
+        self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id=f"{kind}-cancel")
+        self.shown, self.seen = gr.State(""), gr.State("")
+        self.timer = gr.Timer(1.0, active=False)
+        self._follower = Follower(studio, self.card, partial(studio.find, kind), self.show)
+        tick = self._follower.tick
+        self.timer.tick(tick, [self.shown, self.seen], self.views, **QUICK)
+        self.cancel.click(self._follower.stop, [self.shown], self.views, **QUICK)
+
+    @property
+    def views(self) -> list[Component]:
+        """What changes when this work does."""
+        return [self.card, self.cancel, self.shown, self.seen, self.timer]
+
+    def start(self, settings: Callable[[], Settings]) -> Updates:
+        """Put it into the queue; what is wrong with the settings is said in its place."""
+        return self._follower.start(settings)
+
+    def show(self, run: Run | None) -> Updates:
+        """Updates that bring a run of this kind onto the screen; None: nothing."""
+        if run is None:
+            return {self.card: "", self.cancel: gr.Button(visible=False), **self._following(None)}
+        card = "" if run.state.status == "done" else markup.run_card(run, TITLES[self.kind])
+        words = "Cancelling …" if run.stopping else "Cancel"
+        return {
+            self.card: card + self.result(run),
+            self.cancel: gr.Button(words, visible=run.live),
+            **self._following(run),
+        }
+
+    def _following(self, run: Run | None) -> dict[Any, Any]:
+        return {
+            self.shown: self.studio.key(run) if run else "",
+            self.seen: run.version if run else "",
+            self.timer: gr.Timer(active=bool(run and run.live)),
+        }
