@@ -63,10 +63,10 @@ class Cache:
         except (OSError, SafetensorError) as error:
             self.problem = str(error)
 
-    def trim(self) -> None:
-        """Delete what was not asked for the longest, until the rest fits."""
+    def trim(self) -> int:
+        """Delete what was not asked for the longest, until the rest fits; the bytes freed."""
         if self.folder is None or not self.folder.is_dir():
-            return
+            return 0
         files = []
         for path in self.folder.rglob("*.safetensors"):
             try:
@@ -74,11 +74,13 @@ class Cache:
             except OSError:
                 continue  # another training trims as well
             files.append((stat.st_mtime_ns, stat.st_size, path))
-        room = self.most_gib * 2**30
+        room, freed = self.most_gib * 2**30, 0
         for _, size, path in sorted(files, reverse=True):
             room -= size
             if room < 0:
                 path.unlink(missing_ok=True)
+                freed += size
+        return freed
 
     def _path(self, made_from: Mapping[str, Any]) -> Path | None:
         if self.folder is None or not self.most_gib:

@@ -27,27 +27,29 @@ class OptimizerRow:
     options: dict[str, Any] = field(default_factory=dict)
     finds_rate: bool = False  # learning_rate is not used: it multiplies a rate found by itself
     averages: bool = False  # no schedule is used: it averages its steps in place of one
+    remembers: float = 2.0  # numbers of four bytes for each that learns, at most
 
 
 OPTIMIZERS = {
     # fused: it can be told on the device that a step is not to be applied
     "adamw": OptimizerRow("torch.optim", "AdamW", options={"fused": True}),
-    "adamw8bit": OptimizerRow("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "adamw8bit": OptimizerRow("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", remembers=0.6),
     "adafactor": OptimizerRow(
         "transformers.optimization",
         "Adafactor",
         options={"scale_parameter": False, "relative_step": False, "warmup_init": False},
+        remembers=1.0,
     ),
     # arXiv:2306.06101; bias correction and safeguard as its authors advise for diffusion models
     "prodigy": OptimizerRow(
         "prodigyopt", "Prodigy", "prodigyopt",
-        {"use_bias_correction": True, "safeguard_warmup": True}, finds_rate=True,
+        {"use_bias_correction": True, "safeguard_warmup": True}, finds_rate=True, remembers=4.0,
     ),
     # arXiv:2405.15682
     "schedule_free": OptimizerRow(
         "schedulefree", "AdamWScheduleFree", "schedulefree", averages=True
     ),
-    "lion": OptimizerRow("lion_pytorch", "Lion", "lion-pytorch"),
+    "lion": OptimizerRow("lion_pytorch", "Lion", "lion-pytorch", remembers=1.0),
 }  # fmt: skip
 
 # The share of the peak rate at progress `p`, which runs from 0 to 1 once the rate has risen.

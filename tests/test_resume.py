@@ -203,25 +203,3 @@ def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_is_not(runs: Inter
     ]
     assert not left.exists()
     assert len([event for event in events if isinstance(event, Checkpoint)]) == 6
-
-
-def test_a_disk_that_takes_no_checkpoint_is_told_and_the_next_is_tried(
-    runs: Interrupted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, whole, folder = runs.settings(), runs.folder(), runs.folder()
-    runs.run(settings, whole)
-    write, full = checkpoints._write, [True]
-
-    def no_space(path: Path, content: bytes) -> None:
-        if full and path.name == checkpoints.FACTS_FILE:
-            full.pop()
-            raise OSError(28, "No space left on device")
-        write(path, content)
-
-    monkeypatch.setattr(checkpoints, "_write", no_space)
-    events = runs.run(settings, folder)
-    told = [event.message for event in events if isinstance(event, Warned)]
-    assert any("no checkpoint of step 2" in t and "No space left" in t for t in told)
-    assert [e.step for e in events if isinstance(e, Checkpoint)] == [4, 6]
-    assert sums(whole) == sums(folder)
-    assert not list((folder / "state").glob(".writing*"))

@@ -23,6 +23,8 @@ from sdlora.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
 from sdlora.settings import TrainSettings
 from sdlora.training.guard import guarded_step
 
+HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which are not numbers
+
 
 @dataclass(frozen=True)
 class Learnt:
@@ -149,6 +151,18 @@ class Learner:
     def _stand(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
+
+    @property
+    def lora_bytes(self) -> int:
+        """About what the LoRA takes on the disk."""
+        return sum(parameter.numel() for parameter in self.parameters) * 2 + HEADER
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on the disk, known before there is one."""
+        numbers = 1 + bool(self.average) + OPTIMIZERS[self.settings.optimizer].remembers
+        learning = sum(parameter.numel() for parameter in self.parameters)
+        return round(numbers * 4 * learning) + self.lora_bytes + HEADER
 
     def state(self) -> State:
         """A copy of all that the next step depends on; this waits for the device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sdlora.adapters import collect, trainable_report
@@ -26,6 +27,7 @@ from sdlora.training.ledger import Ledger, Reading
 from sdlora.training.memory import making_do
 from sdlora.training.pictures import Prints, digest
 from sdlora.training.published import publish_lora
+from sdlora.training.room import Room
 from sdlora.training.samples import draw_samples
 from sdlora.training.validation import Validation
 from sdlora.workspace import Workspace
@@ -53,6 +55,7 @@ class Training:
         self.learner = Learner(family, self.dataset, settings)
         self.ledger = Ledger(half_bits=self.learner.scaler.is_enabled())
         self.pace = Pace(settings.steps, settings.sample_every)
+        self.room = Room(self.folder, self.workspace.cache)
         self.started_at = time.time()
         self.wishes: set[Request] = set()  # what somebody asked for before this step
         self.looked_up = 0  # the step after which all that was due was done
@@ -73,6 +76,8 @@ class Training:
         if begun:
             self.restore(begun)
         yield self.started()
+        sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
+        yield from self.room.check(self.settings, self.step, *sizes)
         if self.step == 0 and self.validation.wanted:
             yield self.validation.measure(0)
 
@@ -208,12 +213,13 @@ class Training:
             yield Warned(said, "what is kept is the best checkpoint")
         self.pace.sampled()
 
-    def save(self) -> Iterator[Event]:
-        """Write a checkpoint; one that the disk does not take is said, and the next is tried."""
+    def save(self, wait: bool = False) -> Iterator[Event]:
+        """Write a checkpoint; one that the disk does not take is said, and the next is tried. Where
+        the disk is full, it may `wait` for room instead."""
         if self.step == self.saved_step:
             return
         yield from self.ledger.read().warnings()
-        state = self.learner.state()
+        state, name = self.learner.state(), f"{self.settings.name}-step-{self.step:06}"
         facts = {
             "settings": self.settings.model_dump(mode="json"),
             "versions": versions(),
@@ -221,19 +227,25 @@ class Training:
             "ledger": self.ledger.state(),
             "validation": self.validation.state(),
         }
-        name = f"{self.settings.name}-step-{self.step:06}"
+        told = self.folder, self.step, name, self.lora(name), state, facts
+        write = partial(checkpoints.write_checkpoint, *told)
         try:
-            path = checkpoints.write_checkpoint(
-                self.folder, self.step, name, self.lora(name), state, facts
-            )
+            path = yield from self.room.written(write, self.learner.checkpoint_bytes, wait)
         except (OSError, SdloraError) as error:
-            yield Warned(f"no checkpoint of step {self.step}: {error}", "training goes on")
+            advice = "training goes on, and tries it again with the next checkpoint"
+            yield Warned(f"no checkpoint of step {self.step}: {error}", advice)
             return
         self.good, self.saved_step = (self.step, state), self.step
         yield Checkpoint(str(path), self.step)
-        best = self.validation.best
-        keep = self.settings.keep_checkpoints
-        checkpoints.prune(self.folder, keep, lambda step: best is not None and step == best.step)
+        yield from self.prune()
+
+    def prune(self) -> Iterator[Event]:
+        """Take away the checkpoints that shall not be kept."""
+        best, keep = self.validation.best, self.settings.keep_checkpoints
+        try:
+            checkpoints.prune(self.folder, keep, lambda step: bool(best and step == best.step))
+        except OSError as error:
+            yield Warned(f"an old checkpoint could not be taken away: {error}", "training goes on")
 
     def restore(self, begun: checkpoints.Checkpoint) -> None:
         """Know what a checkpoint knows."""
@@ -266,16 +278,17 @@ class Training:
 
     def keep(self, early: bool = False) -> Generator[Event, None, str]:
         """Write the LoRA into the run's folder and, under a name that is free, where prompts find
-        it; returns that path. What ends `early` can go on later."""
+        it; returns that path. What ends `early` can go on later. A full disk is waited for."""
         yield from self.ledger.read().warnings()
         if early:
-            yield from self.save()
+            yield from self.save(wait=True)
         best = self.validation.best
         if self.validation.patience_is_over and best and best.step:
             path = checkpoints.checkpoint_path(self.folder, best.step)
             self.restore(checkpoints.read_checkpoint(path))
         wish = self.settings.name
-        path = publish_lora(self.lora, wish, self.folder, self.workspace.loras)
+        publish = partial(publish_lora, self.lora, wish, self.folder, self.workspace.loras)
+        path = yield from self.room.written(publish, 2 * self.learner.lora_bytes, wait=True)
         if path.stem != wish:
             said = f"there is a LoRA named {wish} already, so this one is {path.stem}"
             yield Warned(said, f"use it as <lora:{path.stem}:0.8>")
