@@ -14,8 +14,8 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
@@ -57,17 +57,17 @@ def reserve(folder: Path) -> Path:
             fresh = folder.with_name(f"{folder.name}-{number}")
 
 
-def _open_events(folder: Path) -> TextIO:
-    lines = (folder / EVENTS_FILE).open("a", encoding="utf-8", newline="\n")
+def _open_events(folder: Path) -> FileIO:
+    lines = (folder / EVENTS_FILE).open("ab", buffering=0)
     if lines.tell():
-        lines.write("\n")  # the process before us may have died in the middle of a line
+        lines.write(b"\n")  # the process before us may have died in the middle of a line
     return lines
 
 
 def say(folder: Path, event: Event) -> None:
     """Add one event to the folder, for a run that cannot speak for itself."""
     with _open_events(folder) as lines:
-        lines.write(to_line(event) + "\n")
+        lines.write(to_line(event).encode() + b"\n")
 
 
 def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
@@ -75,13 +75,14 @@ def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
     the user's own mistakes by their sentence, anything else with its traceback in the log."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
-    lines = _open_events(folder)
+    lines, unsaid = _open_events(folder), b""
 
     def written(event: Event) -> Event:
+        nonlocal unsaid
+        unsaid += to_line(event).encode() + b"\n"
         # Of a full disk: what it did not take is kept, and tried again with the next line
         with contextlib.suppress(OSError):
-            lines.write(to_line(event) + "\n")
-            lines.flush()
+            unsaid = unsaid[lines.write(unsaid) :]
         return event
 
     try:

@@ -60,6 +60,7 @@ class Training:
         self.wishes: set[Request] = set()  # what somebody asked for before this step
         self.looked_up = 0  # the step after which all that was due was done
         self.saved_step = -1  # of the newest checkpoint; -1: none yet
+        self.not_saved = 0  # checkpoints since then that the disk did not take
         self.good = 0, self.learner.state()  # to go back to when the numbers go wrong
 
     @property
@@ -232,9 +233,12 @@ class Training:
         try:
             path = yield from self.room.written(write, self.learner.checkpoint_bytes, wait)
         except (OSError, SdloraError) as error:
-            advice = "training goes on, and tries it again with the next checkpoint"
-            yield Warned(f"no checkpoint of step {self.step}: {error}", advice)
+            self.not_saved += 1
+            if self.not_saved == 1:  # those that follow say nothing new
+                advice = "training goes on, and tries every checkpoint that is due"
+                yield Warned(f"no checkpoint of step {self.step}: {error}", advice)
             return
+        self.not_saved = 0
         self.good, self.saved_step = (self.step, state), self.step
         yield Checkpoint(str(path), self.step)
         yield from self.prune()
