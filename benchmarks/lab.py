@@ -84,10 +84,11 @@ class Lab:
         return folder
 
     def train(self, name: str, data: str = STYLE, **changes: Any) -> RunState:
-        """The run `name`: the starter's preset with `changes`; as it was, if it is there."""
+        """The run `name`: the starter's preset with `changes`; as it was, if it is there. One that
+        diverged has no result."""
         folder = self.workspace.runs / name
         folder.mkdir(exist_ok=True)
-        if runs.read(folder).status != "done":
+        if runs.read(folder).status not in ("done", "failed"):
             kind = data if data in SETS else STYLE
             values: dict[str, Any] = {
                 "data": str(TRAINING_DATA / data if data in SETS else data), "name": name,
@@ -98,8 +99,8 @@ class Lab:
             settings = with_preset(TrainSettings.of(values), "starter")
             fold(runs.record(train(settings, self.workspace, folder), folder))
         state = runs.read(folder)
-        assert state.status == "done", f"{name}: {state.error}"
-        print(f"{name}: {state.seconds:.0f} s", flush=True)
+        assert state.status == "done" or "diverged" in state.error, f"{name}: {state.error}"
+        print(f"{name}: {state.error or f'{state.seconds:.0f} s'}", flush=True)
         return state
 
     def look(self, prompts: Iterable[str]) -> Look:

@@ -92,7 +92,8 @@ def ranks(lab: Lab) -> Row:
         state = lab.train(f"rank-8-seed-{seed}", **EIGHT, seed=seed)
         table[f"8, seed {seed}"] = style_row(lab, state)
     state = lab.train("rank-32-alpha-32", rank=32, conv_rank=32, alpha=32)
-    table["32, alpha 32"] = style_row(lab, state) | {"said": [w.message for w in state.warnings]}
+    its = style_row(lab, state) if state.result else {"error": state.error}
+    table["32, alpha 32"] = {"said": [told.message for told in state.warnings], **its}
     return table
 
 
