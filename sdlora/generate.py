@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdlora.album import keep, shown_model
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.families import open_family
 from sdlora.families.base import Family
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
-from sdlora.paint import Painter
+from sdlora.painting.album import keep, shown_model
+from sdlora.painting.painter import Painter
+from sdlora.painting.sheet import Sheet
 from sdlora.prompt.wordbook import Wordbook
 from sdlora.settings import ImageRequest
-from sdlora.sheet import Sheet
 from sdlora.workspace import Workspace
 
 

@@ -19,7 +19,7 @@ from sdlora.families.base import Family
 from sdlora.generate import render
 from sdlora.lora.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library import Library
-from sdlora.paint import Painter
+from sdlora.painting.painter import Painter
 from sdlora.prompt import Wordbook
 from sdlora.settings import ImageRequest
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL

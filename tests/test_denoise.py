@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
-from sdlora.denoise import SAMPLERS
 from sdlora.families.base import Family
 from sdlora.generate import render
 from sdlora.lora.library import Library
+from sdlora.painting.denoise import SAMPLERS
 from sdlora.settings import ImageRequest
 from tiny import open_tiny, prompt_embeds
 

@@ -15,7 +15,6 @@ from diffusers import (
 from PIL import Image
 
 from sdlora.adapters import attach, collect, detach
-from sdlora.denoise import SAMPLERS
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.families.base import Family
@@ -23,6 +22,7 @@ from sdlora.generate import Engine, render
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.library import Library
+from sdlora.painting.denoise import SAMPLERS
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from tiny import open_tiny, tiny, tiny_lora, weights_hash

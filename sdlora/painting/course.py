@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from sdlora.adapters import Blend
-from sdlora.denoise import Aim, Cond, Row
 from sdlora.families.texts import Manner
+from sdlora.painting.denoise import Aim, Cond, Row
+from sdlora.painting.sheet import Chosen, Wish
 from sdlora.prompt.emphasis import compose
 from sdlora.prompt.schedules import schedule
-from sdlora.sheet import Chosen, Wish
 
 When = tuple[int, int, int]  # step, the first being 0; of how many; how many before the pass
 

@@ -8,7 +8,7 @@ import torch
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.library import Library
-from sdlora.paint import Painter
+from sdlora.painting.painter import Painter
 from sdlora.settings import ImageRequest
 from tiny import open_tiny, tiny_lora, weights_hash
 

@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 
 from sdlora.adapters import Blend
-from sdlora.cast import Cast
-from sdlora.course import Conditions
-from sdlora.denoise import SAMPLERS, Sampler
 from sdlora.families.base import Family
 from sdlora.families.texts import Manner
 from sdlora.lora.library import Library
-from sdlora.passes import Batch, passes_of
+from sdlora.painting.cast import Cast
+from sdlora.painting.course import Conditions
+from sdlora.painting.denoise import SAMPLERS, Sampler
+from sdlora.painting.passes import Batch, passes_of
+from sdlora.painting.sheet import Sheet, Wish
 from sdlora.prompt.emphasis import compose
 from sdlora.prompt.tags import parse_prompt
 from sdlora.prompt.wordbook import Wordbook
 from sdlora.settings import ImageRequest
-from sdlora.sheet import Sheet, Wish
 
 OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
 NO_BOOK = Wordbook()

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sdlora.course import Conditions, Course, When
-from sdlora.denoise import Guide, Work, denoise
 from sdlora.families.base import Family
+from sdlora.painting.course import Conditions, Course, When
+from sdlora.painting.denoise import Guide, Work, denoise
+from sdlora.painting.sheet import Sheet
 from sdlora.settings import ImageRequest
-from sdlora.sheet import Sheet
 
 
 def passes_of(request: ImageRequest) -> tuple[tuple[int, int], ...]:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from sdlora import __version__
 from sdlora.errors import SettingsError
+from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import SAMPLER_TITLES
 from sdlora.settings import ImageRequest
-from sdlora.sheet import Sheet
 from sdlora.workspace import free_path
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

@@ -12,9 +12,9 @@ from sdlora.lora.file import LoraFile, read_lora
 from sdlora.lora.hashes import read_hashes
 from sdlora.lora.inversion import inversion_base, read_inversion
 from sdlora.lora.library import Library, LoraEntry, stamp
+from sdlora.painting.sheet import Chosen, Sheet, also_named, listed
 from sdlora.prompt.tags import LoraTag
 from sdlora.prompt.wordbook import Wordbook
-from sdlora.sheet import Chosen, Sheet, also_named, listed
 
 Weighted = tuple[LoraFile, float, float]
 
