@@ -3,70 +3,105 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.device import pick_device, pick_dtype
-from sdlora.errors import RunError, SettingsError
-from sdlora.events import Done, Event, Progress, RunState, Warned
+from sdlora.errors import SettingsError
+from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
 from sdlora.families import open_family
 from sdlora.generate import render
 from sdlora.lora.library import Library
+from sdlora.pace import Pace
 from sdlora.prompt.tags import written
-from sdlora.review import GridSettings, lora_files
+from sdlora.review import GridSettings, chosen, loras_by_step
+from sdlora.runs import SETTINGS_FILE, find_run, read
 from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.workspace import Workspace, free_path, publish
+from sdlora.workspace import Workspace, publish
 
 Row = tuple[str, list[Image.Image]]  # words, and the pictures beside them
 SIDE, GAP, HEAD, LEFT = 192, 8, 46, 150
 INK, PAPER = "#1f2430", "#faf9f6"
 
 
-def draw_grid(
-    folder: Path, state: RunState, workspace: Workspace, settings: GridSettings
-) -> Iterator[Event]:
+@dataclass(frozen=True)
+class Cell:
+    """One picture: the LoRA of a step at a strength; at 0, after step 0, it is the base model."""
+
+    prompt: str
+    step: int = 0
+    strength: float = 0.0
+    lora: str = ""
+
+    @property
+    def words(self) -> str:
+        """What it is drawn from."""
+        return f"{self.prompt} {written(self.lora, self.strength)}" if self.lora else self.prompt
+
+
+def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Iterator[Event]:
     """Checkpoints down, strengths across, a block per prompt, all from one seed; the first column
-    is the base model. Written into the run's folder. RunError: there is no LoRA to show."""
+    is the base model. Every picture and the sheet of all are written into the folder `into`.
+    RunError: there is no LoRA to show; SettingsError: there is no such run, or nothing to show."""
     began = time.monotonic()
-    files = _files(folder, state)
+    run = find_run(workspace.runs, settings.run)
+    state = read(run)
+    files = loras_by_step(run, state)
+    if settings.checkpoints:
+        files = {step: chosen(files, step) for step in settings.checkpoints}
     prompts = settings.prompts or tuple(dict.fromkeys(one.prompt for one in state.samples))
     if not prompts:
         raise SettingsError("the run has drawn no samples; name prompts with --prompts TEXT ...")
-    model = TrainSettings.load(folder / "settings.json").model
+    cells = cells_of(prompts, files, settings.strengths)
+    model = TrainSettings.load(run / SETTINGS_FILE).model
     device, _ = pick_device()
     yield Progress("loading the model")
     family = open_family(workspace.model_source(model), pick_dtype(device)[0], device)
     library = Library(dict.fromkeys(path.parent for path in files.values()))
     asked = ImageRequest(seed=settings.seed, steps=settings.steps)
-    rows: list[Row] = []
-    for prompt in prompts:
-        plain, _ = render(family, asked.model_copy(update={"prompt": prompt}))
-        for step, path in files.items():
-            yield Progress("drawing the grid", len(rows), len(prompts) * len(files))
-            pictures = list(plain)
-            for strength in settings.strengths:
-                words = f"{prompt} {written(path.stem, strength)}"
-                request = asked.model_copy(update={"prompt": words})
-                images, report = render(family, request, library)
-                yield from (Warned(problem) for problem in report["problems"])
-                pictures += images
-            rows.append((f"step {step}\n{_shortened(prompt)}", pictures))
-    sheet = lay_out(rows, [f"{strength:g}" for strength in (0.0, *settings.strengths)])
-    path = publish(free_path(folder / "grid.png"), lambda to: sheet.save(to, format="png"))
+    yield Started("comparing", len(cells), {"seed": str(settings.seed), "model": family.title})
+    pace, drawn = Pace(len(cells), sample_every=0), dict[Cell, Image.Image]()
+    for number, cell in enumerate(cells, start=1):
+        request = asked.model_copy(update={"prompt": cell.words})
+        (drawn[cell],), report = render(family, request, library)
+        yield from (Warned(problem) for problem in report["problems"])
+        path = into / "pictures" / f"{number:04}.png"
+        publish(path, partial(drawn[cell].save, format="png"))
+        at = {"strength": cell.strength}
+        yield SampleReady(str(path), cell.step, cell.prompt, settings.seed, at)
+        pace.stepped(number)
+        yield Step(number, len(cells), seconds_left=pace.seconds_left(number))
+    sheet = lay_out(rows_of(drawn), [f"{strength:g}" for strength in (0.0, *settings.strengths)])
+    path = publish(into / "grid.png", partial(sheet.save, format="png"))
     yield Done(str(path), time.monotonic() - began)
 
 
-def _files(folder: Path, state: RunState) -> dict[int, Path]:
-    """Step -> LoRA, of every checkpoint and of the end."""
-    files = dict(lora_files(folder))
-    last = folder / "lora" / Path(state.result).name
-    if state.result and last.is_file():
-        files.setdefault(state.step, last)
-    if not files:
-        raise RunError(f"the run {folder.name!r} has no LoRA yet: python launch.py runs save NAME")
-    return dict(sorted(files.items()))
+def cells_of(
+    prompts: Iterable[str], files: Mapping[int, Path], strengths: Sequence[float]
+) -> list[Cell]:
+    """Every picture of the grid, the base model's before the others of its prompt."""
+    return [
+        cell
+        for prompt in prompts
+        for cell in (
+            Cell(prompt),
+            *(Cell(prompt, at, s, path.stem) for at, path in files.items() for s in strengths),
+        )
+    ]
+
+
+def rows_of(drawn: Mapping[Cell, Image.Image]) -> list[Row]:
+    """A row for each prompt and step, the base model's picture at its beginning."""
+    rows: dict[tuple[str, int], list[Image.Image]] = {}
+    for cell, image in drawn.items():
+        if cell.lora:
+            plain = drawn[Cell(cell.prompt)]
+            rows.setdefault((cell.prompt, cell.step), [plain]).append(image)
+    return [(f"step {at}\n{_shortened(prompt)}", some) for (prompt, at), some in rows.items()]
 
 
 def lay_out(rows: Sequence[Row], heads: list[str]) -> Image.Image:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import filecmp
+import glob
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
 from pathlib import Path
@@ -11,9 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, field_validator
 
 from sdlora.checked import Settings
+from sdlora.errors import RunError
 from sdlora.events import RunState
-from sdlora.workspace import checked_name
+from sdlora.lora.header import read_head, shapes_in
+from sdlora.settings import TrainSettings
+from sdlora.workspace import checked_name, free_path, publish
 
+_STEP = re.compile(r"-step-\d+$")  # what a checkpoint's LoRA has behind its name
 Points = Sequence[tuple[int, float]]
 INK, FAINT, RAIL = "#1f2430", "#7a8194", "#e4e7ee"
 LOSS, SMOOTH, HELD_OUT, DRIFT = "#c7d0f7", "#4c6ef5", "#f08c00", "#7048e8"
@@ -26,6 +34,9 @@ class GridSettings(Settings):
     run: str = Field(min_length=1, description="Name of the training")
     prompts: tuple[str, ...] = Field(
         (), max_length=8, description="What to show; empty: the prompts that were sampled"
+    )
+    checkpoints: tuple[int, ...] = Field(
+        (), max_length=100, description="Steps of the LoRAs to show; empty: all that there are"
     )
     strengths: tuple[float, ...] = Field(
         (0.5, 0.75, 1.0), min_length=1, max_length=12, description="Weights of the LoRA"
@@ -41,8 +52,9 @@ class GridSettings(Settings):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The LoRA to take."""
+    """The LoRA to take, and after which step it was that."""
 
+    step: int
     path: Path
     reason: str
 
@@ -51,6 +63,44 @@ def lora_files(folder: Path) -> list[tuple[int, Path]]:
     """(step, file) of every checkpoint's LoRA in a run's folder, by step."""
     found = (folder / "state").glob("step-*/*-step-*.safetensors")
     return sorted((int(path.stem.rpartition("-")[2]), path) for path in found)
+
+
+def loras_by_step(folder: Path, state: RunState) -> dict[int, Path]:
+    """Step -> LoRA, of every checkpoint and of the end. RunError: there is none."""
+    files = dict(lora_files(folder))
+    name = TrainSettings.load(folder / "settings.json").name
+    last = folder / "lora" / f"{name}.safetensors"
+    if state.result and last.is_file():
+        files.setdefault(state.step, last)
+    if not files:
+        raise RunError(f"the run {folder.name!r} has no LoRA yet: python launch.py runs save NAME")
+    return dict(sorted(files.items()))
+
+
+def chosen(files: Mapping[int, Path], step: int) -> Path:
+    """The LoRA of a step. RunError: the run has none of that step."""
+    if step not in files:
+        there = ", ".join(map(str, files))
+        raise RunError(f"there is no LoRA of step {step}; the run has those of {there}")
+    return files[step]
+
+
+def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
+    """Put the LoRA of a step where prompts find it, as NAME-step-000120, byte for byte; returns
+    that file. One that was kept before stays the only one; another of that name is never replaced.
+    RunError: there is none, or not any more; LoraFileError: it is damaged."""
+    source = chosen(loras_by_step(folder, state), step)
+    wish = loras / f"{_STEP.sub('', source.stem)}-step-{step:06}.safetensors"
+    try:
+        shapes_in(read_head(source))
+        for path in sorted(loras.glob(f"{glob.escape(wish.stem)}*.safetensors")):
+            if filecmp.cmp(source, path, shallow=False):
+                return path
+        return publish(free_path(wish), lambda to: shutil.copyfile(source, to))
+    except FileNotFoundError:
+        raise RunError(
+            f"the checkpoint of step {step} is gone; newer ones took its place"
+        ) from None
 
 
 def suggestion(folder: Path, state: RunState) -> Suggestion | None:
@@ -62,15 +112,15 @@ def suggestion(folder: Path, state: RunState) -> Suggestion | None:
             f"after step {best.step} the pictures held out were told best, with a loss of "
             f"{best.loss:.4f}; at the end it was {later.loss or 0:.4f}"
         )
-        return Suggestion(files[best.step], reason)
+        return Suggestion(best.step, files[best.step], reason)
     if state.result:
         told = f"its last validation was the best, with a loss of {best.loss:.4f}" if best else (
             "it is the last, and no pictures were held out that would tell an earlier one better"
         )  # fmt: skip
-        return Suggestion(Path(state.result), told)
+        return Suggestion(state.step, Path(state.result), told)
     if files:
         step = max(files)
-        return Suggestion(files[step], f"step {step} is the last that was saved")
+        return Suggestion(step, files[step], f"step {step} is the last that was saved")
     return None
 
 

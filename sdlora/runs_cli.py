@@ -7,15 +7,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from sdlora import kohya, runs
+from sdlora import kohya, runs, work
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.events import RunState, Validated
 from sdlora.flags import add_flags, add_shared_flags, given
 from sdlora.jobs import Queue
+from sdlora.prompt.tags import written
 from sdlora.requests import REQUESTS
-from sdlora.review import GridSettings, draw_curves, suggestion
+from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
-from sdlora.terminal import Printer, clock, follow
+from sdlora.terminal import OnInterrupt, clock
 from sdlora.train_cli import DONE, FAILED, train_in
 from sdlora.workspace import Workspace, publish
 
@@ -33,6 +34,8 @@ def add_run_verbs(parser: argparse.ArgumentParser) -> None:
         add_shared_flags(one)
         if name == "grid":
             add_flags(one, GridSettings, but=("run",))
+        if name == "keep":
+            one.add_argument("--step", type=int, help="of which step (default: the one to take)")
 
 
 def runs_verb(options: argparse.Namespace) -> int:
@@ -125,14 +128,23 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
 
 def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """Draw every checkpoint at every strength, as one picture."""
-    from sdlora.grid import draw_grid
-
     settings = GridSettings.of({"run": folder.name, **given(options, GridSettings)})
-    events = draw_grid(folder, runs.read(folder), workspace, settings)
-    state = follow(events, Printer(options.json))
-    if not options.json:
+    its = runs.new_folder(settings, workspace)
+    with OnInterrupt(lambda: runs.stop(its)):
+        state = work.do("grid", its, workspace, options.json)
+    if state.result and not options.json:
         print(state.result)
     return DONE if state.status == "done" else FAILED
+
+
+def kept(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """Put the LoRA of a step where prompts find it, under a name of its own."""
+    state = runs.read(folder)
+    best = suggestion(folder, state)
+    step = options.step if options.step is not None or best is None else best.step
+    path = keep(folder, state, step or 0, workspace.loras)
+    print(json.dumps({"path": str(path)}) if options.json else f"{path}\n  {written(path.stem, 1)}")
+    return DONE
 
 
 def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
@@ -156,5 +168,6 @@ VERBS: dict[str, tuple[str, Act]] = {
     "sample": (REQUESTS["sample"], ask),
     "resume": ("go on with a training that was killed, stopped or paused", resume),
     "grid": ("draw every checkpoint at every strength, as one picture", grid),
+    "keep": ("make the LoRA of a step one that prompts can name", kept),
     "toml": ("print its settings for kohya's sd-scripts", toml),
 }

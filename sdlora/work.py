@@ -48,9 +48,7 @@ def grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Every checkpoint of a run at every strength."""
     from sdlora.grid import draw_grid
 
-    settings = GridSettings.load(folder / runs.SETTINGS_FILE)
-    run = runs.find_run(workspace.runs, settings.run)
-    yield from draw_grid(run, runs.read(run), workspace, settings)
+    yield from draw_grid(GridSettings.load(folder / runs.SETTINGS_FILE), workspace, folder)
 
 
 def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:

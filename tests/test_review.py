@@ -1,15 +1,28 @@
 """After a run: its curves, the LoRA to take, every checkpoint at every strength."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from sdlora.errors import RunError, SettingsError
-from sdlora.events import Done, RunState, Saved, Started, Step, Validated, fold
+from sdlora.cli import main
+from sdlora.errors import LoraFileError, RunError, SettingsError
+from sdlora.events import Done, RunState, SampleReady, Saved, Started, Step, Validated, fold
 from sdlora.grid import SIDE, draw_grid
-from sdlora.review import HELD_OUT, SMOOTH, GridSettings, averaged, draw_curves, suggestion
-from sdlora.settings import TrainSettings
+from sdlora.lora.library import Library
+from sdlora.review import (
+    HELD_OUT,
+    SMOOTH,
+    GridSettings,
+    averaged,
+    draw_curves,
+    keep,
+    lora_files,
+    suggestion,
+)
+from sdlora.runs import new_folder, read, record
 from sdlora.train import train
 from sdlora.workspace import Workspace
 from test_resume import Interrupted
@@ -69,25 +82,72 @@ def test_an_average_follows_slowly() -> None:
     assert averaged([(1, 1.0), (2, 0.0)], 0.25) == [(1, 1.0), (2, 0.75)]
 
 
-def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> None:
+def trained(tmp_path: Path, **values: object) -> tuple[Path, Workspace]:
+    """A training that has ended, in its folder; and its workspace."""
     runs = Interrupted(tmp_path)
-    folder = runs.folder()
-    settings: TrainSettings = runs.settings(learning_rate=0.1, steps=4)
-    space: Workspace = runs.space
-    state = fold(train(settings, space, folder))
-    (folder / "settings.json").write_text(settings.to_json(), encoding="utf-8")
-    asked = GridSettings(run="zibo", prompts=("a house",), strengths=(0.5, 1.0), steps=2)
-    *_, done = draw_grid(folder, state, space, asked)
-    assert isinstance(done, Done) and done.path == str(folder / "grid.png")
+    settings = runs.settings(learning_rate=0.1, steps=4, **values)
+    folder = new_folder(settings, runs.space)
+    for _ in record(train(settings, runs.space, folder), folder):
+        pass
+    return folder, runs.space
+
+
+def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> None:
+    folder, space = trained(tmp_path)
+    values = {"run": "zibo", "prompts": ("a house",), "strengths": (0.5, 1.0), "steps": 2}
+    into = tmp_path / "grid"
+    events = list(draw_grid(GridSettings.of(values), space, into))
+    done, drawn = events[-1], [e for e in events if isinstance(e, SampleReady)]
+    assert isinstance(done, Done) and done.path == str(into / "grid.png")
+    assert [(e.step, e.report["strength"]) for e in drawn] == [
+        (0, 0.0), (2, 0.5), (2, 1.0), (4, 0.5), (4, 1.0),
+    ]  # fmt: skip
+    assert len({Path(e.path).read_bytes() for e in drawn}) == 5, "all of them differ"
     sheet = Image.open(done.path)
     rows, columns = (sheet.height - 46) // SIDE, (sheet.width - 150) // SIDE
     assert (rows, columns) == (2, 3)
     tiles = {sheet.crop(box(row, column)).tobytes() for row in range(2) for column in range(3)}
     assert len(tiles) == 5, "the base is the same in both rows, all others differ"
+    fewer = GridSettings.of({**values, "checkpoints": (4,), "strengths": (1.0,)})
+    again = [e for e in draw_grid(fewer, space, into) if isinstance(e, SampleReady)]
+    assert [(e.step, e.report["strength"]) for e in again] == [(0, 0.0), (4, 1.0)]
     with pytest.raises(SettingsError, match="--prompts"):
-        list(draw_grid(folder, state, space, GridSettings(run="zibo")))
+        list(draw_grid(GridSettings.of({"run": "zibo"}), space, into))
+    with pytest.raises(RunError, match="no LoRA of step 3; the run has those of 2, 4"):
+        list(draw_grid(GridSettings.of({**values, "checkpoints": (3,)}), space, into))
+    with pytest.raises(SettingsError, match="there is no run 'zibbo'"):
+        list(draw_grid(GridSettings.of({**values, "run": "zibbo"}), space, into))
+    shutil.rmtree(folder / "state")
+    shutil.rmtree(folder / "lora")
     with pytest.raises(RunError, match="has no LoRA yet"):
-        list(draw_grid(tmp_path, RunState(), space, asked))
+        list(draw_grid(GridSettings.of(values), space, into))
+
+
+def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, space = trained(tmp_path, save_every=3)
+    line = ["runs", "keep", "zibo", "--workspace", str(space.root)]
+    assert main([*line, "--step", "3"]) == 0
+    path = space.loras / "zibo-step-000003.safetensors"
+    assert f"{path}\n  <lora:zibo-step-000003:1>" in capsys.readouterr().out
+    ((_, checkpoint),) = lora_files(folder)
+    assert path.read_bytes() == checkpoint.read_bytes()
+    assert Library.of(space).find("zibo-step-000003").problem == ""
+    assert main([*line, "--step", "3"]) == 0
+    assert len(list(space.loras.iterdir())) == 2, "it was there already, beside the last"
+    assert main(line) == 0, "without a step the last, for nothing was held out"
+    assert (space.loras / "zibo-step-000004.safetensors").exists()
+    path.write_bytes((folder / "lora" / "zibo.safetensors").read_bytes())
+    assert main([*line, "--step", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["path"] == str(
+        path.with_name("zibo-step-000003-2.safetensors")
+    )
+    assert main([*line, "--step", "7"]) == 1
+    assert "no LoRA of step 7; the run has those of 3, 4" in capsys.readouterr().err
+    checkpoint.write_bytes(b"half of it")
+    with pytest.raises(LoraFileError):
+        keep(folder, read(folder), 3, space.loras)
 
 
 def box(row: int, column: int) -> tuple[int, int, int, int]:
