@@ -32,8 +32,9 @@ class Row:
 def _named(table: Mapping[str, str]) -> dict[str, Callable[[Any], Any]]:
     """Reading and writing of a name that both call differently; others stay as they are."""
     back = {ours: theirs for theirs, ours in table.items()}
+    read = {theirs.lower(): ours for theirs, ours in table.items()}
     return {
-        "read": lambda value: table.get(str(value).lower(), str(value).lower()),
+        "read": lambda value: read.get(str(value).lower(), str(value).lower()),
         "write": lambda value: back.get(value, value),
     }
 
@@ -46,6 +47,8 @@ def _side(value: Any) -> int:
 OPTIMIZERS = {
     "adamw": "adamw", "adamw8bit": "adamw8bit", "adafactor": "adafactor", "prodigy": "prodigy",
     "lion": "lion", "adamwschedulefree": "schedule_free",
+    "radamschedulefree": "schedule_free_radam",
+    "pytorch_optimizer.CAME": "came", "pytorch_optimizer.AdEMAMix": "ademamix",
 }  # fmt: skip
 SCHEDULES = {"cosine_with_restarts": "cosine_restarts", "constant_with_warmup": "constant"}
 PRECISIONS = {"no": "fp32"}

@@ -33,7 +33,10 @@ class OptimizerRow:
 OPTIMIZERS = {
     # fused: it can be told on the device that a step is not to be applied
     "adamw": OptimizerRow("torch.optim", "AdamW", options={"fused": True}),
-    "adamw8bit": OptimizerRow("bitsandbytes.optim", "AdamW8bit", "bitsandbytes", remembers=0.6),
+    # Dozat 2016, "Incorporating Nesterov momentum into Adam", with AdamW's decay
+    "nadamw": OptimizerRow("torch.optim", "NAdam", options={"decoupled_weight_decay": True}),
+    # arXiv:2110.02861; a matrix of less than 4096 numbers is remembered in 32 bits
+    "adamw8bit": OptimizerRow("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "adafactor": OptimizerRow(
         "transformers.optimization",
         "Adafactor",
@@ -49,7 +52,14 @@ OPTIMIZERS = {
     "schedule_free": OptimizerRow(
         "schedulefree", "AdamWScheduleFree", "schedulefree", averages=True
     ),
+    "schedule_free_radam": OptimizerRow(
+        "schedulefree", "RAdamScheduleFree", "schedulefree", averages=True
+    ),
+    # arXiv:2302.06675
     "lion": OptimizerRow("lion_pytorch", "Lion", "lion-pytorch", remembers=1.0),
+    # arXiv:2307.02047, arXiv:2409.03137
+    "came": OptimizerRow("pytorch_optimizer", "CAME", "pytorch-optimizer", remembers=3.0),
+    "ademamix": OptimizerRow("pytorch_optimizer", "AdEMAMix", "pytorch-optimizer", remembers=3.0),
 }  # fmt: skip
 
 # The share of the peak rate at progress `p`, which runs from 0 to 1 once the rate has risen.
@@ -82,6 +92,20 @@ def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
             f"`python -m pip install {row.package}`, or use adamw"
         ) from None
     return partial(kind, **row.options)
+
+
+def try_optimizer(name: str, device: torch.device) -> None:
+    """Take a step with it, of nothing that matters. SettingsError: there is none of that name, its
+    package is not installed, or it does not run on this device."""
+    probe = nn.Parameter(torch.zeros(64, 64, device=device))
+    probe.grad = torch.ones_like(probe)
+    find_optimizer(name)
+    try:
+        make_optimizer(name, [([probe], 1e-4)], weight_decay=0.0).step()
+    except (RuntimeError, OSError) as error:
+        raise SettingsError(
+            f"optimizer = {name!r} does not run on this {device.type}, use adamw: {error}"
+        ) from None
 
 
 def make_optimizer(

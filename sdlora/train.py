@@ -23,7 +23,7 @@ from sdlora.families import open_family
 from sdlora.generate import never
 from sdlora.lora.recipe import compared
 from sdlora.objective import Objective
-from sdlora.optim import find_optimizer
+from sdlora.optim import try_optimizer
 from sdlora.requests import answered, asked
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
@@ -102,8 +102,8 @@ def prepare(
 ) -> Generator[Event, None, Training]:
     """Read the pictures, open the model, encode the ones with the other, attach the adapter.
     RunError: the pictures are others than those that the training began with."""
-    find_optimizer(settings.optimizer)  # what is wrong with it is said before the long work
     device, why_device = pick_device()
+    try_optimizer(settings.optimizer, device)  # what is wrong is said before the long work
     dtype, why_dtype = pick_dtype(device, settings.precision)
     examples, trigger = yield from read_pictures(settings, workspace)
     prints = fingerprints(examples)

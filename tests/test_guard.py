@@ -19,7 +19,7 @@ from sdlora.workspace import Workspace
 from trainings import Breaks, Run, learnt, numbers_of, only
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "schedule_free", "prodigy"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "schedule_free", "prodigy", "came"])
 def test_a_step_that_is_no_number_is_left_out_and_its_pictures_named(
     optimizer: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

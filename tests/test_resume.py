@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import Checkpoint, Done, Event, Paused, Resumed, Step, Stopped, Warned
+from sdlora.optim import OPTIMIZERS, OptimizerRow
 from sdlora.requests import ask, asked
 from sdlora.settings import TrainSettings
 from sdlora.starter.draw import draw, random_scene
@@ -81,9 +83,12 @@ def read_body(path: Path) -> str:
     return read_hashes(path).body
 
 
-# six cases with every value here; benchmarks/interrupted.py takes every pair
+# cases with every value here; benchmarks/interrupted.py takes every pair
 MATRIX: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("adamw", "adafactor", "prodigy", "schedule_free", "lion"),
+    "optimizer": (
+        *("adamw", "adafactor", "prodigy", "schedule_free", "lion", "nadamw"),
+        *("schedule_free_radam", "came", "ademamix"),
+    ),
     "schedule": ("cosine", "constant", "linear", "cosine_restarts", "polynomial", "rex"),
     "ema_decay": (0.0, 0.9),
     "gradient_accumulation": (1, 2),
@@ -94,14 +99,31 @@ MATRIX: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(len(MATRIX["optimizer"])))
 def test_killed_and_resumed_is_never_interrupted(number: int, runs: Interrupted) -> None:
     case = {name: values[number % len(values)] for name, values in MATRIX.items()}
     case |= {
-        "ema_decay": (0.0, 0.9, 0.9, 0.0, 0.0, 0.9)[number],
-        "kill": (1, 2, 3, 5, 3, 2)[number],
+        "ema_decay": (0.0, 0.9, 0.9, 0.0, 0.0, 0.9)[number % 6],
+        "kill": (1, 2, 3, 5, 3, 2)[number % 6],
     }
     compare(runs, case)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "laid_out_alike"])
+def test_what_an_optimizer_remembers_in_bytes_comes_back(
+    optimizer: str, runs: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="43 MB that nothing else needs")
+    monkeypatch.setitem(OPTIMIZERS, "laid_out_alike", OptimizerRow("eight_bits", "EightBits"))
+    wide: dict[str, Any] = {"targets": ("attention", "conv"), "conv_rank": 32}
+    compare(runs, {"optimizer": optimizer, "kill": 3, "chance": {}, "ema_decay": 0.9, **wide})
+    path = checkpoints.checkpoint_path(runs.root / "runs" / str(next(runs.numbers) - 1), STEPS)
+    tensors = checkpoints.read_checkpoint(path).state().tensors
+    kept = {
+        (name.split(".")[2], tensor.dtype) for name, tensor in tensors.items() if "optim" in name
+    }
+    assert {("state1", torch.uint8), ("absmax1", torch.float32), ("qmap2", torch.float32)} <= kept
 
 
 def compare(runs: Interrupted, case: dict[str, Any]) -> None:
