@@ -234,7 +234,7 @@ class ImageRequest(Settings):
     GROUPS = {
         "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
         "Picture": ("width", "height", "count", "batch_size", "seed", "image_format"),
-        "Sampling": ("steps", "guidance", "sampler"),
+        "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Second pass": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
     prompt: str = Field("", max_length=100_000, description="What to show; LoRA tags included")
@@ -261,6 +261,9 @@ class ImageRequest(Settings):
     sampler: Literal[
         "ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "dpm++_2m_sde"
     ] = Field("dpm++_2m", description="How the noise is taken away")
+    zero_terminal_snr: bool = Field(
+        False, description="Begin from noise alone, as models and LoRAs trained with it want"
+    )
     batch_size: int = Field(4, ge=1, le=64, description="Images denoised side by side")
     styles: tuple[str, ...] = Field(
         (), max_length=16, description="Names of styles in styles.csv, put around both prompts"

@@ -117,6 +117,8 @@ def prepare(
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
+    if settings.zero_terminal_snr:
+        family.begin_from_noise()  # its samples are made as they are learnt
     dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
     measured = None
     if held_out:

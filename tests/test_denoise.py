@@ -1,6 +1,8 @@
 """Pictures against the stock pipelines, to the bit, and against loops written out by hand."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,13 @@ def pictures(family: Family, prompt: str = "a cat", **asked: Any) -> np.ndarray:
     return np.stack([np.asarray(image) for image in render(family, request)[0]]).astype(int)
 
 
-def stock(family: Family, sampler: str, **call: Any) -> np.ndarray:
+def stock(
+    family: Family, sampler: str, options: Mapping[str, Any] = MappingProxyType({}), **call: Any
+) -> np.ndarray:
     """What the family's own pipeline makes of its own text encoding, from seeds 7 and 8."""
     pipeline, its = family.pipeline, family.pipeline.scheduler
     row = SAMPLERS[sampler]
-    pipeline.scheduler = row.kind.from_config(its.config, **row.options)
+    pipeline.scheduler = row.kind.from_config(its.config, **row.options, **options)
     dice = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     try:
         images = pipeline("a cat", num_images_per_prompt=2, generator=dice, **call).images
@@ -58,6 +62,26 @@ def test_a_plain_prompt_is_the_stock_picture_to_the_bit(kind: str, dtype: torch.
             family, sampler=sampler, guidance=guidance, negative_prompt=negative, count=2
         )
         assert (ours == expected).all(), (sampler, guidance, negative)
+
+
+def test_from_noise_alone_is_the_stock_picture_to_the_bit() -> None:
+    """Over all samplers; asked for, or what a training with zero_terminal_snr opened."""
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    family, opened = open_tiny("sd2"), open_tiny("sd2")
+    opened.begin_from_noise()
+    for sampler in SAMPLERS:
+        expected = stock(family, sampler, options, num_inference_steps=4, guidance_scale=5.0)
+        made = pictures(family, sampler=sampler, count=2, zero_terminal_snr=True)
+        assert (made == expected).all(), sampler
+        assert (pictures(opened, sampler=sampler, count=2) == expected).all(), sampler
+    assert (made != pictures(family, sampler=sampler, count=2)).any()
+
+
+def test_a_model_that_predicts_the_noise_cannot_begin_from_it(family: Family) -> None:
+    asked = ImageRequest.of({"prompt": "a cat", "steps": 2, "seed": 7, "zero_terminal_snr": True})
+    [image], report = render(family, asked)
+    assert "zero_terminal_snr is not used" in " ".join(report["problems"])
+    assert (np.asarray(image) == pictures(family, steps=2)[0]).all()
 
 
 def by_hand(family: Family, texts: Any, guidance: float = 5.0, steps: int = 4) -> np.ndarray:

@@ -152,3 +152,11 @@ def test_samplers_by_every_name() -> None:
     ):
         assert sampler_of(name, schedule, program) == (expected, "")
     assert sampler_of("Heun")[0] == "" and "'Heun' is not known" in sampler_of("Heun")[1]
+
+
+def test_a_picture_that_began_from_noise_alone_says_so(space: Workspace) -> None:
+    said = "a cat\nSteps: 20, Sampler: Euler, Seed: 1, Noise Schedule: Zero Terminal SNR"
+    values, problems = restored(space, said)
+    assert values["zero_terminal_snr"] is True and not problems
+    plain, _ = restored(space, said.replace("Zero Terminal SNR", "Default"))
+    assert "zero_terminal_snr" not in plain

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 import sdlora.training.learner
 import sdlora.training.samples
@@ -22,14 +22,16 @@ from sdlora.events import (
     Stopped,
     Warned,
 )
+from sdlora.generate import render
 from sdlora.lora.file import read_lora
 from sdlora.lora.hashes import read_hashes
 from sdlora.lora.recipe import read_recipe
 from sdlora.pace import Pace
+from sdlora.settings import ImageRequest
 from sdlora.starter.draw import draw, random_scene
 from sdlora.training.learner import Learner
 from sdlora.workspace import Workspace
-from tiny import KINDS
+from tiny import KINDS, open_tiny
 from trainings import Run, learnt, numbers_of, only
 
 
@@ -106,6 +108,17 @@ def test_samples_show_what_was_learnt_so_far(run: Run, tmp_path: Path) -> None:
     assert images[0].tobytes() != images[2].tobytes(), "the sample does not see the adapter"
     own = run(sample_every=4, sample_prompts=("a house",))
     assert only(SampleReady, own).prompt == "a house"
+
+
+def test_samples_begin_from_noise_alone_where_the_training_does(run: Run) -> None:
+    """One step at next to no rate changes nothing: the picture is the base model's."""
+    its = {"steps": 1, "sample_every": 1, "learning_rate": 1e-12, "sample_prompts": ("a cat",)}
+    ready = only(SampleReady, run("sd2", zero_terminal_snr=True, **its))
+    for asked in (True, False):
+        request = {"prompt": "a cat", "seed": ready.seed, "zero_terminal_snr": asked}
+        [expected], _ = render(open_tiny("sd2"), ImageRequest.of(request))
+        with Image.open(ready.path) as sample:
+            assert (ImageChops.difference(sample, expected).getbbox() is None) is asked
 
 
 def test_a_failing_sample_is_said_and_the_run_goes_on(

@@ -39,6 +39,8 @@ TARGETS = {
     "feed_forward": r"attentions\.\d+\..*\.ff\.net\.(0\.proj|2)",
     "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
 }
+# A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)
+ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
 PLAIN = Manner()
 # What a LoRA file can change, of any kind
@@ -119,6 +121,10 @@ class Family(ABC):
 
         `cond` as `encode_prompts` gives it, `sizes` (B,6): see Conditioned.
         """
+
+    def begin_from_noise(self) -> None:
+        """From now on pictures begin from noise alone, whichever sampler makes them."""
+        self.pipeline.scheduler.register_to_config(**ZERO_TERMINAL_SNR)
 
     def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
         """`network` in training: inputs brought to the model, float32 adapters on half the bits."""

@@ -12,7 +12,7 @@ from sdlora import __version__
 from sdlora.errors import SettingsError
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
-from sdlora.prompt.samplers import SAMPLER_TITLES
+from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.settings import ImageRequest
 from sdlora.workspace import free_path
 
@@ -65,6 +65,7 @@ def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int,
         "Lora hashes": lora_hashes(uses),
         "TI hashes": lora_hashes(sheet.words(index)),
         "Emphasis": "No norm" if request.emphasis == "no_norm" else None,
+        NOISE_SCHEDULE: FROM_NOISE if request.zero_terminal_snr else None,
         "Version": f"sdlora {__version__}",
     }
     return infotext(wish.prompt, wish.negative_prompt, fields)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
 
 from sdlora.adapters import Blend
-from sdlora.families.base import Family
+from sdlora.families.base import ZERO_TERMINAL_SNR, Family
 from sdlora.families.texts import Manner
 from sdlora.lora.library import Library
 from sdlora.painting.cast import Cast
@@ -61,9 +62,14 @@ class Painter:
     def _unusable(self, request: ImageRequest, wishes: Sequence[Wish]) -> Iterator[str]:
         if (asked := request.clip_skip) > (most := self.family.deepest_skip):
             yield f"clip_skip = {asked} is more than this model has layers; {most} is used"
+        if request.zero_terminal_snr and not self._begins_from_noise(request):
+            yield "zero_terminal_snr is not used: it takes a model that predicts v, not the noise"
         composed = any(len(compose(wish.positive.text)) > 1 for wish in wishes)
         if request.guidance <= 1 and not composed and any(w.negative_prompt for w in wishes):
             yield "the negative prompt is not used: that takes a guidance above 1"
+
+    def _begins_from_noise(self, request: ImageRequest) -> bool:
+        return request.zero_terminal_snr and self.family.noise.prediction == "v_prediction"
 
     def steps(self, request: ImageRequest) -> int:
         """How often `paint` will have worked before it is done."""
@@ -78,7 +84,8 @@ class Painter:
         """
         manner = Manner(request.emphasis, request.clip_skip)
         conditions = Conditions(self.blend, manner, sheet.moving)
-        with self._painting(SAMPLERS[request.sampler]):
+        options = ZERO_TERMINAL_SNR if self._begins_from_noise(request) else {}
+        with self._painting(SAMPLERS[request.sampler], options):
             for first in range(0, request.count, request.batch_size):
                 images = range(first, min(first + request.batch_size, request.count))
                 seeds = [sheet.wishes[image].seed for image in images]
@@ -91,12 +98,12 @@ class Painter:
                 yield from self.family.decode_latents(latents)
 
     @contextmanager
-    def _painting(self, sampler: Sampler) -> Iterator[None]:
+    def _painting(self, sampler: Sampler, options: Mapping[str, Any]) -> Iterator[None]:
         """The pipeline with the sampler's scheduler and without dropout; then as it was, for a
         training may go on."""
         pipeline, parts = self.family.pipeline, list(self.family.parts.values())
         its_own, learning = pipeline.scheduler, [part.training for part in parts]
-        pipeline.scheduler = sampler.kind.from_config(its_own.config, **sampler.options)
+        pipeline.scheduler = sampler.kind.from_config(its_own.config, **sampler.options, **options)
         for part in parts:
             part.eval()
         try:

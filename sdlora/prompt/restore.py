@@ -10,7 +10,7 @@ from sdlora.lora.library import Library, LoraEntry
 from sdlora.prompt.infotext import hashed_name
 from sdlora.prompt.recall import rename_loras
 from sdlora.prompt.recalled import Recalled, read_hashes
-from sdlora.prompt.samplers import sampler_of
+from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, sampler_of
 from sdlora.prompt.tags import parse_prompt
 from sdlora.prompt.wordbook import Wordbook
 from sdlora.settings import ImageRequest
@@ -29,7 +29,7 @@ _SAME = {
 _KNOWN = {
     *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
     *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash", "RNG"),
-    *("Civitai resources", "Civitai metadata", "Created Date"),
+    *(NOISE_SCHEDULE, "Civitai resources", "Civitai metadata", "Created Date"),
 }
 _EMPHASIS = {"Original": "original", "No norm": "no_norm"}
 
@@ -100,6 +100,8 @@ def _foreign(recalled: Recalled, problems: list[str]) -> dict[str, Any]:
     width, cross, height = fields.get("Size", "").partition("x")
     values |= {"width": width, "height": height} if cross else {}
     values |= {"model": fields["Model"]} if fields.get("Model") else {}
+    if fields.get(NOISE_SCHEDULE) == FROM_NOISE:
+        values["zero_terminal_snr"] = True
     if "Hires upscale" in fields:
         values |= _hires(fields, problems)
     elif "Denoising strength" in fields:

@@ -13,6 +13,7 @@ SAMPLER_TITLES = {
     "dpm++_2m_sde": ("DPM++ 2M SDE", "Uniform"),
     "unipc": ("UniPC", "Automatic"),
 }
+NOISE_SCHEDULE, FROM_NOISE = "Noise Schedule", "Zero Terminal SNR"  # A1111's words, 1.8 and later
 _KARRAS = "karras"
 _PLAIN = {"", "automatic", "uniform", "normal", "simple", "ddim_uniform"}
 _BY_NAME = {
