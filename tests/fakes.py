@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from sdlora import requests, runs
 from sdlora.errors import ModelError
@@ -32,6 +34,7 @@ from sdlora.events import (
 from sdlora.kinds import Kind, MeasureSettings
 from sdlora.presets import with_preset
 from sdlora.prompt import infotext, write_png
+from sdlora.review import GridSettings, loras_by_step
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.work import Work, stoppable
 from sdlora.worker import Worker
@@ -82,7 +85,7 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Counts to the steps of the settings, drawing a sample now and then."""
     settings = with_preset(TrainSettings.load(folder / runs.SETTINGS_FILE), "starter")
     yield Started("steps", settings.steps, {"pictures": "20"})
-    lora = folder / "lora" / f"{settings.name}.safetensors"
+    lora = write_lora(folder / "lora" / f"{settings.name}.safetensors", 0)
     for step in range(1, settings.steps + 1):
         time.sleep(0.02)
         yield Step(step, settings.steps, loss=1 / step, seconds_left=(settings.steps - step) * 0.02)
@@ -95,8 +98,7 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
             yield Validated(step, 1.5 / step, best=True)
         if requests.asked(folder, "save"):
             state = folder / "state" / f"step-{step}"
-            state.mkdir(parents=True)
-            (state / f"{settings.name}-step-{step}.safetensors").write_bytes(b"")
+            write_lora(state / f"{settings.name}-step-{step}.safetensors", step)
             requests.answered(folder, "save")
             yield Checkpoint(str(state), step)
         if requests.asked(folder, "pause"):
@@ -110,6 +112,34 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
     yield Done(str(lora), seconds=settings.steps * 0.02)
 
 
+def write_lora(path: Path, value: int) -> Path:
+    """A LoRA of one layer for the starter model."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    halves = {"lora_down": np.full((2, 8), value, "f2"), "lora_up": np.zeros((8, 2), "f2")}
+    save_file({f"{name}.{half}.weight": half_ for half, half_ in halves.items()}, path)
+    return path
+
+
+def fake_grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """Squares: the more of a LoRA, the redder."""
+    settings = GridSettings.load(folder / runs.SETTINGS_FILE)
+    run = runs.find_run(workspace.runs, settings.run)
+    files = loras_by_step(run, runs.read(run))
+    steps, prompts = settings.checkpoints or tuple(files), settings.prompts or ("a house",)
+    some = [(0, 0.0), *((step, strength) for step in steps for strength in settings.strengths)]
+    cells = [(prompt, *one) for prompt in prompts for one in some]
+    yield Started("comparing", len(cells))
+    for number, (prompt, step, strength) in enumerate(cells, start=1):
+        path = folder / "pictures" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (round(200 * strength), number, 90)).save(path)
+        yield SampleReady(str(path), step, prompt, 7, {"strength": strength})
+        yield Step(number, len(cells))
+    Image.new("RGB", (64, 64)).save(folder / "grid.png")
+    yield Done(str(folder / "grid.png"), seconds=1.0)
+
+
 def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Takes three steps of nothing."""
     settings = with_preset(MeasureSettings.load(folder / runs.SETTINGS_FILE), "starter")
@@ -120,7 +150,11 @@ def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
     yield Done(seconds=1.0)
 
 
-FAKES: dict[Kind, Work] = {"train": fake_training, "measure": stoppable(fake_measure)}
+FAKES: dict[Kind, Work] = {
+    "train": fake_training,
+    "measure": stoppable(fake_measure),
+    "grid": stoppable(fake_grid),
+}
 
 
 def fake_command(kind: Kind, folder: Path, workspace: Workspace) -> list[str]:

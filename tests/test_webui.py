@@ -1,5 +1,6 @@
 """The page over HTTP: what its handlers answer, and that it never works itself."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -8,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from sdlora import runs
+from sdlora import requests, runs
 from sdlora.events import Measured
 from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
+from sdlora.review import GridSettings
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
@@ -167,6 +169,70 @@ def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser
     assert "Waiting" in browser.value("run-card") and not runs.asked(run.folder, "pause")
     browser.click("stop")
     assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
+
+
+def trained_with_checkpoints(studio: Studio, browser: Browser) -> Path:
+    """A training that was asked for two checkpoints, and has ended."""
+    settings = {"name": "my neon", "data": "x", "steps": 60, "sample_every": 0}
+    run = studio.start(TrainSettings.of({**settings, "trigger_word": "neon lighting"}))
+    with working(studio):
+        for _ in range(2):
+            while not runs.read(run.folder).step:
+                time.sleep(0.01)
+            requests.ask(run.folder, "save")
+            while requests.asked(run.folder, "save"):
+                time.sleep(0.01)
+    browser.open()
+    return run.folder
+
+
+def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Browser) -> None:
+    assert not browser.prop("finish", "visible")
+    folder = trained_with_checkpoints(studio, browser)
+    assert browser.prop("finish", "visible")
+    steps = [step for _, step in browser.prop("take-step", "choices")]
+    assert len(steps) == 3 and steps[-1] == 60
+    assert browser.value("take-step") == 60, "nothing was held out, so it is the last"
+    browser.set("take-step", steps[0])
+    browser.click("before-after")
+    assert "Drawing the comparison" in browser.value("grid-card")
+    with working(studio):
+        pass
+    browser.tick()
+    shown = browser.value("grid-card")
+    assert shown.count("<img") == 2 and "the base model" in shown
+    assert f"step {steps[0]}, weight 0.8" in shown and "Save as one picture" in shown
+    browser.set_labelled("Prompts", "a red ball\na house")
+    browser.set_labelled("Strengths", "0.5, 1")
+    browser.click("compare")
+    again = Browser(studio)
+    again.open("?run=my+neon")
+    assert "Waiting" in again.value("grid-card"), "it goes on without the tab"
+    with working(studio):
+        pass
+    browser.tick()
+    shown = browser.value("grid-card")
+    assert shown.count("<table") == 2 and shown.count("<img") == 2 * 3 * 3
+    (newest, _) = runs.run_folders(folder / "grids")
+    assert GridSettings.load(newest / runs.SETTINGS_FILE).strengths == (0.5, 1)
+    assert browser.http.get(shown.split('href="')[1].split('"')[0]).status_code == 200
+    browser.set_labelled("Strengths", "much")
+    browser.click("compare")
+    assert "strengths.0 = &#x27;much&#x27;" in browser.value("grid-card")
+    browser.click("keep")
+    tag = f"my neon-step-{steps[0]:06}"
+    assert f"&lt;lora:{tag}:0.8&gt;" in browser.value("kept")
+    kept = studio.workspace.loras / f"{tag}.safetensors"
+    (source,) = (folder / "state" / f"step-{steps[0]}").glob("*.safetensors")
+    assert kept.read_bytes() == source.read_bytes()
+    browser.set("take-step", 60)
+    browser.set("prompt", "a red house")
+    browser.click("use-step")
+    assert browser.value("prompt") == "a red house, neon lighting, <lora:my neon-step-000060:0.8>"
+    browser.set("take-step", steps[1])
+    shutil.rmtree(folder / "state" / f"step-{steps[1]}")
+    browser.click("use-step")
+    assert f"there is no LoRA of step {steps[1]}" in browser.value("kept")
 
 
 def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -33,7 +32,7 @@ class Errand:
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id=f"{kind}-cancel")
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
-        self._follower = Follower(studio, self.card, partial(studio.find, kind), self.show)
+        self._follower = Follower(studio, self.card, studio.find, self.show)
         tick = self._follower.tick
         self.timer.tick(tick, [self.shown, self.seen], self.views, **QUICK)
         self.cancel.click(self._follower.stop, [self.shown], self.views, **QUICK)

@@ -69,6 +69,14 @@ def _is_tuple_of(kind: Any, origin: Any) -> bool:
     return inner is origin or (inner is not None and typing.get_origin(inner) is origin)
 
 
+def _as_number(word: str) -> float | str:
+    """What is no number goes on as it is, for the settings to refuse it."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
 # The first row that fits a field's type counts.
 WIDGETS = (
     Widget(lambda kind: kind is bool, lambda field, kind, look: gr.Checkbox(**look)),
@@ -88,6 +96,12 @@ WIDGETS = (
         lambda field, kind, look: gr.Textbox(lines=2, placeholder="one per line", **look),
         show="\n".join,
         parse=lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()),
+    ),
+    Widget(
+        lambda kind: _is_tuple_of(kind, float) or _is_tuple_of(kind, int),
+        lambda field, kind, look: gr.Textbox(placeholder="numbers, a space between", **look),
+        show=lambda values: " ".join(f"{value:g}" for value in values),
+        parse=lambda text: tuple(map(_as_number, text.replace(",", " ").split())),
     ),
     Widget(lambda kind: kind is str, lambda field, kind, look: gr.Textbox(**look)),
 )

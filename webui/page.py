@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from sdlora.errors import SdloraError
+from webui import markup
 from webui.loras import Wish
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -33,23 +36,45 @@ def build(studio: Studio) -> gr.Blocks:
         def opened(request: gr.Request) -> dict[Any, Any]:
             return on_open(studio, tabs, making, training, request.query_params.get("run", ""))
 
-        def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-            found = train.trained(studio, sent[training.training.shown])
-            if found is None:
-                return {making.notice: ""}
-            text = generate.with_tag(sent[making.prompt] or "", *found)
-            shown = making.chooser.show(studio, making.chooser.wish(studio, sent))
-            return {making.prompt: text, **shown, tabs: gr.Tabs(selected="generate")}
-
         outputs = [tabs, training.pictures, *making.views, *training.views]
         outputs += making.chooser.views
         outputs += training.measured.views
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
-        target = [making.prompt, making.notice, tabs, *making.chooser.views]
-        inputs = {training.training.shown, making.prompt, *making.chooser.asked}
-        training.training.use.click(use, inputs=inputs, outputs=target, **QUICK)
+        _wire_use(studio, tabs, making, training)
     page.queue(api_open=False, max_size=64)
     return page
+
+
+def _wire_use(
+    studio: Studio, tabs: gr.Tabs, making: generate.GenerateTab, training: train.TrainTab
+) -> None:
+    """What a training has left is taken to the other tab: its result, or one of its checkpoints."""
+    shown, after = training.training.shown, training.training.finish
+
+    def hand_over(run: Run, tag: str, sent: Mapping[Component, Any]) -> dict[Any, Any]:
+        found = train.called(studio, run, tag)
+        text = generate.with_tag(sent[making.prompt] or "", *found)
+        there = making.chooser.show(studio, making.chooser.wish(studio, sent))
+        return {making.prompt: text, **there, tabs: gr.Tabs(selected="generate")}
+
+    def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+        run = studio.training(sent[shown])
+        if run is None or not run.state.result:
+            return {making.notice: ""}
+        return hand_over(run, Path(run.state.result).stem, sent)
+
+    def use_step(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+        run = studio.training(sent[shown])
+        try:
+            tag = after.kept(run, sent[after.step]).stem
+        except SdloraError as error:
+            return {after.said: markup.problem(str(error))}
+        return hand_over(run, tag, sent) if run else {}
+
+    target = [making.prompt, making.notice, tabs, *making.chooser.views]
+    inputs = {shown, making.prompt, *making.chooser.asked}
+    training.training.use.click(use, inputs=inputs, outputs=target, **QUICK)
+    after.use.click(use_step, {*inputs, after.step}, [*target, after.said], **QUICK)
 
 
 def on_open(

@@ -134,13 +134,15 @@ class Studio:
 
     def key(self, run: Run) -> str:
         """What the page calls a run of any kind: where it lies in the workspace."""
-        return run.folder.relative_to(self.workspace.root).as_posix()
+        return self._key(run.folder)
 
-    def find(self, kind: Kind, key: str) -> Run | None:
-        """The run that the page calls so, while it is among the newest of its kind."""
-        folders = (job.folder for job in self.queue.latest(kind, RECENT))
-        named = (folder for folder in folders if folder == self.workspace.root / key)
-        return next(map(self.run, named), None)
+    def _key(self, folder: Path) -> str:
+        return folder.relative_to(self.workspace.root).as_posix()
+
+    def find(self, key: str) -> Run | None:
+        """The run that the page calls so; only one that it has shown is found."""
+        folder = next((one for one in [*self._followers] if self._key(one) == key), None)
+        return self.run(folder) if folder else None
 
     def requests(self) -> list[Run]:
         """The newest requests for images, newest first."""

@@ -13,6 +13,7 @@ from sdlora.errors import SdloraError
 from sdlora.requests import Request
 from sdlora.review import lora_files, suggestion
 from webui import markup
+from webui.finish import Finish
 from webui.follow import Follower, Updates
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -23,7 +24,7 @@ EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and
 class Training:
     """The components, built where it stands, and what they do."""
 
-    def __init__(self) -> None:
+    def __init__(self, studio: Studio) -> None:
         self.history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
         self.card, self.curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
         with gr.Row(elem_classes="row-fields"):
@@ -37,6 +38,7 @@ class Training:
         self.notice = html(elem_id="run-notice")
         self.samples = html(elem_id="samples")
         self.checkpoints = html(elem_id="checkpoints")
+        self.finish = Finish(studio)
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
 
@@ -45,7 +47,7 @@ class Training:
         """What changes when the training on screen does."""
         buttons = (self.use, self.resume, self.pause, self.stop, self.save, self.sample)
         own = (self.card, self.curve, self.samples, self.checkpoints, self.history, self.notice)
-        return [*buttons, *own, self.shown, self.seen, self.timer]
+        return [*buttons, *own, *self.finish.views, self.shown, self.seen, self.timer]
 
     def wire(self, studio: Studio, follower: Follower) -> None:
         """What the buttons ask of the training on screen."""
@@ -68,6 +70,7 @@ class Training:
         self.resume.click(resume, [self.shown], self.views, **QUICK)
         self.stop.click(follower.stop, [self.shown], self.views, **QUICK)
         self.history.input(follower.tick, [self.history], self.views, **QUICK)
+        self.finish.wire(self.shown)
         self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
 
     def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Any:
@@ -82,7 +85,8 @@ class Training:
     def show(self, studio: Studio, run: Run | None) -> Updates:
         """Updates that bring a training onto the screen; None: there has been none."""
         if run is None:
-            return {self.card: EMPTY, self.timer: gr.Timer(active=False)}
+            off = {self.card: EMPTY, self.timer: gr.Timer(active=False)}
+            return {**off, **self.finish.show(None)}
         state = run.state
         names = [(markup.run_label(one), one.name) for one in studio.trainings()]
         return {
@@ -93,6 +97,7 @@ class Training:
             self.checkpoints: _checkpoints(run),
             self.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
             self.notice: "",
+            **self.finish.show(run),
             self.shown: run.name,
             self.seen: run.version,
             self.timer: gr.Timer(active=run.live),

@@ -102,7 +102,7 @@ def build(studio: Studio) -> TrainTab:
             notice = html(elem_id="train-notice")
             _advanced(studio, form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
-            training = Training()
+            training = Training(studio)
     tab = TrainTab(
         form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, summary,
         notice, start, training,
@@ -268,13 +268,8 @@ def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]
     return {tab.notice: "", **tab.training.show(studio, run)}
 
 
-def trained(studio: Studio, name: str) -> tuple[str, tuple[str, ...], float] | None:
-    """A finished training's tag name, the words that call it, and its weight; None when it left no
-    LoRA."""
-    run = studio.training(name)
-    if run is None or not run.state.result:
-        return None
-    tag = Path(run.state.result).stem
+def called(studio: Studio, run: Run, tag: str) -> tuple[str, tuple[str, ...], float]:
+    """A LoRA of a training as prompts call it: its tag's name, the words, and its weight."""
     words: tuple[str, ...] = ()
     weight = markup.USUAL_WEIGHT
     with suppress(LoraFileError):
