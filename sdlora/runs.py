@@ -24,7 +24,7 @@ from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
 from sdlora.processes import alive, identity
 from sdlora.requests import REQUESTS, Request, answered, ask, asked
-from sdlora.workspace import Workspace, publish
+from sdlora.workspace import Workspace, make_folder, publish, sync_folder
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
 PID_FILE = "pid"
@@ -47,10 +47,12 @@ def new_folder(settings: Settings, workspace: Workspace) -> Path:
 
 def reserve(folder: Path) -> Path:
     """Make `folder`, or `name-2`, `name-3` ... beside it: a new one, whoever else is asking."""
+    make_folder(folder.parent)
     fresh, number = folder, 1
     while True:
         try:
-            fresh.mkdir(parents=True)
+            fresh.mkdir()
+            sync_folder(folder.parent)
             return fresh
         except FileExistsError:
             number += 1

@@ -62,7 +62,7 @@ def checked_name(name: str) -> str:
 
 def publish(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file with `write(temporary)` beside `path`, flush it, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem[:40]}-", path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -81,6 +81,15 @@ def sweep(path: Path) -> None:
     """Take away what writers of `path` that were killed have left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.stem[:80])}-????????.part{path.suffix}"):
         left.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those that it lies in, and have the disk know their names: what is flushed
+    in a folder is lost with it where its own name was not."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -121,7 +130,7 @@ class Workspace:
                 space.outputs,
                 space.jobs,
             ):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
         except OSError as error:
             raise SettingsError(
                 f"the workspace {space.root} cannot be written ({error.strerror}); "

@@ -9,11 +9,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 
 import pytest
 
-from benchmarks.interrupted import Proof, pairwise
-from sdlora import runs
+from benchmarks.disturbed import Proof
+from benchmarks.interrupted import pairwise, power_losses
+from sdlora import runs, workspace
+from sdlora.training import checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills by signal")
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -65,7 +68,7 @@ def test_several_kills_in_a_row_cost_no_bit(proof: Proof) -> None:
         assert proof.resumed(place) == []
 
 
-@pytest.mark.parametrize("at", [8, 22])
+@pytest.mark.parametrize("at", [14, 30])
 def test_a_disk_that_fails_is_told_and_costs_no_bit(at: int, proof: Proof) -> None:
     with proof.disturbed() as place:
         code = place.run(prepare=before(at, fail, ("fsync",)))
@@ -74,6 +77,23 @@ def test_a_disk_that_fails_is_told_and_costs_no_bit(at: int, proof: Proof) -> No
         assert "Input/output error" in said + runs.read(folder).error
         assert not place.damage()
         assert (proof.resumed(place) if code else place.problems(proof.expected)) == []
+
+
+def test_a_power_loss_costs_no_bit(proof: Proof) -> None:
+    found = power_losses(proof, most=200, resumed=2, every=3)
+    assert found["looked at"] == 200 and found["wrong"] == {}
+
+
+@pytest.mark.parametrize("module", [checkpoints, workspace])
+def test_what_is_not_flushed_is_missed(
+    module: ModuleType, proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the looking does see what is lost."""
+    monkeypatch.setattr(module, "sync_folder", lambda folder: None)
+    said = str(power_losses(proof, most=200, resumed=0, every=3)["wrong"])
+    assert "is lost" in said
+    if module is checkpoints:
+        assert "cannot be read" in said, "pruned, and its name is still there"
 
 
 def test_every_two_values_meet() -> None:

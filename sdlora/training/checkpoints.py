@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from sdlora.errors import RunError, SdloraError
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.training.learner import State
-from sdlora.workspace import sync_folder
+from sdlora.workspace import make_folder, sync_folder
 
 FORMAT = 1
 NUMBERS_FILE, FACTS_FILE = "numbers.safetensors", "state.json"
@@ -56,7 +56,8 @@ def write_checkpoint(
     did not take it, and nothing of it is left. LoraFileError: not all of it are numbers."""
     path = checkpoint_path(folder, step)
     hidden = path.parent / f"{_HIDDEN}{step:06}-{uuid4().hex}"
-    hidden.mkdir(parents=True)
+    make_folder(path.parent)
+    hidden.mkdir()
     try:
         lora_file = write_lora(lora, hidden / f"{name}.safetensors").name
         _write(hidden / NUMBERS_FILE, save(state.tensors))
@@ -118,6 +119,7 @@ def prune(folder: Path, keep: int, also: Callable[[int], bool]) -> None:
         if not also(int(path.name.removeprefix("step-"))):
             going = state / f"{_HIDDEN}{uuid4().hex}"  # a kill leaves no half of a good name
             path.rename(going)
+    sync_folder(state)  # else the disk may keep the good name, and not what was in it
     for path in state.glob(f"{_HIDDEN}*"):
         shutil.rmtree(path, ignore_errors=True)
 
