@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
 from sdlora.data.folder import Example, grouped
 from sdlora.data.images import BROKEN, load_alpha, load_mask, load_pixels, load_weights
 from sdlora.data.views import View, dice, views_of
-from sdlora.data.wording import Wording
+from sdlora.data.wording import Wording, WordLists
 from sdlora.device import generator_for
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress, Warned
@@ -97,15 +97,16 @@ class Dataset:
     groups: tuple[tuple[int, ...], ...]
     texts: Mapping[str, Cond]
     settings: TrainSettings
+    lists: WordLists = field(default_factory=dict)
 
     @cached_property
     def wording(self) -> Wording:
         """How its captions are worded."""
-        return Wording(self.settings)
+        return Wording(self.settings, self.lists)
 
     @property
     def captions(self) -> list[str]:
-        """One per picture to be learnt, in the order of the pictures, with nothing drawn."""
+        """One per picture to be learnt, in the order of the pictures, worded plainly."""
         own = (item.example for item in self.items if not item.example.regularisation)
         return [self.wording.plain(example.caption) for example in own]
 
@@ -193,15 +194,18 @@ def encode_dataset(
     examples: Sequence[Example],
     settings: TrainSettings,
     cache_folder: Path | None = None,
+    lists: WordLists | None = None,
 ) -> Generator[Event, None, Dataset]:
     """Encode every picture and caption, saying how far it is; returns what batches are made of.
-    What `cache_folder` keeps of an earlier time is not encoded again.
+    Wildcards in captions are drawn from `lists`. What `cache_folder` keeps of an earlier time is
+    not encoded again.
     DataError: a picture changed since it was found, or the VAE overflows on it."""
     resolution = settings.resolution or family.resolution
     assigned, problems = assign_buckets(examples, resolution, settings.upscale)
     yield from grouped(problems)
     family.wake()
-    encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib))
+    wording = Wording(settings, lists or {})
+    encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib), wording)
     items: list[Item] = []
     groups: list[tuple[int, ...]] = []
     for bucket, some in assigned.items():
@@ -221,7 +225,7 @@ def encode_dataset(
     if encoder.cache.problem:
         said = f"what was encoded is not kept for the next training: {encoder.cache.problem}"
         yield Warned(said, "this training goes on from memory")
-    return Dataset(items, tuple(groups), texts, settings)
+    return Dataset(items, tuple(groups), texts, settings, wording.lists)
 
 
 @dataclass
@@ -231,10 +235,7 @@ class _Encoder:
     family: Family
     settings: TrainSettings
     cache: Cache
-
-    @cached_property
-    def wording(self) -> Wording:
-        return Wording(self.settings)
+    wording: Wording
 
     @cached_property
     def eyes(self) -> dict[str, str]:

@@ -125,7 +125,9 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     )
     tag_dropout: float = Field(0.0, ge=0, le=1, description="Share of the other tags left out")
     caption_wildcards: bool = Field(
-        False, description="Draw one of {a|b} in captions, anew in every step"
+        False,
+        description="Draw one of {a|b} and, for __name__, a line of wildcards/name.txt in "
+        "captions, anew in every step",
     )
     caption_variants: int = Field(
         8,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from sdlora.data.folder import Example, grouped
-from sdlora.data.sources import gather
+from sdlora.data.folder import grouped
+from sdlora.data.sources import Gathered, gather
 from sdlora.device import pick_device, pick_dtype
 from sdlora.encode import encode_dataset
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
@@ -105,35 +105,36 @@ def prepare(
     device, why_device = pick_device()
     try_optimizer(settings.optimizer, device)  # what is wrong is said before the long work
     dtype, why_dtype = pick_dtype(device, settings.precision)
-    examples, trigger = yield from read_pictures(settings, workspace)
-    prints = fingerprints(examples)
+    gathered = yield from read_pictures(settings, workspace)
+    prints = fingerprints(gathered.examples, gathered.lists)
     if begun:
         check_same(begun.facts["pictures"], prints)
     yield from compared(folder, digest(prints))
-    examples, held_out = hold_out(examples, settings.validation_share, settings.seed)
+    examples, held_out = hold_out(gathered.examples, settings.validation_share, settings.seed)
     if settings.validation_data:
         others = settings.model_copy(update={"data": settings.validation_data})
-        held_out, _ = yield from read_pictures(others, workspace)
+        held_out = (yield from read_pictures(others, workspace)).examples
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
     if settings.zero_terminal_snr:
         family.begin_from_noise()  # its samples are made as they are learnt
-    dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
+    kept = workspace.cache, gathered.lists
+    dataset = yield from encode_dataset(family, examples, settings, *kept)
     measured = None
     if held_out:
-        measured = yield from encode_dataset(family, held_out, plainly(settings), workspace.cache)
+        measured = yield from encode_dataset(family, held_out, plainly(settings), *kept)
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
     validation = Validation(family, settings, measured)
     learns = family, dataset, validation, prints
-    return Training(settings, workspace, folder, *learns, trigger, chosen)
+    return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
 
 
 def read_pictures(
     settings: TrainSettings, workspace: Workspace
-) -> Generator[Event, None, tuple[list[Example], str]]:
-    """The examples, every caption with the trigger word in it, and that word ('' for none)."""
+) -> Generator[Event, None, Gathered]:
+    """The examples and what belongs to them; all that is wrong is said."""
     yield Progress("reading pictures")
     gathered = gather(settings, workspace)
     yield from grouped(gathered.problems)
-    return gathered.examples, gathered.trigger
+    return gathered

@@ -74,7 +74,7 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     assert found.trigger == "zibo" and found.general == ()
 
     chosen, space = settings(folder, steps=2, sample_every=0), Workspace.open(workspace)
-    events, (examples, _) = finished(read_pictures(chosen, space))
+    events, gathered = finished(read_pictures(chosen, space))
     warned = {e.message for e in events if isinstance(e, Warned)}
     resized = [
         p for row in found.rows for p in row.problems if "pixel" in p.what or " x " in p.what
@@ -83,7 +83,7 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     assert told - {e.message for e in grouped(resized)} <= warned
 
     family = open_family(chosen.model, torch.float32, torch.device("cpu"))
-    dataset: Dataset = finished(encode_dataset(family, examples, chosen))[1]
+    dataset: Dataset = finished(encode_dataset(family, gathered.examples, chosen))[1]
     learnt = {
         item.example.image: (item.sizes[0][5], item.sizes[0][4], dataset.wording.plain(c))
         for item in dataset.items
@@ -167,6 +167,29 @@ def test_the_command_shows_every_picture_and_the_whole(
     assert whole["pictures"] == 1 and whole["left_out"][0]["file"].endswith("b.png")
     assert main(["dataset", "check", str(tmp_path / "x"), *flags]) == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_lists_of_words_are_drawn_from_and_missing_ones_are_named(
+    tmp_path: Path, workspace: Path
+) -> None:
+    folder, space = tmp_path / "pictures", Workspace.open(workspace)
+    folder.mkdir()
+    space.wildcards.mkdir(parents=True, exist_ok=True)
+    (space.wildcards / "pet.txt").write_text("# mine\ncat\ndog\n")
+    for number, said in enumerate(("a __pet__", "a __bird__, {red|blue}", "a fish")):
+        scene(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"zibo, {said}")
+    wanted = checked(workspace, folder, caption_wildcards=True)
+    first, second, third = wanted.rows
+    assert {"zibo, a cat", "zibo, a dog"} == {*first.drawn}
+    assert first.caption in first.drawn and third.drawn == ("zibo, a fish",)
+    assert {"zibo, a __bird__, red", "zibo, a __bird__, blue"} == {*second.drawn}
+    assert words(wanted).keys() == {"1.png"}
+    assert "names __bird__ in its caption, and there is no such list" in words(wanted)["1.png"]
+    asked_not = checked(workspace, folder)
+    assert asked_not.rows[0].drawn == ("zibo, a __pet__",)
+    assert words(asked_not).keys() == {"0.png", "1.png"}
+    assert all("learnt as they stand" in said for said in words(asked_not).values())
 
 
 def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Path) -> None:

@@ -214,6 +214,33 @@ def test_other_pictures_than_at_the_beginning_are_named(runs: Interrupted, tmp_p
     assert isinstance(runs.run(settings, folder)[-1], Done), "put back, it goes on"
 
 
+@pytest.mark.parametrize("caption_variants", [0, 3])
+def test_lists_of_words_are_part_of_what_a_training_began_with(
+    caption_variants: int, runs: Interrupted, tmp_path: Path
+) -> None:
+    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "mine")
+    for caption in (tmp_path / "mine").glob("*.txt"):
+        caption.write_text(f"{caption.read_text('utf-8')}, __weather__", encoding="utf-8")
+    sky = runs.space.wildcards / "weather.txt"
+    sky.parent.mkdir(parents=True, exist_ok=True)
+    sky.write_text("rain\nsun\nsnow\n", encoding="utf-8")
+    wild = {"caption_wildcards": True, "caption_variants": caption_variants}
+    settings, whole, folder = (
+        runs.settings(data=str(tmp_path / "mine"), **wild), runs.folder(), runs.folder()
+    )  # fmt: skip
+    runs.run(settings, whole)
+    runs.run(settings, folder, until=3)
+    sky.write_text("rain\nsun\nfog\n", encoding="utf-8")
+    with pytest.raises(RunError, match="changed: wildcards/weather.txt"):
+        runs.run(settings, folder)
+    sky.write_text("rain\nsun\nsnow\n", encoding="utf-8")
+    runs.run(settings, folder)
+    assert sums(whole) == sums(folder)
+    plain = runs.folder()
+    runs.run(settings.model_copy(update={"caption_wildcards": False}), plain)
+    assert sums(plain) != sums(whole), "what is drawn is learnt"
+
+
 def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_is_not(runs: Interrupted) -> None:
     settings, folder = runs.settings(save_every=1, keep_checkpoints=2), runs.folder()
     left = folder / "state" / ".writing-000001-x"

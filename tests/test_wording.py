@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sdlora.data.views import dice, views_of
-from sdlora.data.wording import Wording
+from sdlora.data.wording import Wording, lists_named
 from sdlora.settings import TrainSettings
 
 CAPTION = "zibo, sea, night, moon, boat"
@@ -63,6 +63,29 @@ def test_lines_and_wildcards_are_drawn() -> None:
     drawn = set(worded("a {red|blue} ball", 50, caption_wildcards=True))
     assert drawn == {"a red ball", "a blue ball"}
     assert worded("a {red|blue} ball", 1) == ["a {red|blue} ball"]
+
+
+PETS = {"pet": ("cat", "__big__ dog"), "big": ("large", "huge")}
+
+
+def test_a_list_is_drawn_from_and_what_its_lines_name_in_turn() -> None:
+    wording = Wording(settings(caption_wildcards=True), PETS)
+    caption = "zibo, a __pet__ and a __Pet__"
+    drawn = {wording.drawn(caption, dice(0, number)) for number in range(80)}
+    pets = ("cat", "large dog", "huge dog")
+    assert drawn == {f"zibo, a {one} and a {other}" for one in pets for other in pets}
+    assert wording.varies(caption) and not wording.varies("a cat")
+    assert wording.plain(caption) in drawn and wording.plain(caption) == wording.plain(caption)
+    assert Wording(settings(), PETS).drawn(caption, dice(0)) == caption, "only where it is wanted"
+    assert wording.drawn("a __bird__", dice(0)) == "a __bird__"
+
+
+def test_lists_are_gathered_with_those_that_they_name() -> None:
+    shelf = {**PETS, "other": ("x",)}
+    found = lists_named(["a __PET__", "__bird__ in a tree"], shelf.get)
+    assert found == {**PETS, "bird": ()}
+    circle = {"a": ("__b__",), "b": ("__a__",)}
+    assert lists_named(["__a__"], circle.get) == circle
 
 
 def test_variants_are_so_many_and_depend_on_seed_and_picture() -> None:

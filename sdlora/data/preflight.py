@@ -15,7 +15,7 @@ from typing import Any
 from sdlora.data.buckets import Bucket, Cut, assign_buckets, cut_of
 from sdlora.data.folder import Example, Problem
 from sdlora.data.sources import gather
-from sdlora.data.wording import Wording
+from sdlora.data.wording import Wording, WordLists
 from sdlora.errors import ModelError
 from sdlora.lora.metadata import count_tags
 from sdlora.prompt.chunks import Tokenize, Unit, chunked
@@ -76,6 +76,7 @@ class Preflight:
     general: tuple[Problem, ...]
     trigger: str
     resolution: int
+    lists: WordLists
 
     @cached_property
     def buckets(self) -> dict[Bucket, int]:
@@ -127,7 +128,7 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
     assigned, resized = assign_buckets(gathered.examples, resolution, settings.upscale)
     buckets = {id(example): bucket for bucket, some in assigned.items() for example in some}
     problems = _by_picture(gathered.examples, [*gathered.problems, *resized])
-    wording = Wording(settings)
+    wording = Wording(settings, gathered.lists)
     rows = []
     for example in gathered.examples:
         bucket, own = buckets[id(example)], not example.regularisation
@@ -138,7 +139,8 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
         rows.append(Row(example, bucket, cut, caption, other, *model.count(caption), tuple(wrong)))
     general = [*model.problems, *_about_trigger(gathered.trigger, model, Path(settings.data))]
     others = tuple(problem for some in problems.values() for problem in some)
-    return Preflight(settings, tuple(rows), others, tuple(general), gathered.trigger, resolution)
+    found = gathered.trigger, resolution, gathered.lists
+    return Preflight(settings, tuple(rows), others, tuple(general), *found)
 
 
 def _by_picture(

@@ -15,22 +15,27 @@ from sdlora.data.captions import common_trigger, with_trigger
 from sdlora.data.folder import Example, Problem, Reading, black_masks, scan_folder
 from sdlora.data.likeness import BLURRED_PX, near_duplicates
 from sdlora.data.looks import look_at
+from sdlora.data.wording import WordLists, lists_named
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
+from sdlora.prompt.wildcards import wildcard_folder
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 
 _TIMES = re.compile(r"(\d{1,3})\*(.+)")
+_CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
 
 
 @dataclass(frozen=True)
 class Gathered:
     """The examples in their order, the words that call the LoRA ('' for none), which are in every
-    caption but those of regularisation pictures, and all that is wrong."""
+    caption but those of regularisation pictures, all that is wrong, and the lists that wildcards in
+    captions are drawn from."""
 
     examples: list[Example]
     trigger: str
     problems: list[Problem]
+    lists: WordLists
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,26 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
     trigger = settings.trigger_word or common_trigger(captions)
     problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
     problems += black_masks(examples)
-    return Gathered([_called(e, trigger) for e in examples], trigger, problems)
+    lists = lists_named((e.caption for e in examples), wildcard_folder(workspace.wildcards))
+    problems += wild(examples, lists, settings.caption_wildcards)
+    drawn = lists if settings.caption_wildcards else {}
+    return Gathered([_called(e, trigger) for e in examples], trigger, problems, drawn)
+
+
+def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
+    """Captions with wildcards that are not drawn: their list is not there, or nobody asked."""
+    problems = []
+    for example in examples:
+        named = lists_named([example.caption], lists.get)
+        lost = sorted(name for name, lines in named.items() if not lines)
+        if wanted and lost:
+            names = ", ".join(f"__{name}__" for name in lost)
+            what = f"names {names} in its caption, and there is no such list, or it is empty"
+            problems.append(Problem(example.image, what, "it is learnt as it stands"))
+        elif not wanted and (any(named.values()) or _CHOICE.search(example.caption)):
+            what = "has wildcards in its caption, which are learnt as they stand"
+            problems.append(Problem(example.image, what, "caption_wildcards draws one each time"))
+    return problems
 
 
 def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:

@@ -41,7 +41,9 @@ def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
     try:
         with _peak(device) as peak:
             family = open_family(workspace.model_source(settings.model), dtype, device)
-            dataset = yield from encode_dataset(family, examples, settings, workspace.cache)
+            dataset = yield from encode_dataset(
+                family, examples, settings, workspace.cache, found.lists
+            )
             learner = Learner(family, dataset, settings)
             for step in range(1, STEPS + 1):
                 yield Progress("taking steps to measure them", step, STEPS)

@@ -7,18 +7,26 @@ import json
 from collections.abc import Mapping, Sequence
 
 from sdlora.data.folder import Example
+from sdlora.data.wording import WordLists
 from sdlora.errors import RunError
 
-Prints = Mapping[str, str]  # folder/name of a picture -> hash of its file, caption and repeats
+# folder/name of a picture -> hash of its file, caption and repeats; of a list -> of its lines
+Prints = Mapping[str, str]
 MOST_NAMED = 8
 
 
-def fingerprints(examples: Sequence[Example]) -> dict[str, str]:
-    """One for each picture."""
-    prints: dict[str, str] = {}
+def fingerprints(
+    examples: Sequence[Example], lists: WordLists | None = None, what: str = ""
+) -> dict[str, str]:
+    """One for each picture, and for each list of words that captions are drawn from. `what` tells
+    pictures of one purpose from those of another."""
+    prints: dict[str, str] = {
+        f"wildcards/{name}.txt": hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+        for name, lines in (lists or {}).items()
+    }
     for example in examples:
         its = example.digest, example.repeats, example.regularisation, example.caption
-        name = f"{example.image.parent.name}/{example.image.name}"
+        name = f"{what}{example.image.parent.name}/{example.image.name}"
         while name in prints:
             name += "'"
         prints[name] = hashlib.sha256(json.dumps(its).encode()).hexdigest()
@@ -40,7 +48,7 @@ def check_same(then: Prints, now: Prints) -> None:
     if any(told.values()):
         said = "; ".join(f"{what}: {_listed(names)}" for what, names in told.items() if names)
         raise RunError(
-            f"the pictures or captions are not those that this training began with; {said}. "
+            f"the pictures, captions or lists are not those that this training began with; {said}. "
             "Put them back as they were and resume, or start a new training"
         )
 
