@@ -24,23 +24,32 @@ TITLES: dict[Kind, str] = {
 
 class Errand:
     """The components of one kind of work, built where they stand. `result` is the HTML of what a
-    run has brought so far."""
+    run has brought so far; `beside` are updates of what else depends on it."""
 
-    def __init__(self, studio: Studio, kind: Kind, result: Callable[[Run], str]) -> None:
-        self.studio, self.kind, self.result = studio, kind, result
+    def __init__(
+        self,
+        studio: Studio,
+        kind: Kind,
+        result: Callable[[Run], str],
+        beside: Callable[[Run | None], Updates] = lambda run: {},
+    ) -> None:
+        self.studio, self.kind, self.result, self.beside = studio, kind, result, beside
         self.card = html(elem_id=f"{kind}-card")
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id=f"{kind}-cancel")
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
         self._follower = Follower(studio, self.card, studio.find, self.show)
-        tick = self._follower.tick
-        self.timer.tick(tick, [self.shown, self.seen], self.views, **QUICK)
-        self.cancel.click(self._follower.stop, [self.shown], self.views, **QUICK)
 
     @property
     def views(self) -> list[Component]:
         """What changes when this work does."""
         return [self.card, self.cancel, self.shown, self.seen, self.timer]
+
+    def wire(self, *beside: Component) -> None:
+        """Follow what is on screen, and all that depends on it."""
+        tick, views = self._follower.tick, [*self.views, *beside]
+        self.timer.tick(tick, [self.shown, self.seen], views, **QUICK)
+        self.cancel.click(self._follower.stop, [self.shown], views, **QUICK)
 
     def start(self, settings: Callable[[], Settings]) -> Updates:
         """Put it into the queue; what is wrong with the settings is said in its place."""
@@ -49,13 +58,15 @@ class Errand:
     def show(self, run: Run | None) -> Updates:
         """Updates that bring a run of this kind onto the screen; None: nothing."""
         if run is None:
-            return {self.card: "", self.cancel: gr.Button(visible=False), **self._following(None)}
+            off = {self.card: "", self.cancel: gr.Button(visible=False)}
+            return {**off, **self._following(None), **self.beside(None)}
         card = "" if run.state.status == "done" else markup.run_card(run, TITLES[self.kind])
         words = "Cancelling …" if run.stopping else "Cancel"
         return {
             self.card: card + self.result(run),
             self.cancel: gr.Button(words, visible=run.live),
             **self._following(run),
+            **self.beside(run),
         }
 
     def _following(self, run: Run | None) -> dict[Any, Any]:

@@ -55,6 +55,7 @@ class Finish:
 
     def wire(self, shown: Component) -> None:
         """`shown` is the name of the training on screen."""
+        self.errand.wire()
         inputs = {shown, self.step, *self.form.fields.values()}
         for button, ask in ((self.compare, self._everything), (self.pairs, self._before_after)):
             button.click(

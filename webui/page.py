@@ -38,7 +38,7 @@ def build(studio: Studio) -> gr.Blocks:
 
         outputs = [tabs, training.pictures, *making.views, *training.views]
         outputs += making.chooser.views
-        outputs += training.measured.views
+        outputs += [*training.measured.views, *training.describing.views]
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
         _wire_use(studio, tabs, making, training)
     page.queue(api_open=False, max_size=64)
@@ -105,6 +105,7 @@ def on_open(
         **train.summed_up(studio, training, {**sent, **wanted}),
         **train.suggest_names(studio, training, pictures),
         training.pictures: gr.Dropdown(sets, value=pictures),
+        **training.describing.opened(),
         **training.measured.show(studio.going_on("measure")),
         **making.chooser.show(studio, Wish(model_base=studio.model_base("starter"))),
         **to_training,

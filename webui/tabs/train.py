@@ -20,6 +20,7 @@ from sdlora.presets import preset, with_preset
 from sdlora.settings import TrainSettings
 from webui import captions, datasets, markup, preflight
 from webui.costs import known_cost
+from webui.describing import Describing
 from webui.errand import Errand
 from webui.follow import Follower
 from webui.form import Form
@@ -49,6 +50,7 @@ class TrainTab:
     measure: Component
     preflight: Component
     measured: Errand
+    describing: Describing
     summary: Component
     notice: Component
     start: Component
@@ -89,6 +91,7 @@ def build(studio: Studio) -> TrainTab:
             checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
             captions.build(studio, pictures)
+            describing = Describing(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
                 form.add("trigger_word", elem_id="trigger-word", info="The words that call it")
@@ -104,8 +107,8 @@ def build(studio: Studio) -> TrainTab:
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
             training = Training(studio)
     tab = TrainTab(
-        form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, summary,
-        notice, start, training,
+        form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, describing,
+        summary, notice, start, training,
     )  # fmt: skip
     _wire(studio, tab)
     return tab
@@ -176,6 +179,8 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         lambda sent: {tab.preflight: checked(studio, tab, sent)},
         inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
     )  # fmt: skip
+    tab.measured.wire()
+    tab.describing.wire()
     tab.measure.click(
         lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
         inputs, tab.measured.views, **QUICK,

@@ -1,0 +1,120 @@
+"""Captions by a model on the page: asked for, seen, written, taken back; the model is real."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sdlora import runs, work
+from sdlora.data.describing import DescribeSettings
+from sdlora.workspace import Workspace
+from surfing import Browser, StudioWithoutWorker
+from test_work import tagger
+from webui.studio import Studio
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def studio(workspace: Path) -> Studio:
+    return StudioWithoutWorker(Workspace.open(workspace))
+
+
+@pytest.fixture
+def mine(studio: Studio) -> Path:
+    """An own set: two pictures without a caption, one with."""
+    folder = studio.workspace.datasets / "mine"
+    folder.mkdir(parents=True)
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "lime")):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+    (folder / "c.txt").write_text("by <b>hand</b>")
+    return folder
+
+
+def do_the_work(studio: Studio) -> None:
+    job = studio.queue.claim("me")
+    assert job and job.kind == "describe"
+    studio.queue.finish(job, work.do(job.kind, job.folder, studio.workspace).status)
+
+
+def ask(browser: Browser, model: Path, every: bool = False) -> None:
+    browser.set("pictures-choice", "mine")
+    browser.set("describe-by", "wd14")
+    (by_label,) = [
+        i
+        for i, part in browser.parts.items()
+        if (part["props"].get("info") or "").startswith("Folder or hub id of the model")
+    ]
+    browser.values[by_label] = str(model)
+    (prefix,) = [
+        i
+        for i, part in browser.parts.items()
+        if (part["props"].get("info") or "").startswith("Text before every caption, such as")
+    ]
+    browser.values[prefix] = "zibo, "
+    browser.set_labelled("Also for pictures that have a caption", every)
+    browser.click("describe")
+
+
+def captions(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text().strip() for path in sorted(folder.glob("*.txt"))}
+
+
+def test_captions_are_told_then_written_then_taken_back(
+    studio: Studio, mine: Path, browser: Browser, tmp_path: Path
+) -> None:
+    ask(browser, tagger(tmp_path / "tagger"))
+    assert "Waiting" in browser.value("describe-card") and browser.prop(
+        "describe-cancel", "visible"
+    )
+    do_the_work(studio)
+    browser.tick()
+    said = browser.value("describe-card")
+    assert "zibo, red" in said and "zibo, blue" in said and "2 not written yet" in said
+    assert "hand" not in said and said.count("<img") == 2
+    assert captions(mine) == {"c.txt": "by <b>hand</b>"}, "nothing is written yet"
+    again = Browser(studio)
+    again.open()
+    assert "2 not written yet" in again.value("describe-card"), "a closed tab loses nothing"
+    (mine / "b.txt").write_text("meanwhile, by hand")
+    browser.click("describe-write")
+    assert captions(mine) == {
+        "a.txt": "zibo, red",
+        "b.txt": "meanwhile, by hand",
+        "c.txt": "by <b>hand</b>",
+    }
+    assert "1 written" in browser.value("describe-card")
+    assert "1 left out" in browser.value("describe-card")
+    assert not browser.prop("describe-write", "visible")
+    browser.click("describe-undo")
+    assert "a.txt" not in captions(mine) and browser.prop("describe-write", "visible")
+    settings = DescribeSettings.load(studio.latest("describe")[0].folder / runs.SETTINGS_FILE)
+    assert settings.data == "mine" and not settings.write
+
+
+def test_what_a_model_says_is_text_and_captions_that_are_there_may_change(
+    studio: Studio, mine: Path, browser: Browser, tmp_path: Path
+) -> None:
+    ask(browser, tagger(tmp_path / "tagger"), every=True)
+    do_the_work(studio)
+    browser.tick()
+    said = browser.value("describe-card")
+    assert "<del>by &lt;b&gt;hand&lt;/b&gt;</del> <ins>zibo, green</ins>" in said
+    browser.click("describe-write")
+    assert captions(mine)["c.txt"] == "zibo, green"
+    browser.click("describe-undo")
+    assert captions(mine) == {"c.txt": "by <b>hand</b>"}
+
+
+def test_a_model_that_is_none_and_a_set_that_ships_are_told(
+    studio: Studio, mine: Path, browser: Browser, tmp_path: Path
+) -> None:
+    ask(browser, tmp_path / "nothing")
+    do_the_work(studio)
+    browser.tick()
+    assert "nothing is no folder" in browser.value("describe-card")
+    assert not browser.prop("describe-write", "visible")
+    browser.set("pictures-choice", "zibo")
+    browser.click("describe")
+    assert "choose a set of your own" in browser.value("describe-card")
+    assert not studio.queue.busy()
