@@ -323,7 +323,9 @@ def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -
         if example.digest not in ("", digest):
             raise ValueError("it is another picture now")
     except BROKEN as error:
-        raise DataError(f"{example.image} changed while it was read: {error}") from None
+        raise DataError(
+            f"{example.image} changed while it was read: {error}. Put it back as it was and resume"
+        ) from None
     latents = family.encode_images(pixels[None].to(family.device))[0].float().cpu()
     if not latents.isfinite().all():
         raise DataError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from sdlora.workspace import Workspace, make_folder, publish, sync_folder
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
 PID_FILE = "pid"
+_OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
 
 
@@ -109,7 +111,7 @@ def failure(error: Exception, folder: Path) -> Failed:
             "the device ran out of memory",
             "use a smaller batch_size or resolution, or turn gradient_checkpointing on",
         )
-    if name == "AcceleratorError":
+    if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
         return Failed(f"the device failed: {error}", "a training goes on from its last checkpoint")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = f"the disk is full: {error.filename or folder} could not be written"

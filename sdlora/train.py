@@ -114,6 +114,7 @@ def prepare(
     if settings.validation_data:
         others = settings.model_copy(update={"data": settings.validation_data})
         held_out = (yield from read_pictures(others, workspace)).examples
+    others_prints = fingerprints(held_out) if settings.validation_data else {}
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
@@ -126,7 +127,7 @@ def prepare(
         measured = yield from encode_dataset(family, held_out, plainly(settings), *kept)
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
     validation = Validation(family, settings, measured)
-    learns = family, dataset, validation, prints
+    learns = family, dataset, validation, prints, others_prints
     return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
 
 

@@ -9,14 +9,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from benchmarks.disturbed import Proof
 from benchmarks.interrupted import pairwise, power_losses
 from sdlora import runs, workspace
+from sdlora.encode import Batch
 from sdlora.training import checkpoints
+from sdlora.training.learner import Learner
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills by signal")
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -58,6 +62,22 @@ def test_a_kill_costs_no_bit(at: int, proof: Proof) -> None:
     with proof.disturbed() as place:
         assert place.run(prepare=before(at, die)) == -signal.SIGKILL
         assert not place.damage()
+        assert proof.resumed(place) == []
+
+
+def test_a_kill_inside_an_accumulation_costs_no_bit(tmp_path: Path) -> None:
+    proof, gradients = Proof(tmp_path, ["--gradient-accumulation", "3"]), Learner._gradients
+
+    def half(self: Learner, batch: Batch, step: int) -> Any:
+        if step < 3 or len(batch) == 1:
+            return gradients(self, batch, step)
+        gradients(self, batch[:1], step)
+        return die()
+
+    with proof.disturbed() as place:
+        killing = partial(setattr, Learner, "_gradients", half)
+        assert place.run(prepare=killing) == -signal.SIGKILL
+        assert [state.checkpoint for state in place.states()] == [2]
         assert proof.resumed(place) == []
 
 

@@ -1,23 +1,41 @@
 """A run that was interrupted at any step ends with the same bits as one that never was."""
 
 import itertools
+import math
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from sdlora.errors import RunError, SdloraError
-from sdlora.events import Checkpoint, Done, Event, Paused, Resumed, Step, Stopped, Warned
+from sdlora.encode import Batch
+from sdlora.errors import DataError, RunError, SdloraError
+from sdlora.events import (
+    Checkpoint,
+    Done,
+    Event,
+    Failed,
+    Paused,
+    Progress,
+    Resumed,
+    Step,
+    Stopped,
+    Validated,
+    Warned,
+)
 from sdlora.optim import OPTIMIZERS, OptimizerRow
 from sdlora.requests import ask, asked
+from sdlora.runs import read, record
 from sdlora.settings import TrainSettings
 from sdlora.starter.draw import draw, random_scene
 from sdlora.train import train
 from sdlora.training import checkpoints
+from sdlora.training.learner import Learner
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -53,14 +71,35 @@ class Interrupted:
         }  # fmt: skip
         return TrainSettings.of(said)
 
-    def run(self, settings: TrainSettings, folder: Path, until: int = STEPS) -> list[Event]:
-        """Train in `folder`; what is killed after step `until` says and writes nothing more."""
+    def run(self, settings: TrainSettings, folder: Path, until: float = STEPS) -> list[Event]:
+        """Train in `folder`; what is killed after step `until` says and writes nothing more. 2.5:
+        in the middle of step 3, when the gradient of its first pictures is there."""
         events: list[Event] = []
-        for event in train(settings, self.space, folder):
-            events.append(event)
-            if isinstance(event, Step) and event.step == until < settings.steps:
-                break
+        with dying_in(math.ceil(until) if until % 1 else 0):
+            for event in train(settings, self.space, folder):
+                events.append(event)
+                if isinstance(event, Step) and event.step == until < settings.steps:
+                    break
         return events
+
+
+class Died(BaseException):
+    pass
+
+
+@contextmanager
+def dying_in(step: int) -> Iterator[None]:
+    """A step whose first pictures are its last; 0: none."""
+    gradients = Learner._gradients
+
+    def some(self: Learner, batch: Batch, at: int) -> Any:
+        if at != step:
+            return gradients(self, batch, at)
+        gradients(self, batch[: self.settings.batch_size], at)
+        raise Died
+
+    with patch.object(Learner, "_gradients", some), suppress(Died):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +109,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
     shutil.rmtree(root)
 
 
-def sums(folder: Path, step: int = STEPS) -> Any:
+def sums(folder: Path, step: int = STEPS, name: str = "zibo") -> Any:
     """Hashes of every number that there is after `step`: of the LoRA, and of the learner."""
     facts = checkpoints.read_checkpoint(checkpoints.checkpoint_path(folder, step)).facts
-    lora = checkpoints.checkpoint_path(folder, step) / f"zibo-step-{step:06}.safetensors"
+    lora = checkpoints.checkpoint_path(folder, step) / f"{name}-step-{step:06}.safetensors"
     return facts["files"][checkpoints.NUMBERS_FILE], facts["learner"], read_body(lora)
 
 
@@ -95,7 +134,7 @@ MATRIX: dict[str, tuple[Any, ...]] = {
     "sizes": (1, 2),
     "chance": ({}, {"dropout": 0.2, "flip": True, "caption_dropout": 0.4, "shuffle_tags": True}),
     "train_text_encoder": (False, True),
-    "kill": (1, 2, 3, 5),
+    "kill": (1, 2, 3, 5, 2.5, 4.5),
 }
 
 
@@ -104,7 +143,7 @@ def test_killed_and_resumed_is_never_interrupted(number: int, runs: Interrupted)
     case = {name: values[number % len(values)] for name, values in MATRIX.items()}
     case |= {
         "ema_decay": (0.0, 0.9, 0.9, 0.0, 0.0, 0.9)[number % 6],
-        "kill": (1, 2, 3, 5, 3, 2)[number % 6],
+        "kill": (1, 2.5, 3, 5, 2, 4.5)[number % 6],
     }
     compare(runs, case)
 
@@ -133,7 +172,7 @@ def compare(runs: Interrupted, case: dict[str, Any]) -> None:
     runs.run(settings, whole)
     runs.run(settings, broken, until=kill)
     events = runs.run(settings, broken)
-    saved = (kill - 1) // EVERY * EVERY  # killed before what was due after its step
+    saved = (math.ceil(kill) - 1) // EVERY * EVERY  # killed before what was due after its step
     assert [e.step for e in events if isinstance(e, Resumed)] == ([saved] if saved else [])
     assert sums(whole) == sums(broken)
     assert isinstance(events[-1], Done)
@@ -252,3 +291,76 @@ def test_the_newest_checkpoints_are_kept_and_what_a_kill_left_is_not(runs: Inter
     ]
     assert not left.exists()
     assert len([event for event in events if isinstance(event, Checkpoint)]) == 6
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_picture_that_vanishes_before_it_is_encoded_is_named(
+    cached: bool, runs: Interrupted, tmp_path: Path
+) -> None:
+    """Where it was encoded earlier, nobody has to look at it again."""
+    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "mine")
+    said = {"data": str(tmp_path / "mine"), "name": "vanishing", "cache_gib": int(cached)}
+    settings, whole, folder = runs.settings(**said), runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    gone = tmp_path / "mine" / "1.png"
+    content, events = gone.read_bytes(), []
+    named = pytest.raises(DataError, match=r"1\.png changed while it was read: .* Put it back")
+    with nullcontext() if cached else named:
+        for event in train(settings, runs.space, folder):
+            events.append(event)
+            if isinstance(event, Progress) and event.what == "loading the model":
+                gone.unlink()
+    assert isinstance(events[-1], Done) == cached
+    gone.write_bytes(content)
+    if not cached:
+        assert isinstance(runs.run(settings, folder)[-1], Done)
+    assert sums(whole, name="vanishing") == sums(folder, name="vanishing")
+
+
+def test_pictures_that_vanish_later_change_nothing(runs: Interrupted, tmp_path: Path) -> None:
+    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "mine")
+    settings = runs.settings(data=str(tmp_path / "mine"), cache_gib=0)
+    whole, folder, events = runs.folder(), runs.folder(), []
+    runs.run(settings, whole)
+    for event in train(settings, runs.space, folder):
+        events.append(event)
+        if isinstance(event, Step) and event.step == 3:
+            shutil.rmtree(tmp_path / "mine")
+    assert isinstance(events[-1], Done) and sums(whole) == sums(folder)
+
+
+def test_a_device_that_is_lost_is_named_and_the_run_goes_on_later(runs: Interrupted) -> None:
+    settings, whole, folder = runs.settings(), runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    gradients, lost = Learner._gradients, torch.AcceleratorError("CUDA error: unspecified launch")
+
+    def failing(self: Learner, batch: Batch, step: int) -> Any:
+        if step == 4:
+            raise lost
+        return gradients(self, batch, step)
+
+    with patch.object(Learner, "_gradients", failing):
+        *_, told = record(train(settings, runs.space, folder), folder)
+    assert isinstance(told, Failed)
+    assert told.message == "the device failed: CUDA error: unspecified launch"
+    assert "goes on from its last checkpoint" in told.advice and read(folder).resumable
+    events = runs.run(settings, folder)
+    assert isinstance(events[0], Resumed) and events[0].step == 2
+    assert sums(whole) == sums(folder)
+
+
+def test_other_pictures_to_validate_with_are_named_and_measured_anew(
+    runs: Interrupted, tmp_path: Path
+) -> None:
+    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "others")
+    said = {"validation_data": str(tmp_path / "others"), "validate_every": 1}
+    settings, whole, folder = runs.settings(**said), runs.folder(), runs.folder()
+    runs.run(settings, whole)
+    runs.run(settings, folder, until=3)
+    (tmp_path / "others" / "1.png").write_bytes((tmp_path / "others" / "2.png").read_bytes())
+    events = runs.run(settings, folder)
+    (told,) = [e.message for e in events if isinstance(e, Warned) and "not those" in e.message]
+    assert "changed: others/1.png" in told and "up to step 2 cannot be compared" in told
+    first, *_ = [event for event in events if isinstance(event, Validated)]
+    assert first.step == 3 and first.best, "the first of its kind"
+    assert sums(whole) == sums(folder)

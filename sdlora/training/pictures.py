@@ -38,15 +38,19 @@ def digest(prints: Prints) -> str:
     return hashlib.sha256(json.dumps(sorted(prints.values())).encode()).hexdigest()
 
 
-def check_same(then: Prints, now: Prints) -> None:
-    """RunError naming what is missing, new or changed since the training began."""
+def changes(then: Prints, now: Prints) -> str:
+    """What is missing, new or changed, by name; '' when all is as it was."""
     told = {
         "missing": sorted(then.keys() - now.keys()),
         "new": sorted(now.keys() - then.keys()),
         "changed": sorted(name for name in then.keys() & now.keys() if then[name] != now[name]),
     }
-    if any(told.values()):
-        said = "; ".join(f"{what}: {_listed(names)}" for what, names in told.items() if names)
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in told.items() if names)
+
+
+def check_same(then: Prints, now: Prints) -> None:
+    """RunError naming what is missing, new or changed since the training began."""
+    if said := changes(then, now):
         raise RunError(
             f"the pictures, captions or lists are not those that this training began with; {said}. "
             "Put them back as they were and resume, or start a new training"

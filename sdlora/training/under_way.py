@@ -25,7 +25,7 @@ from sdlora.training import checkpoints
 from sdlora.training.learner import Learner
 from sdlora.training.ledger import Ledger, Reading
 from sdlora.training.memory import making_do
-from sdlora.training.pictures import Prints, digest
+from sdlora.training.pictures import Prints, changes, digest
 from sdlora.training.published import publish_lora
 from sdlora.training.room import Room
 from sdlora.training.samples import draw_samples
@@ -46,6 +46,7 @@ class Training:
     dataset: Dataset
     validation: Validation
     prints: Prints
+    validation_prints: Prints  # of pictures that are in a folder of their own
     trigger: str
     chosen: Mapping[str, str]  # what was chosen for the user, and why
 
@@ -76,6 +77,7 @@ class Training:
         self.validation.see_base()
         if begun:
             self.restore(begun)
+            yield from self.compare(begun)
         yield self.started()
         sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
         yield from self.room.check(self.settings, self.step, *sizes)
@@ -225,6 +227,7 @@ class Training:
             "settings": self.settings.model_dump(mode="json"),
             "versions": versions(),
             "pictures": self.prints,
+            "validation_pictures": self.validation_prints,
             "ledger": self.ledger.state(),
             "validation": self.validation.state(),
         }
@@ -260,6 +263,17 @@ class Training:
         self.step = self.looked_up = self.saved_step = begun.step
         self.good = begun.step, state
         self.pace.go_on(begun.step)
+
+    def compare(self, begun: checkpoints.Checkpoint) -> Iterator[Event]:
+        """Tell whether it is measured on the same pictures as before; on others it begins anew."""
+        then = begun.facts.get("validation_pictures", self.validation_prints)  # older ones say none
+        if said := changes(then, self.validation_prints):
+            self.validation.restore({"figures": [], "alarmed": False})
+            yield Warned(
+                f"the pictures of validation_data are not those of before; {said}. Losses on them "
+                f"up to step {begun.step} cannot be compared with those to come",
+                "best and patience begin anew",
+            )
 
     def lora(self, name: str) -> LoraFile:
         """The adapter as it is now, with all that other programs like to know of it."""
