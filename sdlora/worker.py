@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Protocol
 
 from sdlora import runs
-from sdlora.events import Event, Failed, Progress, Stopped
+from sdlora.events import Event, Failed, Progress, Queued, Stopped, Warned
 from sdlora.jobs import Job, Queue
 from sdlora.kinds import Kind
 from sdlora.processes import alive, end, identity, start_detached, step_back
+from sdlora.requests import asked
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
 
 IDLE_S = 600.0  # a worker without a page and without work ends after this
-MOST_TRIES = 2  # a request that took two workers down is not given to a third
+MOST_TRIES = 2  # what took two workers or processes down is not given to a third
 
 
 class ImageMaker(Protocol):
@@ -113,7 +114,7 @@ class Worker:
         for event in runs.record(self._images(job.folder), job.folder):
             if isinstance(event, Failed):
                 self._close_engine()
-        self._last_words(job.folder, "the image maker ended without a word")
+        self._last_words(job, "the image maker ended without a word")
 
     def _images(self, folder: Path) -> Iterator[Event]:
         request = ImageRequest.load(folder / runs.SETTINGS_FILE)
@@ -132,13 +133,13 @@ class Worker:
         who = identity(child.pid) or f"{child.pid}:gone"
         (job.folder / runs.PID_FILE).write_text(who, encoding="utf-8")
         self._attend(job.folder, who)
-        self._last_words(job.folder, _death(child.wait()))
+        self._last_words(job, _death(child.wait()))
 
     def attend_again(self, job: Job) -> None:
         """Go on attending a child that outlived its worker, or say that it did not."""
         who = _text(job.folder / runs.PID_FILE)
         self._attend(job.folder, who)
-        self._last_words(job.folder, "the worker died, and the process of this work with it")
+        self._last_words(job, "the worker died, and the process of this work with it")
 
     def generate_again(self, job: Job) -> None:
         """Make the images anew, unless this request seems to be what kills workers."""
@@ -156,8 +157,10 @@ class Worker:
                 end(who)
             time.sleep(self.poll_s)
 
-    def _last_words(self, folder: Path, death: str) -> None:
-        """What a run that ended without a word should have said."""
+    def _last_words(self, job: Job, death: str) -> None:
+        """What a run that ended without a word should have said. One that has a checkpoint goes on
+        from it by itself, once, unless somebody asked it to end."""
+        folder = job.folder
         follower = runs.Follower(folder)
         follower.poll()
         state = follower.state  # what the run itself wrote, without what poll makes of a dead one
@@ -165,9 +168,17 @@ class Worker:
             return
         if runs.stop_asked_now(folder):
             runs.say(folder, Stopped(path=state.result, step=state.step))
-        else:
-            last = f"{death} at step {state.step}" if state.step else death
+            return
+        last = f"{death} at step {state.step}" if state.step else death
+        ends = runs.stop_asked(folder) or asked(folder, "pause")
+        if state.checkpoint is None or ends or job.tries >= MOST_TRIES:
             runs.say(folder, Failed(last, runs.how_to_go_on(state, folder)))
+            return
+        (folder / runs.PID_FILE).unlink(missing_ok=True)
+        self.queue.requeue(job)
+        runs.say(folder, Queued())
+        said = f"{last}; it goes on from step {state.checkpoint} by itself"
+        runs.say(folder, Warned(said, f"if it dies again, it ends; see {folder / runs.LOG_FILE}"))
 
     def _close_engine(self) -> None:
         if self.engine is not None:

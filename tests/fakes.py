@@ -104,7 +104,10 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
         if requests.asked(folder, "pause"):
             yield Paused(step)
             return
-        if "kill" in settings.trigger_word and step == 3:
+        once = folder / "killed"
+        if "kill" in settings.trigger_word and step == 3 and not once.exists():
+            if "once" in settings.trigger_word:
+                once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if runs.stop_asked(folder) and "stubborn" not in settings.trigger_word:
             yield Stopped(str(lora), step)

@@ -19,6 +19,7 @@ from sdlora.events import Failed, RunState, Stopped
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, MeasureSettings, kind_of
 from sdlora.processes import alive, identity
+from sdlora.requests import Request, ask
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.work import WORK
 from sdlora.worker import WAYS
@@ -132,6 +133,39 @@ def test_a_killed_training_names_the_signal_and_the_step(space: Workspace, queue
     work(space)
     assert runs.read(killed).error == "the process died (signal 9) at step 3"
     assert runs.read(fine).status == "done"
+
+
+@posix_only
+@pytest.mark.parametrize(("words", "status"), [("kill once", "done"), ("kill", "failed")])
+def test_a_killed_training_goes_on_from_its_checkpoint_by_itself_once(
+    words: str, status: str, space: Workspace, queue: Queue
+) -> None:
+    folder, behind = train(space, queue, trigger_word=words), images(space, queue)
+    ask(folder, "save")
+    work(space)
+    state = runs.read(folder)
+    assert state.status == status and (state.error != "") == (status == "failed")
+    (told,) = [warned.message for warned in state.warnings]
+    assert told == "the process died (signal 9) at step 3; it goes on from step 1 by itself"
+    assert runs.read(behind).status == "done"
+    assert [job.status for job in queue.latest("train")] == [status]
+
+
+@posix_only
+@pytest.mark.parametrize("wish", ["stop", "pause"])
+def test_a_killed_training_that_was_asked_to_end_does_not_go_on(
+    wish: Request, space: Workspace, queue: Queue
+) -> None:
+    folder = train(space, queue, trigger_word="stubborn", steps=5000)
+    ask(folder, "save")
+    with worker_process(space):
+        wait_until(lambda: runs.read(folder).checkpoint)
+        pid = int((folder / runs.PID_FILE).read_text("utf-8").partition(":")[0])
+        os.kill(pid, signal.SIGSTOP)
+        ask(folder, wish)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not queue.busy())
+    assert runs.read(folder).status == "failed" and runs.read(folder).resumable
 
 
 def test_a_training_that_cannot_even_start_fails(space: Workspace, queue: Queue) -> None:
