@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sdlora.errors import DataError
 from sdlora.events import (
@@ -14,6 +16,8 @@ from sdlora.events import (
     Warned,
 )
 from sdlora.lora.file import read_lora
+from sdlora.optim import OPTIMIZERS, make_optimizer
+from sdlora.training.guard import Guard
 from sdlora.training.ledger import SPAN, Ledger
 from sdlora.workspace import Workspace
 from trainings import Breaks, Run, learnt, numbers_of, only
@@ -35,6 +39,41 @@ def test_a_step_that_is_no_number_is_left_out_and_its_pictures_named(
     events = run(**same)
     assert isinstance(events[-1], Done) and numbers_of(learnt(events)).isfinite().all()
     assert [e.loss for e in events if isinstance(e, Step) and e.step in (5, 9)] != [None, None]
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_step_that_is_left_out_leaves_everything_as_it_was(optimizer: str, first: bool) -> None:
+    """Numbers, moments and counters, to the bit; also where it is the very first."""
+    row = OPTIMIZERS[optimizer]
+    pytest.importorskip(row.module.partition(".")[0])
+
+    def steps(sound: list[bool]) -> tuple[Any, ...]:
+        rng = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(64, 80, generator=rng)) for _ in range(2)]
+        made = make_optimizer(optimizer, [(weights, 1e-2)], weight_decay=0.01)
+        guard = Guard(made)
+        for fine in sound:
+            for weight in weights:
+                grad = torch.randn(64, 80, generator=rng if fine else None)
+                weight.grad = grad if fine else grad.fill_(torch.nan)
+            guard.step(torch.tensor(fine))
+        guard.settle()
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in made.param_groups]
+        return weights, [dict(made.state[weight]) for weight in weights], groups
+
+    broken = [False, True, True, True, False] if first else [True, True, False, True, False]
+    for ours, whole in zip(steps(broken), steps([True] * 3), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=0)
+
+
+def test_the_average_does_not_move_in_a_step_that_is_left_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {"steps": 9, "schedule": "constant", "ema_decay": 0.5, "caption_dropout": 0.0}
+    before = numbers_of(learnt(run(**same, stop_at=3)))
+    Breaks(monkeypatch, lambda call: call == 4)
+    assert torch.equal(numbers_of(learnt(run(**same, stop_at=4))), before)
 
 
 def test_a_training_that_diverges_goes_back_once_and_then_ends(

@@ -21,7 +21,7 @@ from sdlora.families.base import Family
 from sdlora.objective import Objective, loss_of
 from sdlora.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
 from sdlora.settings import TrainSettings
-from sdlora.training.guard import guarded_step
+from sdlora.training.guard import Guard
 
 HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which are not numbers
 
@@ -54,6 +54,7 @@ class Learner:
         groups = [(its.parameters, its.rate) for its in learning]
         self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
         self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
+        self.guard = Guard(self.optimizer)
         self.rate_factor = 1.0  # lowered when the training diverged
         half = family.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
@@ -107,7 +108,8 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
         set_rates(self.optimizer, self.rate_factor * rate_share(settings, step))
-        guarded_step(self.optimizer, (loss + norm).isfinite())
+        sound = (loss + norm).isfinite()
+        self.guard.step(sound)
         if self.scaler.is_enabled():
             self.scaler.update()
         limit_norms(self.family, settings)
@@ -115,7 +117,9 @@ class Learner:
         if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
             decay = min(settings.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+                apart = torch._foreach_sub(self.parameters, self.average)
+                torch._foreach_mul_(apart, (1 - decay) * sound)  # not at all where it was left out
+                torch._foreach_add_(self.average, apart)
         return norm
 
     @property
@@ -131,6 +135,7 @@ class Learner:
         if not (self.average or averages):
             yield
             return
+        self.guard.settle()
         optimizer: Any = self.optimizer
         learning = self._copies()
         if averages:
@@ -166,6 +171,7 @@ class Learner:
 
     def state(self) -> State:
         """A copy of all that the next step depends on; this waits for the device."""
+        self.guard.settle()
         tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"average.{i}": p for i, p in enumerate(self.average)}
         numbers: dict[str, Any] = {}
@@ -189,6 +195,7 @@ class Learner:
         self._stand([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
         for i, value in enumerate(self.average):
             value.copy_(state.tensors[f"average.{i}"])
+        self.guard.forget()
         self.optimizer.state.clear()
         for name, value in {**state.tensors, **state.facts["optimizer"]}.items():
             kind, place, *key = name.split(".", 2)
