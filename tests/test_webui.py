@@ -250,6 +250,10 @@ def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio)
     with working(studio):
         pass
     assert known_cost(studio, settings) == Cost(pytest.approx(0.02))
+    studio.start(MeasureSettings.of({**given.given(), "name": "m"}))
+    with working(studio):
+        pass
+    assert known_cost(studio, settings) == Cost(0.5, (1.25, 20.125)), "it was measured since"
     for other in ({"rank": 99}, {"optimizer": "lion"}, {"offload": True}):
         assert known_cost(studio, settings.model_copy(update=other)) is None
     assert "About 2 s for 100 steps." in markup.plan(

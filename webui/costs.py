@@ -30,23 +30,24 @@ class Cost:
 
 
 def known_cost(studio: Studio, settings: TrainSettings) -> Cost | None:
-    """By the last training like this one, its samples included, and the last measurement; None:
-    there was neither."""
+    """By the last training like this one, its samples included, or a measurement since; the memory
+    by the last measurement. None: there was neither."""
     trained = next((run for run in studio.trainings() if _told(studio, run, settings)), None)
-    found = [run for run in studio.latest("measure") if _told(studio, run, settings)]
-    measured = found[0].state.measured if found else None
-    if trained:
-        return Cost(trained.state.seconds / trained.state.total, _memory(measured))
-    return cost_of(measured) if measured else None
+    measured = next((r for r in studio.latest("measure") if _told(studio, r, settings)), None)
+    known = cost_of(measured.state.measured) if measured and measured.state.measured else None
+    if trained is None or (measured and begun(measured) > begun(trained)):
+        return known
+    return Cost(trained.state.seconds / trained.state.total, known.memory if known else None)
+
+
+def begun(run: Run) -> int:
+    """When a run was asked for, for comparing."""
+    return (run.folder / runs.SETTINGS_FILE).stat().st_mtime_ns
 
 
 def cost_of(measured: Measured) -> Cost:
     """What a measurement tells."""
-    return Cost(measured.training_s / measured.steps, _memory(measured))
-
-
-def _memory(measured: Measured | None) -> tuple[float, float] | None:
-    return (measured.peak_gib, measured.free_gib) if measured else None
+    return Cost(measured.training_s / measured.steps, (measured.peak_gib, measured.free_gib))
 
 
 def _told(studio: Studio, run: Run, settings: TrainSettings) -> bool:

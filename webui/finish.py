@@ -31,7 +31,6 @@ class Finish:
     def __init__(self, studio: Studio) -> None:
         self.studio, self.form = studio, Form(GridSettings)
         with gr.Column(visible=False, elem_id="finish", elem_classes="finish") as self.place:
-            html('<div class="legend">Which one is it?</div>')
             with gr.Row(elem_classes="row-fields"):
                 self.pairs = gr.Button("Before and after", size="sm", elem_id="before-after")
                 self.compare = gr.Button(
@@ -42,8 +41,8 @@ class Finish:
                 with gr.Row(elem_classes="row-fields"):
                     self.form.add("strengths", "seed", "steps", compact=True, min_width=90)
             self.errand = Errand(studio, "grid", partial(comparison, studio.media))
-            with gr.Row(elem_classes="row-fields take"):
-                self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
+            self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
+            with gr.Row(elem_classes="row-fields"):
                 self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
                 self.use = gr.Button("Use it in a prompt", size="sm", elem_id="use-step")
             self.said = html(elem_id="kept")
@@ -141,7 +140,7 @@ def comparison(media: Media, run: Run) -> str:
 
 def _pair(prompt: str, some: Sequence[SampleReady], media: Media) -> str:
     cells = "".join(f"<figure>{_picture(one, media)}</figure>" for one in some)
-    return f'<div class="pair pictures">{cells}</div><p class="hint">{esc(prompt)}</p>'
+    return f'<p>{esc(prompt)}</p><div class="pair pictures">{cells}</div>'
 
 
 def _table(

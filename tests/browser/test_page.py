@@ -208,6 +208,33 @@ def test_a_training_is_back_on_screen_at_once(browser: Browser, fake_site: str) 
         expect(card(page, "run-card", "stopped")).to_be_visible()
 
 
+def test_a_training_is_measured_then_compared_and_taken(browser: Browser, fake_site: str) -> None:
+    with tab(browser, fake_site) as page:
+        page.get_by_role("tab", name="Train").click()
+        page.get_by_role("button", name="Measure time and memory").click()
+        expect(page.locator("#measure-card .notice")).to_contain_text(
+            "1.2 GiB of 20.1 GiB free", timeout=PATIENT_MS
+        )
+        expect(page.locator("#summary")).to_contain_text(
+            "1.2 GiB of 20.1 GiB free", timeout=PATIENT_MS
+        )
+        start_training(page, "my neon", steps=100, sample_every=50)
+        page.get_by_role("button", name="Save now").click()
+        expect(card(page, "run-card", "done")).to_be_visible(timeout=PATIENT_MS)
+        page.get_by_role("button", name="Before and after").click()
+        expect(page.locator("#grid-card .pair img")).to_have_count(2, timeout=PATIENT_MS)
+        page.get_by_role("button", name="Compare checkpoints").click()
+        expect(page.locator("#grid-card .cells img")).to_have_count(2 * 4, timeout=PATIENT_MS)
+        page.locator("#grid-card .cells a").last.click()
+        expect(page.get_by_role("dialog")).to_contain_text("step 100, weight 1")
+        page.keyboard.press("Escape")
+        page.locator("#take-step input").click()
+        page.get_by_role("option").first.click()
+        page.get_by_role("button", name="Use it in a prompt").click()
+        tag = re.compile(r"^neon lighting, <lora:my neon-step-0000\d\d:0\.8>$")
+        expect(page.locator("#prompt textarea")).to_have_value(tag)
+
+
 def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, workspace: Path) -> None:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     halves = {"lora_down": np.zeros((2, 8), "f2"), "lora_up": np.zeros((8, 2), "f2")}

@@ -180,6 +180,9 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
     )  # fmt: skip
     tab.measured.wire()
+    tab.measured.card.change(
+        lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK
+    )
     tab.describing.wire()
     tab.measure.click(
         lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
