@@ -58,7 +58,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         "Checkpoints": ("save_every", "keep_checkpoints"),
         "Validation": (
             *("validate_every", "validation_share", "validation_data", "patience"),
-            "drift_prompts",
+            *("measure_drift", "drift_prompts"),
         ),
         "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
@@ -187,11 +187,16 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         le=1000,
         description="Validations without a new best that end the run; 0: all go on",
     )
+    measure_drift: bool = Field(
+        True,
+        description="Measure with every validation how far pictures of other things move from "
+        "what the base model makes of them",
+    )
     drift_prompts: tuple[str, ...] = Field(
         (),
         max_length=16,
-        description="Prompts that have nothing to do with the pictures: how far "
-        "their output moves from the base model's is measured with every validation",
+        description="Prompts of such other things; empty: three everyday ones, where pictures are "
+        "held out",
     )
     precision: Precision = Field("auto", description="Number format; auto fits the device")
     gradient_checkpointing: bool = Field(

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from sdlora.data.folder import grouped
 from sdlora.data.sources import Gathered, gather
+from sdlora.data.wording import WordLists
 from sdlora.device import pick_device, pick_dtype
 from sdlora.encode import encode_dataset
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
@@ -27,9 +28,10 @@ from sdlora.optim import try_optimizer
 from sdlora.requests import answered, asked
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
+from sdlora.training.held_out import Split, apart, besides, hold_out
 from sdlora.training.pictures import check_same, digest, fingerprints
 from sdlora.training.under_way import Training
-from sdlora.training.validation import Validation, hold_out, plainly
+from sdlora.training.validation import Validation, plainly, unrelated_prompts
 from sdlora.workspace import Workspace
 
 ResultT = TypeVar("ResultT")
@@ -110,25 +112,36 @@ def prepare(
     if begun:
         check_same(begun.facts["pictures"], prints)
     yield from compared(folder, digest(prints))
-    examples, held_out = hold_out(gathered.examples, settings.validation_share, settings.seed)
-    if settings.validation_data:
-        others = settings.model_copy(update={"data": settings.validation_data})
-        held_out = (yield from read_pictures(others, workspace)).examples
-    others_prints = fingerprints(held_out) if settings.validation_data else {}
+    split, lists = yield from divide(gathered, settings, workspace)
+    others_prints = fingerprints(split.held_out) if settings.validation_data else {}
+    yield from split.told
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
     if settings.zero_terminal_snr:
         family.begin_from_noise()  # its samples are made as they are learnt
-    kept = workspace.cache, gathered.lists
-    dataset = yield from encode_dataset(family, examples, settings, *kept)
+    kept = workspace.cache, lists
+    dataset = yield from encode_dataset(family, split.learnt, settings, *kept)
     measured = None
-    if held_out:
-        measured = yield from encode_dataset(family, held_out, plainly(settings), *kept)
+    if split.held_out:
+        measured = yield from encode_dataset(family, split.held_out, plainly(settings), *kept)
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
-    validation = Validation(family, settings, measured)
+    prompts = unrelated_prompts(settings, family.name, gathered.trigger, bool(split.held_out))
+    validation = Validation(family, settings, measured, prompts)
     learns = family, dataset, validation, prints, others_prints
     return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
+
+
+def divide(
+    gathered: Gathered, settings: TrainSettings, workspace: Workspace
+) -> Generator[Event, None, tuple[Split, WordLists]]:
+    """What is learnt and what is validated with; and the lists that captions of both are drawn
+    from."""
+    examples, lists = gathered.examples, gathered.lists
+    if not settings.validation_data:
+        return hold_out(examples, settings.validation_share, settings.seed), lists
+    others = yield from read_pictures(besides(settings, gathered.trigger), workspace)
+    return apart(examples, others.examples), {**others.lists, **lists}
 
 
 def read_pictures(

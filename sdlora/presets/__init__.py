@@ -3,7 +3,7 @@
 One TOML file per family beside this page, and `any.toml` for all. In a file, what stands first is
 for every training of that family; the tables `[quality]`, `[style]` and `[style.quality]` are for
 one effort, one goal, and both. The more particular wins, a family's file over `any.toml`, and what
-the user set over all of it.
+the user set over all of it. `[drift]` holds prompts that hardly any LoRA is about.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def preset(family: str, goal: Goal, effort: Effort = "balanced") -> dict[str, An
         for row in (rows, rows.get(effort, {}), by_goal, by_goal.get(effort, {})):
             values |= {key: value for key, value in row.items() if not isinstance(value, dict)}
     return {key: tuple(its) if isinstance(its, list) else its for key, its in values.items()}
+
+
+def unrelated(family: str) -> tuple[str, ...]:
+    """Prompts that hardly any LoRA for this family is about."""
+    said = table(family).get("drift") or table(ANY)["drift"]
+    return tuple(said["prompts"])
 
 
 def families() -> tuple[str, ...]:

@@ -15,18 +15,15 @@ Prints = Mapping[str, str]
 MOST_NAMED = 8
 
 
-def fingerprints(
-    examples: Sequence[Example], lists: WordLists | None = None, what: str = ""
-) -> dict[str, str]:
-    """One for each picture, and for each list of words that captions are drawn from. `what` tells
-    pictures of one purpose from those of another."""
+def fingerprints(examples: Sequence[Example], lists: WordLists | None = None) -> dict[str, str]:
+    """One for each picture, and for each list of words that captions are drawn from."""
     prints: dict[str, str] = {
         f"wildcards/{name}.txt": hashlib.sha256(json.dumps(lines).encode()).hexdigest()
         for name, lines in (lists or {}).items()
     }
     for example in examples:
         its = example.digest, example.repeats, example.regularisation, example.caption
-        name = f"{what}{example.image.parent.name}/{example.image.name}"
+        name = f"{example.image.parent.name}/{example.image.name}"
         while name in prints:
             name += "'"
         prints[name] = hashlib.sha256(json.dumps(its).encode()).hexdigest()

@@ -74,7 +74,7 @@ class Training:
         the largest batch fits into memory; what the base model makes of the pictures held out."""
         if self.family.device.type != "cpu":  # there nobody says that memory is short
             yield from self.rehearse()
-        self.validation.see_base()
+        yield from self.validation.see_base()
         if begun:
             self.restore(begun)
             yield from self.compare(begun)
@@ -82,7 +82,7 @@ class Training:
         sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
         yield from self.room.check(self.settings, self.step, *sizes)
         if self.step == 0 and self.validation.wanted:
-            yield self.validation.measure(0)
+            yield from self.validation.measure(0)
 
     def started(self) -> Started:
         """What a user wants to know before the first step."""
@@ -208,7 +208,7 @@ class Training:
         """Take the figures of the adapter as it is now."""
         yield Progress("validating")
         with self.learner.as_kept():
-            yield self.validation.measure(self.step)
+            yield from self.validation.measure(self.step)
         if alarm := self.validation.alarm():
             yield alarm
         if self.validation.patience_is_over:

@@ -6,37 +6,26 @@ what was learnt in between and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from sdlora.data.folder import Example
 from sdlora.device import generator_for
 from sdlora.encode import Dataset
-from sdlora.events import Validated, Warned
+from sdlora.events import Event, Validated, Warned
 from sdlora.families.base import Family
 from sdlora.objective import Draw, Objective, loss_of
+from sdlora.presets import unrelated
 from sdlora.settings import TrainSettings
-from sdlora.training.samples import draw_plainly
+from sdlora.training.samples import SAMPLE_FAILURES, draw_plainly
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all noise levels
 WORSE, OFTEN = 1.01, 2  # above the best by this factor, this many times in a row: it overfits
-
-
-def hold_out(
-    examples: Sequence[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(the pictures to learn from, those to validate with): `share` of those to be learnt, one at
-    least, chosen by the seed; both in their order. At least one picture is left to learn from."""
-    own = [index for index, example in enumerate(examples) if not example.regularisation]
-    count = min(max(1, round(share * len(own))), len(own) - 1) if share else 0
-    order = torch.randperm(len(own), generator=generator_for(seed, "held out")).tolist()
-    held = {own[place] for place in order[:count]}
-    chosen = [(index in held, example) for index, example in enumerate(examples)]
-    return [e for its, e in chosen if not its], [e for its, e in chosen if its]
+MOST_UNRELATED = 3  # prompts, of 8 steps each, when none were chosen
 
 
 def plainly(settings: TrainSettings) -> TrainSettings:
@@ -55,6 +44,7 @@ class Validation:
     family: Family
     settings: TrainSettings
     held_out: Dataset | None
+    prompts: tuple[str, ...] = ()  # that have nothing to do with the pictures
     figures: list[Validated] = field(default_factory=list)
     base_pictures: list[Image.Image] = field(default_factory=list)
     alarmed: bool = False
@@ -62,7 +52,7 @@ class Validation:
     @property
     def wanted(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(self.settings.validate_every and (self.held_out or self.settings.drift_prompts))
+        return bool(self.settings.validate_every and (self.held_out or self.prompts))
 
     @property
     def best(self) -> Validated | None:
@@ -75,10 +65,15 @@ class Validation:
         patience, best = self.settings.patience, self.best
         return bool(patience and best and len(self.figures) - self.figures.index(best) > patience)
 
-    def measure(self, step: int) -> Validated:
-        """The figures of the model as it stands, after `step`."""
-        loss = self.loss() if self.held_out else None
-        return self.note(Validated(step, loss, drift=self.drift()))
+    def measure(self, step: int) -> Iterator[Event]:
+        """The figures of the model as it stands, after `step`; that it drifts nowhere before the
+        first is known."""
+        loss, drift = self.loss() if self.held_out else None, None
+        try:
+            drift = self.drift() if step else 0.0 if self.prompts else None
+        except SAMPLE_FAILURES as error:
+            yield self._unmeasured(error)
+        yield self.note(Validated(step, loss, drift=drift))
 
     def note(self, figure: Validated) -> Validated:
         """Keep a figure; the same, knowing whether it is the best."""
@@ -98,30 +93,42 @@ class Validation:
         with _evaluating(family):
             for number in range(1, dataset.steps_per_round + 1):
                 batch = dataset.batch(number)
-                rng = generator_for(self.settings.seed, number, "validation")
-                eps = torch.randn(batch.latents.shape, generator=rng).to(family.device)
+                eps = torch.stack([self._noise(name, batch.latents[0]) for name in batch.names])
+                eps = eps.to(family.device)
                 batch = batch.to(family.device)
                 for level in levels:
                     t = torch.full((len(batch),), level, device=family.device)
                     sums.append(loss_of(family, batch, Draw(t, eps, eps), plain))
         return float(torch.cat(sums).mean())
 
+    def _noise(self, name: str, latents: torch.Tensor) -> torch.Tensor:
+        """(C,h,w), a picture's own, so that the figure does not hang on how many stand together."""
+        rng = generator_for(self.settings.seed, name, "validation")
+        return torch.randn(latents.shape, generator=rng)
+
     def drift(self) -> float | None:
         """The mean difference per pixel, 0 to 1, of pictures of unrelated prompts from those that
         the base model made with the same seeds; None when there are no such prompts."""
-        prompts = self.settings.drift_prompts
-        if not prompts:
+        if not self.prompts:
             return None
-        now = (draw_plainly(self.family, prompt, self.settings.seed) for prompt in prompts)
-        far = [difference(*pair) for pair in zip(now, self.base_pictures, strict=True)]
+        far = [difference(*pair) for pair in zip(self._drawn(), self.base_pictures, strict=True)]
         return sum(far) / len(far)
 
-    def see_base(self) -> None:
+    def see_base(self) -> Iterator[Event]:
         """Keep what the base model makes of the unrelated prompts; to be asked for while the
         adapter changes nothing yet."""
-        if self.settings.validate_every:
-            prompts, seed = self.settings.drift_prompts, self.settings.seed
-            self.base_pictures = [draw_plainly(self.family, prompt, seed) for prompt in prompts]
+        try:
+            self.base_pictures = [*self._drawn()] if self.settings.validate_every else []
+        except SAMPLE_FAILURES as error:
+            yield self._unmeasured(error)
+
+    def _drawn(self) -> Iterable[Image.Image]:
+        return (draw_plainly(self.family, text, self.settings.seed) for text in self.prompts)
+
+    def _unmeasured(self, error: Exception) -> Warned:
+        self.prompts = ()
+        said = f"how far unrelated pictures drift is not measured: {error}"
+        return Warned(said, "training goes on")
 
     def alarm(self) -> Warned | None:
         """Said once, when the pictures held out are told worse and worse than at the best."""
@@ -147,6 +154,22 @@ class Validation:
         """Go on from what `state` gave."""
         self.figures = [Validated(*row) for row in state["figures"]]
         self.alarmed = state["alarmed"]
+
+
+def unrelated_prompts(
+    settings: TrainSettings, family: str, trigger: str, validates: bool
+) -> tuple[str, ...]:
+    """What drift is measured on: the prompts that the settings name, else, in a training that
+    `validates`, those of the model family that do not say the trigger."""
+    if settings.drift_prompts or not validates or not settings.measure_drift:
+        return settings.drift_prompts if settings.measure_drift else ()
+    words = {word for word in _words(trigger) if len(word) > 2}
+    fitting = [text for text in unrelated(family) if not words & _words(text)]
+    return tuple(fitting[:MOST_UNRELATED])
+
+
+def _words(text: str) -> set[str]:
+    return {*re.findall(r"\w+", text.lower())}
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
