@@ -352,8 +352,12 @@ def test_a_device_that_is_lost_is_named_and_the_run_goes_on_later(runs: Interrup
 def test_other_pictures_to_validate_with_are_named_and_measured_anew(
     runs: Interrupted, tmp_path: Path
 ) -> None:
-    shutil.copytree(runs.pictures(((64, 64),)), tmp_path / "others")
-    said = {"validation_data": str(tmp_path / "others"), "validate_every": 1}
+    (tmp_path / "others").mkdir()
+    for number in range(3):
+        draw(random_scene(random.Random(100 + number))).save(tmp_path / "others" / f"{number}.png")
+    said = {
+        "validation_data": str(tmp_path / "others"), "validate_every": 1, "measure_drift": False,
+    }  # fmt: skip
     settings, whole, folder = runs.settings(**said), runs.folder(), runs.folder()
     runs.run(settings, whole)
     runs.run(settings, folder, until=3)
