@@ -230,11 +230,14 @@ class Proof:
                     return number, place.problems(self.expected)
             return kills, self.resumed(place)
 
-    def record(self) -> power.Record:
-        """What an undisturbed run does to its workspace, which is there before."""
+    def record(self, resumed: bool) -> power.Record:
+        """What a run does to its workspace, which is there before; or one that is `resumed`, when
+        its second checkpoint was written whole, and had no name yet."""
         place = self.place()
         Workspace.open(place.root)
-        with power.recorded(place.root) as record:
+        if resumed:
+            assert place.run(prepare=die_before_a_name) == -signal.SIGKILL
+        with power.recorded(place.root, unseen="jobs.db") as record:  # SQLite's own business
             assert place.in_this_process() == 0, "the recorded run failed"
         # this process lives on; the one that wrote this did not
         me, gone = (identity(os.getpid()) or "").encode(), b"1:gone"
@@ -268,6 +271,18 @@ def said_in(tree: power.Tree) -> RunState:
     """What a run had said when its folder was like this."""
     lines = next((text for name, text in tree.items() if name.endswith(runs.EVENTS_FILE)), b"")
     return fold(from_line(line) for line in (lines or b"").decode().splitlines() if line)
+
+
+def die_before_a_name() -> None:
+    """Have this process die where the second checkpoint would get its name."""
+    rename, count = Path.rename, itertools.count(1)
+
+    def renamed(path: Path, to: Path) -> Path:
+        if to.name.startswith("step-") and next(count) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, to)
+
+    Path.rename = renamed  # type: ignore[method-assign, assignment]
 
 
 def end_waiting() -> None:

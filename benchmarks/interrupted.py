@@ -91,23 +91,21 @@ def random_kills(proof: Proof, count: int) -> dict[str, object]:
 
 def power_losses(proof: Proof, most: int, resumed: int, every: int = 1) -> dict[str, Any]:
     """Look at `most` things that a disk may hold after a power loss at `every` so many moments one,
-    and resume some of them."""
-    record, rng = proof.record(), random.Random(0)
+    of a run and of one that was taken up again, and resume some of them."""
+    rng, moments, lost = random.Random(0), 0, Counter[str]()
     wrong: dict[str, list[str]] = {}
-    lost: Counter[str] = Counter()
-    found = list(trees(record, most, every))
-    chosen = set(rng.sample(range(len(found)), min(resumed, len(found))))
-    for number, (moment, what, tree) in enumerate(found):
-        lost[what] += 1
-        said = said_in(tree_after(record, moment, LOSSES["nothing"], rng))
-        if problems := proof.without_power(tree, said, number in chosen):
-            wrong[f"after {moment} of {len(record.deeds)}, lost: {what}, {number}"] = problems
-    counts = {
-        "moments": len(record.deeds) + 1 - record.begun,
-        "looked at": len(found),
-        "lost": dict(lost),
-    }
-    return {**counts, "resumed": len(chosen), "wrong": wrong}
+    for which in ("begun", "taken up again"):
+        record = proof.record(resumed=which != "begun")
+        found = list(trees(record, most // 2, every))
+        chosen = set(rng.sample(range(len(found)), min(resumed // 2, len(found))))
+        moments += len(record.deeds) + 1 - record.begun
+        for number, (moment, what, tree) in enumerate(found):
+            lost[what] += 1
+            said = said_in(tree_after(record, moment, LOSSES["nothing"], rng))
+            if problems := proof.without_power(tree, said, number in chosen):
+                wrong[f"{which}, after {moment}, lost: {what}, {number}"] = problems
+    counts = {"moments": moments, "looked at": lost.total(), "lost": dict(lost)}
+    return {**counts, "resumed": resumed, "wrong": wrong}
 
 
 def every_pair(root: Path) -> dict[str, object]:

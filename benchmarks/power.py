@@ -63,6 +63,7 @@ class Record:
     """What a program did to the folder `root`, as far as it can be told between its calls."""
 
     root: Path
+    unseen: str = "\0"  # names that begin so are not looked at
     deeds: list[Deed] = field(default_factory=list)
     begun: int = 0  # so many of them only say what was there before
     folders: set[int] = field(default_factory=lambda: {ROOT})
@@ -80,6 +81,8 @@ class Record:
     def _look_into(self, number: int, folder: Path, seen: dict[int, int]) -> None:
         now, files, folders = {}, [], []
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.startswith(self.unseen):
+                continue
             inode = entry.inode()
             its = self.known.get(inode)
             now[entry.name] = seen[inode] = next(self.numbers) if its is None else its
@@ -122,9 +125,10 @@ class Record:
 
 
 @contextmanager
-def recorded(root: Path) -> Iterator[Record]:
-    """The record of what this process does to the folder `root`; what is there before is sure."""
-    record = Record(root)
+def recorded(root: Path, unseen: str = "\0") -> Iterator[Record]:
+    """The record of what this process does to the folder `root`, but for names that begin with
+    `unseen`; what is there before is sure."""
+    record = Record(root, unseen)
     record.look()
     record.deeds += [Flushed(its) for its in (ROOT, *record.known.values())]
     record.begun = len(record.deeds)
