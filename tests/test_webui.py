@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdlora import requests, runs
-from sdlora.events import Measured
+from sdlora.events import Measured, RunState
 from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
 from sdlora.review import GridSettings
@@ -298,6 +298,8 @@ def test_what_does_not_fit_is_said_with_what_to_change(studio: Studio) -> None:
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
     runs.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
     assert "nearly" not in markup.measured(Run(folder, runs.read(folder)))
+    killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
+    assert "when the memory is full" in markup.measured(killed)
 
 
 def test_the_page_itself(studio: Studio) -> None:

@@ -19,8 +19,9 @@ from webui.studio import Studio
 MOST_SHOWN = 30
 
 
-def build(studio: Studio, pictures: Component) -> None:
-    """The fields and buttons, inside an open column; `pictures` is the choice of the set."""
+def build(studio: Studio, pictures: Component) -> list[Any]:
+    """The fields and buttons, inside an open column; `pictures` is the choice of the set. Returns
+    the events after which its captions may be others."""
     with gr.Accordion("Change captions", open=False, elem_id="change-captions"):
         form = Form(CaptionSettings)
         with gr.Row(elem_classes="row-fields"):
@@ -44,8 +45,11 @@ def build(studio: Studio, pictures: Component) -> None:
         except SdloraError as error:
             return {said: problem(str(error))}
 
-    for button, act in ((show, shown), (change, changed), (back, taken_back)):
+    _, *others = [
         button.click(lambda sent, act=act: asked(sent, act), inputs, [said], **QUICK)
+        for button, act in ((show, shown), (change, changed), (back, taken_back))
+    ]
+    return others
 
 
 Act = Callable[[Path, CaptionSettings], str]

@@ -70,16 +70,18 @@ class Describing:
         """What changes when this work does."""
         return [self.place, self.write, self.back, *self.errand.views]
 
-    def wire(self) -> None:
-        """What the buttons do."""
+    def wire(self) -> list[Any]:
+        """What the buttons do; returns the events after which captions may be others."""
         self.errand.wire(self.write, self.back)
         shown, views = self.errand.shown, [self.write, self.back, *self.errand.views]
         inputs = {self.pictures, *self.form.fields.values()}
         self.describe.click(
             lambda sent: self.errand.start(lambda: self._asked(sent)), inputs, views, **QUICK
         )
-        self.write.click(lambda key: self._act(key, written), [shown], views, **QUICK)
-        self.back.click(lambda key: self._act(key, taken_back), [shown], views, **QUICK)
+        return [
+            self.write.click(lambda key: self._act(key, written), [shown], views, **QUICK),
+            self.back.click(lambda key: self._act(key, taken_back), [shown], views, **QUICK),
+        ]
 
     def opened(self) -> Updates:
         """Updates for a page that opens: what goes on, or waits to be written."""

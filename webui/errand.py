@@ -61,7 +61,7 @@ class Errand:
             off = {self.card: "", self.cancel: gr.Button(visible=False)}
             return {**off, **self._following(None), **self.beside(None)}
         card = "" if run.state.status == "done" else markup.run_card(run, TITLES[self.kind])
-        words = "Cancelling …" if run.stopping else "Cancel"
+        words = "Cancel at once" if run.stopping else "Cancel"
         return {
             self.card: card + self.result(run),
             self.cancel: gr.Button(words, visible=run.live),

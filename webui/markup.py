@@ -321,7 +321,9 @@ def measured(run: Run) -> str:
     """What a measurement has come to; how to need less where it is tight."""
     told = run.state.measured
     if told is None:
-        return ""
+        killed = "signal 9" in run.state.error
+        said = "Systems end a process like that when the memory is full."
+        return notices([Warned(said, NEED_LESS)]) if killed else ""
     words = f"{taken(cost_of(told), told.steps)} Samples and the start come on top."
     said = f'<div class="notice good" role="status"><p>{esc(words)}</p></div>'
     if told.peak_gib < ROOMY * told.free_gib:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import (
     Browser,
     ConsoleMessage,
@@ -233,6 +234,30 @@ def test_a_training_is_measured_then_compared_and_taken(browser: Browser, fake_s
         page.get_by_role("button", name="Use it in a prompt").click()
         tag = re.compile(r"^neon lighting, <lora:my neon-step-0000\d\d:0\.8>$")
         expect(page.locator("#prompt textarea")).to_have_value(tag)
+
+
+def test_captions_that_change_are_looked_at_again(
+    browser: Browser, fake_site: str, workspace: Path
+) -> None:
+    mine = workspace / "datasets" / "mine"
+    mine.mkdir(parents=True)
+    Image.new("RGB", (32, 32), "teal").save(mine / "a.png")
+    (mine / "a.txt").write_text("a cat", encoding="utf-8")
+    with tab(browser, fake_site) as page:
+        page.get_by_role("tab", name="Train").click()
+        page.locator("#pictures-choice input").click()
+        page.get_by_role("option", name="mine").click()
+        trigger = page.locator("#trigger-word textarea, #trigger-word input")
+        expect(trigger).to_have_value("a cat")
+        page.locator("#lora-name textarea, #lora-name input").fill("my own name")
+        page.get_by_role("button", name="Change captions").click()
+        page.locator("#change-captions").get_by_label("Prefix").first.fill("zibo, ")
+        page.get_by_role("button", name="Change them").click()
+        expect(trigger).to_have_value("zibo")
+        page.get_by_role("button", name="Take back").first.click()
+        expect(trigger).to_have_value("a cat")
+        named = page.locator("#lora-name textarea, #lora-name input")
+        expect(named).to_have_value("my own name")
 
 
 def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, workspace: Path) -> None:

@@ -90,7 +90,7 @@ def build(studio: Studio) -> TrainTab:
             measured = Errand(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
-            captions.build(studio, pictures)
+            edits = captions.build(studio, pictures)
             describing = Describing(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
@@ -111,6 +111,7 @@ def build(studio: Studio) -> TrainTab:
         summary, notice, start, training,
     )  # fmt: skip
     _wire(studio, tab)
+    _wire_captions(studio, tab, edits)
     return tab
 
 
@@ -183,13 +184,25 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     tab.measured.card.change(
         lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK
     )
-    tab.describing.wire()
     tab.measure.click(
         lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
         inputs, tab.measured.views, **QUICK,
     )  # fmt: skip
     tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
     tab.training.wire(studio, follower)
+
+
+def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
+    """What the captions say is looked at again when they have changed."""
+    name = tab.form.fields["name"]
+    outputs = [tab.thumbs, tab.preflight, tab.form.fields["trigger_word"]]
+
+    def look_again(pictures: str | None) -> dict[Component, Any]:
+        found = suggest_names(studio, tab, pictures)
+        return {part: value for part, value in found.items() if part is not name}
+
+    for event in (*edits, *tab.describing.wire()):
+        event.then(look_again, [tab.pictures], outputs, **QUICK)
 
 
 def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
