@@ -67,10 +67,11 @@ def test_a_step_that_is_left_out_leaves_everything_as_it_was(optimizer: str, fir
         torch.testing.assert_close(ours, whole, rtol=0, atol=0)
 
 
-def test_the_average_does_not_move_in_a_step_that_is_left_out(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", [{"ema_decay": 0.5}, {"max_norm": 0.003}])
+def test_nothing_else_moves_in_a_step_that_is_left_out(
+    what: dict[str, float], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = {"steps": 9, "schedule": "constant", "ema_decay": 0.5, "caption_dropout": 0.0}
+    same = {"steps": 9, "schedule": "constant", "caption_dropout": 0.0, **what}
     before = numbers_of(learnt(run(**same, stop_at=3)))
     Breaks(monkeypatch, lambda call: call == 4)
     assert torch.equal(numbers_of(learnt(run(**same, stop_at=4))), before)

@@ -238,6 +238,11 @@ def test_a_dead_run_says_from_where_it_goes_on(workspace: Path) -> None:
     [
         (OSError(errno.ENOSPC, "no room", "x"), "the disk is full: x", "make room"),
         (
+            RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+            "the device failed: cuDNN error",
+            "goes on",
+        ),
+        (
             type("AcceleratorError", (RuntimeError,), {})("lost"),
             "the device failed: lost",
             "goes on",

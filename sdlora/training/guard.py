@@ -9,7 +9,6 @@ looks at it: by then the device has long answered.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ class _Counted:
     """What an optimizer remembers beside tensors on the device: of each parameter, the names of all
     that it has and what is no such tensor; of each group."""
 
-    names: dict[Tensor, set[str]]
+    names: dict[Tensor, tuple[str, ...]]
     plain: dict[Tensor, dict[str, Any]]
     groups: list[dict[str, Any]]
 
@@ -70,9 +69,8 @@ class Guard:
             kept = {name: value for name, value in state[parameter].items() if name in names}
             state[parameter] = kept | counted.plain[parameter]
         for group, values in zip(self.optimizer.param_groups, counted.groups, strict=True):
-            its = group["params"]
             group.clear()
-            group.update(values, params=its)
+            group.update(values)
 
     def forget(self) -> None:
         """The optimizer remembers something else now."""
@@ -91,14 +89,13 @@ def _moments(
 def _counted(optimizer: torch.optim.Optimizer) -> _Counted:
     names, plain = {}, {}
     for parameter, said in optimizer.state.items():
-        names[parameter] = set(said)
-        moments = _moments(optimizer, parameter)
-        plain[parameter] = {k: deepcopy(v) for k, v in said.items() if k not in moments}
-    groups = [
-        {name: deepcopy(value) for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    return _Counted(names, plain, groups)
+        names[parameter] = tuple(said)
+        plain[parameter] = {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in said.items()
+            if not (isinstance(value, Tensor) and value.device == parameter.device)
+        }
+    return _Counted(names, plain, [dict(group) for group in optimizer.param_groups])
 
 
 def _answer(flag: Tensor) -> Callable[[], bool]:

@@ -6,7 +6,7 @@ Nothing here waits for the device. All that a step depends on is the settings, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +112,12 @@ class Learner:
         self.guard.step(sound)
         if self.scaler.is_enabled():
             self.scaler.update()
-        limit_norms(self.family, settings)
+        if settings.max_norm:
+            before = self._copies()
+            limit_norms(self.family, settings)
+            self._stand(
+                torch.where(sound, *pair) for pair in zip(self.parameters, before, strict=True)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
             decay = min(settings.ema_decay, (1 + step) / (10 + step))
@@ -153,7 +158,7 @@ class Learner:
         return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def _stand(self, values: Sequence[Tensor]) -> None:
+    def _stand(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 
