@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import glob
 import re
 import shutil
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator
 from sdlora.checked import Settings
 from sdlora.errors import RunError
 from sdlora.events import RunState
-from sdlora.lora.header import read_head, shapes_in
+from sdlora.lora.header import body_hash, read_head, shapes_in
 from sdlora.settings import TrainSettings
 from sdlora.workspace import checked_name, free_path, publish
 
@@ -87,16 +86,18 @@ def chosen(files: Mapping[int, Path], step: int) -> Path:
 
 def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
     """Put the LoRA of a step where prompts find it, as NAME-step-000120, byte for byte; returns
-    that file. One that was kept before stays the only one; another of that name is never replaced.
-    RunError: there is none, or not any more; LoraFileError: it is damaged."""
+    that file. Where its numbers lie already, as the run's result or kept before, that is the one;
+    another of its name is never replaced. RunError: there is none, or not any more; LoraFileError:
+    it is damaged."""
     source = chosen(loras_by_step(folder, state), step)
     wish = loras / f"{_STEP.sub('', source.stem)}-step-{step:06}.safetensors"
+    before = [loras / Path(state.result).name] if state.result else []
+    before += sorted(loras.glob(f"{glob.escape(wish.stem)}*.safetensors"))
     try:
         shapes_in(read_head(source))
-        for path in sorted(loras.glob(f"{glob.escape(wish.stem)}*.safetensors")):
-            if filecmp.cmp(source, path, shallow=False):
-                return path
-        return publish(free_path(wish), lambda to: shutil.copyfile(source, to))
+        numbers = body_hash(source)
+        same = (path for path in before if path.is_file() and body_hash(path) == numbers)
+        return next(same, None) or publish(free_path(wish), lambda to: shutil.copyfile(source, to))
     except FileNotFoundError:
         raise RunError(
             f"the checkpoint of step {step} is gone; newer ones took its place"

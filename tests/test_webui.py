@@ -286,7 +286,11 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     (run,) = studio.latest("measure")
     settings = MeasureSettings.load(run.folder / runs.SETTINGS_FILE)
     assert settings.data.endswith("zibo") and not runs.run_folders(studio.workspace.runs)
+    assert browser.value("measure-card") == "", "it was of the choice before"
     browser.click("measure")
+    browser.click("measure")
+    waiting = [run.state.status for run in studio.latest("measure")]
+    assert waiting == ["queued", "stopped", "done"], "one at a time"
     browser.click("measure-cancel")
     assert "Stopped" in browser.value("measure-card") and not studio.queue.busy()
 

@@ -16,7 +16,7 @@ from sdlora.data.edit import Change, undo, write
 from sdlora.data.folder import list_captions
 from sdlora.errors import DataError, SdloraError
 from webui import markup
-from webui.captions import MOST_SHOWN, own_folder
+from webui.captions import own_folder
 from webui.errand import Errand
 from webui.follow import Updates
 from webui.form import Form
@@ -30,6 +30,7 @@ SAID_OF = {
     "qwen_vl": "Qwen-VL: an answer to a question",
     "wd14": "WD14: tags",
 }
+MOST_TOLD = 200
 USUAL = ("by", "every", "prefix")  # the fields that are seen at once
 HINT = (
     '<p class="hint">A model that is not here yet is downloaded once, from the Hugging Face hub. '
@@ -179,7 +180,7 @@ def told(studio: Studio, run: Run) -> str:
         (len(its.overtaken), "left out, for the picture has another caption by now"),
     )
     words = "; ".join(f"{count} {what}" for count, what in counts if count)
-    some = [*its.waiting, *its.written][:MOST_SHOWN]
+    some = [*its.waiting, *its.written][:MOST_TOLD]
     rows = "".join(_row(studio, its.pictures.get(one.path.with_suffix("")), one) for one in some)
     left = len(its.waiting) + len(its.written) - len(some)
     more = f'<p class="hint">And {left} more.</p>' if left else ""

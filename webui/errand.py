@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from sdlora import runs
 from sdlora.checked import Settings
-from sdlora.kinds import Kind
+from sdlora.kinds import KINDS, Kind
 from webui import markup
 from webui.follow import Follower, Updates
 from webui.parts import QUICK, html
@@ -53,7 +54,15 @@ class Errand:
 
     def start(self, settings: Callable[[], Settings]) -> Updates:
         """Put it into the queue; what is wrong with the settings is said in its place."""
-        return self._follower.start(settings)
+        return self._follower.start(lambda: self._instead(settings()))
+
+    def _instead(self, settings: Settings) -> Settings:
+        """These settings; what goes on of the same is ended, for the screen shows one."""
+        place = KINDS[self.kind].wish(settings, self.studio.workspace).parent
+        for run in self.studio.latest(self.kind):
+            if run.live and run.folder.parent == place:
+                runs.cancel(run.folder, self.studio.queue)
+        return settings
 
     def show(self, run: Run | None) -> Updates:
         """Updates that bring a run of this kind onto the screen; None: nothing."""

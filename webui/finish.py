@@ -44,7 +44,7 @@ class Finish:
             self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
             with gr.Row(elem_classes="row-fields"):
                 self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
-                self.use = gr.Button("Use it in a prompt", size="sm", elem_id="use-step")
+                self.use = gr.Button("Use this checkpoint", size="sm", elem_id="use-step")
             self.said = html(elem_id="kept")
 
     @property

@@ -231,7 +231,7 @@ def test_a_training_is_measured_then_compared_and_taken(browser: Browser, fake_s
         page.keyboard.press("Escape")
         page.locator("#take-step input").click()
         page.get_by_role("option").first.click()
-        page.get_by_role("button", name="Use it in a prompt").click()
+        page.get_by_role("button", name="Use this checkpoint").click()
         tag = re.compile(r"^neon lighting, <lora:my neon-step-0000\d\d:0\.8>$")
         expect(page.locator("#prompt textarea")).to_have_value(tag)
 

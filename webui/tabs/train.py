@@ -159,23 +159,32 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     )
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        return {**suggest_names(studio, tab, sent[tab.pictures]), **summed_up(studio, tab, sent)}
+        names = suggest_names(studio, tab, sent[tab.pictures])
+        return {**names, **summed_up(studio, tab, sent), **measured_still(studio, tab)}
 
     def preset_for(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         shown = suggest_values(studio, tab, sent)
-        return {**shown, **summed_up(studio, tab, {**sent, **shown})}
+        return {**shown, **summed_up(studio, tab, {**sent, **shown}), **measured_still(studio, tab)}
 
     def start(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         begun = follower.start(lambda: TrainSettings.of(values(studio, tab, sent)))
         return {tab.notice: "", **begun}
 
-    suggested, inputs = tab.suggested, tab.inputs
+    suggested, inputs = [*tab.suggested, *tab.measured.views], tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("goal", "effort", "model"):
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("steps", "batch_size"):
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
+    _wire_looks(studio, tab)
+    tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
+    tab.training.wire(studio, follower)
+
+
+def _wire_looks(studio: Studio, tab: TrainTab) -> None:
+    """What can be known of a training before it starts."""
+    inputs = tab.inputs
     tab.look.click(
         lambda sent: {tab.preflight: checked(studio, tab, sent)},
         inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
@@ -188,8 +197,11 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
         inputs, tab.measured.views, **QUICK,
     )  # fmt: skip
-    tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
-    tab.training.wire(studio, follower)
+
+
+def measured_still(studio: Studio, tab: TrainTab) -> dict[Component, Any]:
+    """What was measured was something else, now that the choice is another; unless it goes on."""
+    return tab.measured.show(studio.going_on("measure"))
 
 
 def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
