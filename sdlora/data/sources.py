@@ -156,9 +156,9 @@ def twins(examples: list[Example]) -> list[Problem]:
             problems.append(Problem(example.image, what, "leave one out, or mean it"))
     different = list(first.values())
     alike = near_duplicates([look_at(example.image).print for example in different])
-    for place, before in alike.items():
+    for place, (before, mirrored) in alike.items():
         example, other = different[place], different[before]
-        what = f"looks the same as {_beside(example, other)}"
+        what = f"looks the same as {_beside(example, other)}{', mirrored' if mirrored else ''}"
         problems.append(Problem(example.image, what, "leave one out, or mean it"))
     return problems
 

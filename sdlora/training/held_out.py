@@ -115,7 +115,8 @@ def _alike(examples: Sequence[Example]) -> list[tuple[int, ...]]:
     roots = [first.setdefault(e.digest or str(e.image), place) for place, e in enumerate(examples)]
     looks = {place: look_at(examples[place].image) for place in sorted(set(roots))}
     different = [place for place, look in looks.items() if look.digest]
-    for one, other in near_duplicates([looks[place].print for place in different]).items():
+    found = near_duplicates([looks[place].print for place in different])
+    for one, (other, _) in found.items():
         here, there = roots[different[one]], roots[different[other]]
         roots = [there if root == here else root for root in roots]
     groups: dict[int, list[int]] = {}
