@@ -40,7 +40,8 @@ CHANGES = (
     *("renameat2", "link", "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir"),
 )
 WAITS = 75  # how a training that waits for room on the disk ends here
-ERRORS = {"fsync": "EIO", "fdatasync": "EIO", "unlink": "EIO", "unlinkat": "EIO", "rmdir": "EIO"}
+ERRORS = ("ENOSPC", "EIO")
+NEEDS_NO_ROOM = ("fsync", "fdatasync", "unlink", "unlinkat", "rmdir")
 NAME, STEPS, EVERY = "zibo", 6, 2
 
 
@@ -201,10 +202,10 @@ class Proof:
             return [f"resuming failed with {code}: {_log(place)[-300:]}"]
         return place.problems(self.expected)
 
-    def failed(self, call: str, at: str) -> tuple[str, list[str]]:
+    def failed(self, call: str, at: str, error: str) -> tuple[str, list[str]]:
         """How a run fares when the `at`-th `call` fails, `3+`: from the third on; and what is wrong
         then, or after it was resumed on a disk that works again."""
-        error, onward = ERRORS.get(call, "ENOSPC"), at.endswith("+")
+        onward = at.endswith("+")
         with self.disturbed() as place:
             inject = f"{call}:error={error}:when={at}"
             code = place.run(inject=inject, prepare=end_waiting if onward else lambda: None)

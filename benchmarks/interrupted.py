@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.disturbed import Proof, said_in
+from benchmarks.disturbed import ERRORS, NEEDS_NO_ROOM, Proof, said_in
 from benchmarks.power import LOSSES, tree_after, trees
 from benchmarks.report import show
 
@@ -61,16 +61,17 @@ def every_kill(proof: Proof) -> dict[str, object]:
     return {"points": points, "kills": sum(points.values()), "wrong": wrong}
 
 
-def every_error(proof: Proof) -> dict[str, object]:
-    """Fail at each point, once and for good."""
+def every_error(proof: Proof, errors: Sequence[str]) -> dict[str, object]:
+    """Fail at each point, once and for good, in each way that it can."""
     outcomes: Counter[str] = Counter()
     wrong: dict[str, list[str]] = {}
     for call, count in proof.points().items():
-        for at, onward in itertools.product(range(1, count + 1), ("", "+")):
-            outcome, found = proof.failed(call, f"{at}{onward}")
+        ways = [error for error in errors if error == "EIO" or call not in NEEDS_NO_ROOM]
+        for error, at, onward in itertools.product(ways, range(1, count + 1), ("", "+")):
+            outcome, found = proof.failed(call, f"{at}{onward}", error)
             outcomes[outcome] += 1
             if found:
-                wrong[f"{call} {at}{onward}"] = [outcome, *found]
+                wrong[f"{call} {at}{onward} {error}"] = [outcome, *found]
     return {"errors": outcomes.total(), "outcomes": dict(outcomes), "wrong": wrong}
 
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200, help="runs killed at random moments")
     parser.add_argument("--states", type=int, default=2000, help="disks after a power loss")
     parser.add_argument("--resumed", type=int, default=60, help="of these resumed to the end")
+    parser.add_argument("--errors", nargs="+", default=ERRORS, choices=ERRORS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -137,7 +139,7 @@ def main() -> None:
         if "kills" in options.what:
             table["a kill at every call that changes the disk"] = every_kill(proof)
         if "errors" in options.what:
-            table["every such call failing"] = every_error(proof)
+            table["every such call failing"] = every_error(proof, options.errors)
         if "random" in options.what:
             table["kills at random moments"] = random_kills(proof, options.random)
         if "power" in options.what:
