@@ -30,12 +30,16 @@ from sdlora.starter.sets import SETS
 from sdlora.workspace import STARTER_MODEL
 
 USUAL = 0.8  # weight of the pictures that are measured
-EIGHT = {"rank": 8, "conv_rank": 8}  # of the LoRA that most is measured with
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 WEIGHTS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 GROUPS = ("attention", "feed_forward", "conv")
 OF_ATTENTION = 8  # the rank whose parameters the other groups are given too
 Row = dict[str, Any]
+
+
+def of_rank(rank: int) -> Row:
+    """An adapter of one rank everywhere, at scale 1."""
+    return {"rank": rank, "conv_rank": rank, "alpha": rank}
 
 
 def tag_of(state: RunState, weight: float = USUAL) -> str:
@@ -82,24 +86,23 @@ def figures(state: RunState) -> Row:
 
 
 def ranks(lab: Lab) -> Row:
-    """Ranks at one alpha, as most people raise them, and the highest with alpha raised as well;
-    one rank with three seeds says how much is chance."""
-    table = {}
-    for rank in RANKS:
-        state = lab.train(f"rank-{rank}", rank=rank, conv_rank=rank)
-        table[f"{rank}"] = style_row(lab, state)
+    """Alpha as high as the rank; one rank with three seeds says how much is chance. Then the lowest
+    with the alpha of a higher one, which makes its steps larger, and the other way round."""
+    runs = {f"{rank}": lab.train(f"rank-{rank}", **of_rank(rank)) for rank in RANKS}
     for seed in (1, 2):
-        state = lab.train(f"rank-8-seed-{seed}", **EIGHT, seed=seed)
-        table[f"8, seed {seed}"] = style_row(lab, state)
-    state = lab.train("rank-32-alpha-32", rank=32, conv_rank=32, alpha=32)
-    its = style_row(lab, state) if state.result else {"error": state.error}
-    table["32, alpha 32"] = {"said": [told.message for told in state.warnings], **its}
+        runs[f"8, seed {seed}"] = lab.train(f"rank-8-seed-{seed}", **of_rank(8), seed=seed)
+    for rank in (1, 64):
+        runs[f"{rank}, alpha 8"] = lab.train(f"rank-{rank}-alpha-8", **of_rank(rank) | {"alpha": 8})
+    table = {}
+    for name, state in runs.items():
+        its = style_row(lab, state) if state.result else {"error": state.error}
+        table[name] = {"said": [told.message for told in state.warnings], **its}
     return table
 
 
 def weights(lab: Lab) -> Row:
     """One LoRA at every weight."""
-    state = lab.train("rank-8", **EIGHT)
+    state = lab.train("rank-8", **of_rank(8))
     table = {}
     for weight in WEIGHTS:
         look, scenes = lab.styled(tag_of(state, weight))
@@ -110,7 +113,7 @@ def weights(lab: Lab) -> Row:
 
 def by_heart(lab: Lab) -> Row:
     """Too few pictures for too long: the curve, what is said of it, and what patience saves."""
-    few = {"data": str(lab.few()), "rank": 32, "conv_rank": 32, "steps": 400, "validate_every": 20}
+    few = {"data": str(lab.few()), "steps": 400, "validate_every": 20, **of_rank(16)}
     table = {}
     for name, changes in (("to the end", {}), ("patience 3", {"patience": 3})):
         state = lab.train(f"by-heart{'-patient' * bool(changes)}", **few, **changes)
@@ -124,7 +127,7 @@ def by_heart(lab: Lab) -> Row:
 
 def together(lab: Lab) -> Row:
     """Somebody in a style: what each LoRA does alone and beside the other."""
-    style = tag_of(lab.train("rank-8", **EIGHT))
+    style = tag_of(lab.train("rank-8", **of_rank(8)))
     somebody = tag_of(lab.train("somebody", SOMEBODY))
     table = {}
     scenes = scenes_for(SOMEBODY, SCENES, seed=11)
@@ -146,7 +149,7 @@ def text_encoder(lab: Lab) -> Row:
     rows = {"off": {}, "on": learns}
     return {
         word: {
-            STYLE: style_row(lab, lab.train(f"rank-8{'-text' * bool(its)}", **EIGHT, **its)),
+            STYLE: style_row(lab, lab.train(f"rank-8{'-text' * bool(its)}", **of_rank(8), **its)),
             SOMEBODY: somebody_row(
                 lab, lab.train(f"somebody{'-text' * bool(its)}", SOMEBODY, **its)
             ),
@@ -175,7 +178,7 @@ def layers(lab: Lab) -> Row:
     """Groups of layers at equal parameters and one scale."""
     table: dict[str, Row] = {STYLE: {}, SOMEBODY: {}}
     for group, (rank, parameters) in equal_ranks().items():
-        its = {"targets": (group,), "rank": rank, "conv_rank": rank, "alpha": rank}
+        its = {"targets": (group,), **of_rank(rank)}
         known = {"rank": rank, "parameters": parameters}
         style = style_row(lab, lab.train(f"style-{group}", **its))
         somebody = somebody_row(lab, lab.train(f"somebody-{group}", SOMEBODY, **its))

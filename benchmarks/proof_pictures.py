@@ -76,7 +76,7 @@ def _weights(place: Any, rows: Mapping[str, Any]) -> None:
 
 def _by_heart(place: Any, lab: Lab) -> None:
     state = runs.read(lab.workspace.runs / "by-heart")
-    enough = runs.read(lab.workspace.runs / "rank-32")
+    enough = runs.read(lab.workspace.runs / "rank-16")
     _line(place, averaged(state.losses), "training, 3 pictures", BLUE)
     _line(place, [(v.step, v.loss) for v in state.validations], "held out, 3 pictures", ORANGE)
     _line(place, [(v.step, v.loss) for v in enough.validations], "held out, 20 pictures", GREEN)
