@@ -18,7 +18,7 @@ from sdlora.training.learner import Learnt
 MOST_UNSOUND, WITHIN = 2, 200  # steps left out among the last ones; one more and it has diverged
 SHORTLY = 20  # steps
 SPAN = 20  # steps that losses are averaged over: one is mostly its noise level
-APART, DOUBTFUL = 2.0, 1.5  # times the loss that it began with
+DOUBTFUL = 1.5  # times the loss that it began with
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,20 @@ class Ledger:
         """Why it is not to go on like this; '' while it may."""
         if len([at for at in self.unsound if at > step - WITHIN]) > MOST_UNSOUND:
             return "again and again its loss is not a number"
-        if self._risen > APART:
-            return f"its loss is {self._risen:.1f} times what it was at the beginning"
         return ""
 
     def suspicious(self, step: int) -> bool:
-        """Whether a step was left out shortly before, or the loss is far above its beginning."""
-        return any(at > step - SHORTLY for at in self.unsound) or self._risen > DOUBTFUL
+        """Whether a step was left out shortly before."""
+        return any(at > step - SHORTLY for at in self.unsound)
 
-    @property
-    def _risen(self) -> float:
-        """The mean of the last losses, in means of the first."""
-        enough = len(self.late) == SPAN and any(self.first)
-        return fmean(self.late) / fmean(self.first) if enough else 0.0
+    def climbs(self) -> bool:
+        """Whether the last losses are above the first, so that a closer look is worth its time;
+        then not again before as many more."""
+        enough = len(self.late) == SPAN
+        risen = enough and fmean(self.late) > DOUBTFUL * fmean(self.first)
+        if risen:
+            self.late = []
+        return risen
 
     def go_back(self) -> None:
         """What was read after the step that it goes back to does not count."""

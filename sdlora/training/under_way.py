@@ -29,6 +29,7 @@ from sdlora.training.pictures import Prints, changes, digest
 from sdlora.training.published import publish_lora
 from sdlora.training.room import Room
 from sdlora.training.samples import draw_samples
+from sdlora.training.steady import Health
 from sdlora.training.validation import Validation
 from sdlora.workspace import Workspace
 
@@ -56,6 +57,7 @@ class Training:
         self.learner = Learner(family, self.dataset, settings)
         self.ledger = Ledger(half_bits=self.learner.scaler.is_enabled())
         self.pace = Pace(settings.steps, settings.sample_every)
+        self.health = Health(family, self.dataset, settings)
         self.room = Room(self.folder, self.workspace.cache)
         self.started_at = time.time()
         self.wishes: set[Request] = set()  # what somebody asked for before this step
@@ -78,6 +80,8 @@ class Training:
         if begun:
             self.restore(begun)
             yield from self.compare(begun)
+        else:
+            self.health.see_base()
         yield self.started()
         sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
         yield from self.room.check(self.settings, self.step, *sizes)
@@ -129,7 +133,7 @@ class Training:
     @property
     def reads(self) -> bool:
         """Whether the device is asked for its numbers after this step."""
-        due = self.samples_now or self.validates_now or self.is_due(self.settings.save_every)
+        due = self.samples_now or self.validates_now or self.saves_now
         return due or self.step in (1, self.settings.steps) or self.step % READ_EVERY == 0
 
     @property
@@ -158,7 +162,7 @@ class Training:
         """Tell of the steps that were left out; when it diverges, go back and go slower, which is
         true then, and when that was tried already, give up."""
         yield from reading.warnings()
-        why = self.ledger.diverged(self.step)
+        why = self.ledger.diverged(self.step) or self.unwell()
         if not why:
             return False
         if self.learner.rate_factor < 1:
@@ -176,6 +180,12 @@ class Training:
             "if that does not help either, the training ends",
         )
         return True
+
+    def unwell(self) -> str:
+        """What is wrong with what was learnt, where that is worth a look: when it is to be kept, or
+        the loss climbs; '' where nothing is."""
+        kept = self.saves_now or self.validates_now or self.step == self.settings.steps
+        return self.health.complaint() if self.ledger.climbs() or kept else ""
 
     def give_up(self, reading: Reading, why: str) -> DataError:
         """Keep what there is in the run's folder, and say why it ends."""
@@ -230,6 +240,7 @@ class Training:
             "validation_pictures": self.validation_prints,
             "ledger": self.ledger.state(),
             "validation": self.validation.state(),
+            "base_loss": self.health.base,
         }
         told = self.folder, self.step, name, self.lora(name), state, facts
         write = partial(checkpoints.write_checkpoint, *told)
@@ -260,6 +271,7 @@ class Training:
         self.learner.restore(state)
         self.ledger.restore(begun.facts["ledger"])
         self.validation.restore(begun.facts["validation"])
+        self.health.base = begun.facts.get("base_loss")  # older ones do not say
         self.step = self.looked_up = self.saved_step = begun.step
         self.good = begun.step, state
         self.pace.go_on(begun.step)
