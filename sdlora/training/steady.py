@@ -24,13 +24,14 @@ WORSE = 1.5  # times the base model's loss: what is learnt can only have made it
 
 @torch.no_grad()
 def steady_loss(
-    family: Family, batch: Batch, settings: TrainSettings, levels: Sequence[float], key: int
+    family: Family, batch: Batch, settings: TrainSettings, levels: Sequence[float]
 ) -> Tensor:
-    """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, under noise that
-    depends on the seed and `key` alone. In evaluation mode: without dropout."""
+    """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, without dropout.
+    A picture's noise is its own, so that the figure does not hang on how many stand together."""
     plain = Objective(Objective.of(settings, family.noise).noise)
-    rng = generator_for(settings.seed, key, "validation")
-    eps = torch.randn(batch.latents.shape, generator=rng).to(family.device)
+    dice = [generator_for(settings.seed, name, "validation") for name in batch.names]
+    shape = batch.latents.shape[1:]
+    eps = torch.stack([torch.randn(shape, generator=rng) for rng in dice]).to(family.device)
     batch = batch.to(family.device)
     losses = []
     with _evaluating(family):
@@ -80,4 +81,4 @@ class Health:
         low, high = self.settings.min_timestep / 1000, self.settings.max_timestep / 1000
         levels = [low + level * (high - low) for level in LEVELS]
         batch = self.dataset.batch(1)[:PICTURES]
-        return float(steady_loss(self.family, batch, self.settings, levels, 0).mean())
+        return float(steady_loss(self.family, batch, self.settings, levels).mean())

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from PIL import Image, ImageChops, ImageStat
 
-from sdlora.device import generator_for
 from sdlora.encode import Dataset
 from sdlora.events import Event, Validated, Warned
 from sdlora.families.base import Family
-from sdlora.objective import Draw, Objective, loss_of
 from sdlora.presets import unrelated
 from sdlora.settings import TrainSettings
 from sdlora.training.samples import SAMPLE_FAILURES, draw_plainly
+from sdlora.training.steady import steady_loss
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all noise levels
 WORSE, OFTEN = 1.01, 2  # above the best by this factor, this many times in a row: it overfits
@@ -82,29 +81,13 @@ class Validation:
         self.figures.append(replace(figure, best=best))
         return self.figures[-1]
 
-    @torch.no_grad()
     def loss(self) -> float:
-        """The mean squared error over held-out pictures and levels, all levels weighing the same.
-        In evaluation mode: without dropout."""
-        family, dataset, sums = self.family, self.held_out, []
+        """The mean squared error over pictures held out and LEVELS, which weigh the same."""
+        dataset, family, settings = self.held_out, self.family, self.settings
         assert dataset is not None
-        plain = Objective(Objective.of(self.settings, family.noise).noise)
-        levels = [round(level * family.noise.steps) for level in LEVELS]
-        with _evaluating(family):
-            for number in range(1, dataset.steps_per_round + 1):
-                batch = dataset.batch(number)
-                eps = torch.stack([self._noise(name, batch.latents[0]) for name in batch.names])
-                eps = eps.to(family.device)
-                batch = batch.to(family.device)
-                for level in levels:
-                    t = torch.full((len(batch),), level, device=family.device)
-                    sums.append(loss_of(family, batch, Draw(t, eps, eps), plain))
-        return float(torch.cat(sums).mean())
-
-    def _noise(self, name: str, latents: torch.Tensor) -> torch.Tensor:
-        """(C,h,w), a picture's own, so that the figure does not hang on how many stand together."""
-        rng = generator_for(self.settings.seed, name, "validation")
-        return torch.randn(latents.shape, generator=rng)
+        batches = map(dataset.batch, range(1, dataset.steps_per_round + 1))
+        some = [steady_loss(family, batch, settings, LEVELS) for batch in batches]
+        return float(torch.cat(some).mean())
 
     def drift(self) -> float | None:
         """The mean difference per pixel, 0 to 1, of pictures of unrelated prompts from those that
@@ -176,19 +159,3 @@ def difference(one: Image.Image, other: Image.Image) -> float:
     """The mean absolute difference of two pictures of one size, 0 to 1."""
     means = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).mean
     return sum(means) / len(means) / 255
-
-
-class _evaluating:
-    """The family's parts without dropout; then as they were."""
-
-    def __init__(self, family: Family) -> None:
-        self.parts = list(family.parts.values())
-
-    def __enter__(self) -> None:
-        self.were = [part.training for part in self.parts]
-        for part in self.parts:
-            part.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for part, was in zip(self.parts, self.were, strict=True):
-            part.train(was)
