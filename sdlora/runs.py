@@ -138,13 +138,19 @@ class Follower:
     def poll(self) -> RunState:
         """The state now. A process that died without a word is a failed run."""
         died = self._died()  # asked first: what it wrote before it died is read after
-        self.state = fold(self._news(), self.state)
+        self.news()
         if self.state.ended or not died:
             return self.state
         lost = f"the process ended without a word at step {self.state.step}"
         return fold([Failed(lost, how_to_go_on(self.state, self.folder))], self.state)
 
-    def _news(self) -> Iterator[Event]:
+    def news(self) -> list[Event]:
+        """What was said since the last look; the state knows it from here on."""
+        said = list(self._lines())
+        self.state = fold(said, self.state)
+        return said
+
+    def _lines(self) -> Iterator[Event]:
         path = self.folder / EVENTS_FILE
         if not path.exists():
             return

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora import kohya, runs, work
-from sdlora.errors import SdloraError, SettingsError
-from sdlora.events import RunState, Validated
+from sdlora.errors import RunError, SdloraError, SettingsError
+from sdlora.events import Event, RunState, Validated
 from sdlora.flags import add_flags, add_shared_flags, given
 from sdlora.jobs import Queue
 from sdlora.prompt.tags import written
 from sdlora.requests import REQUESTS
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
-from sdlora.terminal import OnInterrupt, clock
+from sdlora.terminal import OnInterrupt, Printer, clock, follow
 from sdlora.train_cli import DONE, FAILED, train_in
 from sdlora.workspace import Workspace, publish
 
@@ -89,6 +91,9 @@ def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
         picture = draw_curves(state, folder.name)
         path = publish(folder / "curves.png", lambda to: picture.save(to, format="png"))
         print(f"  curves: {path}")
+    for its in runs.run_folders(folder / "grids"):
+        if drawn := runs.read(its).result:
+            print(f"  comparison: {drawn}")
     if best := suggestion(folder, state):
         print(f"  take: {best.path}\n  because {best.reason}")
     return DONE
@@ -129,12 +134,29 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
 def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """Draw every checkpoint at every strength, as one picture."""
     settings = GridSettings.of({"run": folder.name, **given(options, GridSettings)})
-    its = runs.new_folder(settings, workspace)
-    with OnInterrupt(lambda: runs.stop(its)):
-        state = work.do("grid", its, workspace, options.json)
+    queue = Queue(workspace.database)
+    if queue.holder("worker"):  # it owns the device
+        its = runs.start(settings, workspace, queue)
+        print("the page's worker draws it, after what waits there already", file=sys.stderr)
+        with OnInterrupt(lambda: runs.cancel(its, queue)):
+            state = follow(watched(its, queue), Printer(options.json))
+    else:
+        its = runs.new_folder(settings, workspace)
+        with OnInterrupt(lambda: runs.stop(its)):
+            state = work.do("grid", its, workspace, options.json)
     if state.result and not options.json:
         print(state.result)
     return DONE if state.status == "done" else FAILED
+
+
+def watched(folder: Path, queue: Queue) -> Iterator[Event]:
+    """What the worker says of the work in `folder`, until it has ended. RunError: it is gone."""
+    follower = runs.Follower(folder)
+    while not follower.state.ended:
+        if not queue.holder("worker"):
+            raise RunError("the worker is gone that should have done this; ask for it again")
+        yield from follower.news()
+        time.sleep(0.1)
 
 
 def kept(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:

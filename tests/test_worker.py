@@ -15,6 +15,7 @@ import pytest
 from fakes import fake_worker
 from launch import ROOT
 from sdlora import runs
+from sdlora.cli import main
 from sdlora.events import Failed, RunState, Stopped
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, MeasureSettings, kind_of
@@ -256,6 +257,24 @@ def test_a_measurement_is_done_apart_and_can_be_stopped(space: Workspace, queue:
     assert (runs.read(slow).status, runs.read(slow).measured) == ("stopped", None)
     assert runs.read(fine).status == "done"
     assert not runs.run_folders(space.runs), "it is no training"
+
+
+def test_a_comparison_is_left_to_the_worker_that_owns_the_device(
+    space: Workspace, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(space, queue, steps=2, sample_every=0)
+    line = ["runs", "grid", "neon", "--workspace", str(space.root), "--prompts", "a house"]
+    with worker_process(space):
+        wait_until(lambda: runs.read(folder).ended)
+        assert main(line) == 0
+        wait_until(lambda: not queue.busy())
+    said = capsys.readouterr()
+    assert "the page's worker draws it" in said.err
+    (its,) = runs.run_folders(folder / "grids")
+    assert said.out.strip() == str(its / "grid.png")
+    assert [job.status for job in queue.latest("grid")] == ["done"]
+    assert main(["runs", "show", "neon", "--workspace", str(space.root)]) == 0
+    assert f"comparison: {its / 'grid.png'}" in capsys.readouterr().out
 
 
 def test_one_worker_per_workspace(space: Workspace, queue: Queue) -> None:
