@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sdlora.workspace
 from sdlora.errors import SettingsError
-from sdlora.workspace import Workspace, checked_name, free_path, publish, sweep
+from sdlora.workspace import Workspace, checked_name, free_path, make_folder, publish, sweep
 
 BAD_NAMES = [
     *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
@@ -110,3 +111,14 @@ def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> 
         file.touch()
     sweep(path)
     assert sorted(tmp_path.iterdir()) == sorted([*others, path])
+
+
+def test_a_new_folder_is_known_to_the_disk_with_those_that_it_lies_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(sdlora.workspace, "sync_folder", flushed.append)
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert flushed == [tmp_path, tmp_path / "a"], "where a name is new, once"

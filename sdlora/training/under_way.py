@@ -248,7 +248,7 @@ class Training:
             path = yield from self.room.written(write, self.learner.checkpoint_bytes, wait)
         except (OSError, SdloraError) as error:
             self.not_saved += 1
-            if self.not_saved == 1:  # those that follow say nothing new
+            if self.not_saved == 1 or wait:  # those between say nothing new
                 advice = "training goes on, and tries every checkpoint that is due"
                 yield Warned(f"no checkpoint of step {self.step}: {error}", advice)
             return
