@@ -87,8 +87,8 @@ def chosen(files: Mapping[int, Path], step: int) -> Path:
 def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
     """Put the LoRA of a step where prompts find it, as NAME-step-000120, byte for byte; returns
     that file. Where its numbers lie already, as the run's result or kept before, that is the one;
-    another of its name is never replaced. RunError: there is none, or not any more; LoraFileError:
-    it is damaged."""
+    another of its name is never replaced. RunError: there is none, or not any more, or the disk
+    does not take it; LoraFileError: it is damaged."""
     source = chosen(loras_by_step(folder, state), step)
     wish = loras / f"{_STEP.sub('', source.stem)}-step-{step:06}.safetensors"
     before = [loras / Path(state.result).name] if state.result else []
@@ -99,9 +99,10 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
         same = (path for path in before if path.is_file() and body_hash(path) == numbers)
         return next(same, None) or publish(free_path(wish), lambda to: shutil.copyfile(source, to))
     except FileNotFoundError:
-        raise RunError(
-            f"the checkpoint of step {step} is gone; newer ones took its place"
-        ) from None
+        said = f"the checkpoint of step {step} is gone; newer ones took its place"
+        raise RunError(said) from None
+    except OSError as error:
+        raise RunError(f"the LoRA of step {step} could not be copied: {error.strerror}") from None
 
 
 def suggestion(folder: Path, state: RunState) -> Suggestion | None:

@@ -147,6 +147,8 @@ def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
     )
     assert main([*line, "--step", "7"]) == 1
     assert "no LoRA of step 7; the run has those of 3, 4" in capsys.readouterr().err
+    with pytest.raises(RunError, match="of step 3 could not be copied"):
+        keep(folder, read(folder), 3, folder / "settings.json")
     checkpoint.write_bytes(b"half of it")
     with pytest.raises(LoraFileError):
         keep(folder, read(folder), 3, space.loras)

@@ -105,7 +105,7 @@ class Describing:
             if run is None:
                 raise DataError("those captions are not there any more; describe them again")
             act(self.studio, run)
-        except SdloraError as error:
+        except (SdloraError, OSError) as error:  # of a disk that is full, or read only
             return {self.errand.card: markup.problem(str(error))}
         return self.errand.show(run)
 
