@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-from PIL import Image
-
-from onnx_file import write_tagger
+import tiny_describers
+from awkward import scene
 from sdlora import runs, work
 from sdlora.checked import Settings
 from sdlora.data.describing import DescribeSettings
@@ -25,15 +23,6 @@ def done(settings: Settings, space: Workspace, stop: bool = False) -> runs.RunSt
     return state
 
 
-def tagger(folder: Path) -> Path:
-    """A tagger that knows three colours."""
-    folder.mkdir()
-    write_tagger(folder / "model.onnx", side=16)
-    rows = "tag_id,name,category,count\n1,blue,0,9\n2,green,0,9\n3,red,0,9\n"
-    (folder / "selected_tags.csv").write_text(rows)
-    return folder
-
-
 def test_a_training_is_measured_without_leaving_one(pictures: Path, space: Workspace) -> None:
     values = {"data": str(pictures), "name": "zibo", "model": str(tiny("sd1")), "rank": 2}
     state = done(MeasureSettings.of({**values, "steps": 20}), space)
@@ -44,29 +33,23 @@ def test_a_training_is_measured_without_leaving_one(pictures: Path, space: Works
     assert wrong.status == "failed" and "none" in wrong.error
 
 
-def described(pictures: Path, space: Workspace, model: Path, **more: Any) -> runs.RunState:
-    values = {"data": str(pictures), "by": "wd14", "model": str(model), "prefix": "zibo, "}
-    stop = more.pop("stop", False)
-    return done(DescribeSettings.of({**values, **more}), space, stop)
-
-
-def test_captions_are_told_and_written_only_when_that_was_asked(
-    tmp_path: Path, space: Workspace
-) -> None:
-    pytest.importorskip("onnxruntime")
-    model, folder = tagger(tmp_path / "tagger"), tmp_path / "set"
-    folder.mkdir()
-    Image.new("RGB", (32, 32), (250, 10, 20)).save(folder / "a.png")
-    Image.new("RGB", (32, 32), (20, 10, 240)).save(folder / "b.png")
-    (folder / "b.txt").write_text("by hand")
-    state = described(folder, space, model, every=True)
+def test_captions_are_told_and_not_written(tmp_path: Path, space: Workspace) -> None:
+    model, folder = tmp_path / "blip", tmp_path / "set"
+    for place in (model, folder):
+        place.mkdir()
+    tiny_describers.blip(model)
+    for name, number in ((0, 0), (1, 3)):  # of which it says something
+        scene(number).save(folder / f"{name}.png")
+    (folder / "1.txt").write_text("by hand")
+    values: dict[str, Any] = {"data": str(folder), "model": str(model), "prefix": "zibo, "}
+    values |= {"most_tokens": 6, "batch_size": 1}
+    state = done(DescribeSettings.of({**values, "every": True}), space)
     assert state.status == "done", state.error
-    told = {Path(one.path).name: (one.before, one.after, one.was_file) for one in state.captions}
-    assert told == {
-        "a.txt": ("", "zibo, red", False),
-        "b.txt": ("by hand", "zibo, blue", True),
-    }
-    assert not (folder / "a.txt").exists()
-    state = described(folder, space, model, batch_size=1, stop=True)
+    told = {Path(one.path).name: (one.before, one.was_file) for one in state.captions}
+    assert told == {"0.txt": ("", False), "1.txt": ("by hand", True)}
+    assert all(len(one.after) > len("zibo, ") for one in state.captions)
+    assert not (folder / "0.txt").exists() and (folder / "1.txt").read_text() == "by hand"
+    state = done(DescribeSettings.of(values), space, stop=True)
     assert state.status == "stopped" and not state.captions
-    assert described(folder, space, tmp_path / "no model").status == "failed"
+    state = done(DescribeSettings.of({**values, "model": str(folder)}), space)
+    assert state.status == "failed" and "config.json" in state.error
