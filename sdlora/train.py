@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.data.folder import grouped
+from sdlora.data.held_out import divide
 from sdlora.data.sources import Gathered, gather
-from sdlora.data.wording import WordLists
 from sdlora.device import pick_device, pick_dtype
 from sdlora.encode import encode_dataset
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
@@ -28,7 +28,6 @@ from sdlora.optim import try_optimizer
 from sdlora.requests import answered, asked
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
-from sdlora.training.held_out import Split, apart, besides, hold_out
 from sdlora.training.pictures import check_same, digest, fingerprints
 from sdlora.training.under_way import Training
 from sdlora.training.validation import Validation, plainly, unrelated_prompts
@@ -112,15 +111,15 @@ def prepare(
     if begun:
         check_same(begun.facts["pictures"], prints)
     yield from compared(folder, digest(prints))
-    split, lists = yield from divide(gathered, settings, workspace)
+    split = divide(gathered, settings, workspace)
+    yield from grouped(split.problems)
     others_prints = fingerprints(split.held_out) if settings.validation_data else {}
-    yield from split.told
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
     if settings.zero_terminal_snr:
         family.begin_from_noise()  # its samples are made as they are learnt
-    kept = workspace.cache, lists
+    kept = workspace.cache, split.lists
     dataset = yield from encode_dataset(family, split.learnt, settings, *kept)
     measured = None
     if split.held_out:
@@ -130,18 +129,6 @@ def prepare(
     validation = Validation(family, settings, measured, prompts)
     learns = family, dataset, validation, prints, others_prints
     return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
-
-
-def divide(
-    gathered: Gathered, settings: TrainSettings, workspace: Workspace
-) -> Generator[Event, None, tuple[Split, WordLists]]:
-    """What is learnt and what is validated with; and the lists that captions of both are drawn
-    from."""
-    examples, lists = gathered.examples, gathered.lists
-    if not settings.validation_data:
-        return hold_out(examples, settings.validation_share, settings.seed), lists
-    others = yield from read_pictures(besides(settings, gathered.trigger), workspace)
-    return apart(examples, others.examples), {**others.lists, **lists}
 
 
 def read_pictures(

@@ -10,11 +10,12 @@ import pytest
 
 from awkward import scene
 from sdlora.data.folder import Example, scan_folder
+from sdlora.data.held_out import Split, apart, hold_out
 from sdlora.events import Started, Validated, Warned
-from sdlora.training.held_out import Split, apart, hold_out
 from trainings import Run, only
 
 Make = Callable[..., list[Example]]
+HERE = Path("set")
 
 
 @pytest.fixture
@@ -41,41 +42,40 @@ def names(examples: list[Example]) -> set[str]:
 
 
 def told(split: Split) -> str:
-    return " | ".join(event.message for event in split.told)
+    return " | ".join(problem.what for problem in split.problems)
 
 
 def test_a_share_is_held_out_by_the_seed_and_never_all(make: Make) -> None:
     examples = make(20)
-    split = hold_out(examples, 0.1, seed=1)
+    split = hold_out(examples, 0.1, 1, HERE)
     learnt, held = split.learnt, split.held_out
     assert len(held) == 2 and len(learnt) == 18 and not names(held) & names(learnt)
     assert learnt == [e for e in examples if e in learnt], "their order is kept"
-    again = hold_out(examples, 0.1, seed=1)
+    again = hold_out(examples, 0.1, 1, HERE)
     assert (again.learnt, again.held_out) == (learnt, held)
-    assert hold_out(examples, 0.1, seed=2).held_out != held
-    assert hold_out(examples, 0.0, seed=1) == Split(examples)
-    assert not hold_out(examples, 0.2, seed=1).told
-    assert len(hold_out(examples[:2], 0.01, seed=1).learnt) == 1
-    alone = hold_out(examples[:1], 0.5, seed=1)
-    assert alone.learnt == examples[:1] and "of 1 pictures holds nothing out" in told(alone)
+    assert hold_out(examples, 0.1, 2, HERE).held_out != held
+    assert hold_out(examples, 0.0, 1, HERE) == Split(examples)
+    assert not hold_out(examples, 0.2, 1, HERE).problems
+    assert len(hold_out(examples[:2], 0.01, 1, HERE).learnt) == 1
+    alone = hold_out(examples[:1], 0.5, 1, HERE)
+    assert alone.learnt == examples[:1]
+    assert "holds out none of 1, at validation_share = 0.5" in told(alone)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_twins_and_near_duplicates_lie_on_one_side(share: float, make: Make) -> None:
     examples = make(12, copies=3, likes=3)
     for seed in range(30):
-        split = hold_out(examples, share, seed)
+        split = hold_out(examples, share, seed, HERE)
         held, learnt = names(split.held_out), names(split.learnt)
         assert len(held) + len(learnt) == 18 and 0 < len(held) <= round(share * 18)
         assert not {name[:2] for name in held} & {name[:2] for name in learnt}
-        assert "12 pictures are the same as others or look alike, such as 00-again.png" in told(
-            split
-        )
+        assert "has 12 pictures that are the same as others or look alike" in told(split)
 
 
 def test_repeats_move_together_and_count_once_where_they_are_measured(make: Make) -> None:
     examples = [replace(example, repeats=5) for example in make(6)]
-    split = hold_out(examples, 0.5, seed=0)
+    split = hold_out(examples, 0.5, 0, HERE)
     assert {e.repeats for e in split.held_out} == {1} and {e.repeats for e in split.learnt} == {5}
 
 
@@ -83,31 +83,31 @@ def test_what_looks_like_a_regularisation_picture_is_never_held_out(make: Make) 
     examples = make(4, copies=1, likes=1)
     kept = [replace(e, regularisation=e.image.stem in ("00-again", "01-like")) for e in examples]
     for seed in range(20):
-        split = hold_out(kept, 0.5, seed)
+        split = hold_out(kept, 0.5, seed, HERE)
         assert names(split.held_out) == {"02", "03"}, "of the others, half"
-        assert "of 4 pictures" in told(split) or len(split.held_out) == 2
+        assert "holds out 2 of 4 pictures" in told(split)
 
 
 def test_too_few_and_all_alike_is_said(make: Make) -> None:
-    assert "1 of 5 pictures is held out: a loss on so few says little" in told(
-        hold_out(make(5), 0.1, seed=0)
+    assert "holds out 1 of 5 pictures: a loss on so few says little" in told(
+        hold_out(make(5), 0.1, 0, HERE)
     )
     twins = make(1, copies=1, name="twins")
-    split = hold_out(twins, 0.5, seed=0)
+    split = hold_out(twins, 0.5, 0, HERE)
     assert not split.held_out and len(split.learnt) == 2
     assert "too few, or all alike" in told(split)
     pairs = make(2, copies=2, name="pairs")
-    assert len(hold_out(pairs, 0.1, seed=0).held_out) == 2, "the smallest group that there is"
+    assert len(hold_out(pairs, 0.1, 0, HERE).held_out) == 2, "the smallest group that there is"
 
 
 def test_a_folder_to_validate_with_is_freed_of_what_is_learnt(make: Make) -> None:
     learnt, others = make(4), make(9, likes=2, name="others")
-    split = apart(learnt, others)
+    split = apart(learnt, others, HERE)
     assert names(split.held_out) == {f"{number:02}" for number in range(4, 9)}
     assert split.learnt == learnt
-    assert "6 of 11 pictures to validate with are learnt as well" in told(split)
+    assert "has 6 of its 11 pictures among those that are learnt" in told(split)
     assert "00-like.jpg" in told(split)
-    assert not apart(learnt, split.held_out).told
+    assert not apart(learnt, split.held_out, HERE).problems
 
 
 def test_a_training_validates_with_that_folder_alone(run: Run, tmp_path: Path) -> None:
@@ -126,9 +126,8 @@ def test_a_training_validates_with_that_folder_alone(run: Run, tmp_path: Path) -
     shutil.copytree(run.pictures, tmp_path / "others", dirs_exist_ok=True)
     events = run(**asked)
     assert only(Started, events).details["held out"] == "4 of 64 x 64 pixels"
-    assert any(
-        "6 of 10 pictures to validate with" in e.message for e in events if isinstance(e, Warned)
-    )
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert any("others has 6 of its 10 pictures among those" in said for said in warned)
 
 
 def test_a_figure_does_not_hang_on_how_many_stand_together(run: Run) -> None:

@@ -18,7 +18,7 @@ from sdlora.errors import DataError
 from sdlora.events import Done, Event, Started, Warned
 from sdlora.families import open_family
 from sdlora.settings import TrainSettings
-from sdlora.train import read_pictures, train
+from sdlora.train import prepare, read_pictures, train
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -190,6 +190,27 @@ def test_lists_of_words_are_drawn_from_and_missing_ones_are_named(
     assert asked_not.rows[0].drawn == ("zibo, a __pet__",)
     assert words(asked_not).keys() == {"0.png", "1.png"}
     assert all("learnt as they stand" in said for said in words(asked_not).values())
+
+
+def test_what_is_held_out_is_marked_and_is_what_the_training_holds_out(
+    tmp_path: Path, pictures: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space, asked = Workspace.open(workspace), {"validation_share": 0.4, "steps": 1, "batch_size": 1}
+    found = checked(workspace, pictures, **asked)
+    assert [row.held_out for row in found.rows].count(True) == 2 and len(found.learnt) == 4
+    assert found.steps_per_round == sum(found.buckets.values()) == 4
+    assert "holds out 2 of 6 pictures" in found.general[-1].what
+    held = {row.example.image.name for row in found.rows if row.held_out}
+    seen: set[str] = set()
+    chosen = settings(pictures, **asked, sample_every=0, measure_drift=False)
+    job = prepare(chosen, space, tmp_path / "run")
+    training = finished(job)[1]
+    seen.update(item.example.image.name for item in training.validation.held_out.items)
+    assert seen == held
+    line = ["dataset", "check", str(pictures), "--validation-share", "0.4"]
+    assert main([*line, "--model", str(tiny("sd1")), "--workspace", str(workspace)]) == 0
+    said = capsys.readouterr().out
+    assert said.count(", held out") == 2 and "! pictures holds out 2 of 6 pictures" in said
 
 
 def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Path) -> None:

@@ -51,6 +51,7 @@ def _card(row: Row, media: Media) -> str:
     facts += [row.length] if row.length else []
     facts += [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
     facts += ["regularisation"] if row.example.regularisation else []
+    facts += ["held out"] if row.held_out else []
     facts += ["masked"] if row.example.mask else []
     wrong = "".join(f"<em>{esc(problem.what)}</em>" for problem in problems)
     return (

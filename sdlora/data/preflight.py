@@ -14,6 +14,7 @@ from typing import Any
 
 from sdlora.data.buckets import Bucket, Cut, assign_buckets, cut_of
 from sdlora.data.folder import Example, Problem
+from sdlora.data.held_out import divide
 from sdlora.data.sources import gather
 from sdlora.data.wording import Wording, WordLists
 from sdlora.errors import ModelError
@@ -42,6 +43,7 @@ class Row:
     tokens: int | None
     chunks: int  # of at most 75 tokens, one beside the other, in which the caption is read
     problems: tuple[Problem, ...]
+    held_out: bool = False  # to be validated with, and not learnt
 
     @property
     def length(self) -> str:
@@ -61,6 +63,7 @@ class Row:
             "chunks": self.chunks,
             "repeats": its.repeats, "regularisation": its.regularisation,
             "mask": str(its.mask) if its.mask else None, "sha256": its.digest,
+            "held_out": self.held_out,
             "problems": [_as_json(problem) for problem in self.problems],
         }  # fmt: skip
 
@@ -81,13 +84,18 @@ class Preflight:
     @cached_property
     def buckets(self) -> dict[Bucket, int]:
         """How many pictures are trained at which size, repeats not counted."""
-        return dict(sorted(Counter(row.bucket for row in self.rows).items()))
+        return dict(sorted(Counter(row.bucket for row in self.learnt).items()))
+
+    @property
+    def learnt(self) -> list[Row]:
+        """The rows that are not held out."""
+        return [row for row in self.rows if not row.held_out]
 
     @property
     def steps_per_round(self) -> int:
         """Optimizer steps in which every picture is seen once per repeat."""
         sizes: Counter[Bucket] = Counter()
-        for row in self.rows:
+        for row in self.learnt:
             sizes[row.bucket] += row.example.repeats
         size = self.settings.batch_size * self.settings.gradient_accumulation
         return sum(-(-count // size) for count in sizes.values())
@@ -100,7 +108,7 @@ class Preflight:
     @property
     def tags(self) -> dict[str, int]:
         """How many captions have which tag, the most frequent first."""
-        return count_tags(row.caption for row in self.rows if not row.example.regularisation)
+        return count_tags(row.caption for row in self.learnt if not row.example.regularisation)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -128,6 +136,8 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
     assigned, resized = assign_buckets(gathered.examples, resolution, settings.upscale)
     buckets = {id(example): bucket for bucket, some in assigned.items() for example in some}
     problems = _by_picture(gathered.examples, [*gathered.problems, *resized])
+    split = divide(gathered, settings, workspace)
+    learnt = {id(example) for example in split.learnt}
     wording = Wording(settings, gathered.lists)
     rows = []
     for example in gathered.examples:
@@ -136,8 +146,10 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
         drawn = wording.variants(example.caption, example.digest, own)
         wrong = problems.pop(example.image, [])
         cut, other = cut_of(example.size, bucket), tuple(dict.fromkeys(drawn))
-        rows.append(Row(example, bucket, cut, caption, other, *model.count(caption), tuple(wrong)))
+        said = caption, other, *model.count(caption), tuple(wrong)
+        rows.append(Row(example, bucket, cut, *said, held_out=id(example) not in learnt))
     general = [*model.problems, *_about_trigger(gathered.trigger, model, Path(settings.data))]
+    general += split.problems
     others = tuple(problem for some in problems.values() for problem in some)
     found = gathered.trigger, resolution, gathered.lists
     return Preflight(settings, tuple(rows), others, tuple(general), *found)

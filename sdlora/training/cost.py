@@ -68,13 +68,13 @@ def largest_step(found: Preflight) -> tuple[list[Example], float]:
     the average."""
     size = found.settings.batch_size * found.settings.gradient_accumulation
     counts = {
-        bucket: sum(row.example.repeats for row in found.rows if row.bucket == bucket)
+        bucket: sum(row.example.repeats for row in found.learnt if row.bucket == bucket)
         for bucket in found.buckets
     }
     pixels = {b: b.width * b.height * min(size, count) for b, count in counts.items()}
     bucket = max(pixels, key=pixels.__getitem__)
     mean = sum(b.width * b.height * count for b, count in counts.items()) / found.steps_per_round
-    some = [row.example for row in found.rows if row.bucket == bucket]
+    some = [row.example for row in found.learnt if row.bucket == bucket]
     while len(some) < min(size, counts[bucket]):
         some += some  # those that repeat
     return some[:size], mean / pixels[bucket]

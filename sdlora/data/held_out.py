@@ -1,5 +1,4 @@
-"""Which pictures a training is validated with: none that it learns from, or that
-looks like one of them.
+"""Which pictures a training is validated with: none that it learns from, nor one that looks alike.
 
 What is one file, or looks alike, stays together on one side, or a loss that falls would only say
 that the pictures were seen.
@@ -9,30 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import torch
-
-from sdlora.data.folder import Example
+from sdlora.data.folder import Example, Problem
 from sdlora.data.likeness import near_duplicates
 from sdlora.data.looks import look_at
-from sdlora.device import generator_for
-from sdlora.events import Warned
+from sdlora.data.sources import Gathered, gather
+from sdlora.data.views import dice
+from sdlora.data.wording import WordLists
 from sdlora.settings import TrainSettings
+from sdlora.workspace import Workspace
 
 FEW = 3  # pictures on which a loss says little
 
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures to learn from and those to validate with, each once, both in their order; and
-    what is to be said of it."""
+    """The pictures to learn from and those to validate with, each of these once, both in their
+    order; the lists that their captions are drawn from; and what is to be said of it."""
 
     learnt: list[Example]
     held_out: list[Example] = field(default_factory=list)
-    told: list[Warned] = field(default_factory=list)
+    lists: WordLists = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> Split:
+def divide(gathered: Gathered, settings: TrainSettings, workspace: Workspace) -> Split:
+    """Hold out a share of what was gathered, or validate with a folder of its own, which is called
+    as the others are. DataError: there is no such folder, or nothing in it can be used."""
+    examples, lists = gathered.examples, gathered.lists
+    if not settings.validation_data:
+        split = hold_out(examples, settings.validation_share, settings.seed, Path(settings.data))
+        return replace(split, lists=lists)
+    alone = {"data": settings.validation_data, "more_data": (), "regularisation": ()}
+    alone["trigger_word"] = gathered.trigger
+    others = gather(settings.model_copy(update=alone), workspace)
+    split = apart(examples, others.examples, Path(settings.validation_data))
+    problems = [*others.problems, *split.problems]
+    return replace(split, lists={**others.lists, **lists}, problems=problems)
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int, source: Path) -> Split:
     """Hold out `share` of the pictures to be learnt, one at least, chosen by the seed. What looks
     like a regularisation picture is learnt, and so is at least one picture."""
     if not share:
@@ -40,15 +56,18 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> Split:
     own = [place for place, example in enumerate(examples) if not example.regularisation]
     groups = dict(enumerate(_alike(examples)))
     learnt_anyhow = {p for its in groups.values() if any(q not in own for q in its) for p in its}
-    free = {place: groups[place] for place in own if place not in learnt_anyhow}
-    order = torch.randperm(len(own), generator=generator_for(seed, "held out")).tolist()
+    order = [place for place in own if place not in learnt_anyhow]
+    dice(seed, "held out").shuffle(order)
     wanted = min(max(1, round(share * len(own))), len(own) - 1)
-    held = _filled(wanted, [free[own[turn]] for turn in order if own[turn] in free], len(own))
+    held = _filled(wanted, [groups[place] for place in order], len(own))
     alike = [groups[place] for place in own if groups[place][0] == place and len(groups[place]) > 1]
-    learnt = [example for place, example in enumerate(examples) if place not in held]
-    held_out = [replace(examples[place], repeats=1) for place in sorted(held)]
     named = [[examples[place].image.name for place in group] for group in alike]
-    return Split(learnt, held_out, [*_about(len(held), len(own), share, named)])
+    said = _about(len(held), len(own), share, named)
+    return Split(
+        [example for place, example in enumerate(examples) if place not in held],
+        [replace(examples[place], repeats=1) for place in sorted(held)],
+        problems=[Problem(source, what, advice) for what, advice in said],
+    )
 
 
 def _filled(wanted: int, groups: Sequence[Sequence[int]], count: int) -> set[int]:
@@ -62,50 +81,43 @@ def _filled(wanted: int, groups: Sequence[Sequence[int]], count: int) -> set[int
     return held or {*min(small, key=len, default=())} if wanted else set()
 
 
-def _about(held: int, count: int, share: float, alike: Sequence[Sequence[str]]) -> Iterable[Warned]:
+def _about(
+    held: int, count: int, share: float, alike: Sequence[Sequence[str]]
+) -> Iterable[tuple[str, str]]:
+    """(what, advice) of a split."""
     if alike:
-        yield Warned(
-            f"{sum(map(len, alike))} pictures are the same as others or look alike, such as "
-            f"{', '.join(alike[0][:3])}: they are held out together or learnt together",
+        yield (
+            f"has {sum(map(len, alike))} pictures that are the same as others or look alike, such "
+            f"as {', '.join(alike[0][:3])}: they are held out together or learnt together",
             "leave out what is there twice",
         )
     if not held:
-        yield Warned(
-            f"validation_share = {share:g} of {count} pictures holds nothing out: they are too "
-            "few, or all alike",
+        yield (
+            f"holds out none of {count}, at validation_share = {share:g}: they are too few, or all "
+            "alike",
             "give further ones with validation_data, or set validation_share to 0",
         )
     elif held < FEW:
-        yield Warned(
-            f"{held} of {count} pictures {'is' if held == 1 else 'are'} held out: a loss on so few "
-            "says little",
+        yield (
+            f"holds out {held} of {count} pictures: a loss on so few says little",
             "more pictures, or a folder of some with validation_data, say more",
         )
 
 
-def besides(settings: TrainSettings, trigger: str) -> TrainSettings:
-    """The settings with which the folder `validation_data` is read: it alone, called as the others
-    are."""
-    alone = {"data": settings.validation_data, "more_data": (), "regularisation": ()}
-    return settings.model_copy(update={**alone, "trigger_word": trigger})
-
-
-def apart(learnt: Sequence[Example], others: Sequence[Example]) -> Split:
+def apart(learnt: Sequence[Example], others: Sequence[Example], source: Path) -> Split:
     """Validate with others, but not with those that are learnt as well."""
     groups = _alike([*learnt, *others])
     first = len(learnt)
     seen = [any(place < first for place in group) for group in groups[first:]]
-    known = [example.image.name for example, its in zip(others, seen, strict=True) if its]
-    told = []
-    if known:
-        names = ", ".join(known[:3]) + (" ..." if len(known) > 3 else "")
-        told.append(Warned(
-            f"{len(known)} of {len(others)} pictures to validate with are learnt as well, or look "
-            f"the same as one that is ({names}): they are left out",
-            "validate with pictures that are not learnt",
-        ))  # fmt: skip
     held = [replace(e, repeats=1) for e, its in zip(others, seen, strict=True) if not its]
-    return Split(list(learnt), held, told)
+    known = [example.image.name for example, its in zip(others, seen, strict=True) if its]
+    what = (
+        f"has {len(known)} of its {len(others)} pictures among those that are learnt, or they look "
+        f"the same ({', '.join(known[:3])}{' ...' if len(known) > 3 else ''}): nothing is "
+        "validated with them"
+    )
+    problem = Problem(source, what, "validate with pictures that are not learnt")
+    return Split(list(learnt), held, problems=[problem] if known else [])
 
 
 def _alike(examples: Sequence[Example]) -> list[tuple[int, ...]]:
