@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.judge import Judge
 from benchmarks.strength import picture, words
@@ -18,13 +19,14 @@ from sdlora.events import RunState, fold
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
 from sdlora.starter.draw import Scene
-from sdlora.starter.measure import StyleAxis, scenes_for
+from sdlora.starter.measure import StyleAxis, scenes_for, style_statistics
 from sdlora.starter.sets import SETS
 from sdlora.train import train
 from sdlora.worker import open_engine
 from sdlora.workspace import STARTER_MODEL, TRAINING_DATA, Workspace
 
 STYLE, SOMEBODY = "neon_lighting", "zibo"
+USUAL = 0.8  # weight of the pictures that are measured
 SCENES, HELD_OUT, FEW = 24, 12, 3
 UNRELATED = (
     "a red ball, meadow background",
@@ -110,7 +112,16 @@ class Lab:
             images, round(self.axis.score(images).mean().item(), 3), self.judge.answers(images)
         )
 
+    def statistics(self, images: Sequence[Image.Image]) -> Tensor:
+        """(F,) what is in the pictures when one forgets where things are, on the axis's scale."""
+        return style_statistics(self.axis.vae, images).mean(0) / self.axis.spread
+
     def styled(self, tag: str = "", count: int = SCENES) -> tuple[Look, list[Scene]]:
         """Scenes in the style's words, with a tag or without."""
         scenes = scenes_for(STYLE, count, seed=11)
         return self.look(f"{SETS[STYLE].trigger}, {words(s)} {tag}".strip() for s in scenes), scenes
+
+
+def tag_of(state: RunState, weight: float = USUAL) -> str:
+    """What a prompt names the run's LoRA by."""
+    return f"<lora:{Path(state.result).stem}:{weight:g}>"

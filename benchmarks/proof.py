@@ -17,19 +17,17 @@ from typing import Any
 import torch
 
 from benchmarks.judge import trained_judge
-from benchmarks.lab import SCENES, SOMEBODY, STYLE, Lab
-from benchmarks.proof_pictures import draw
+from benchmarks.lab import SCENES, SOMEBODY, STYLE, Lab, tag_of
+from benchmarks.proof_pictures import called, draw, pair_of
 from benchmarks.report import show
-from benchmarks.strength import words
+from benchmarks.strength import stays, words
 from sdlora.adapters import attach, detach, trainable_report
 from sdlora.events import RunState
 from sdlora.families import open_family
 from sdlora.settings import TrainSettings
 from sdlora.starter.measure import scenes_for
-from sdlora.starter.sets import SETS
 from sdlora.workspace import STARTER_MODEL
 
-USUAL = 0.8  # weight of the pictures that are measured
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 WEIGHTS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 GROUPS = ("attention", "feed_forward", "conv")
@@ -40,11 +38,6 @@ Row = dict[str, Any]
 def of_rank(rank: int) -> Row:
     """An adapter of one rank everywhere, at scale 1."""
     return {"rank": rank, "conv_rank": rank, "alpha": rank}
-
-
-def tag_of(state: RunState, weight: float = USUAL) -> str:
-    """What a prompt names the run's LoRA by."""
-    return f"<lora:{Path(state.result).stem}:{weight:g}>"
 
 
 def style_row(lab: Lab, state: RunState) -> Row:
@@ -126,20 +119,17 @@ def by_heart(lab: Lab) -> Row:
 
 
 def together(lab: Lab) -> Row:
-    """Somebody in a style: what each LoRA does alone and beside the other."""
-    style = tag_of(lab.train("rank-8", **of_rank(8)))
-    somebody = tag_of(lab.train("somebody", SOMEBODY))
-    table = {}
+    """Somebody in a style: what each LoRA does alone, how much of that is left beside the other,
+    and in how many pictures somebody is seen by a judge that knows the style."""
     scenes = scenes_for(SOMEBODY, SCENES, seed=11)
-    for name, tags in (
-        ("neither", ""), ("the style", style), ("somebody", somebody), ("both", style + somebody),
-    ):  # fmt: skip
-        prompts = (
-            f"{SETS[STYLE].trigger}, {SOMEBODY}, {scene.background} background {tags}".strip()
-            for scene in scenes
-        )
+    looks, table = {}, {}
+    for name, tags in pair_of(lab).items():
+        prompts = (f"{called(scene.background)} {tags}".strip() for scene in scenes)
         look = lab.look(prompts)
+        looks[name] = lab.statistics(look.images)
         table[name] = {"style": look.style, "seen": look.share("thing", [SOMEBODY] * SCENES)}
+    table["both"]["stays of the style"] = stays(looks, "the style", "somebody")
+    table["both"]["stays of somebody"] = stays(looks, "somebody", "the style")
     return table
 
 

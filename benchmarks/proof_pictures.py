@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.lab import Lab
+from benchmarks.lab import SOMEBODY, STYLE, Lab, tag_of
 from sdlora import runs
 from sdlora.grid import lay_out
 from sdlora.review import averaged
@@ -105,18 +105,30 @@ def styles(lab: Lab) -> Image.Image:
     rows = []
     for name, run in SHOWN.items():
         tag = f" <lora:{run}:0.8>" if run else ""
-        prompts = [f"{SETS['neon_lighting'].trigger}, {prompt}{tag}" for prompt in PROMPTS]
+        prompts = [f"{SETS[STYLE].trigger}, {prompt}{tag}" for prompt in PROMPTS]
         rows.append((name, lab.look(prompts).images))
     return lay_out(rows, [prompt.partition(",")[0] for prompt in PROMPTS])
 
 
+def pair_of(lab: Lab) -> dict[str, str]:
+    """Tags of somebody, of the style, and of the two together; both learnt for long."""
+    style, somebody = (
+        lab.train(f"{name}-long", name, effort="quality") for name in (STYLE, SOMEBODY)
+    )
+    tags = tag_of(style, 0.7), tag_of(somebody, 1.0)
+    return {"neither": "", "the style": tags[0], "somebody": tags[1], "both": " ".join(tags)}
+
+
+def called(background: str) -> str:
+    """A prompt that calls both."""
+    return f"{SETS[STYLE].trigger}, {SOMEBODY}, {background} background"
+
+
 def pairs(lab: Lab) -> Image.Image:
     """Somebody and a style, alone and together, on four backgrounds."""
-    style, somebody = "<lora:rank-8:0.8>", "<lora:somebody:0.8>"
-    tags = {"neither": "", "the style": style, "somebody": somebody, "both": style + somebody}
     places = ("meadow", "sea", "desert", "snow")
-    rows = []
-    for name, tag in tags.items():
-        words = [f"neon lighting, zibo, {place} background {tag}".strip() for place in places]
-        rows.append((name, lab.look(words).images))
+    rows = [
+        (name, lab.look(f"{called(place)} {tags}".strip() for place in places).images)
+        for name, tags in pair_of(lab).items()
+    ]
     return lay_out(rows, list(places))

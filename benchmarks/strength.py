@@ -116,13 +116,13 @@ def two_tags(engine: ImageMaker, vae: AutoencoderKL, count: int) -> dict[str, di
     spread = axes["neon_lighting"].spread
     looks = {n: style_statistics(vae, images).mean(0) / spread for n, images in made.items()}
     table["stays beside the other"] = {
-        "cyberpunk_architecture": _stays(looks, "cyberpunk alone", "neon alone"),
-        "neon_lighting": _stays(looks, "neon alone", "cyberpunk alone"),
+        "cyberpunk_architecture": stays(looks, "cyberpunk alone", "neon alone"),
+        "neon_lighting": stays(looks, "neon alone", "cyberpunk alone"),
     }
     return table
 
 
-def _stays(looks: dict[str, Tensor], alone: str, other: str) -> float:
+def stays(looks: dict[str, Tensor], alone: str, other: str) -> float:
     """What a tag changes beside the other, along what it changes alone: 1 is all of that."""
     way = looks[alone] - looks["neither"]
     return round(((looks["both"] - looks[other]) @ way / way.square().sum()).item(), 4)
