@@ -106,7 +106,7 @@ def weights(lab: Lab) -> Row:
 
 def by_heart(lab: Lab) -> Row:
     """Too few pictures for too long: the curve, what is said of it, and what patience saves."""
-    few = {"data": str(lab.few()), "steps": 400, "validate_every": 20, **of_rank(16)}
+    few: Row = {"data": str(lab.few()), "steps": 400, "validate_every": 20, **of_rank(16)}
     table = {}
     for name, changes in (("to the end", {}), ("patience 3", {"patience": 3})):
         state = lab.train(f"by-heart{'-patient' * bool(changes)}", **few, **changes)
@@ -150,7 +150,7 @@ def text_encoder(lab: Lab) -> Row:
 
 def equal_ranks() -> dict[str, tuple[int, int]]:
     """Group -> (rank, parameters): as many parameters as attention has at OF_ATTENTION."""
-    family = open_family(STARTER_MODEL, torch.float32, torch.device("cpu"))
+    family = open_family(str(STARTER_MODEL), torch.float32, torch.device("cpu"))
 
     def count(group: str, rank: int) -> int:
         said = {"data": "any", "name": "any", "targets": (group,), "rank": rank, "conv_rank": rank}

@@ -112,9 +112,7 @@ def styles(lab: Lab) -> Image.Image:
 
 def pair_of(lab: Lab) -> dict[str, str]:
     """Tags of somebody, of the style, and of the two together; both learnt for long."""
-    style, somebody = (
-        lab.train(f"{name}-long", name, effort="quality") for name in (STYLE, SOMEBODY)
-    )
+    style, somebody = (lab.train(f"{its}-long", its, effort="quality") for its in (STYLE, SOMEBODY))
     tags = tag_of(style, 0.7), tag_of(somebody, 1.0)
     return {"neither": "", "the style": tags[0], "somebody": tags[1], "both": " ".join(tags)}
 
