@@ -213,6 +213,7 @@ class RunState:
     warnings: tuple[Warned, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
     result: str = ""
+    result_step: int = 0  # whose the result is: an earlier one, where patience went back to it
     seconds: float = 0.0
     error: str = ""
     advice: str = ""
@@ -278,7 +279,7 @@ _FOLDS: dict[type[Event], Any] = {
     ),
     Step: _step,
     SampleReady: lambda s, e: replace(s, samples=(*s.samples, e)),
-    Saved: lambda s, e: replace(s, result=e.path),
+    Saved: lambda s, e: replace(s, result=e.path, result_step=e.step),
     Measured: lambda s, e: replace(s, measured=e),
     Captioned: lambda s, e: replace(s, captions=(*s.captions, e)),
     Warned: lambda s, e: replace(s, warnings=(*s.warnings, e)),

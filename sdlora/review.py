@@ -70,7 +70,7 @@ def loras_by_step(folder: Path, state: RunState) -> dict[int, Path]:
     name = TrainSettings.load(folder / "settings.json").name
     last = folder / "lora" / f"{name}.safetensors"
     if state.result and last.is_file():
-        files.setdefault(state.step, last)
+        files.setdefault(state.result_step, last)
     if not files:
         raise RunError(f"the run {folder.name!r} has no LoRA yet: python launch.py runs save NAME")
     return dict(sorted(files.items()))
@@ -108,7 +108,7 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
 def suggestion(folder: Path, state: RunState) -> Suggestion | None:
     """The best LoRA of a run, and why; None when it has none."""
     files, best = dict(lora_files(folder)), state.best
-    if best and best.step in files and best.step != state.step:
+    if best and best.step in files and best.step != state.result_step:
         later = state.validations[-1]
         reason = (
             f"after step {best.step} the pictures held out were told best, with a loss of "
@@ -116,10 +116,10 @@ def suggestion(folder: Path, state: RunState) -> Suggestion | None:
         )
         return Suggestion(best.step, files[best.step], reason)
     if state.result:
-        told = f"its last validation was the best, with a loss of {best.loss:.4f}" if best else (
-            "it is the last, and no pictures were held out that would tell an earlier one better"
-        )  # fmt: skip
-        return Suggestion(state.step, Path(state.result), told)
+        told = "it is the last, and no pictures were held out that would tell an earlier one better"
+        if best:
+            told = f"it tells the pictures held out best, with a loss of {best.loss:.4f}"
+        return Suggestion(state.result_step, Path(state.result), told)
     if files:
         step = max(files)
         return Suggestion(step, files[step], f"step {step} is the last that was saved")

@@ -17,6 +17,7 @@ from sdlora.errors import DataError, SettingsError
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
 TRAINING_DATA = Path(__file__).parent.parent / "training_data"
+SHIPPED_SETS = ("cyberpunk_architecture", "impressionist_style", "neon_lighting", "zibo")
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 # A pipeline's class, as model_index.json says it, and the family whose presets it wants
@@ -235,6 +236,10 @@ class Workspace:
             if parent.is_dir():
                 found |= {p.name: p for p in sorted(parent.iterdir()) if p.is_dir()}
         return found
+
+    def ships(self, folder: Path) -> bool:
+        """Whether a picture set is one that came with the program, and stays as it is."""
+        return folder.parent == TRAINING_DATA and folder.name in SHIPPED_SETS
 
     def picture_folder(self, name: str) -> Path:
         """A set of that name, else the folder that it is the path of. DataError: neither."""

@@ -112,6 +112,7 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
         if runs.stop_asked(folder) and "stubborn" not in settings.trigger_word:
             yield Stopped(str(lora), step)
             return
+    yield Saved(str(lora), settings.steps)
     yield Done(str(lora), seconds=settings.steps * 0.02)
 
 

@@ -53,6 +53,9 @@ def test_the_suggestion_is_the_best_validation_with_its_reason(tmp_path: Path) -
     ):
         last = suggestion(tmp_path, ended(*figures))
         assert last and last.path == Path("zibo.safetensors") and reason in last.reason
+    went_back = fold([Saved("zibo.safetensors", 4)], ended(Validated(4, 0.2, best=True)))
+    last = suggestion(tmp_path, went_back)
+    assert last and (last.step, last.path) == (4, Path("zibo.safetensors"))
     killed = fold([Started("t", 10), Step(9, 10)])
     found = suggestion(tmp_path, killed)
     assert found and "step-000008" in found.path.name

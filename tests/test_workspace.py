@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 import sdlora.workspace
 from sdlora.errors import SettingsError
-from sdlora.workspace import Workspace, checked_name, free_path, make_folder, publish, sweep
+from sdlora.starter.sets import SETS
+from sdlora.workspace import (
+    SHIPPED_SETS,
+    TRAINING_DATA,
+    Workspace,
+    checked_name,
+    free_path,
+    make_folder,
+    publish,
+    sweep,
+)
 
 BAD_NAMES = [
     *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
@@ -85,6 +95,14 @@ def test_own_sets_and_models_are_on_offer(workspace: Path) -> None:
     assert space.model_names() == ["starter", "mine"]
     assert space.model_source("mine") == str(space.models / "mine")
     assert space.model_source("someone/model") == "someone/model"
+
+
+def test_what_ships_is_told_from_a_set_of_ones_own_beside_it(workspace: Path) -> None:
+    space = Workspace.open(workspace)
+    assert sorted(SETS) == sorted(SHIPPED_SETS)
+    assert all(space.ships(space.dataset_folders()[name]) for name in SETS)
+    assert not space.ships(TRAINING_DATA / "my_style")
+    assert not space.ships(space.datasets / "zibo")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ Act = Callable[[Path, CaptionSettings], str]
 def own_folder(studio: Studio, name: str | None) -> Path:
     """The folder of an own set. DataError for one that ships, or none."""
     folder = studio.workspace.dataset_folders().get(name or "")
-    if folder is None or not folder.is_relative_to(studio.workspace.datasets):
+    if folder is None or studio.workspace.ships(folder):
         raise DataError(
             "choose a set of your own; the captions of those that ship stay as they are"
         )

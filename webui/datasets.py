@@ -69,8 +69,9 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
     picture is good. What is left out is named in `problems`.
     """
     name = checked_name(name)
-    if (TRAINING_DATA / name).exists():
-        raise DataError(f"a set called {name!r} ships with sdlora; choose another name for yours")
+    if (there := TRAINING_DATA / name).exists():
+        whose = "ships with sdlora" if workspace.ships(there) else f"is in {TRAINING_DATA.name}/"
+        raise DataError(f"a set called {name!r} {whose}; choose another name for this one")
     added = Added(workspace.datasets / name)
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     if archives:

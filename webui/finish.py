@@ -115,7 +115,7 @@ def _steps(run: Run) -> list[int]:
 
 
 def _called(run: Run, step: int, best: int) -> str:
-    end = ", the end" if step == run.state.step else ""
+    end = ", the end" if step == run.state.result_step else ""
     return f"step {step}{end}{' · the one to take' if step == best else ''}"
 
 
