@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import __version__
-from sdlora.dataset_cli import add_tools as add_dataset_tools
-from sdlora.dataset_cli import dataset
+from sdlora.commands.dataset import add_tools as add_dataset_tools
+from sdlora.commands.dataset import dataset
+from sdlora.commands.flags import add_flags, add_shared_flags, given
+from sdlora.commands.lora import add_tools, lora
+from sdlora.commands.runs import add_run_verbs, runs_verb
+from sdlora.commands.terminal import OnInterrupt, Printer, follow
+from sdlora.commands.train import DONE, FAILED, add_train_flags, train
 from sdlora.errors import SdloraError
 from sdlora.events import (
     Failed,
@@ -23,12 +28,7 @@ from sdlora.events import (
     Warned,
     to_line,
 )
-from sdlora.flags import add_flags, add_shared_flags, given
-from sdlora.lora_cli import add_tools, lora
-from sdlora.runs_cli import add_run_verbs, runs_verb
 from sdlora.settings import ImageRequest
-from sdlora.terminal import OnInterrupt, Printer, follow
-from sdlora.train_cli import DONE, FAILED, add_train_flags, train
 from sdlora.workspace import Workspace, free_path
 
 # Verbs

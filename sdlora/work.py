@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora import runs
+from sdlora.commands.terminal import Printer, follow
 from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import Change
 from sdlora.data.preflight import check
@@ -20,7 +21,6 @@ from sdlora.kinds import Kind, MeasureSettings
 from sdlora.presets import with_preset
 from sdlora.review import GridSettings
 from sdlora.settings import TrainSettings
-from sdlora.terminal import Printer, follow
 from sdlora.workspace import Workspace
 
 Work = Callable[[Path, Workspace], Iterator[Event]]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from launch import ROOT
 from sdlora.cli import main
+from sdlora.commands.lora import TOOLS
 from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora_cli import TOOLS
 from tiny import open_tiny, tiny, tiny_lora
 
 Run = Callable[..., tuple[int, list[dict[str, Any]], str]]

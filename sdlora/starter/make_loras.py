@@ -11,10 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sdlora.commands.terminal import Printer, follow
 from sdlora.presets import with_preset
 from sdlora.settings import Goal, TrainSettings
 from sdlora.starter.sets import SETS
-from sdlora.terminal import Printer, follow
 from sdlora.train import train
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdlora.checked import Settings
+from sdlora.commands.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.errors import LoraFileError
-from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.lora.answer import Answer
 from sdlora.lora.describe import describe, find_file
 from sdlora.lora.settings import (
@@ -56,7 +56,7 @@ def info(settings: InfoSettings, workspace: Workspace) -> list[Answer]:
 
 def _computing(name: str) -> Act:
     def act(settings: Settings, workspace: Workspace) -> Sequence[Answer]:
-        from sdlora import lora_tools
+        from sdlora.commands import lora_tools
 
         tool: Act = getattr(lora_tools, name)
         return tool(settings, workspace)

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora import kohya, runs, work
+from sdlora.commands.flags import add_flags, add_shared_flags, given
+from sdlora.commands.terminal import OnInterrupt, Printer, clock, follow
+from sdlora.commands.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, RunState, Validated
-from sdlora.flags import add_flags, add_shared_flags, given
 from sdlora.jobs import Queue
 from sdlora.prompt.tags import written
 from sdlora.requests import REQUESTS
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
-from sdlora.terminal import OnInterrupt, Printer, clock, follow
-from sdlora.train_cli import DONE, FAILED, train_in
 from sdlora.workspace import Workspace, publish
 
 Act = Callable[[Path, Workspace, argparse.Namespace], int]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import kohya, runs, work
+from sdlora.commands.flags import add_flags, given
+from sdlora.commands.terminal import OnInterrupt
 from sdlora.errors import SdloraError, SettingsError
-from sdlora.flags import add_flags, given
 from sdlora.lora.recipe import LIKE_FILE, read_recipe
 from sdlora.settings import TrainSettings
-from sdlora.terminal import OnInterrupt
 from sdlora.workspace import Workspace
 
 DONE, FAILED = 0, 1

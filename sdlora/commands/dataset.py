@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.checked import Settings
+from sdlora.commands.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, write
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
 from sdlora.events import Measured, Warned
-from sdlora.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
