@@ -77,7 +77,8 @@ def test_a_kill_inside_an_accumulation_costs_no_bit(tmp_path: Path) -> None:
     with proof.disturbed() as place:
         killing = partial(setattr, Learner, "_gradients", half)
         assert place.run(prepare=killing) == -signal.SIGKILL
-        assert [state.checkpoint for state in place.states()] == [2]
+        [state] = place.states()
+        assert state.checkpoint in (2, 3)  # a round ends with a picture alone
         assert proof.resumed(place) == []
 
 
