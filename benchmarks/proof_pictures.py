@@ -15,6 +15,11 @@ from sdlora.review import averaged
 from sdlora.starter.sets import SETS
 
 INK, BLUE, ORANGE, VIOLET, GREEN = "#1f2430", "#4c6ef5", "#f08c00", "#7048e8", "#2f9e44"
+MEASURES = {
+    "style": ("style; 1 is the training set's", BLUE),
+    "thing": ("thing told rightly, of all", ORANGE),
+    "held out": ("loss held out, of the base's", GREEN),
+}
 PROMPTS = (
     "a big blue house, night background",
     "a red star, meadow background",
@@ -32,8 +37,8 @@ SHOWN = {
 def draw(lab: Lab, table: Mapping[str, Any], folder: Path) -> None:
     """Write the pictures of what was measured into `folder`."""
     curves(lab, table).savefig(folder / "proof.png", dpi=110)
-    styles(lab).save(folder / "proof-ranks.png")
-    pairs(lab).save(folder / "proof-together.png")
+    styles(lab).save(folder / "proof-styles.jpg", quality=88)
+    pairs(lab).save(folder / "proof-together.jpg", quality=88)
 
 
 def curves(lab: Lab, table: Mapping[str, Any]) -> Any:
@@ -57,20 +62,20 @@ def curves(lab: Lab, table: Mapping[str, Any]) -> Any:
 
 def _ranks(place: Any, rows: Mapping[str, Any]) -> None:
     some = {int(name): row for name, row in rows.items() if name.isdigit()}
-    kept = {"style": BLUE, "colour": ORANGE, "held out": GREEN}
-    for name, colour in kept.items():
-        place.plot(some.keys(), [row[name] for row in some.values()], "o-", c=colour, label=name)
+    for name, (words, colour) in MEASURES.items():
+        place.plot(some.keys(), [row[name] for row in some.values()], "o-", c=colour, label=words)
     others = [row["style"] for name, row in rows.items() if "seed" in name]
     place.plot([8] * len(others), others, "x", c=BLUE, label="style, other seeds")
     place.set_xscale("log", base=2)
     place.set_xticks(list(some), [str(rank) for rank in some])
-    place.set(xlabel="rank", title="Rank, at weight 0.8", ylim=(0, None))
+    place.set(xlabel="rank, and alpha", title="Rank, at weight 0.8", ylim=(0, None))
 
 
 def _weights(place: Any, rows: Mapping[str, Any]) -> None:
     weights = [float(weight) for weight in rows]
-    for name, colour in (("style", BLUE), ("thing", ORANGE)):
-        place.plot(weights, [row[name] for row in rows.values()], "o-", c=colour, label=name)
+    for name in ("style", "thing"):
+        words, colour = MEASURES[name]
+        place.plot(weights, [row[name] for row in rows.values()], "o-", c=colour, label=words)
     place.set(xlabel="weight", title="Weight, at rank 8")
 
 
