@@ -32,9 +32,8 @@ from sdlora.errors import ModelError
 from sdlora.events import Event, Progress, Warned
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-_MOST_PIXELS = (
-    1024 * 1024
-)  # of a picture that a chatting model sees, which costs a token per 28 x 28
+# Of a picture that a chatting model sees, which costs a token per 28 x 28
+_MOST_PIXELS = 1024 * 1024
 _MOST_ASPECT = 100  # its processor refuses 200
 # classes, and kernels of the hub; anywhere in a config, since configs hold configs
 _CODE = re.compile(r'"auto_map"\s*:|"_?attn_implementation\w*"\s*:\s*"[^"]*/')
