@@ -68,7 +68,7 @@ def _ranks(place: Any, rows: Mapping[str, Any]) -> None:
     place.plot([8] * len(others), others, "x", c=BLUE, label="style, other seeds")
     place.set_xscale("log", base=2)
     place.set_xticks(list(some), [str(rank) for rank in some])
-    place.set(xlabel="rank, and alpha", title="Rank, at weight 0.8", ylim=(0, None))
+    place.set(xlabel="rank, and alpha", title="Rank, at weight 0.8", ylim=(0, 1.5))
 
 
 def _weights(place: Any, rows: Mapping[str, Any]) -> None:
