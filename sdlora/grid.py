@@ -14,6 +14,7 @@ from sdlora.device import pick_device, pick_dtype
 from sdlora.errors import SettingsError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
 from sdlora.families import open_family
+from sdlora.families.base import Family
 from sdlora.generate import render
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
@@ -43,6 +44,16 @@ class Cell:
         return f"{self.prompt} {written(self.lora, self.strength)}" if self.lora else self.prompt
 
 
+def _opened(run: Path, workspace: Workspace) -> Family:
+    """The model that a run learnt on, making pictures as they were learnt."""
+    training = TrainSettings.load(run / SETTINGS_FILE)
+    device, _ = pick_device()
+    family = open_family(workspace.model_source(training.model), pick_dtype(device)[0], device)
+    if training.zero_terminal_snr:
+        family.begin_from_noise()
+    return family
+
+
 def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Iterator[Event]:
     """Checkpoints down, strengths across, a block per prompt, all from one seed; the first column
     is the base model. Every picture and the sheet of all are written into the folder `into`.
@@ -57,10 +68,8 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     if not prompts:
         raise SettingsError("the run has drawn no samples; name prompts with --prompts TEXT ...")
     cells = cells_of(prompts, files, settings.strengths)
-    model = TrainSettings.load(run / SETTINGS_FILE).model
-    device, _ = pick_device()
     yield Progress("loading the model")
-    family = open_family(workspace.model_source(model), pick_dtype(device)[0], device)
+    family = _opened(run, workspace)
     library = Library(dict.fromkeys(path.parent for path in files.values()))
     asked = ImageRequest(seed=settings.seed, steps=settings.steps)
     yield Started("comparing", len(cells), {"seed": str(settings.seed), "model": family.title})

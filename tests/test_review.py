@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sdlora.cli import main
 from sdlora.errors import LoraFileError, RunError, SettingsError
 from sdlora.events import Done, RunState, SampleReady, Saved, Started, Step, Validated, fold
+from sdlora.generate import render
 from sdlora.grid import SIDE, draw_grid
 from sdlora.lora.library import Library
 from sdlora.review import (
@@ -23,9 +24,11 @@ from sdlora.review import (
     suggestion,
 )
 from sdlora.runs import new_folder, read, record
+from sdlora.settings import ImageRequest
 from sdlora.train import train
 from sdlora.workspace import Workspace
 from test_resume import Interrupted
+from tiny import open_tiny, tiny
 
 
 def ended(*figures: Validated, result: str = "zibo.safetensors") -> RunState:
@@ -124,6 +127,21 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     shutil.rmtree(folder / "lora")
     with pytest.raises(RunError, match="has no LoRA yet"):
         list(draw_grid(GridSettings.of(values), space, into))
+
+
+def test_the_grid_begins_from_noise_alone_where_the_training_did(tmp_path: Path) -> None:
+    _, space = trained(tmp_path, model=str(tiny("sd2")), zero_terminal_snr=True)
+    values = {"run": "zibo", "prompts": ("a house",), "steps": 4, "checkpoints": (4,)}
+    base = next(
+        event
+        for event in draw_grid(GridSettings.of(values), space, tmp_path / "grid")
+        if isinstance(event, SampleReady)
+    )
+    for asked in (True, False):
+        request = {"prompt": "a house", "seed": base.seed, "steps": 4, "zero_terminal_snr": asked}
+        [expected], _ = render(open_tiny("sd2"), ImageRequest.of(request))
+        with Image.open(base.path) as image:
+            assert (ImageChops.difference(image, expected).getbbox() is None) is asked
 
 
 def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
