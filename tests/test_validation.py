@@ -46,6 +46,8 @@ def test_the_alarm_is_sounded_once_when_it_gets_worse_and_stays_so() -> None:
     (said,) = told
     assert said.startswith("300: ") and "after step 100 (loss 0.5000)" in said
     assert "now (0.5400)" in said and "use the LoRA of step 100" in said
+    (said,) = figures([0.5, 0.6, 0.7, 0.8])[1]
+    assert said.startswith("200: ") and "does not carry over" in said and "step 0" not in said
     for quiet in ([0.9, 0.5, 0.6, 0.45, 0.6], [0.9, 0.5, 0.501, 0.502, 0.503], [0.9, 0.8], [0.5]):
         assert not figures(quiet)[1]
 

@@ -122,6 +122,13 @@ class Validation:
             return None
         self.alarmed = True
         now = self.figures[-1]
+        if not best.step:
+            return Warned(
+                "what it learns does not carry over: on the pictures held out the base model was "
+                f"better (loss {best.loss:.4f}) than the LoRA is now ({now.loss:.4f})",
+                "a lower learning_rate or more pictures help; those held out should be of one kind "
+                "with the others, captions too",
+            )
         return Warned(
             "it begins to learn the pictures by heart: on those held out it was best after step "
             f"{best.step} (loss {best.loss:.4f}) and is worse now ({now.loss:.4f})",
