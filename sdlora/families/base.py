@@ -122,6 +122,19 @@ class Family(ABC):
         `cond` as `encode_prompts` gives it, `sizes` (B,6): see Conditioned.
         """
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All that a LoRA can change without dropout; then as it was, for a training may go on."""
+        parts = list(self.parts.values())
+        learning = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part, was in zip(parts, learning, strict=True):
+                part.train(was)
+
     def begin_from_noise(self) -> None:
         """From now on pictures begin from noise alone, whichever sampler makes them."""
         self.pipeline.scheduler.register_to_config(**ZERO_TERMINAL_SNR)

@@ -5,8 +5,7 @@ The loss of a step is mostly the noise level that was drawn; this one differs by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,25 +33,11 @@ def steady_loss(
     eps = torch.stack([torch.randn(shape, generator=rng) for rng in dice]).to(family.device)
     batch = batch.to(family.device)
     losses = []
-    with _evaluating(family):
+    with family.evaluating():
         for level in levels:
             t = torch.full((len(batch),), round(level * family.noise.steps), device=family.device)
             losses.append(loss_of(family, batch, Draw(t, eps, eps), plain))
     return torch.cat(losses)
-
-
-@contextmanager
-def _evaluating(family: Family) -> Iterator[None]:
-    """The family's parts without dropout; then as they were."""
-    parts = list(family.parts.values())
-    were = [part.training for part in parts]
-    for part in parts:
-        part.eval()
-    try:
-        yield
-    finally:
-        for part, was in zip(parts, were, strict=True):
-            part.train(was)
 
 
 @dataclass
