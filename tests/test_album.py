@@ -15,6 +15,8 @@ from sdlora.events import SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
 from sdlora.lora.library import Library
+from sdlora.painting.album import parameters
+from sdlora.painting.painter import Painter
 from sdlora.prompt import parse_infotext, read_parameters, request_of
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
@@ -69,6 +71,17 @@ def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
         ("Lora hashes", f"neon: {first.report['loras'][0]['hash']}"),
         ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"), ("Version", "sdlora 0.1.0"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), [("sd1", None), ("sd2", "Zero Terminal SNR")])
+def test_a_picture_says_that_it_began_from_noise_alone_where_it_did(
+    kind: str, said: str | None
+) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "zero_terminal_snr": True})
+    sheet = Painter(open_tiny(kind), Library(())).prepare(request)
+    fields = parse_infotext(parameters(request, sheet, 0, (64, 64))).fields
+    assert fields.get("Noise Schedule") == said
+    assert any("zero_terminal_snr is not used" in told for told in sheet.problems) is not bool(said)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])

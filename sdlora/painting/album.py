@@ -65,7 +65,7 @@ def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int,
         "Lora hashes": lora_hashes(uses),
         "TI hashes": lora_hashes(sheet.words(index)),
         "Emphasis": "No norm" if request.emphasis == "no_norm" else None,
-        NOISE_SCHEDULE: FROM_NOISE if request.zero_terminal_snr else None,
+        NOISE_SCHEDULE: FROM_NOISE if sheet.from_noise else None,
         "Version": f"sdlora {__version__}",
     }
     return infotext(wish.prompt, wish.negative_prompt, fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -49,27 +49,26 @@ class Painter:
             Wish(request.seed + image, p.text, n.text, parse_prompt(p.text), parse_prompt(n.text))
             for image, (p, n) in enumerate(texts)
         )
-        sheet = Sheet(wishes, passes_of(request))
+        from_noise = request.zero_terminal_snr and self.family.noise.prediction == "v_prediction"
+        sheet = Sheet(wishes, passes_of(request), from_noise)
         for image, (wish, its) in enumerate(zip(wishes, texts, strict=True)):
             parts = (*its, wish.positive, wish.negative)
             sheet.tell((told for part in parts for told in part.problems), [image])
             if len(compose(wish.negative.text)) > 1:
                 sheet.tell(["AND in the negative prompt is read as a word"], [image])
-        sheet.tell(self._unusable(request, wishes))
+        sheet.tell(self._unusable(request, sheet))
         self._cast.stand(sheet, len(sheet.passes) > 1)
         return sheet
 
-    def _unusable(self, request: ImageRequest, wishes: Sequence[Wish]) -> Iterator[str]:
+    def _unusable(self, request: ImageRequest, sheet: Sheet) -> Iterator[str]:
+        wishes = sheet.wishes
         if (asked := request.clip_skip) > (most := self.family.deepest_skip):
             yield f"clip_skip = {asked} is more than this model has layers; {most} is used"
-        if request.zero_terminal_snr and not self._begins_from_noise(request):
+        if request.zero_terminal_snr and not sheet.from_noise:
             yield "zero_terminal_snr is not used: it takes a model that predicts v, not the noise"
         composed = any(len(compose(wish.positive.text)) > 1 for wish in wishes)
         if request.guidance <= 1 and not composed and any(w.negative_prompt for w in wishes):
             yield "the negative prompt is not used: that takes a guidance above 1"
-
-    def _begins_from_noise(self, request: ImageRequest) -> bool:
-        return request.zero_terminal_snr and self.family.noise.prediction == "v_prediction"
 
     def steps(self, request: ImageRequest) -> int:
         """How often `paint` will have worked before it is done."""
@@ -84,7 +83,7 @@ class Painter:
         """
         manner = Manner(request.emphasis, request.clip_skip)
         conditions = Conditions(self.blend, manner, sheet.moving)
-        options = ZERO_TERMINAL_SNR if self._begins_from_noise(request) else {}
+        options = ZERO_TERMINAL_SNR if sheet.from_noise else {}
         with self._painting(SAMPLERS[request.sampler], options):
             for first in range(0, request.count, request.batch_size):
                 images = range(first, min(first + request.batch_size, request.count))
@@ -99,16 +98,12 @@ class Painter:
 
     @contextmanager
     def _painting(self, sampler: Sampler, options: Mapping[str, Any]) -> Iterator[None]:
-        """The pipeline with the sampler's scheduler and without dropout; then as it was, for a
-        training may go on."""
-        pipeline, parts = self.family.pipeline, list(self.family.parts.values())
-        its_own, learning = pipeline.scheduler, [part.training for part in parts]
+        """The pipeline with the sampler's scheduler and without dropout; then as it was."""
+        pipeline = self.family.pipeline
+        its_own = pipeline.scheduler
         pipeline.scheduler = sampler.kind.from_config(its_own.config, **sampler.options, **options)
-        for part in parts:
-            part.eval()
         try:
-            yield
+            with self.family.evaluating():
+                yield
         finally:
             pipeline.scheduler = its_own
-            for part, was in zip(parts, learning, strict=True):
-                part.train(was)

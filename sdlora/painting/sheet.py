@@ -106,6 +106,7 @@ class Sheet:
 
     wishes: tuple[Wish, ...]
     passes: tuple[tuple[int, int], ...] = ()  # (steps, steps before) of each
+    from_noise: bool = False  # whether it begins from noise alone
     still: list[Chosen] = field(default_factory=list)
     moving: list[Chosen] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)  # of the still ones, then of the moving ones
