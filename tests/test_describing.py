@@ -105,6 +105,22 @@ def test_captions_are_told_then_written_then_taken_back(
     assert settings.data == "mine" and not settings.write
 
 
+def test_a_set_of_ones_own_in_training_data_is_written_where_it_lies(
+    studio: Studio, mine: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = tmp_path / "training_data"
+    shelf.mkdir()
+    mine = mine.rename(shelf / "mine")
+    monkeypatch.setattr("sdlora.workspace.TRAINING_DATA", shelf)
+    browser = Browser(studio)
+    browser.open()
+    ask(browser, model)
+    do_the_work(studio)
+    browser.tick()
+    browser.click("describe-write")
+    assert captions(mine) == {"c.txt": "by <b>hand</b>", **texts(studio)}
+
+
 def test_what_a_model_says_is_text_and_captions_that_are_there_may_change(
     studio: Studio, mine: Path, browser: Browser, model: Path
 ) -> None:

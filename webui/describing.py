@@ -138,7 +138,7 @@ class News:
 def news(studio: Studio, run: Run) -> News:
     """What a run has told, beside what the folder holds now."""
     settings = DescribeSettings.load(run.folder / runs.SETTINGS_FILE)
-    found = News(studio.workspace.datasets / settings.data)
+    found = News(studio.workspace.picture_folder(settings.data))
     now = list_captions(found.folder)
     found.pictures = {picture.with_suffix(""): picture for picture in now}
     texts = {picture.with_suffix(""): text for picture, text in now.items()}
