@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdlora.errors import SettingsError, did_you_mean
+from sdlora.messages import Message, Setting
 
 MORE = "More"  # the group of fields that belong to no other
 
@@ -27,7 +28,10 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise SettingsError("\n".join(_sentence(cls, e) for e in error.errors())) from None
+            rows = [(_field(cls, row), _message(cls, row)) for row in error.errors()]
+            fields = {name: message for name, message in rows if name}
+            whole = Message.of_lines(message for _, message in rows)
+            raise SettingsError(whole, fields=fields) from None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -53,10 +57,19 @@ class Settings(BaseModel):
         return json.dumps(self.given(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _sentence(cls: type[Settings], error: Any) -> str:
+def _field(cls: type[Settings], error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    return name if name in cls.model_fields else ""
+
+
+def _message(cls: type[Settings], error: Any) -> Message:
     name = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}.{did_you_mean(name, cls.model_fields)}"
-    said = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] == "missing" or not error["loc"] else f" = {error['input']!r}"
-    return f"{name}{given}: {said}"
+        near = did_you_mean(name, cls.model_fields)
+        return Message("there is no setting {name!r}.{near}", name=name, near=near)
+    why = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" or not error["loc"]:
+        return Message("{setting}: {why}", setting=Setting(name), why=why)
+    return Message(
+        "{setting} = {given}: {why}", setting=Setting(name), given=repr(error["input"]), why=why
+    )

@@ -28,6 +28,7 @@ from sdlora.events import (
     Warned,
     to_line,
 )
+from sdlora.messages import COMMAND, Message
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace, free_path
 
@@ -171,9 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.act(options))
     except (SdloraError, OSError) as error:  # an OSError says which file, and what the disk said
         if options.json:
-            print(to_line(Failed(str(error))), flush=True)
-        print(f"error: {error}", file=sys.stderr)
+            print(to_line(Failed(_message(error))), flush=True)
+        print(f"error: {_message(error).on(COMMAND)}", file=sys.stderr)
         return FAILED
+
+
+def _message(error: SdloraError | OSError) -> Message:
+    return error.message if isinstance(error, SdloraError) else Message(str(error))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,29 @@ SdloraError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sdlora.messages import Message, as_message
 
 
 class SdloraError(Exception):
-    """Says what was given, what is accepted and what to do next; shown to the user as it is."""
+    """Says what was given, what is accepted and what to do next. `message` is filled in the words
+    of the surface that shows it; `str()` is its neutral text."""
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.message = Message(template, **values) if values else as_message(template)
+        super().__init__(self.message)
 
 
 class SettingsError(SdloraError):
-    """A setting, flag or name is not one we accept."""
+    """A setting, flag or name is not one we accept. `fields`: what is wrong with which setting."""
+
+    def __init__(
+        self, template: str, /, *, fields: Mapping[str, Message] | None = None, **values: Any
+    ) -> None:
+        super().__init__(template, **values)
+        self.fields = dict(fields or {})
 
 
 class DataError(SdloraError):
@@ -38,8 +52,8 @@ class LoraFileError(SdloraError):
     `code` is the short name of the refusal in `lora.refusals`; empty where no file was judged.
     """
 
-    def __init__(self, sentence: str, code: str = "") -> None:
-        super().__init__(sentence)
+    def __init__(self, template: str, /, code: str = "", **values: Any) -> None:
+        super().__init__(template, **values)
         self.code = code
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from sdlora.messages import Message
+
 
 @dataclass(frozen=True)
 class Event:
@@ -175,8 +177,11 @@ EVENTS: dict[str, type[Event]] = {
 
 
 def to_line(event: Event) -> str:
-    """One line of JSON without its newline."""
-    return json.dumps({"event": type(event).__name__, **asdict(event)}, ensure_ascii=False)
+    """One line of JSON without its newline. Messages are there as neutral text, and under
+    `templates` as what they are filled from."""
+    row = {"event": type(event).__name__, **asdict(event)}
+    filled = {n: v.to_json() for n, v in vars(event).items() if isinstance(v, Message) and v.values}
+    return json.dumps({**row, **({"templates": filled} if filled else {})}, ensure_ascii=False)
 
 
 def from_line(line: str) -> Event:
@@ -186,6 +191,7 @@ def from_line(line: str) -> Event:
     if kind is None:
         raise ValueError(f"not an event: {line[:80]}")
     known = {f.name for f in fields(kind)}
+    said |= {name: Message.from_json(row) for name, row in said.pop("templates", {}).items()}
     return kind(**{key: value for key, value in said.items() if key in known})
 
 

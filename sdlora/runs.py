@@ -93,7 +93,7 @@ def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
         for event in events:
             yield written(event)
     except SdloraError as error:
-        yield written(Failed(str(error)))
+        yield written(Failed(error.message))
     except Exception as error:
         with contextlib.suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)

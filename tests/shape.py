@@ -17,6 +17,7 @@ LAYERS = {
     "sdlora": 0,
     "sdlora.errors": 0,
     "sdlora.events": 0,
+    "sdlora.messages": 0,
     "sdlora.by_group": 1,
     "sdlora.checked": 1,
     "sdlora.learning": 1,
@@ -67,7 +68,7 @@ LAYERS = {
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
 TORCH_FREE = (
     *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
-    *("sdlora.by_group", "sdlora.checked", "sdlora.learning"),
+    *("sdlora.messages", "sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.kinds", "sdlora.work", "sdlora.kohya", "sdlora.review", "sdlora.data*"),
     *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
@@ -79,6 +80,7 @@ WEBUI_MAY = (
     "sdlora.lora.library",
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
+    "sdlora.messages",
     "sdlora.review",
     *("sdlora.prompt*", "webui*"),
 )

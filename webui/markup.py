@@ -10,6 +10,7 @@ from pathlib import Path
 from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
+from sdlora.messages import PAGE, Message, as_message
 from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
@@ -51,13 +52,13 @@ def about(seconds: float) -> str:
 
 def problem(message: str) -> str:
     """A mistake of the user's, one sentence a line."""
-    lines = "".join(f"<p>{esc(line)}</p>" for line in message.splitlines())
+    lines = "".join(f"<p>{esc(line)}</p>" for line in as_message(message).sentences(PAGE))
     return f'<div class="notice bad" role="alert">{lines}</div>' if lines else ""
 
 
 def notices(warnings: Iterable[Warned]) -> str:
     """What is not used as the user meant, and what to do about it."""
-    said = {(w.message, w.advice): None for w in warnings}
+    said = {(_sentence(w.message), _sentence(w.advice)): None for w in warnings}
     items = "".join(
         f"<li>{esc(message)}{f' <em>{esc(advice)}</em>' if advice else ''}</li>"
         for message, advice in said
@@ -65,6 +66,10 @@ def notices(warnings: Iterable[Warned]) -> str:
     if not items:
         return ""
     return f'<div class="notice" role="status"><p>Worth knowing</p><ul>{items}</ul></div>'
+
+
+def _sentence(message: str) -> str:
+    return " ".join(as_message(message).sentences(PAGE))
 
 
 def status_line(state: RunState) -> str:
@@ -97,7 +102,7 @@ def run_card(run: Run, title: str) -> str:
     """A run's status, progress, problems and, if it failed, why and what to do."""
     state = run.state
     word = STATUS_WORDS[state.status]
-    failed = problem("\n".join(filter(None, (state.error, state.advice))))
+    failed = problem(Message.of_lines(filter(None, (state.error, state.advice))))
     pill = f'<span class="pill {esc(state.status)}">{word}</span>'
     return (
         f'<section class="run" data-run="{esc(run.name)}" data-live="{str(run.live).lower()}">'

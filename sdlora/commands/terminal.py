@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 from sdlora.events import Event, Failed, Progress, RunState, Started, Step, Warned, fold, to_line
+from sdlora.messages import COMMAND, as_message
 
 
 class Printer:
@@ -28,7 +29,8 @@ class Printer:
             print(to_line(event), flush=True)
         elif isinstance(event, Warned | Failed):
             sign = "warning" if isinstance(event, Warned) else "error"
-            self._line(f"{sign}: {event.message}{f' ({event.advice})' if event.advice else ''}")
+            message, advice = (as_message(t).on(COMMAND) for t in (event.message, event.advice))
+            self._line(f"{sign}: {message}{f' ({advice})' if advice else ''}")
         elif isinstance(event, Progress | Step):
             self._moving(
                 _progress_words(event), whole=isinstance(event, Step) and event.step == event.total

@@ -45,4 +45,4 @@ REFUSALS: dict[str, str] = {
 
 def refusal(code: str, **facts: object) -> LoraFileError:
     """The error of the row `code`, its sentence filled with `facts`."""
-    return LoraFileError(REFUSALS[code].format(**facts), code)
+    return LoraFileError(REFUSALS[code], code, **facts)

@@ -1,0 +1,177 @@
+"""Messages to the user: an English template with named values, filled where it is shown.
+
+    Message("{setting} = {given}: use {low} or more", setting=Setting("batch_size"), given=0, low=1)
+
+A message is a `str`: its neutral text, for logs and programs. The command and the page fill the
+same template in words of their own: a setting is a flag here and a field's label there, a file its
+path here and its name there. As with gettext, the template is also what a translation starts from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, named as each surface names it: `--batch-size`, or the label "Batch size"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class PerSurface:
+    """Words that differ altogether: what to type on the command line, what to press on the page.
+    `command` serves neutral texts as well."""
+
+    command: str
+    page: str
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Where a message is shown, and what it calls things there."""
+
+    setting: Callable[[str], str]
+    path: Callable[[PurePath], str]
+    page: bool = False
+
+    def words(self, value: Any) -> Any:
+        """A value as a format specification can take it: a number as it is, all else as text."""
+        if isinstance(value, Message):
+            return value.on(self)
+        if isinstance(value, Setting):
+            return self.setting(value.name)
+        if isinstance(value, PerSurface):
+            return value.page if self.page else value.command
+        if isinstance(value, PurePath):
+            return self.path(value)
+        if isinstance(value, (list, tuple)):
+            return ", ".join(str(self.words(part)) for part in value)
+        return value
+
+
+def flag(name: str) -> str:
+    """'batch_size' -> '--batch-size'."""
+    return f"--{name.replace('_', '-')}"
+
+
+def label(name: str) -> str:
+    """'batch_size' -> 'Batch size'."""
+    return name.replace("_", " ").capitalize()
+
+
+TEXT = Surface(str, str)
+COMMAND = Surface(flag, str)
+PAGE = Surface(label, lambda path: path.name or str(path), page=True)
+
+
+class Message(str):
+    """A template and its named values. As a `str`, its text in neutral words (`TEXT`)."""
+
+    template: str
+    values: dict[str, Any]
+
+    def __new__(cls, template: str, /, **values: Any) -> Self:
+        """Without values the template is taken literally, braces and all."""
+        kept = {name: _plain(value) for name, value in values.items()}
+        message = super().__new__(cls, _filled(template, kept, TEXT))
+        message.template, message.values = str(template), kept
+        return message
+
+    @classmethod
+    def of_lines(cls, messages: Iterable[str]) -> Self:
+        """Several messages as one, a line each."""
+        lines = [as_message(message) for message in messages]
+        names = [f"line_{number}" for number in range(len(lines))]
+        template = "\n".join(f"{{{name}}}" for name in names)
+        return cls(template, **dict(zip(names, lines, strict=True)))
+
+    def on(self, surface: Surface) -> str:
+        """The text in the words of a surface."""
+        return _filled(self.template, self.values, surface)
+
+    def sentences(self, surface: Surface) -> list[str]:
+        """Its lines on a surface, each with a capital at its beginning and a stop at its end. A
+        file's name or a quoted word at the beginning keeps its letters."""
+        lines = self.template.split("\n")
+        said: list[str] = []
+        for line in lines:
+            inner = self.values.get(line[1:-1]) if _IS_VALUE.fullmatch(line) else None
+            if isinstance(inner, Message):
+                said += inner.sentences(surface)
+            else:
+                text = _filled(line, self.values, surface).strip()
+                said += [_sentence(part, line) for part in text.splitlines() if part.strip()]
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """Template and values as plain JSON types."""
+        values = {name: _to_json(value) for name, value in self.values.items()}
+        return {"template": self.template, "values": values}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """The message that `to_json` wrote. KeyError, TypeError, ValueError: it did not."""
+        values = {str(name): _from_json(value) for name, value in row["values"].items()}
+        return cls(str(row["template"]), **values)
+
+
+def as_message(text: str) -> Message:
+    """A message as it is; any other text as a message of its own."""
+    return text if isinstance(text, Message) else Message(text)
+
+
+_IS_VALUE = re.compile(r"\{\w+\}")
+_PLAIN_WORD = re.compile(r"[a-z]+[ ,:]")
+
+
+def _sentence(text: str, template: str) -> str:
+    begins_plainly = not template.startswith("{") and _PLAIN_WORD.match(text)
+    text = text[0].upper() + text[1:] if begins_plainly else text
+    return text if text.endswith((".", "!", "?", "…", ":")) else f"{text}."
+
+
+def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
+    if not values:
+        return str(template)
+    return template.format_map({name: surface.words(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    """A value as a message keeps it: what has no meaning of its own here becomes its text."""
+    if isinstance(value, (Message, Setting, PerSurface, PurePath)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value if type(value) in (bool, int, float) else str(value)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_json()
+    if isinstance(value, Setting):
+        return {"setting": value.name}
+    if isinstance(value, PerSurface):
+        return {"command": value.command, "page": value.page}
+    if isinstance(value, PurePath):
+        return {"path": str(value)}
+    return list(map(_to_json, value)) if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_from_json, value))
+    if not isinstance(value, dict):
+        return value
+    if "template" in value:
+        return Message.from_json(value)
+    if "setting" in value:
+        return Setting(str(value["setting"]))
+    if "path" in value:
+        return Path(str(value["path"]))
+    return PerSurface(str(value["command"]), str(value["page"]))
