@@ -249,7 +249,9 @@ class _Encoder:
         tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
         spelling = [t.backend_tokenizer.to_str() for t in tokenizers if t is not None]
         encoders = digest_of(*self.family.text_encoders.values())
-        return {"encoders": encoders, "tokenizers": "\n".join(spelling), **self._machine}
+        skip = self.family.caption_clip_skip
+        layer = {} if skip == 1 else {"clip_skip": str(skip)}
+        return {"encoders": encoders, "tokenizers": "\n".join(spelling), **layer, **self._machine}
 
     @property
     def _machine(self) -> dict[str, str]:

@@ -60,6 +60,9 @@ class AdapterSettings(Settings):
         description="Layers of the UNet that learn; attention is self and cross attention and what "
         "stands around them",
     )
+    train_unet: bool = Field(
+        True, description="Let the UNet learn; without it, the text encoder alone does"
+    )
     train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
     text_encoder_learning_rate: float = Field(
@@ -98,6 +101,8 @@ class AdapterSettings(Settings):
                 f"lora_plus_ratio is for {', '.join(TWO_MATRICES)}; {self.adapter} has no upper "
                 "matrix: leave it at 1"
             )
+        if not (self.train_unet or self.train_text_encoder):
+            raise ValueError("nothing learns: turn train_unet or train_text_encoder on")
         drops = self.dropout or any(self._said("dropout").values())
         if self.adapter == "oft" and (self.max_norm or drops):
             raise ValueError("oft turns weights and adds nothing: no dropout and no max_norm")

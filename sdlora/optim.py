@@ -139,7 +139,7 @@ def unused(settings: TrainSettings) -> dict[str, str]:
 def rate_share(settings: TrainSettings, step: int) -> float:
     """The share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
     warm-up, then the schedule, which would reach its end one step after the last."""
-    warmup = min(settings.warmup_steps, settings.steps)
+    warmup = settings.warmup
     if step <= warmup:
         return step / warmup
     name = "constant" if OPTIMIZERS[settings.optimizer].averages else settings.schedule

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from sdlora.cadence import times_left
+
 
 @dataclass
 class Pace:
     """Steps at their smoothed pace, and each round of samples as long as the last one took."""
 
     steps: int
-    sample_every: int  # 0: never
+    sample_every: int | None  # 0: never
     step_s: float = 0.0
     sample_s: float = 0.0
     _step: int = 0
@@ -35,6 +37,5 @@ class Pace:
 
     def seconds_left(self, step: int) -> float:
         """From `step` to the end."""
-        every = self.sample_every or self.steps + 1
-        rounds = self.steps // every - step // every
+        rounds = times_left(step, self.sample_every, self.steps)
         return self.step_s * (self.steps - step) + self.sample_s * rounds

@@ -13,10 +13,11 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
@@ -25,6 +26,8 @@ from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
 from sdlora.processes import alive, identity
 from sdlora.requests import REQUESTS, Request, answered, ask, asked
+from sdlora.resume import check_finished, write_changes
+from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace, make_folder, publish, sync_folder
 
 SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
@@ -200,26 +203,28 @@ def request(folder: Path, wish: Request) -> None:
     ask(folder, wish)
 
 
-def reopen(folder: Path, queue: Queue) -> RunState:
-    """Make a training that ended before its time ready to go on; what it was.
-    BusyError: it goes on already; RunError: it is finished."""
+def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> RunState:
+    """Make a training that ended before its time ready to go on, with `changes` of its settings;
+    what it was. BusyError: it goes on already; RunError: it is finished, and no steps are added;
+    SettingsError: one of the changes cannot be made."""
     state, job = read(folder), queue.job_of(folder)
     waits = job is not None and job.status in ("queued", "running")
     # one that was killed before it said anything is nobody's, though it has not ended
     if not state.ended and (waits or _pid_alive(folder)):
         raise BusyError(f"the run {folder.name!r} is {state.status}; there is nothing to resume")
-    if state.status == "done":
-        raise RunError(f"the run {folder.name!r} is finished: its LoRA is {state.result}")
+    check_finished(folder.name, state, changes or {})
+    if changes:
+        write_changes(folder, TrainSettings.load(folder / SETTINGS_FILE), changes)
     answered(folder, *REQUESTS)
     (folder / PID_FILE).unlink(missing_ok=True)
     say(folder, Queued())
     return state
 
 
-def resume(folder: Path, queue: Queue) -> None:
-    """Put a training that ended before its time into the queue again. BusyError, RunError: as
-    `reopen`."""
-    reopen(folder, queue)
+def resume(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> None:
+    """Put a training that ended before its time into the queue again. BusyError, RunError,
+    SettingsError: as `reopen`."""
+    reopen(folder, queue, changes)
     queue.submit("train", folder)
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from sdlora.checked import Settings
 from sdlora.learning import AdapterSettings, ObjectiveSettings
 
+MOST_STEPS = 200_000
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -28,15 +29,16 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
 
     GROUPS = {
         "What to learn": ("data", "name", "model", "goal", "effort", "trigger_word"),
-        "Steps": ("steps", "batch_size", "gradient_accumulation", "seed"),
+        "Steps": ("steps", "epochs", "batch_size", "gradient_accumulation", "seed"),
         "Learning": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
             *("lora_plus_ratio", "optimizer", "schedule", "schedule_cycles", "schedule_power"),
             *("warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
         ),
         "Adapter": (
-            *("adapter", "rank", "alpha", "conv_rank", "dropout", "targets", "train_text_encoder"),
-            *("group_rank", "group_alpha", "group_dropout", "lokr_factor", "max_norm"),
+            *("adapter", "rank", "alpha", "conv_rank", "dropout", "targets"),
+            *("train_unet", "train_text_encoder", "group_rank", "group_alpha", "group_dropout"),
+            *("lokr_factor", "max_norm"),
         ),
         "Objective": (
             *("loss", "loss_weighting", "min_snr_gamma", "huber_threshold", "huber_schedule"),
@@ -50,15 +52,15 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
             *("transparency", "masks", "unmasked_weight", "cache_gib"),
         ),
         "Captions": (
-            *("missing_captions", "caption_lines", "caption_prefix", "caption_suffix"),
+            *("missing_captions", "caption_lines", "caption_prefix", "caption_suffix", "clip_skip"),
             *("caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"),
             *("caption_wildcards", "caption_variants"),
         ),
-        "Samples": ("sample_every", "sample_prompts"),
-        "Checkpoints": ("save_every", "keep_checkpoints"),
+        "Samples": ("sample_every", "sample_every_epochs", "sample_prompts"),
+        "Checkpoints": ("save_every", "save_every_epochs", "keep_checkpoints"),
         "Validation": (
-            *("validate_every", "validation_share", "validation_data", "patience"),
-            *("measure_drift", "drift_prompts"),
+            *("validate_every", "validate_every_epochs", "validation_share", "validation_data"),
+            *("patience", "measure_drift", "drift_prompts"),
         ),
         "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
@@ -74,7 +76,11 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     trigger_word: str = Field(
         "", description="Words that call the LoRA in a prompt; empty: what all captions begin with"
     )
-    steps: int = Field(1000, ge=1, le=200_000, description="Optimizer steps to take")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps to take")
+    epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Times through all pictures and their repeats, in place"
+        " of steps; empty: as many as the steps make",
+    )  # fmt: skip
     batch_size: int = Field(2, ge=1, le=256, description="Pictures per step")
     gradient_accumulation: int = Field(
         1, ge=1, le=256, description="Batches added up per optimizer step"
@@ -114,6 +120,10 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     )
     caption_prefix: str = Field("", description="Text before every caption")
     caption_suffix: str = Field("", description="Text after every caption")
+    clip_skip: int = Field(
+        1, ge=1, le=12, description="Layer of the text encoder that captions are read from, counted"
+        " from the last; 2 for models that were made so",
+    )  # fmt: skip
     caption_dropout: float = Field(
         0.05, ge=0, le=1, description="Share of captions left out, so that guidance keeps working"
     )
@@ -155,25 +165,43 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         3, ge=1, le=1000, description="Times that cosine_restarts begins at the peak"
     )
     schedule_power: float = Field(2.0, gt=0, le=10, description="Power of the schedule polynomial")
-    warmup_steps: int = Field(20, ge=0, le=10_000, description="Steps over which the rate rises")
+    warmup_steps: float = Field(
+        20, ge=0, le=10_000, description="Steps over which the rate rises; below 1, a share of all"
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Pull of the adapter towards zero")
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0: never"
+    )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="Keep a moving average of the adapter, such as 0.99; 0: none"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same LoRA")
-    sample_every: int = Field(100, ge=0, le=100_000, description="Steps between samples; 0: none")
+    sample_every: int | None = Field(
+        None, ge=0, le=100_000, description="Steps between samples, the last step included; 0: "
+        "none; empty: about four times in a run",
+    )  # fmt: skip
+    sample_every_epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Epochs between samples, in place of steps"
+    )
     sample_prompts: tuple[str, ...] = Field(
         (), max_length=16, description="Prompts to sample with; empty: from the captions"
     )
-    save_every: int = Field(
-        100, ge=0, le=100_000, description="Steps between checkpoints; 0: only when it ends early"
+    save_every: int | None = Field(
+        None, ge=0, le=100_000, description="Steps between checkpoints, the last step included; 0: "
+        "only when it ends early; empty: about eight times in a run, every 100 steps at least",
+    )  # fmt: skip
+    save_every_epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Epochs between checkpoints, in place of steps"
     )
     keep_checkpoints: int = Field(
         3, ge=1, le=1000, description="Newest checkpoints to keep, beside the best"
     )
-    validate_every: int = Field(
-        100, ge=0, le=100_000, description="Steps between validations; 0: none"
+    validate_every: int | None = Field(
+        None, ge=0, le=100_000, description="Steps between validations, the last step included; 0: "
+        "none; empty: about eight times in a run",
+    )  # fmt: skip
+    validate_every_epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Epochs between validations, in place of steps"
     )
     validation_share: float = Field(
         0.0, ge=0, le=0.5, description="Share of the pictures to hold out and validate with"
@@ -226,13 +254,26 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
             return values
         return {**values, "warmup_steps": max(steps, 0)}
 
+    @field_validator("warmup_steps")
+    @classmethod
+    def _share_or_whole_steps(cls, steps: float) -> float:
+        if steps >= 1 and steps != int(steps):
+            raise ValueError("use a whole number of steps, or a share of all steps below 1")
+        return steps
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.warmup_steps > self.steps:
+        if self.epochs is None and self.warmup_steps > self.steps:
             raise ValueError(
-                f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}"
+                f"warmup_steps = {self.warmup_steps:g} is more than steps = {self.steps}"
             )
         return self
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up; a share of the steps is rounded, and all of them are the most."""
+        share = self.warmup_steps < 1
+        return min(round(self.warmup_steps * (self.steps if share else 1)), self.steps)
 
 
 class ImageRequest(Settings):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from sdlora.cadence import in_steps
 from sdlora.data.folder import grouped
 from sdlora.data.held_out import divide
 from sdlora.data.sources import Gathered, gather
@@ -26,6 +28,7 @@ from sdlora.lora.recipe import compared
 from sdlora.objective import Objective
 from sdlora.optim import try_optimizer
 from sdlora.requests import answered, asked
+from sdlora.resume import changed
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
 from sdlora.training.pictures import check_same, digest, fingerprints
@@ -51,7 +54,7 @@ def train(
     """
     began = time.monotonic()
     begun = yield from find_checkpoint(folder)
-    settings = TrainSettings.of(begun.facts["settings"]) if begun else settings
+    settings = changed(begun.facts["settings"] if begun else settings.given(), folder)
     training = yield from unless(should_stop, prepare(settings, workspace, folder, begun))
     if training is None:
         yield Stopped()
@@ -117,10 +120,13 @@ def prepare(
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
     Objective.of(settings, family.noise)  # whether they go together, before the long work
+    family.caption_clip_skip = settings.clip_skip
     if settings.zero_terminal_snr:
         family.begin_from_noise()  # its samples are made as they are learnt
     kept = workspace.cache, split.lists
     dataset = yield from encode_dataset(family, split.learnt, settings, *kept)
+    settings = in_steps(settings, dataset.steps_per_round)
+    dataset = replace(dataset, settings=settings)
     measured = None
     if split.held_out:
         measured = yield from encode_dataset(family, split.held_out, plainly(settings), *kept)

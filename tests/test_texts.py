@@ -186,3 +186,18 @@ def test_what_is_no_textual_inversion_is_refused(tmp_path: Path) -> None:
         read_inversion(tmp_path / "old.pt")
     save_file({"emb_params": rows}, tmp_path / "ok.safetensors")
     assert inversion_base(read_inversion(tmp_path / "ok.safetensors")) == "Stable Diffusion 1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_are_read_from_the_layer_that_was_chosen(kind: str) -> None:
+    family = open_tiny(kind)
+    captions = ("a cat", "x" * 200)
+    family.caption_clip_skip = 2
+    try:
+        with torch.no_grad():
+            got = family.encode_captions(captions)["context"]
+    finally:
+        family.caption_clip_skip = 1
+    for caption, row in zip(captions, got, strict=True):
+        expected = read(family, caption, clip_skip=2)["context"]
+        torch.testing.assert_close(row[: len(expected)], expected)

@@ -13,6 +13,7 @@ import sdlora.training.learner
 import sdlora.training.samples
 from sdlora.errors import DataError, ModelError, SettingsError
 from sdlora.events import (
+    Checkpoint,
     Done,
     Progress,
     SampleReady,
@@ -259,3 +260,22 @@ def test_a_file_says_how_it_was_made(run: Run, pictures: Path) -> None:
     assert prints == recipe.pictures
     (pictures / "1.txt").write_text("zibo, another", encoding="utf-8")
     assert read_recipe(Path(only(Saved, run(steps=1)).path)).pictures != prints
+
+
+def test_captions_of_another_layer_are_not_taken_from_the_cache(run: Run) -> None:
+    last, earlier = (numbers_of(learnt(run(clip_skip=skip))) for skip in (1, 2))
+    assert not torch.equal(last, earlier)
+
+
+def test_a_run_of_epochs_ends_with_a_sample_and_a_checkpoint(run: Run) -> None:
+    events = run(epochs=2, batch_size=4, sample_every=3, sample_prompts=("a house",))
+    steps = [event.step for event in events if isinstance(event, Step)]
+    assert steps == [1, 2, 3, 4], "six pictures in batches of four are two steps an epoch"
+    assert [event.step for event in events if isinstance(event, SampleReady)] == [3, 4]
+    assert [event.step for event in events if isinstance(event, Checkpoint)][-1] == 4
+
+
+def test_gradients_are_not_clipped_at_zero(run: Run) -> None:
+    """Adafactor aside, Adam hides a factor: what is clipped hard changes by the first moments."""
+    free = numbers_of(learnt(run(max_grad_norm=0)))
+    assert torch.equal(free, numbers_of(learnt(run(max_grad_norm=1000))))

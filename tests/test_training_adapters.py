@@ -340,3 +340,17 @@ def test_report_counts(family: Family) -> None:
     assert report.layers == len(file.layers)
     assert report.total == sum(p.numel() for m in family.parts.values() for p in m.parameters())
     assert f"{report.trained:,} parameters in {report.layers} layers learn" in str(report)
+
+
+def test_the_text_encoder_alone_can_learn(family: Family) -> None:
+    groups = attach(family, asked("lora", train_unet=False))
+    try:
+        assert {group.part for group in groups} == {"te"}
+        assert all(name.startswith("lora_te_") for name in collect(family).layers)
+    finally:
+        detach(family)
+
+
+def test_something_must_learn() -> None:
+    with pytest.raises(SettingsError, match="nothing learns"):
+        asked("lora", train_unet=False, train_text_encoder=False)

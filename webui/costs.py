@@ -16,7 +16,7 @@ from webui.studio import Run, Studio
 COSTLY = (
     *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
     *("adapter", "conv_rank", "group_rank", "optimizer", "ema_decay", "compile_blocks"),
-    *("train_text_encoder", "precision", "gradient_checkpointing", "offload"),
+    *("train_unet", "train_text_encoder", "precision", "gradient_checkpointing", "offload"),
 )
 
 

@@ -60,7 +60,8 @@ def attach(family: Family, settings: TrainSettings) -> list[Learning]:
 
 def _group_of(family: Family, settings: TrainSettings) -> dict[Place, str]:
     """Every layer that learns and its group, in the order of the family's layers."""
-    targets = family.lora_targets(settings.targets, settings.train_text_encoder)
+    of_unet = settings.targets if settings.train_unet else ()
+    targets = family.lora_targets(of_unet, settings.train_text_encoder)
     groups = {
         (part, path): group
         for part, its in targets.items()

@@ -18,6 +18,7 @@ from sdlora.events import Event, RunState, Validated
 from sdlora.jobs import Queue
 from sdlora.prompt.tags import written
 from sdlora.requests import REQUESTS
+from sdlora.resume import MAY_CHANGE
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace, publish
@@ -36,6 +37,9 @@ def add_run_verbs(parser: argparse.ArgumentParser) -> None:
         add_shared_flags(one)
         if name == "grid":
             add_flags(one, GridSettings, but=("run",))
+        if name == "resume":
+            own = [field for field in TrainSettings.model_fields if field not in MAY_CHANGE]
+            add_flags(one, TrainSettings, but=own)
         if name == "keep":
             one.add_argument("--step", type=int, help="of which step (default: the one to take)")
 
@@ -120,14 +124,16 @@ def ask(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
 
 
 def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Go on with a training that was killed, stopped or paused, here or by the page's worker."""
+    """Go on with a training that was killed, stopped or paused, or is finished and shall take more
+    steps, here or by the page's worker."""
     TrainSettings.load(folder / runs.SETTINGS_FILE)
+    changes = {name: value for name, value in vars(options).items() if name in MAY_CHANGE}
     queue = Queue(workspace.database)
     if queue.holder("worker"):  # it owns the device
-        runs.resume(folder, queue)
+        runs.resume(folder, queue, changes)
         print(f"{folder.name} waits in the queue; python launch.py runs show {folder.name}")
         return DONE
-    runs.reopen(folder, queue)
+    runs.reopen(folder, queue, changes)
     return train_in(folder, workspace, options.json)
 
 
@@ -188,7 +194,7 @@ VERBS: dict[str, tuple[str, Act]] = {
     "pause": (REQUESTS["pause"], ask),
     "save": (REQUESTS["save"], ask),
     "sample": (REQUESTS["sample"], ask),
-    "resume": ("go on with a training that was killed, stopped or paused", resume),
+    "resume": ("go on with a training that was broken off, or take more steps", resume),
     "grid": ("draw every checkpoint at every strength, as one picture", grid),
     "keep": ("make the LoRA of a step one that prompts can name", kept),
     "toml": ("print its settings for kohya's sd-scripts", toml),

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sdlora.cadence import in_steps
 from sdlora.data.buckets import Bucket, Cut, assign_buckets, cut_of
 from sdlora.data.folder import Example, Problem
 from sdlora.data.held_out import divide
@@ -152,7 +153,8 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
     general += split.problems
     others = tuple(problem for some in problems.values() for problem in some)
     found = gathered.trigger, resolution, gathered.lists
-    return Preflight(settings, tuple(rows), others, tuple(general), *found)
+    report = Preflight(settings, tuple(rows), others, tuple(general), *found)
+    return replace(report, settings=in_steps(settings, report.steps_per_round))
 
 
 def _by_picture(

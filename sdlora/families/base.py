@@ -68,6 +68,7 @@ class Family(ABC):
     pipeline_class: ClassVar[type[diffusers.DiffusionPipeline]]
     text_parts: ClassVar[dict[str, str]]  # kohya's name of a text encoder -> the pipeline's
     no_parts: ClassVar[dict[str, Any]]  # what of the pipeline is not loaded
+    caption_clip_skip: int = 1  # the layer that captions are read from, counted from the last
     has_pooled: ClassVar[bool] = False  # whether `network` reads a text's summary as well
 
     def __init__(self, name: str, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
@@ -155,13 +156,14 @@ class Family(ABC):
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """`encode_prompts` of captions of any length, no sign in which means emphasis: n chunks for
         the longest, `context` (B,77n,D), and empty ones after the others."""
-        if not any(map(self.cut_text, captions)):
+        if self.caption_clip_skip == 1 and not any(map(self.cut_text, captions)):
             return self.encode_prompts(captions)
         readers = self.readers()
         texts = [[reader.literal(caption) for reader in readers] for caption in captions]
         most = max(len(chunks) for text in texts for chunks in text)
         with self.autocast():
-            read = [self._read(text, PLAIN, most) for text in texts]
+            manner = Manner(clip_skip=self.caption_clip_skip)
+            read = [self._read(text, manner, most) for text in texts]
         return {name: torch.stack([one[name] for one in read]) for name in read[0]}
 
     def _read(

@@ -106,7 +106,8 @@ class Learner:
         """Move the adapter against the gradient, if that is sound; returns the gradient's norm."""
         settings = self.settings
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+        most = settings.max_grad_norm or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, most)
         set_rates(self.optimizer, self.rate_factor * rate_share(settings, step))
         sound = (loss + norm).isfinite()
         self.guard.step(sound)

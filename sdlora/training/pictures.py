@@ -46,8 +46,9 @@ def changes(then: Prints, now: Prints) -> str:
 
 
 def check_same(then: Prints, now: Prints) -> None:
-    """RunError naming what is missing, new or changed since the training began."""
-    if said := changes(then, now):
+    """RunError naming what is missing, new or changed since the training began. The same pictures
+    in the same order are the same in a folder of another name, too."""
+    if [*then.values()] != [*now.values()] and (said := changes(then, now)):
         raise RunError(
             f"the pictures, captions or lists are not those that this training began with; {said}. "
             "Put them back as they were and resume, or start a new training"

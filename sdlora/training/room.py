@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.cache import Cache
+from sdlora.cadence import times_left
 from sdlora.errors import RunError
 from sdlora.events import Event, Progress, Warned
 from sdlora.settings import TrainSettings
@@ -94,8 +95,7 @@ class Room:
         best is kept beside the newest; and one is written when the training ends early."""
         held_out = settings.validation_share or settings.validation_data
         most = settings.keep_checkpoints + 1 + bool(settings.validate_every and held_out)
-        every = settings.save_every
-        due = settings.steps // every - step // every if every else 0
+        due = times_left(step, settings.save_every, settings.steps)
         early = int(step < settings.steps)
         there = len(checkpoint_folders(self.folder))
         return min(max(most - there, 1), max(due, early))

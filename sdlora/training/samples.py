@@ -32,7 +32,8 @@ def draw_samples(
         yield Progress("drawing samples", index, len(prompts))
         own = (seed + index) % 2**32
         try:
-            request = ImageRequest.of({"prompt": prompt, "seed": own})
+            layer = family.caption_clip_skip
+            request = ImageRequest.of({"prompt": prompt, "seed": own, "clip_skip": layer})
             with family.whole():
                 images, report = render(family, request, should_stop=should_stop)
             for image in images:
@@ -45,6 +46,7 @@ def draw_samples(
 
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
-    request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8})
+    layer = family.caption_clip_skip
+    request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer})
     with family.whole():
         return render(family, request)[0][0]

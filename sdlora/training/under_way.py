@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sdlora.adapters import collect, trainable_report
+from sdlora.cadence import is_due
 from sdlora.data.captions import spread
 from sdlora.encode import Dataset
 from sdlora.errors import DataError, SdloraError
@@ -154,9 +155,9 @@ class Training:
             self.is_due(self.settings.save_every) and not self.ledger.suspicious(self.step)
         )
 
-    def is_due(self, every: int) -> bool:
-        """Whether something that happens every so many steps happens now; 0 is never."""
-        return every > 0 and self.step % every == 0
+    def is_due(self, every: int | None) -> bool:
+        """Whether something that happens every so many steps happens now."""
+        return is_due(self.step, every, self.settings.steps)
 
     def judge(self, reading: Reading) -> Generator[Event, None, bool]:
         """Tell of the steps that were left out; when it diverges, go back and go slower, which is
