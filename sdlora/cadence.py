@@ -12,7 +12,6 @@ from sdlora.errors import SettingsError
 from sdlora.messages import Setting
 from sdlora.settings import MOST_STEPS, TrainSettings
 
-
 LEAST = 10  # steps, of an empty cadence: looking at what is learnt waits for the device
 
 

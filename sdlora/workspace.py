@@ -17,7 +17,13 @@ from sdlora.errors import DataError, SettingsError
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
 TRAINING_DATA = Path(__file__).parent.parent / "training_data"
-SHIPPED_SETS = ("cyberpunk_architecture", "impressionist_style", "neon_lighting", "zibo")
+# The sets that ship, and the goal that each is for
+SHIPPED_SETS = {
+    "cyberpunk_architecture": "object",
+    "impressionist_style": "style",
+    "neon_lighting": "style",
+    "zibo": "character",
+}
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 # A pipeline's class, as model_index.json says it, and the family whose presets it wants
@@ -240,6 +246,11 @@ class Workspace:
     def ships(self, folder: Path) -> bool:
         """Whether a picture set is one that came with the program, and stays as it is."""
         return folder.parent == TRAINING_DATA and folder.name in SHIPPED_SETS
+
+    def goal_of(self, data: str) -> str:
+        """The goal of a picture set that ships, by its name or its path; '' for any other."""
+        folder = self.dataset_folders().get(data, Path(data).expanduser()).absolute()
+        return SHIPPED_SETS[folder.name] if self.ships(folder) else ""
 
     def picture_folder(self, name: str) -> Path:
         """A set of that name, else the folder that it is the path of. DataError: neither."""

@@ -17,8 +17,14 @@ def due(every: int | None, steps: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("steps", "sample", "validate", "save"),
-    [(1, 10, 10, 10), (30, 10, 10, 10), (180, 45, 23, 23), (1000, 250, 125, 100), (9000, 250, 250, 100)],
-)
+    [
+        (1, 10, 10, 10),
+        (30, 10, 10, 10),
+        (180, 45, 23, 23),
+        (1000, 250, 125, 100),
+        (9000, 250, 250, 100),
+    ],
+)  # fmt: skip
 def test_empty_cadences_follow_the_length_of_the_run(
     steps: int, sample: int, validate: int, save: int
 ) -> None:

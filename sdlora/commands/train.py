@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sdlora import kohya, runs, work
 from sdlora.commands.flags import add_flags, given
 from sdlora.commands.terminal import OnInterrupt
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.lora.recipe import LIKE_FILE, read_recipe
-from sdlora.settings import TrainSettings
+from sdlora.settings import Goal, TrainSettings
 from sdlora.workspace import Workspace
 
 DONE, FAILED = 0, 1
@@ -27,8 +27,9 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         "--like", metavar="FILE", help="train as this LoRA was; other flags change what they say"
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="settings from a TOML file of kohya's sd-scripts"
-    )
+        "--config", metavar="FILE", help="settings from a TOML file of kohya's sd-scripts, or a "
+        "JSON preset of kohya_ss",
+    )  # fmt: skip
     add_flags(parser, TrainSettings, but=("data",))
 
 
@@ -42,10 +43,27 @@ def train(options: argparse.Namespace) -> int:
     if not values.get("data"):
         raise SdloraError("name a folder of pictures: python launch.py train FOLDER --name NAME")
     values.setdefault("name", Path(values["data"]).resolve().name)
+    if "goal" not in values and not options.config:
+        values["goal"] = workspace.goal_of(values["data"]) or _ask_goal()
     folder = runs.new_folder(TrainSettings.of(values), workspace)
     if like:
         (folder / LIKE_FILE).write_text(json.dumps(like), encoding="utf-8")
     return train_in(folder, workspace, options.json)
+
+
+def _ask_goal() -> str:
+    """The goal of pictures that do not tell it: asked for on a terminal, else style, and said."""
+    goals = get_args(Goal)
+    answer = ""
+    while sys.stdin.isatty() and answer not in goals:
+        answer = input(f"What do the pictures have in common? {', '.join(goals)}: ").strip().lower()
+    if not answer:
+        print(
+            f"warning: no --goal is given, so it is {goals[0]}; add --goal character for somebody, "
+            "--goal object for a thing",
+            file=sys.stderr,
+        )
+    return answer or goals[0]
 
 
 def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:

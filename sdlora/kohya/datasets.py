@@ -1,0 +1,109 @@
+"""sd-scripts' `[[datasets]]` and `[[datasets.subsets]]` as our folders (docs/config_README-en.md).
+
+There every subset has settings of its own, and inherits those of its dataset and of `[general]`.
+Here they are one for all pictures: where subsets disagree the first one's counts, and it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdlora.kohya.values import flag, text, whole
+from sdlora.messages import Message
+
+# Their name in these tables -> their name on the command line
+RENAMED = {"batch_size": "train_batch_size"}
+OWN = ("image_dir", "num_repeats", "is_reg", "class_tokens", "metadata_file", "subsets")
+
+
+@dataclass
+class Datasets:
+    """What the tables say: `flat` are keys as on sd-scripts' command line, `values` our own."""
+
+    flat: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    notes: list[Message] = field(default_factory=list)
+
+
+def read_datasets(tables: Mapping[str, Any]) -> Datasets:
+    """The pictures and the settings of all subsets; nothing where there are no such tables."""
+    found = Datasets()
+    general = _table(tables.get("general"), "general", found)
+    rows = []
+    for dataset in _tables(tables.get("datasets"), "datasets", found):
+        subsets = _tables(dataset.get("subsets"), "datasets.subsets", found)
+        rows += [{**general, **dataset, **subset} for subset in subsets]
+    if not rows:
+        found.flat |= general
+        return found
+    _read_folders(rows, found)
+    for name in dict.fromkeys(name for row in rows for name in row if name not in OWN):
+        given = [row.get(name) for row in rows]
+        found.flat[RENAMED.get(name, name)] = next(v for v in given if v is not None)
+        if any(value != given[0] for value in given):
+            message = "{key} differs between subsets; {value} is used for all pictures"
+            value = found.flat[RENAMED.get(name, name)]
+            found.notes.append(Message(message, key=name, value=value))
+    return found
+
+
+def _read_folders(rows: list[dict[str, Any]], found: Datasets) -> None:
+    """Folders with their repeats, by what they are: the subject, or regularisation."""
+    subject: list[str] = []
+    regularisation: list[str] = []
+    for row in rows:
+        folder = row.get("image_dir")
+        if not isinstance(folder, str) or not folder:
+            found.notes.append(Message("a subset without image_dir is not used"))
+            continue
+        if row.get("metadata_file"):
+            message = "metadata_file of {folder} is not read: captions are files beside pictures"
+            found.notes.append(Message(message, folder=folder))
+        repeats = _read(row, "num_repeats", whole, 1, found)
+        if repeats < 1:
+            message = "{folder} with num_repeats = {repeats} is left out"
+            found.notes.append(Message(message, folder=folder, repeats=repeats))
+            continue
+        counted = f"{min(repeats, 999)}*{folder}" if repeats > 1 else folder
+        is_subject = not _read(row, "is_reg", flag, False, found)
+        (subject if is_subject else regularisation).append(counted)
+        if tokens := row.get("class_tokens"):
+            message = "class_tokens = {tokens!r} of {folder}: pictures without a caption get none"
+            found.notes.append(Message(message, tokens=_shown(tokens), folder=folder))
+    if subject:
+        found.values["data"], found.values["more_data"] = subject[0], subject[1:]
+    if regularisation:
+        found.values["regularisation"] = regularisation
+
+
+def _read(row: Mapping[str, Any], name: str, read: Any, missing: Any, found: Datasets) -> Any:
+    if row.get(name) is None:
+        return missing
+    try:
+        return read(row[name])
+    except (ValueError, TypeError) as error:
+        message = "{key} = {value} cannot be read: {why}"
+        found.notes.append(Message(message, key=name, value=_shown(row[name]), why=error))
+        return missing
+
+
+def _tables(given: Any, name: str, found: Datasets) -> list[dict[str, Any]]:
+    if given is None:
+        return []
+    rows = given if isinstance(given, list) else [given]
+    return [row for row in (_table(row, name, found) for row in rows) if row]
+
+
+def _table(given: Any, name: str, found: Datasets) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        found.notes.append(Message("{name} is not a table and not used", name=name))
+        return {}
+    return {text(key): value for key, value in given.items()}
+
+
+def _shown(value: Any) -> str:
+    return str(value)[:80]

@@ -1,0 +1,32 @@
+"""The tables of docs/kohya.md, made of those that the reader works by."""
+
+from __future__ import annotations
+
+from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS
+from sdlora.kohya.network import ALGORITHMS, MODULES
+
+
+def markdown() -> str:
+    """All keys and what becomes of them, as Markdown."""
+    used = [
+        f"| `{key}` | `{row.ours}` | {'ours' if row.missing is OURS else f'`{row.missing}`'} |"
+        for key, row in KEYS.items()
+    ]
+    always = [
+        f"| {', '.join(f'`{key}`' for key in keys)} | {why} |" for why, keys in ALWAYS.items()
+    ]
+    instead = [f"| `{key}` | {what} |" for key, what in INSTEAD.items()]
+    modules = [f"| `{name}` | `{module.adapter}` |" for name, module in MODULES.items()]
+    modules += [f"| `lycoris.kohya`, `algo={name}` | `{a}` |" for name, a in ALGORITHMS.items()]
+    parts = (
+        (("sd-scripts", "sdlora", "left out"), used),
+        (("network", "adapter"), modules),
+        (("always so", "because"), always),
+        (("not done", "instead"), instead),
+    )
+    return "\n\n".join(_table(heads, rows) for heads, rows in parts)
+
+
+def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+    first = f"| {' | '.join(heads)} |"
+    return "\n".join([first, "|---" * len(heads) + "|", *rows])
