@@ -129,7 +129,7 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
     negative = graph.source(guide.inputs.get("negative"))
     prompt = graph.text(positive, "positive") if positive else ""
     return Recalled(
-        with_loras(prompt, graph.loras(guide)),
+        with_loras(prompt, graph.loras(guide))[0],
         graph.text(negative, "negative") if negative else "",
         {name: value for name, value in fields.items() if value},
         "ComfyUI",

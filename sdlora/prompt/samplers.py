@@ -15,7 +15,7 @@ SAMPLER_TITLES = {
 }
 NOISE_SCHEDULE, FROM_NOISE = "Noise Schedule", "Zero Terminal SNR"  # A1111's words, 1.8 and later
 _KARRAS = "karras"
-_PLAIN = {"", "automatic", "uniform", "normal", "simple", "ddim_uniform"}
+_PLAIN = {"", "automatic", "uniform", "normal", "simple", "ddim_uniform", "native"}
 _BY_NAME = {
     "ddim": "ddim", "euler": "euler", "eulera": "euler_a", "eulerancestral": "euler_a",
     "dpm++2m": "dpm++_2m", "dpm++2msde": "dpm++_2m_sde", "unipc": "unipc", "unipcbh2": "unipc",
@@ -24,8 +24,10 @@ _BY_NAME = {
 
 def sampler_of(name: str, schedule: str = "", program: str = "A1111") -> tuple[str, str]:
     """(setting, problem) for a sampler's name in a picture of `program`: A1111's 'DPM++ 2M Karras',
-    ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k. Without a setting the sampler is not known here."""
+    ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k, NovelAI's k_dpmpp_2m. Without a setting the sampler
+    is not known here."""
     plain = "".join(name.lower().replace("pp", "++").split()).replace("_", "").removesuffix("gpu")
+    plain = plain[1:] if plain.startswith("k") and plain[1:] in _BY_NAME else plain
     when = schedule.strip().lower()
     for ending in (_KARRAS, "k"):
         if plain.endswith(ending) and plain.removesuffix(ending) in _BY_NAME:
