@@ -144,8 +144,9 @@ def _text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
         joint = _JOINTS.get(node.kind, joint)
         encoders += [node] if "clip" in node.inputs else []
         inputs = {side: node.inputs[side]} if side in node.inputs else node.inputs
+        speaks = "gligen" not in node.kind.lower()  # whose text is that of a box
         for name, value in inputs.items():
-            if isinstance(value, str) and name in (*_TEXTS, side) and value.strip():
+            if speaks and isinstance(value, str) and name in (*_TEXTS, side) and value.strip():
                 texts[value] = None
             source = graph.source(value)
             if source and name not in ("clip", "model", "vae") and source not in reached:

@@ -62,6 +62,9 @@ def _named(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
     """Names in inputs of their own, each with the weights of the same number."""
     limits = [number(str(node.inputs.get(key))) for key in _COUNTS if key in node.inputs]
     limit = limits[0] if limits and limits[0] is not None else float("inf")
+    weighted = any(words & _WEIGHT_WORDS for group in keys.values() for _, words in group)
+    if not weighted and "model" not in node.inputs:
+        return  # it only chooses a name for another node
     for index, group in keys.items():
         if index and (_is_off(node.inputs, group) or int(index) > limit):
             continue
