@@ -128,7 +128,15 @@ class Graph:
         text += "comes from {source}, which is not known here" if source else "is not understood"
         text += "; {instead} is taken" if instead else ""
         shown = {"name": name[:40], "node": node.kind[:80], "instead": instead}
-        message = Message(text, **shown, source=source.kind[:80] if source else "")
+        self._tell(Message(text, **shown, source=source.kind[:80] if source else ""))
+
+    def unreadable(self, node: Node, row: str) -> None:
+        """Note that a row of a node is none that can be read."""
+        self._tell(
+            Message("{row!r} of {node} is not understood", row=row[:80], node=node.kind[:80])
+        )
+
+    def _tell(self, message: Message) -> None:
         if message not in self.problems and len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(message)
 

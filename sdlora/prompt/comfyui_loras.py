@@ -36,7 +36,7 @@ def loras_of(node: Node, graph: Graph) -> list[Lora]:
     keys = _by_number(node.inputs)
     if _is_off(node.inputs, keys.get("", ())):
         return []
-    loras = [*_named(node, graph, keys), *_listed(node)]
+    loras = [*_named(node, graph, keys), *_listed(node, graph)]
     return loras or [*_tagged(node, graph)]
 
 
@@ -53,7 +53,8 @@ def _by_number(inputs: Mapping[str, Any]) -> _Keys:
 def is_loader(node: Node, graph: Graph) -> bool:
     """Whether a node's LoRAs are understood, even if it has none just now; or whether it applies a
     stack of others."""
-    rows = any(_lora_key(key) for key in node.inputs) or bool([*_rows(node)])
+    rows = any(_lora_key(key) for key in node.inputs)
+    rows = rows or any(isinstance(_row_name(row), str) for row in _rows(node))
     stack = {"model", "lora_stack"} <= node.inputs.keys()
     return rows or stack or bool([*_tagged(node, graph)])
 
@@ -125,16 +126,22 @@ def _weight(node: Node, key: str, graph: Graph) -> float:
     return 1.0 if weight is None else weight
 
 
-def _listed(node: Node) -> Iterator[Lora]:
+def _listed(node: Node, graph: Graph) -> Iterator[Lora]:
     """Rows that are objects of their own: rgthree's and LoraManager's."""
     for row in _rows(node):
-        name = row.get("lora", row.get("name"))
+        name = _row_name(row)
         is_on = row.get("on", row.get("active", True))
-        if isinstance(name, str) and name not in ("", "None") and is_on:
+        if name is not None and not isinstance(name, str):
+            graph.unreadable(node, str(row))
+        elif name and name != "None" and is_on:
             unet = number(str(row.get("strength")))
             clip = number(str(row.get("strengthTwo", row.get("clipStrength"))))
             unet = 1.0 if unet is None else unet
             yield file_stem(name), unet, unet if clip is None else clip
+
+
+def _row_name(row: Mapping[str, Any]) -> Any:
+    return row.get("lora", row.get("name"))
 
 
 def _rows(node: Node) -> Iterator[Mapping[str, Any]]:

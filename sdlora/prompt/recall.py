@@ -209,7 +209,7 @@ def _add_exif(exif: Image.Exif, texts: dict[str, str]) -> None:
         name, _, value = _decoded(exif.get(tag)).partition(":")
         if name.strip().lower() in _GRAPHS:
             texts.setdefault(name.strip().lower(), value)
-        elif name.startswith("{"):
+        elif isinstance(read_json(f"{name}:{value}"), Mapping):
             texts.setdefault(PARAMETERS, f"{name}:{value}")
     for place in (inner, exif):
         if comment := _decoded(place.get(USER_COMMENT)):
