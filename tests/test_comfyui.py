@@ -17,8 +17,8 @@ def node(kind: str, **inputs: Any) -> Node:
 
 
 def graph(text: Any = "a cat", **nodes: Node) -> dict[str, Any]:
-    """A plain graph, and more nodes. The model comes from `lora`, where that is there."""
-    model = ["lora", 0] if "lora" in nodes else ["4", 0]
+    """A plain graph, and more nodes. Model and text encoder come from `lora`, if that is there."""
+    model, clip = (["lora", 0], ["lora", 1]) if "lora" in nodes else (["4", 0], ["4", 1])
     sampler = {
         **COMFY["3"]["inputs"], "model": model, "positive": ["6", 0], "negative": ["7", 0],
         "latent_image": ["5", 0],
@@ -27,8 +27,8 @@ def graph(text: Any = "a cat", **nodes: Node) -> dict[str, Any]:
         "3": node("KSampler", **sampler),
         "4": COMFY["4"],
         "5": COMFY["5"],
-        "6": node("CLIPTextEncode", text=text, clip=["4", 1]),
-        "7": node("CLIPTextEncode", text="bad", clip=["4", 1]),
+        "6": node("CLIPTextEncode", text=text, clip=clip),
+        "7": node("CLIPTextEncode", text="bad", clip=clip),
         "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
         "9": node("SaveImage", images=["8", 0]),
     }
@@ -85,6 +85,32 @@ LOADERS: list[tuple[dict[str, Node], str]] = [
 def test_loras_are_read_from_whatever_node_applies_them(nodes: dict[str, Node], tags: str) -> None:
     found = read(graph(**nodes))
     assert (found.prompt, found.negative, found.problems) == (f"a cat {tags}", "bad", ())
+
+
+def test_a_lora_counts_where_its_node_is_on_the_way() -> None:
+    loader = LOADERS[0][0]["lora"]
+    record = graph(lora=loader)
+    for number in "67":
+        record[number]["inputs"]["clip"] = ["4", 1]
+    assert read(record).prompt == "a cat <lora:a/ink:0:0.8>"
+    record = graph(lora=loader)
+    record["3"]["inputs"]["model"] = ["4", 0]
+    assert read(record).prompt == "a cat <lora:a/ink:0.5:0>"
+
+
+def test_loras_of_a_later_pass_are_told() -> None:
+    later = {**COMFY["3"]["inputs"], "model": ["l", 0], "positive": ["6", 0], "negative": ["7", 0],
+             "latent_image": ["3", 0]}  # fmt: skip
+    found = read(graph(l=LOADERS[0][0]["lora"], k=node("KSampler", **later)))
+    assert found.prompt == "a cat"
+    assert "after the first pass are not taken over: <lora:a/ink:0.5:0.8>" in str(found.problems)
+
+
+def test_a_graph_without_a_known_sampler_is_told() -> None:
+    found = read({"1": node("Magic", prompt="x"), "2": node("Magic"), "3": node("SaveImage")})
+    assert found.problems == (
+        "ComfyUI's graph has no sampler that is known here; its nodes are 2 times Magic, SaveImage",
+    )
 
 
 def test_a_weight_that_comes_from_an_unknown_node_is_told() -> None:

@@ -69,7 +69,7 @@ _FEATURES = (
     (r"lora|lycoris", "a LoRA loader of another kind"),
 )
 _MODEL_FILE = re.compile(r"\.(?:safetensors|sft|ckpt|pth?|bin|gguf)\Z", re.IGNORECASE)
-_SHORTENED = 80  # letters
+_SHORTENED, _MOST_NAMED = 80, 30  # letters, things in one sentence
 
 
 def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
@@ -77,11 +77,14 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
     graph = Graph.from_json(record)
     samplers = [node for node in graph.nodes.values() if _samples(node)]
     if not samplers:
-        return None
+        text = "ComfyUI's graph has no sampler that is known here; its nodes are {nodes}"
+        kinds = counted(node.kind for node in graph.nodes.values())[:_MOST_NAMED]
+        problem = Message(text, nodes=kinds)
+        return Recalled(program="ComfyUI", problems=(problem,)) if graph.nodes else None
     first = _first(samplers, graph)
     fields = _fields(graph, first)
     guide = graph.source(first.inputs.get("guider")) or first
-    loras = [lora for node in graph.upstream(guide)[::-1] for lora in loras_of(node, graph)]
+    loras = [*_applied(graph, guide)]
     sides = (("positive", "conditioning"), ("negative",))
     texts: list[str] = []
     problems: list[Message] = []
@@ -90,11 +93,28 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
         text, encoders = _text(graph, start, side[0]) if start else ("", [])
         texts.append(_as_encoded(text, encoders, problems))
     tags = [written(*lora) for lora in loras]
-    problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, samplers)]
+    problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, guide)]
     return Recalled(
         " ".join(filter(None, (texts[0], *tags))), texts[1], fields, "ComfyUI",
         problems=tuple(problems),
     )  # fmt: skip
+
+
+def _applied(graph: Graph, guide: Node) -> Iterator[Lora]:
+    """The LoRAs on the way to a sampler, the first first; of one that is only on the way of the
+    model, or only of the texts, the other weight counts for nothing."""
+    model, *texts = (
+        graph.source(guide.inputs.get(name))
+        for name in ("model", "positive", "negative", "conditioning")
+    )
+    of_model = set(graph.upstream(*filter(None, (model,))))
+    of_texts = set(graph.upstream(*filter(None, texts)))
+    for node in graph.upstream(guide)[::-1]:
+        for name, unet, text_encoder in loras_of(node, graph):
+            on_model = not model or node in of_model
+            on_texts = not any(texts) or node in of_texts
+            if on_model or on_texts:
+                yield name, unet if on_model else 0.0, text_encoder if on_texts else 0.0
 
 
 def _samples(node: Node) -> bool:
@@ -180,7 +200,7 @@ def _repeated(loras: Iterable[Lora]) -> Iterator[Message]:
             yield Message(text, count=count, name=name[:_SHORTENED])
 
 
-def _unused(graph: Graph, first: Node, samplers: list[Node]) -> Iterator[Message]:
+def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
     """A sentence for whatever bears on the picture and is not understood."""
     before = graph.upstream(first)
     after = graph.downstream(first)
@@ -189,7 +209,13 @@ def _unused(graph: Graph, first: Node, samplers: list[Node]) -> Iterator[Message
     for node in bearing:
         if node is not first and _samples(node):
             yield _other_pass(graph, node)
-    apart = [node for node in samplers if node not in bearing]
+    here = set(graph.upstream(first, guide))
+    later = [lora for node in bearing if node not in here for lora in loras_of(node, graph)]
+    if later:
+        text = "LoRAs of what comes after the first pass are not taken over: {tags}"
+        yield Message(text, tags=[written(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
+    in_bearing = set(bearing)
+    apart = [n for n in graph.nodes.values() if _samples(n) and n not in in_bearing]
     if apart:
         text = "the graph makes {count} more pictures apart from this one; they are not read"
         yield Message(text, count=len(apart))

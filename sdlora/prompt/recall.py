@@ -92,6 +92,7 @@ def read_parameters(path: Path) -> Recalled:
         return _detailed(recalled, details)
     if not recalled.fields and not recalled.prompt:
         text = "{file} says nothing of how it was made; its texts may be stripped"
+        problems = list(recalled.problems)
         text += "; {problems}" if problems else ""
         raise DataError(text, file=path, problems=problems)
     return recalled
@@ -173,7 +174,7 @@ def _detailed(recalled: Recalled, details: dict[str, Any]) -> Recalled:
         negative=negative if isinstance(negative, str) else recalled.negative,
         program="sdlora",
         details=details,
-        problems=(),
+        problems=() if isinstance(request, dict) else recalled.problems,
     )
 
 

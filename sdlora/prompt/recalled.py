@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdlora.lora.hashes import OF_NOTHING
 from sdlora.messages import Message
 from sdlora.prompt.infotext import hashed_name
 from sdlora.prompt.tags import parse_prompt, written
@@ -25,7 +25,6 @@ _CORE = {"Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
 _CORE |= {"Lora hashes", "TI hashes", "Hashes", "Version", "Civitai resources"}
 _TRAILING = re.compile(r"([A-Z][\w \-/]*): ?(.*)")
 _LOST_BREAK = re.compile(r"(?<=[^,\s])(?<!Negative) (?=(?:Negative )?Template: )")
-_NO_BYTES = hashlib.sha256(b"").hexdigest()  # written by programs that read nothing
 _HASHED = {"lora": "Lora hashes", "lyco": "Lora hashes", "embed": "TI hashes"}
 
 
@@ -75,7 +74,7 @@ class Recalled:
 
 def is_of_nothing(hash_: str) -> bool:
     """Whether a hash is that of no bytes, or of no length."""
-    return _NO_BYTES.startswith(hash_.strip().lower().removeprefix("0x"))
+    return OF_NOTHING.startswith(hash_.strip().lower().removeprefix("0x"))
 
 
 def read_a1111(text: str) -> Recalled:

@@ -93,7 +93,8 @@ def _own(
             fresh.get("styles", ()),
         )  # fmt: skip
         if [text.text for text in texts] != list(drawn.values()):
-            problems.append("styles or wildcards are others here; the prompts are as drawn then")
+            text = "styles or wildcards are others here; the prompts are as drawn then"
+            problems.append(Message(text))
             values = {**values, **drawn, "styles": ()}
     return values
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sdlora.messages import Message
+
 # Setting -> A1111's Sampler and Schedule type. Automatic is Karras there for DPM++ 2M (1.9 and
 # later, modules/sd_samplers_kdiffusion.py), so that the plain one has to be said.
 SAMPLER_TITLES = {
@@ -34,10 +36,12 @@ def sampler_of(name: str, schedule: str = "", program: str = "A1111") -> tuple[s
             plain, when = plain.removesuffix(ending), _KARRAS
     setting = _BY_NAME.get(plain, "")
     if not setting:
-        return "", f"the sampler {name[:80]!r} is not known here"
+        return "", Message("the sampler {name!r} is not known here", name=name[:80])
     if setting == "dpm++_2m" and when == "automatic" and program in ("A1111", "Forge"):
         when = _KARRAS
     if f"{setting}_{when}" in SAMPLER_TITLES:
         return f"{setting}_{when}", ""
-    told = "" if when in _PLAIN else f"{name[:80]} has no schedule {when[:80]!r} here"
-    return setting, told
+    if when in _PLAIN:
+        return setting, ""
+    text = "{name} has no schedule {schedule!r} here"
+    return setting, Message(text, name=name[:80], schedule=when[:80])
