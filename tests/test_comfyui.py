@@ -205,6 +205,32 @@ def test_what_comes_behind_the_first_pass_is_named() -> None:
     )
 
 
+def test_a_sampler_that_hands_its_work_to_a_refiner() -> None:
+    record = graph()
+    sampler = {**record["3"]["inputs"], "steps": 25, "start_at_step": 0, "end_at_step": 20}
+    second = {**sampler, "start_at_step": 20, "end_at_step": 10_000, "latent_image": ["3", 0]}
+    record |= {"3": node("KSamplerAdvanced", **sampler), "k": node("KSamplerAdvanced", **second)}
+    assert read(record).problems == (
+        "only steps 0 to 20 of 25 were taken there; here it is all",
+        "a second pass is not taken over: KSamplerAdvanced, 25 steps, from step 20",
+    )
+
+
+def test_a_loader_of_everything() -> None:
+    loader = node(
+        "Efficient Loader", ckpt_name="m.safetensors", vae_name="Baked VAE", clip_skip=-2,
+        lora_name="ink.safetensors", lora_model_strength=0.7, lora_clip_strength=0.6,
+        positive="a cat", negative="bad", weight_interpretation="comfy", empty_latent_width=512,
+        empty_latent_height=768,
+    )  # fmt: skip
+    sampler = {**COMFY["3"]["inputs"], "model": ["1", 0], "positive": ["1", 1],
+               "negative": ["1", 2], "latent_image": ["1", 3]}  # fmt: skip
+    found = read({"1": loader, "3": node("KSampler (Efficient)", **sampler)})
+    assert (found.prompt, found.negative) == ("a cat <lora:ink:0.6:0.7>", "bad")
+    assert found.fields["Size"] == "512x768" and found.fields["Clip skip"] == "2"
+    assert found.fields["Model"] == "m" and "VAE" not in found.fields and not found.problems
+
+
 def test_pictures_apart_are_told() -> None:
     other = graph(n=node("Note", text="x"))
     record = graph() | {f"b{key}": value for key, value in other.items()}

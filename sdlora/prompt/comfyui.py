@@ -93,6 +93,7 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
         text, encoders = _text(graph, start, side[0]) if start else ("", [])
         texts.append(_as_encoded(text, encoders, problems))
     tags = [written(*lora) for lora in loras]
+    problems += _part_of_steps(graph, first)
     problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, guide)]
     return Recalled(
         " ".join(filter(None, (texts[0], *tags))), texts[1], fields, "ComfyUI",
@@ -135,15 +136,17 @@ def _fields(graph: Graph, first: Node) -> dict[str, str]:
     fields["Size"] = _size(graph, first)
     denoise = graph.value(first, "denoise")
     fields["Denoising strength"] = denoise if _weight(denoise) < 1 else ""
-    last_layer = graph.value(first, "stop_at_clip_layer")
+    last_layer = graph.value(first, "stop_at_clip_layer", "clip_skip")
     fields["Clip skip"] = last_layer.removeprefix("-") if last_layer.startswith("-") else ""
-    return {name: value for name, value in fields.items() if value}
+    return {name: value for name, value in fields.items() if value not in ("", "Baked VAE")}
 
 
 def _size(graph: Graph, start: Node) -> str:
     for node in graph.upstream(start):
-        if "Latent" in node.kind and {"width", "height"} <= node.inputs.keys():
-            return f"{graph.value(node, 'width')}x{graph.value(node, 'height')}"
+        for sides in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
+            of_latents = "Latent" in node.kind or sides[0] != "width"
+            if of_latents and node.inputs.keys() >= set(sides):
+                return "x".join(graph.value(node, side) for side in sides)
     return ""
 
 
@@ -235,10 +238,20 @@ def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
 
 
 def _other_pass(graph: Graph, node: Node) -> Message:
-    text = "a second pass is not taken over: {node}, {steps} steps, denoise {denoise}"
-    steps, denoise = (graph.plain(node.inputs.get(name), name) for name in ("steps", "denoise"))
-    shown = {"steps": steps or "unknown", "denoise": 1 if denoise is None else denoise}
-    return Message(text, node=node.kind[:_SHORTENED], **shown)
+    text = "a second pass is not taken over: {node}, {steps} steps, {how}"
+    names = ("steps", "denoise", "start_at_step")
+    steps, denoise, start = (graph.plain(node.inputs.get(name), name) for name in names)
+    how = f"denoise {1 if denoise is None else denoise}" if start is None else f"from step {start}"
+    return Message(text, node=node.kind[:_SHORTENED], steps=steps or "unknown", how=how)
+
+
+def _part_of_steps(graph: Graph, node: Node) -> Iterator[Message]:
+    """A sentence where a sampler takes only some of its steps."""
+    names = ("steps", "start_at_step", "end_at_step")
+    steps, start, end = (number(str(graph.plain(node.inputs.get(name), name))) for name in names)
+    if steps and (start or (end is not None and end < steps)):
+        text = "only steps {start:g} to {end:g} of {steps:g} were taken there; here it is all"
+        yield Message(text, start=start or 0.0, end=min(end or steps, steps), steps=steps)
 
 
 def _is_understood(node: Node, graph: Graph) -> bool:

@@ -24,6 +24,7 @@ _Keys = Mapping[str, Sequence[_Key]]
 _MOST_OF_A_NUMBER = 64
 _WEIGHT_WORDS = {"strength", "weight", "wt", "str"}
 _PARTS = {"clip": {"clip", "te"}, "model": {"model", "unet"}}
+_OF_WEIGHTS = {*_WEIGHT_WORDS, "lora", "clip", "te", "model", "unet"}
 _SWITCH_WORDS = {"switch", "toggle", "enabled", "on", "active"}
 _OFF = (False, "off", "false", "disabled", "disable", "no")
 _COUNTS = ("lora_count", "num_loras")
@@ -107,7 +108,7 @@ def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, fl
     other one names the model."""
     weights: dict[str, float] = {}
     for key, words in group:
-        if words & _WEIGHT_WORDS:
+        if words & _WEIGHT_WORDS and words <= _OF_WEIGHTS:
             part = next((part for part, signs in _PARTS.items() if words & signs), "both")
             weights[part] = _weight(node, key, graph)
     mode = str(node.inputs.get("input_mode", node.inputs.get("mode", "")))
