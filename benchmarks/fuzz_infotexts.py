@@ -31,6 +31,7 @@ from sdlora.prompt import Recalled, parse_infotext, read_parameters, request_of
 from sdlora.workspace import Workspace
 
 TESTS = Path(__file__).parent.parent / "tests"
+HEADER = 33  # bytes of a PNG before its second chunk
 SLOW_S = 5.0  # of one text, on any machine
 LINE = (
     "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 156680208700286, "
@@ -191,7 +192,10 @@ def picture(dice: random.Random) -> Case:
         info.add(b"eXIf", bytes(dice.randrange(256) for _ in range(dice.randrange(40))))
         info.add_text("workflow", dice.choice(("{", "[]", "null", '{"nodes": [1], "links": [2]}')))
         image.save(data, kind, pnginfo=info)
-    return Case("picture", picture=data.getvalue(), suffix=suffix, fields=WANTED, prompt="a cat")
+    whole = data.getvalue()
+    if suffix == ".png" and dice.random() < 0.3:
+        whole = whole[:HEADER] + b"\0\0\0\1pHYskXXXX" + whole[HEADER:]  # a damaged chunk
+    return Case("picture", picture=whole, suffix=suffix, fields=WANTED, prompt="a cat")
 
 
 def broken_picture(dice: random.Random) -> Case:

@@ -1,6 +1,8 @@
 """Other programs' pictures: their emphasis in A1111's words, and a name for what is left out."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,37 @@ def test_damaged_exif_takes_nothing_from_the_other_texts(tmp_path: Path) -> None
     info.add(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff\0\0")
     PICTURE.save(tmp_path / "a.png", pnginfo=info)
     assert read_parameters(tmp_path / "a.png") == parse_infotext(A1111)
+
+
+def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    right = zlib.crc32(kind + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", right)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        chunk(b"tEXt", b"Software\0x", checksum=1),
+        chunk(b"pHYs", b"k"),
+        chunk(b"zTXt", b"k\0\0nothing", checksum=1),
+        chunk(b"iTXt", b"k", checksum=1),
+    ],
+)
+@pytest.mark.parametrize("text", ["tEXt", "zTXt", "iTXt"])
+def test_a_png_that_is_damaged_elsewhere_gives_its_text(
+    tmp_path: Path, broken: bytes, text: str
+) -> None:
+    info = PngInfo()
+    if text == "iTXt":
+        info.add_itxt("parameters", A1111, zip=True)
+    else:
+        info.add_text("parameters", A1111, zip=text == "zTXt")
+    PICTURE.save(tmp_path / "a.png", pnginfo=info)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + broken + data[33:])
+    found = read_parameters(tmp_path / "a.png")
+    assert found.fields == parse_infotext(A1111).fields
+    assert found.problems == ("the picture is damaged; what could be read of its texts is used",)
 
 
 def test_utf_8_behind_the_mark_of_utf_16(tmp_path: Path) -> None:

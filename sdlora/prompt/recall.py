@@ -31,6 +31,7 @@ from sdlora.prompt.infotext import (
     UTF_16,
     hashed_name,
 )
+from sdlora.prompt.png_texts import png_texts
 from sdlora.prompt.programs import PROGRAMS, read_dream
 from sdlora.prompt.recalled import Recalled, read_a1111, read_json, with_loras
 from sdlora.prompt.scanner import tokens
@@ -75,13 +76,8 @@ def read_parameters(path: Path) -> Recalled:
     Of our own pictures everything, whatever the prompt looks like. DataError when it is no such
     picture, when it is damaged, or when it says nothing.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
-            texts = _texts(image)
-    except _BROKEN:
-        text = "{file} cannot be read as a picture; it has to be a PNG, JPEG or WebP, undamaged"
-        raise DataError(text, file=path) from None
     problems: list[Message] = []
+    texts = _texts_of(path, problems)
     readings = {c: _read_chunk(c, texts[c], problems) for c in _CHUNKS if texts.get(c)}
     ordered = sorted(readings.values(), key=lambda r: (not r.fields, not r.prompt))
     recalled = ordered[0] if ordered else Recalled()
@@ -96,6 +92,21 @@ def read_parameters(path: Path) -> Recalled:
         text += "; {problems}" if problems else ""
         raise DataError(text, file=path, problems=problems)
     return recalled
+
+
+def _texts_of(path: Path, problems: list[Message]) -> dict[str, str]:
+    """The texts of a picture by the names of their chunks; of a damaged PNG those that are whole.
+    DataError when it is no picture."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            return _texts(image)
+    except _BROKEN:
+        texts = png_texts(path, _LARGEST_TEXT)
+        if not texts.keys() & {*_CHUNKS, DETAILS}:
+            text = "{file} cannot be read as a picture; it has to be a PNG, JPEG or WebP, undamaged"
+            raise DataError(text, file=path) from None
+        problems.append(Message("the picture is damaged; what could be read of its texts is used"))
+        return texts
 
 
 def _unwrapped(record: Mapping[str, Any]) -> Mapping[str, Any]:
