@@ -104,7 +104,10 @@ def broken_record(dice: random.Random) -> Case:
     """Any record with values of wrong types anywhere."""
     record = copy.deepcopy(dice.choice([*originals().values()]))
     for _ in range(dice.randint(1, 5)):
-        holder, key = dice.choice([*_places(record)])
+        places = [*_places(record)]
+        if not places:
+            break
+        holder, key = dice.choice(places)
         action = dice.randrange(4)
         if action == 0 and isinstance(holder, dict):
             del holder[key]
