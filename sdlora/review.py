@@ -17,7 +17,7 @@ from sdlora.checked import Settings
 from sdlora.errors import RunError
 from sdlora.events import RunState
 from sdlora.lora.header import body_hash, read_head, shapes_in
-from sdlora.settings import TrainSettings
+from sdlora.settings import SEEDS, TrainSettings
 from sdlora.workspace import checked_name, free_path, publish
 
 _STEP = re.compile(r"-step-\d+$")  # what a checkpoint's LoRA has behind its name
@@ -40,7 +40,7 @@ class GridSettings(Settings):
     strengths: tuple[float, ...] = Field(
         (0.5, 0.75, 1.0), min_length=1, max_length=12, description="Weights of the LoRA"
     )
-    seed: int = Field(7, ge=0, lt=2**32, description="Start of the noise, the same everywhere")
+    seed: int = Field(7, ge=0, lt=SEEDS, description="Start of the noise, the same everywhere")
     steps: int = Field(20, ge=1, le=500, description="Denoising steps")
 
     @field_validator("run")

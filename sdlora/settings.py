@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sdlora.checked import Settings
 from sdlora.learning import AdapterSettings, ObjectiveSettings
@@ -22,6 +22,7 @@ Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomia
 MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
 CaptionLines = Literal["joined", "first", "random"]
 Transparency = Literal["white", "black", "mask"]
+SEEDS = 2**64  # torch's generators take so many
 
 
 class TrainSettings(AdapterSettings, ObjectiveSettings):
@@ -290,7 +291,7 @@ class ImageRequest(Settings):
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     steps: int = Field(20, ge=1, le=500, description="Denoising steps")
     guidance: float = Field(5.0, ge=0, le=50, description="How closely to follow the prompt")
-    seed: int = Field(-1, ge=-1, lt=2**32, description="Start of the noise; -1 draws one")
+    seed: int = Field(-1, ge=-1, lt=SEEDS, description="Start of the noise; -1 draws one")
     count: int = Field(1, ge=1, le=64, description="Images; image i uses seed + i")
     width: int | None = Field(
         None,
@@ -335,3 +336,10 @@ class ImageRequest(Settings):
     image_format: Literal["png", "jpeg", "webp"] = Field(
         "png", description="Kind of file; a JPEG or WebP holds less text"
     )
+
+    @field_validator("count")
+    @classmethod
+    def _has_seeds(cls, count: int, info: ValidationInfo) -> int:
+        if info.data.get("seed", -1) + count > SEEDS:
+            raise ValueError(f"image {count} would need a seed above {SEEDS - 1}, the largest")
+        return count

@@ -104,3 +104,22 @@ WORKFLOW: dict[str, Any] = {
               [6, 8, 0, 3, 2, "CONDITIONING"]],
     "version": 0.4,
 }  # fmt: skip
+# NovelAI 3: the chunk Comment, beside which stand Description, Software and Source
+NOVELAI: dict[str, Any] = {
+    "prompt": "{girl}, [rain], #1", "steps": 28, "height": 1216, "width": 832, "scale": 5.5,
+    "uncond_scale": 1.0, "cfg_rescale": 0.2, "seed": 3812345678, "n_samples": 1,
+    "noise_schedule": "karras", "sampler": "k_euler_ancestral", "strength": 0.7, "noise": 0.2,
+    "sm": False, "uc": "{bad}", "request_type": "PromptGenerateRequest",
+    "reference_strength_multiple": [],
+}  # fmt: skip
+# InvokeAI 2.3: the chunk sd-metadata
+INVOKE_2: dict[str, Any] = {
+    "model": "stable diffusion", "model_weights": "analog-1.0", "model_hash": "bcc6c2d0a1b2",
+    "app_id": "invoke-ai/InvokeAI", "app_version": "2.3.0", "image": {
+        "prompt": [{"prompt": "a cat++ [ugly, (bad)1.2]", "weight": 1}], "steps": 50,
+        "cfg_scale": 7.5, "threshold": 0, "perlin": 0.1, "height": 512, "width": 768,
+        "seed": 1234, "seamless": False, "hires_fix": False, "type": "txt2img",
+        "postprocessing": None, "sampler": "k_euler_a", "variations": [],
+    },
+}  # fmt: skip
+DREAM = '"a cat++ [ugly]" -s 50 -S 1234 -W 768 -H 512 -C 7.5 -A k_euler_a'

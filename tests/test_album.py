@@ -1,6 +1,7 @@
 """Pictures that remember: what they say to A1111 and to us, in every format, and made again."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sdlora.events import SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
 from sdlora.lora.library import Library
-from sdlora.painting.album import parameters
+from sdlora.painting.album import keep, parameters
 from sdlora.painting.painter import Painter
 from sdlora.prompt import parse_infotext, read_parameters, request_of
 from sdlora.settings import ImageRequest
@@ -137,3 +138,29 @@ def test_generate_like_a_picture(
         assert image.format == "WEBP"
     assert main(["generate", "--workspace", str(space.root)]) == 1
     assert "--like PICTURE" in capsys.readouterr().err
+
+
+def test_a_seed_of_64_bits_is_used_written_and_read(engine: Engine, space: Workspace) -> None:
+    seed = 156680208700286
+    [event] = made(engine, prompt="a cat", model="tiny", steps=1, seed=seed)
+    assert event.seed == seed and f"-{seed}" in Path(event.path).name
+    assert parse_infotext(text_of(event)).fields["Seed"] == str(seed)
+    values, problems = request_of(read_parameters(Path(event.path)), Library.of(space), space)
+    assert values["seed"] == seed and not problems
+    largest = made(engine, prompt="a cat", model="tiny", steps=1, seed=2**64 - 1)
+    assert parse_infotext(text_of(largest[0])).fields["Seed"] == str(2**64 - 1)
+
+
+def text_of(event: SampleReady) -> str:
+    with Image.open(event.path) as image:
+        return str(image.text["parameters"])  # type: ignore[attr-defined]
+
+
+def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: Path) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "count": 2})
+    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    yesterday = time.time() - 86_400
+    sheet.prepared_at = yesterday
+    paths = [keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, image) for image in (0, 1)]
+    day = time.strftime("%Y-%m-%d", time.localtime(yesterday))
+    assert {path.parent.name for path in paths} == {day}

@@ -75,6 +75,47 @@ def test_any_text(text: str, prompt: str, negative: str, count: int) -> None:
     assert (found.prompt, found.negative, len(found.fields)) == (prompt, negative, count)
 
 
+LINE = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("a cat\nNegative prompt: bad\n{}", {}),
+        ("a cat\r\nNegative prompt: bad\r\n{}\r\n", {}),
+        ("a cat Negative prompt: bad {}", {}),
+        ("a cat\nNegative prompt: bad {}", {}),
+        ("a cat Negative prompt: bad\n{}", {}),
+        ("a cat\n{}\nNegative prompt: bad", {}),
+        (
+            "a cat\nNegative prompt: bad\n{}\nTemplate: a {{x|y}}, b: c, d: e, f: g\nmore\n"
+            "Negative Template: bad",
+            {"Template": "a {x|y}, b: c, d: e, f: g\nmore", "Negative Template": "bad"},
+        ),
+        (
+            "a cat Negative prompt: bad {} Template: a {{x|y}} Negative Template: b",
+            {"Template": "a {x|y}", "Negative Template": "b"},
+        ),
+        ('a cat\nNegative prompt: bad\n{}\nLora hashes: "x: 1", Model: m',
+         {"Lora hashes": "x: 1", "Model": "m"}),
+        ("a cat\nNegative prompt: bad\n{}\n\n", {}),
+    ],
+)  # fmt: skip
+def test_the_parameters_are_found_wherever_they_stand(text: str, more: dict[str, str]) -> None:
+    found = parse_infotext(text.format(LINE))
+    assert (found.prompt, found.negative) == ("a cat", "bad")
+    assert found.fields == {**parse_infotext(f"\n{LINE}").fields, **more}
+    assert found.fields["Steps"] == "20" and found.fields["Seed"] == "1" and not found.problems
+
+
+def test_a_stray_text_behind_the_parameters_is_told() -> None:
+    found = parse_infotext(f"a cat\n{LINE}\nmade with love\nby me")
+    assert found.prompt == "a cat" and found.fields["Size"] == "512x512"
+    assert found.problems == (
+        "the text behind its parameters is not taken over: 'made with love by me'",
+    )
+
+
 # record, program, prompt, negative prompt, fields
 OTHERS = [
     (INVOKE, "InvokeAI", "landscape <lora:ink:0.75> <lora:fur:-1>", "low quality",

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recorded import A1111, COMFY, FOOOCUS, INVOKE, SWARM
 from sdlora.lora.adapter import Adapter
@@ -60,7 +62,7 @@ def test_a1111(space: Workspace) -> None:
         (INVOKE, "dpm++_2m_sde", (768, 432), "no schedule 'karras'"),
         (SWARM, "euler", (1024, 768), "no schedule 'karras'"),
         (FOOOCUS, "dpm++_2m_sde", (1152, 896), "no LoRA 'sd_xl_offset'"),
-        (COMFY, "euler", (512, 768), "seed = '156680208700286'"),
+        (COMFY, "euler", (512, 768), "no LoRA 'fur'"),
     ],
 )
 def test_other_programs(
@@ -160,3 +162,105 @@ def test_a_picture_that_began_from_noise_alone_says_so(space: Workspace) -> None
     assert values["zero_terminal_snr"] is True and not problems
     plain, _ = restored(space, said.replace("Zero Terminal SNR", "Default"))
     assert "zero_terminal_snr" not in plain
+
+
+PARAMETERS = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512"
+
+
+def claimed(space: Workspace, name: str, hash_: str, seed: int = 0) -> None:
+    """A LoRA file whose metadata claims a hash."""
+    lora(space, name, seed)
+    path = space.loras / f"{name}.safetensors"
+    save_file(load_file(path), path, {"sshs_model_hash": hash_})
+
+
+def test_a_claimed_hash_moves_no_tag_off_a_file_of_its_name(space: Workspace) -> None:
+    claim = "0123456789ab" + "0" * 52
+    claimed(space, "first", claim)
+    claimed(space, "second", claim, 1)
+    for name in ("first", "second"):
+        text = f'<lora:{name}:0.8>\n{PARAMETERS}, Lora hashes: "{name}: {claim[:12]}"'
+        values, problems = restored(space, text)
+        assert (values["prompt"], problems) == (f"<lora:{name}:0.8>", "")
+    text = f'<lora:gone:0.8>\n{PARAMETERS}, Lora hashes: "gone: {claim[:12]}"'
+    values, problems = restored(space, text)
+    assert values["prompt"] == "<lora:first:0.8>" and "several files have the hash" in problems
+
+
+def test_another_file_of_a_name_keeps_the_tag_and_the_right_one_is_named(space: Workspace) -> None:
+    lora(space, "neon")
+    right = lora(space, "glow", 1)
+    text = f'<lora:neon:0.8> <lora:old:1>\n{PARAMETERS}, Lora hashes: "neon: {right}, old: {right}"'
+    values, problems = restored(space, text)
+    assert values["prompt"] == "<lora:neon:0.8> <lora:glow:1>"
+    assert f"its hash was {right}, which 'glow' has" in problems
+
+
+@pytest.mark.parametrize("hash_", ["e3b0c44298fc", "e3b0c44298fc1c149afbf4c8996fb924", ""])
+def test_the_hash_of_no_bytes_names_nothing(space: Workspace, hash_: str) -> None:
+    claimed(space, "empty", sha256(b"").hexdigest())
+    lora(space, "neon", 1)
+    text = (
+        f'<lora:neon:0.8> <lora:gone:1>\n{PARAMETERS}, Lora hashes: "neon: {hash_}, gone: {hash_}"'
+    )
+    values, problems = restored(space, text)
+    assert values["prompt"] == "<lora:neon:0.8> <lora:gone:1>"
+    assert problems.startswith("there is no LoRA 'gone'") and "e3b0c" not in problems
+
+
+def test_hashes_as_json_are_read(space: Workspace) -> None:
+    space.embeddings.mkdir()
+    lora(space, "glow")
+    library = Library.of(space)
+    autov2 = library.hashes(library.find("glow")).autov2
+    hashes = {"LORA:my, neon": autov2, "embed:dull": "abcdefabcd", "model": "0123456789"}
+    text = f"<lora:my, neon:0.8>\n{PARAMETERS}, Hashes: {json.dumps(hashes)}, Version: x"
+    values, problems = restored(space, text)
+    assert values["prompt"] == "<lora:glow:0.8>"
+    assert problems == "the textual inversion 'dull' (hash abcdefabcd) is not here"
+
+
+def test_what_civitai_lists_is_told(space: Workspace) -> None:
+    lora(space, "Ink")
+    rows = [
+        {"type": "checkpoint", "modelName": "Dream", "modelVersionName": "8", "modelVersionId": 4},
+        {"type": "lora", "modelName": "ink", "weight": 0.75},
+        {"type": "lycoris", "weight": "strong", "air": "urn:air:sd1:lora:civitai:1@2"},
+    ]
+    _, problems = restored(space, f"a\n{PARAMETERS}, Civitai resources: {json.dumps(rows)}")
+    assert problems.split("\n") == [
+        "it was made on Civitai with the checkpoint 'Dream' (version 8, id 4)",
+        "it was made on Civitai with the lora 'ink' at weight 0.75; its tag is not in the prompt: "
+        "add <lora:Ink:0.75>",
+        "it was made on Civitai with the lycoris 'urn:air:sd1:lora:civitai:1@2' at weight 1; its "
+        "tag is not in the prompt: add <lora:urnairsd1loracivitai1@2:1> once its file is here",
+    ]
+    _, problems = restored(space, f"a\n{PARAMETERS}, Civitai resources: {{broken")
+    assert problems == "not taken over: Civitai resources: {broken"
+
+
+@pytest.mark.parametrize(
+    ("target", "scale", "told"),
+    [
+        ("1024x1024", 2.0, ""),
+        ("768x0", 1.5, ""),
+        ("0x768", 1.5, ""),
+        ("1024x768", 2.0, "the second pass from 512x512 to 1024x768 cut the picture"),
+        ("512x512", None, "the size is the same"),
+        ("large", None, "it gives no scale"),
+    ],
+)
+def test_a_second_pass_given_by_its_size(
+    space: Workspace, target: str, scale: float | None, told: str
+) -> None:
+    text = (
+        f"a\n{PARAMETERS}, Denoising strength: 0.5, Hires resize: {target}, Hires upscaler: Latent"
+    )
+    values, problems = restored(space, text)
+    assert values.get("hires_scale") == scale and values["hires_strength"] == 0.5
+    assert told in problems and bool(problems) == bool(told)
+
+
+def test_noise_of_another_kind_is_told(space: Workspace) -> None:
+    assert restored(space, f"a\n{PARAMETERS}, RNG: NV")[1] == "not taken over: RNG: NV"
+    assert restored(space, f"a\n{PARAMETERS}, RNG: CPU")[1] == ""

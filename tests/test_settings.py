@@ -43,6 +43,16 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_picture_may_have_any_seed_that_torch_takes() -> None:
+    largest = 2**64 - 1
+    for values in ({"seed": largest}, {"seed": largest - 63, "count": 64}):
+        assert ImageRequest.of(values).seed == values["seed"]
+    with pytest.raises(SettingsError, match=f"image 2 would need a seed above {largest}"):
+        ImageRequest.of({"seed": largest, "count": 2})
+    with pytest.raises(SettingsError, match="seed = 18446744073709551616: "):
+        ImageRequest.of({"seed": 2**64})
+
+
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         ImageRequest.of({"steps": 0, "guidance": -1, "width": 100})

@@ -52,6 +52,6 @@ def restore(
     try:
         recalled = read_parameters(picture)
     except DataError as error:
-        return {notice: markup.problem(str(error))}
+        return {notice: markup.problem(error.message)}
     values, problems = request_of(recalled, studio.library, studio.workspace)
     return {**form.change(values), notice: markup.restored(picture.name, problems)}

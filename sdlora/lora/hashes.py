@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 BLOCK = 2**20
 SHORTEST = 8  # letters of a hash that may stand for a file
+OF_NOTHING = hashlib.sha256(b"").hexdigest()  # written by programs that read no bytes
 LEGACY_AT, LEGACY_BYTES = 0x10_0000, 0x1_0000  # what the oldest hash is of
 
 
@@ -52,5 +53,7 @@ def read_hashes(path: Path) -> Hashes:
 
 
 def is_hash(name: str) -> bool:
-    """Whether a name may be a hash or the beginning of one."""
+    """Whether a name may be a hash or the beginning of one; that of no bytes stands for no file."""
+    if OF_NOTHING.startswith(name):
+        return False
     return SHORTEST <= len(name) <= 64 and all(letter in "0123456789abcdef" for letter in name)

@@ -21,13 +21,14 @@ _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
 
 def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
-    """Write image `index` of a request into folder/<day>/, in the format asked for.
+    """Write image `index` of a request into folder/<day>/, in the format asked for. The day is that
+    of the request's beginning, so that a request over midnight stays together.
 
     Where that cannot hold its text it becomes a PNG, and the sheet says so.
     """
     now = time.localtime()
     seed = sheet.wishes[index].seed
-    day = folder / time.strftime("%Y-%m-%d", now)
+    day = folder / time.strftime("%Y-%m-%d", time.localtime(sheet.prepared_at))
     path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[request.image_format]}"
     text = parameters(request, sheet, index, image.size)
     if request.image_format != "png":

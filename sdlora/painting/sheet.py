@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,6 +114,7 @@ class Sheet:
     embeddings: dict[str, str] = field(default_factory=dict)  # name -> hash, of those in use
     unused: dict[str, str] = field(default_factory=dict)  # tag -> why it is not used
     _problems: dict[str, set[int]] = field(default_factory=dict)
+    prepared_at: float = field(default_factory=time.time)  # its pictures lie under this day
 
     @property
     def problems(self) -> list[str]:

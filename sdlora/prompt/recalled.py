@@ -9,6 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdlora.lora.hashes import OF_NOTHING
+from sdlora.messages import Message
+from sdlora.prompt.infotext import hashed_name
 from sdlora.prompt.tags import parse_prompt, written
 
 _NEGATIVE = "Negative prompt:"
@@ -16,6 +19,13 @@ _NAME = re.compile(r"\w[\w \-/]+")
 _QUOTED = re.compile(r'\s*("(?:\\.|[^\\"])*")\s*(?:,|\Z)')
 _LONGEST_LIST = 2**15  # letters
 _FEWEST_FIELDS = 3  # by which A1111 knows the line of parameters
+# Where the parameters begin, at the beginning of a line or where a line break was lost.
+_STEPS = re.compile(r"(?<!\w)Steps: ?[0-9]+ ?, ?[A-Z][\w \-/]*:")
+_CORE = {"Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
+_CORE |= {"Lora hashes", "TI hashes", "Hashes", "Version", "Civitai resources"}
+_TRAILING = re.compile(r"([A-Z][\w \-/]*): ?(.*)")
+_LOST_BREAK = re.compile(r"(?<=[^,\s])(?<!Negative) (?=(?:Negative )?Template: )")
+_HASHED = {"lora": "Lora hashes", "lyco": "Lora hashes", "embed": "TI hashes"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class Recalled:
     """What can be taken over from a picture, whichever program made it.
 
     `fields` have A1111's names: Steps, Sampler, Seed, Size ... `prompt` has LoRA tags also where
-    the program kept its LoRAs elsewhere. `details` is our own lossless record.
+    the program kept its LoRAs elsewhere. `details` is our own lossless record. `problems` name what
+    the picture holds and nothing here takes over.
     """
 
     prompt: str = ""
@@ -31,35 +42,128 @@ class Recalled:
     fields: Mapping[str, str] = field(default_factory=dict)
     program: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[Message, ...] = ()
 
     @property
     def lora_hashes(self) -> dict[str, str]:
         """Name -> hash of the LoRAs, as far as the picture says."""
-        return read_hashes(self.fields.get("Lora hashes", ""))
+        return self._hashes("Lora hashes")
+
+    @property
+    def embedding_hashes(self) -> dict[str, str]:
+        """Name -> hash of the textual inversions, as far as the picture says."""
+        return self._hashes("TI hashes")
+
+    def _hashes(self, title: str) -> dict[str, str]:
+        """Those of a field, before those that `Hashes` has of the same kind. Of what has the hash
+        of no bytes nothing is known."""
+        rows = read_json(self.fields.get("Hashes", ""))
+        pairs = (
+            []
+            if not isinstance(rows, dict)
+            else [(*k.partition(":")[::2], v) for k, v in rows.items()]
+        )
+        listed = {
+            hashed_name(name.strip()): value
+            for kind, name, value in pairs
+            if _HASHED.get(kind.strip().lower()) == title and isinstance(value, str)
+        }
+        hashes = listed | read_hashes(self.fields.get(title, ""))
+        return {name: value for name, value in hashes.items() if not is_of_nothing(value)}
+
+
+def is_of_nothing(hash_: str) -> bool:
+    """Whether a hash is that of no bytes, or of no length."""
+    return OF_NOTHING.startswith(hash_.strip().lower().removeprefix("0x"))
 
 
 def read_a1111(text: str) -> Recalled:
     """A1111's text, Forge's, and what others write in its form.
 
-    The last line holds the fields if there are at least three, and the negative prompt begins at
-    the first line that says so: a prompt with such lines of its own is read wrong, which is why
-    our pictures carry their details too.
+    A1111 takes the last line for the parameters if it holds at least three; others write lines
+    behind it, or lose the line breaks. The negative prompt begins at the first line that says so.
+    A prompt with such lines of its own is read wrong, which is why our pictures carry their details
+    too.
     """
-    *lines, last = text.strip().split("\n")
-    fields = dict(_fields(last))
-    if sum(value is not None for value in fields.values()) < _FEWEST_FIELDS:
-        lines, fields = [*lines, last], {}
-    begin = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
-    prompt, negative = "\n".join(lines[:begin]), "\n".join(lines[begin:])
-    values = {name: name if value is None else value for name, value in fields.items()}
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    row, column = _parameters_at(lines)
+    head = [*lines[:row], *([lines[row][:column].rstrip()] if column else [])]
+    behind = lines[row + 1 :]
+    values: dict[str, str] = {}
+    if row < len(lines):
+        line = lines[row][column:]
+        line, *lost = _LOST_BREAK.split(line) if column else [line]
+        values = _named(line)
+        behind = [*lost, *behind]
+    problems = _read_behind(behind, values)
+    prompt, negative = _split(head, bool(values))
+    negative = negative or values.pop(_NEGATIVE[:-1], "")
     version = values.get("Version", "")
     program = next((name for sign, name in _VERSIONS if version.startswith(sign)), "A1111")
-    return Recalled(
-        prompt.strip(), negative.removeprefix(_NEGATIVE).strip(), values, program if values else ""
-    )
+    program = program if values else ""
+    return Recalled(prompt.strip(), negative.strip(), values, program, problems=problems)
 
 
 _VERSIONS = (("f", "Forge"), ("neo", "Forge"), ("sdlora", "sdlora"), ("Fooocus", "Fooocus"))
+
+
+def _parameters_at(lines: list[str]) -> tuple[int, int]:
+    """(row, column) where the parameters begin; the row behind the last when there are none."""
+    last = len(lines) - 1
+    found = len(lines), 0
+    for row in range(last, -1, -1):
+        starts = [match.start() for match in _STEPS.finditer(lines[row])]
+        if starts and _are_parameters(lines[row][starts[-1] :]):
+            whole = starts[-1] == 0 or next(_fields(lines[row]), ("", None))[0] in _CORE
+            found = row, 0 if whole else starts[-1]
+            break
+    if found[0] != last and _are_parameters(lines[last]):
+        behind_others = found[0] < last and not _CORE & _named(lines[last]).keys()
+        return found if behind_others else (last, 0)
+    return found
+
+
+def _are_parameters(line: str) -> bool:
+    values = dict(_fields(line)).values()
+    return sum(value is not None for value in values) >= _FEWEST_FIELDS
+
+
+def _named(line: str) -> dict[str, str]:
+    """The fields of a line; a name that stands alone is its own value, as A1111 writes it."""
+    return {name: name if value is None else value for name, value in _fields(line)}
+
+
+def _read_behind(lines: list[str], values: dict[str, str]) -> tuple[Message, ...]:
+    """Add what stands behind the parameters: further parameters, or `Template: ...` over lines."""
+    last, stray, templates = "", list[str](), dict[str, list[str]]()
+    for line in lines:
+        match = _TRAILING.fullmatch(line)
+        if match and match[1] in _CORE:
+            for name, value in _named(line).items():
+                values.setdefault(name, value)
+        elif match:
+            last = match[1]
+            templates[last] = [match[2]]
+        elif last:
+            templates[last].append(line)
+        elif line.strip():
+            stray.append(line.strip())
+    for name, texts in templates.items():
+        values.setdefault(name, "\n".join(texts).strip())
+    if not stray:
+        return ()
+    text = " ".join(stray)[:200]
+    return (Message("the text behind its parameters is not taken over: {text!r}", text=text),)
+
+
+def _split(lines: list[str], has_fields: bool) -> tuple[str, str]:
+    """(prompt, negative prompt). Only before parameters may the line break between be lost."""
+    row = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    prompt, negative = "\n".join(lines[:row]), "\n".join(lines[row:])
+    if has_fields and not negative:
+        prompt, mark, rest = prompt.partition(f" {_NEGATIVE}")
+        negative = mark.strip() + rest
+    return prompt, negative.removeprefix(_NEGATIVE)
 
 
 def _fields(line: str) -> Iterator[tuple[str, str | None]]:
@@ -107,8 +211,24 @@ def read_hashes(text: str) -> dict[str, str]:
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) > 1}
 
 
-def with_loras(prompt: str, loras: Iterable[tuple[str, float, float]]) -> str:
-    """The prompt with a tag for each (name, unet, text encoder) that it does not have yet."""
-    named = {lora.name for lora in parse_prompt(prompt).loras}
-    tags = [written(name, unet, te) for name, unet, te in loras if name and name not in named]
-    return " ".join(filter(None, (prompt, *tags)))
+def with_loras(prompt: str, loras: Iterable[tuple[str, float, float]]) -> tuple[str, list[Message]]:
+    """The prompt with a tag for each (name, unet, text encoder) that it does not have yet, whatever
+    folder either says; a sentence for each that it has with another weight."""
+    tags = {_bare(tag.name): tag for tag in parse_prompt(prompt).loras}
+    added: list[str] = []
+    problems: list[Message] = []
+    for name, unet, text_encoder in loras:
+        tag = tags.get(_bare(name))
+        if not tag and name:
+            added.append(written(name, unet, text_encoder))
+        elif tag and tag.is_constant and tag.unet != unet:
+            text = "the LoRA {name!r} has the weight {tag:g} in the prompt and {listed:g} in the "
+            text += "picture's list of LoRAs; that of the prompt is taken"
+            problems.append(Message(text, name=name[:80], tag=tag.unet, listed=unet))
+    return " ".join(filter(None, (prompt, *added))), problems
+
+
+def _bare(name: str) -> str:
+    """A LoRA's name without folder and file ending."""
+    last = name.replace("\\", "/").rpartition("/")[2].strip().lower()
+    return last.removesuffix(".safetensors")

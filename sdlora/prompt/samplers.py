@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sdlora.messages import Message
+
 # Setting -> A1111's Sampler and Schedule type. Automatic is Karras there for DPM++ 2M (1.9 and
 # later, modules/sd_samplers_kdiffusion.py), so that the plain one has to be said.
 SAMPLER_TITLES = {
@@ -15,7 +17,7 @@ SAMPLER_TITLES = {
 }
 NOISE_SCHEDULE, FROM_NOISE = "Noise Schedule", "Zero Terminal SNR"  # A1111's words, 1.8 and later
 _KARRAS = "karras"
-_PLAIN = {"", "automatic", "uniform", "normal", "simple", "ddim_uniform"}
+_PLAIN = {"", "automatic", "uniform", "normal", "simple", "ddim_uniform", "native"}
 _BY_NAME = {
     "ddim": "ddim", "euler": "euler", "eulera": "euler_a", "eulerancestral": "euler_a",
     "dpm++2m": "dpm++_2m", "dpm++2msde": "dpm++_2m_sde", "unipc": "unipc", "unipcbh2": "unipc",
@@ -24,18 +26,22 @@ _BY_NAME = {
 
 def sampler_of(name: str, schedule: str = "", program: str = "A1111") -> tuple[str, str]:
     """(setting, problem) for a sampler's name in a picture of `program`: A1111's 'DPM++ 2M Karras',
-    ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k. Without a setting the sampler is not known here."""
+    ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k, NovelAI's k_dpmpp_2m. Without a setting the sampler
+    is not known here."""
     plain = "".join(name.lower().replace("pp", "++").split()).replace("_", "").removesuffix("gpu")
+    plain = plain[1:] if plain.startswith("k") and plain[1:] in _BY_NAME else plain
     when = schedule.strip().lower()
     for ending in (_KARRAS, "k"):
         if plain.endswith(ending) and plain.removesuffix(ending) in _BY_NAME:
             plain, when = plain.removesuffix(ending), _KARRAS
     setting = _BY_NAME.get(plain, "")
     if not setting:
-        return "", f"the sampler {name[:80]!r} is not known here"
+        return "", Message("the sampler {name!r} is not known here", name=name[:80])
     if setting == "dpm++_2m" and when == "automatic" and program in ("A1111", "Forge"):
         when = _KARRAS
     if f"{setting}_{when}" in SAMPLER_TITLES:
         return f"{setting}_{when}", ""
-    told = "" if when in _PLAIN else f"{name[:80]} has no schedule {when[:80]!r} here"
-    return setting, told
+    if when in _PLAIN:
+        return setting, ""
+    text = "{name} has no schedule {schedule!r} here"
+    return setting, Message(text, name=name[:80], schedule=when[:80])
