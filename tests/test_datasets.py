@@ -176,8 +176,8 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None
     browser.click("captions-undo")
     assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
     browser.click("captions-undo")
-    assert "no change of captions" in browser.value("captions-said")
+    assert "No change of captions" in browser.value("captions-said")
     for name in ("zibo", None):
         browser.set("pictures-choice", name)
         browser.click("captions-write")
-        assert "choose a set of your own" in browser.value("captions-said")
+        assert "Choose a set of your own" in browser.value("captions-said")

@@ -43,11 +43,11 @@ EXPECTED = {
     "moves.webp": "first frame", "tall.png": "the middle", "tiny.png": "scaled up",
     "one.png": "scaled up", "twin.png": "the same file as 1.rgb.png",
     "near.jpg": "looks the same as UPPER.PNG", "bare.png": "has no caption",
-    "empty caption.png": "is empty", "latin caption.png": "is not UTF-8",
+    "empty caption.png": "is empty", "latin caption.png": "read as Windows-1252",
     "cut off.jpg": "cannot be read", "nothing.png": "an empty file", "page.jpg": "a web page",
     "film.gif": "a GIF picture", "scan.tif": "a TIFF picture", "huge.bmp": "million pixels",
     "noise.webp": "no picture that we can read", "lonely.txt": "no picture of the same name",
-    "gone.png": "a link to a file that is not there",
+    "gone.png": "a link to a file that is not there", "notes.md": "neither a picture nor a caption",
 }  # fmt: skip
 
 
