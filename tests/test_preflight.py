@@ -21,6 +21,8 @@ from sdlora.settings import TrainSettings
 from sdlora.train import prepare, read_pictures, train
 from sdlora.workspace import Workspace
 from tiny import tiny
+from webui.media import Media
+from webui.preflight import report
 
 
 def settings(data: Path, **values: Any) -> TrainSettings:
@@ -217,3 +219,29 @@ def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Pa
     scene(1).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="no caption, such as a.png"):
         checked(workspace, tmp_path, missing_captions="refuse")
+
+
+def test_what_is_wrong_with_another_file_of_a_picture_names_that_file(
+    tmp_path: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("abc"):
+        scene(number).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text(" ")
+    (tmp_path / "b.png.txt").write_bytes("zibo, b".encode("utf-16-le"))
+    (tmp_path / "c.txt").write_text("zibo, <lora:x:1>")
+    Image.new("L", (8, 900)).save(tmp_path / "c-masklabel.png")
+    line = ["dataset", "check", str(tmp_path), "--workspace", str(workspace)]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "! a.txt is empty", "! b.png.txt is not UTF-8 text; it is read as UTF-16",
+        "! c-masklabel.png has another shape than c.png", "! has prompt language in its caption",
+    ):  # fmt: skip
+        assert words in shown
+    assert main([*line, "--json"]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()[:-1]]
+    assert {Path(p["file"]).name for row in rows for p in row["problems"]} == {
+        "a.txt", "b.png.txt", "c.png", "c-masklabel.png", "a.png",
+    }  # fmt: skip
+    page = report(checked(workspace, tmp_path), Media(workspace), None)
+    assert "<em>a.txt is empty" in page and "<em>c-masklabel.png has another shape" in page

@@ -34,9 +34,16 @@ _LABEL = re.compile(r"-(mask|cond)label\d*")  # how OneTrainer ends the names of
 _KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.+)")
 _REGULARISATION = frozenset(("reg", "reg_images", "regularization", "regularisation"))
 _NUMBER = re.compile(r"^\d+\s+|\s*\(?\d+\)?$")
-_FILMS = frozenset((".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"))
 ADVICE = "write one into a .txt file of its name beside it"
 UNUSED = "is not used: it is neither a picture nor a caption"
+_FILM = ("is not used: it is a film, and only pictures are learnt", "save single pictures of it")
+_TEXT = ("is not used: captions have other suffixes", "name it NAME.txt or NAME.caption")
+# Suffix -> (why a file of it is not used, what to do).
+_UNUSED_KINDS = {
+    **dict.fromkeys((".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"), _FILM),
+    **dict.fromkeys((".captions", ".cap", ".tags", ".text"), _TEXT),
+    ".json": (UNUSED, "captions are read from NAME.json, beside the picture NAME"),
+}
 
 
 @dataclass(frozen=True)
@@ -189,8 +196,8 @@ class _Scan:
         if look.what:
             self.problem(file, look.what, look.advice)
         elif not look.digest:
-            film = "is a film, and only pictures are learnt"
-            self.problem(file, film if file.suffix.lower() in _FILMS else UNUSED)
+            what, advice = _UNUSED_KINDS.get(file.suffix.lower(), (UNUSED, ""))
+            self.problem(file, what, advice)
         if not look.digest:
             return None
         repeats, words = _repeats(file)

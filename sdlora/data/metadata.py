@@ -162,6 +162,8 @@ def read_table(path: Path) -> Table:
     except ValueError as error:
         table.problems.append(str(error))
     table.problems, table.faults = table.told(), {}
+    if not table.problems and not any(table.captions.values()):
+        table.problems.append("holds no captions")
     return table
 
 

@@ -127,26 +127,26 @@ def _upright(image: Image.Image, raw: bytes, damaged: bool = False) -> Picture:
     try:
         orientation = _orientation(image)
     except ForeignDataError:
+        orientation, damaged = None, True
+    if orientation is None:
         exif = image.info.get("exif")
         orientation = orientation_of(exif if isinstance(exif, bytes) else exif_bytes(raw))
-        damaged = True
-    else:
-        if damaged and orientation == 1:  # it was taken away before
-            orientation = orientation_of(exif_bytes(raw))
+        damaged = damaged or orientation in _TURNS  # Pillow would have read it from a sound one
     turn = _TURNS.get(orientation)
     if turn is None:
         return Picture(image, damaged, moves=moves)
     return Picture(image.transpose(turn), damaged, turned=True, moves=moves)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Orientation as Pillow reads it, from EXIF or XMP. ForeignDataError: EXIF is damaged."""
+def _orientation(image: Image.Image) -> int | None:
+    """Orientation as Pillow reads it, from EXIF or XMP; None where it finds none. ForeignDataError:
+    EXIF is damaged."""
     with parsing():
         exif = image.getexif()
-        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        orientation = exif.get(ExifTags.Base.Orientation)
         if orientation in _TURNS and "exif" in image.info:
             exif.tobytes()  # raises where a value is not what its type says
-        return orientation if orientation in _TURNS else 1
+        return None if orientation is None else orientation if orientation in _TURNS else 1
 
 
 _MOVING = frozenset({"PNG", "WEBP", "AVIF"})

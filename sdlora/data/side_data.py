@@ -7,6 +7,7 @@ the place of a directory, which has a count and then rows of tag, type, count an
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _VALUES = {1: "B", 3: "H", 4: "I"}  # byte, short, long
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
-_EMPTY_TIFF = struct.pack("<4sIHI", b"II*\0", 8, 0, 0)
+_AVIF_EXIF = re.compile(rb"(infe.{8})Exif", re.DOTALL)
 
 
 def orientation_of(exif: bytes) -> int:
@@ -55,11 +56,10 @@ def without_side_data(raw: bytes) -> bytes:
     if raw.startswith(_PNG):
         rows = [row for kind, _, row in _png_chunks(raw) if kind in _PNG_PIXELS]
         return b"".join([_PNG, *rows])
-    if raw[4:8] == b"ftyp":  # AVIF: the directory is made empty where it stands
-        for mark in _ORDERS:
-            place = raw.find(mark)
-            if place >= 0:
-                raw = raw[:place] + _EMPTY_TIFF + raw[place + len(_EMPTY_TIFF) :]
+    if (
+        raw[4:8] == b"ftyp"
+    ):  # AVIF: its entry (ISO 14496-12, 8.11.6) becomes one that no reader knows
+        return _AVIF_EXIF.sub(rb"\1none", raw, count=1)
     return raw
 
 

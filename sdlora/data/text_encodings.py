@@ -90,4 +90,4 @@ def _is_western(text: str) -> bool:
     runs = _RUN.findall(text)
     letters = sum(c.isascii() and c.isalpha() for c in text)
     known = all(c.isalpha() or c in _MARKS_OF_WINDOWS for run in runs for c in run)
-    return known and max(map(len, runs), default=0) <= 2 and 3 * sum(map(len, runs)) <= letters
+    return known and max(map(len, runs), default=0) <= 2 and 2 * sum(map(len, runs)) <= letters

@@ -12,7 +12,7 @@ _ACTIVE = re.compile(
     | (?= <[A-Za-z]\w*:[^<>]+> )
     | (?= _ ) (?: (?=__) | (?<=_) )
     | (?<![\w<:/\\.@\#-]) (?= (?i:lora|lyco):\w )
-    | (?<!\w) (?= (?:BREAK|AND)(?!\w) )
+    | (?<![^\W_]) (?= (?:BREAK|AND)(?![^\W_]) )  # an underscore may be escaped itself
     """,
     re.VERBOSE,
 )
