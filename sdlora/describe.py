@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sdlora.data.caption_files import EMPTY
 from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import Change, write
 from sdlora.data.folder import open_captions
@@ -57,7 +58,14 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     ModelError: the model cannot be used."""
     files = open_captions(folder)
     told = {picture: files.read(picture) for picture in files.pictures}
-    waiting = [picture for picture, caption in told.items() if settings.every or not caption.lines]
+    unread = [c.fault for c in told.values() if c.fault and c.fault.what != EMPTY]
+    if not settings.every:
+        yield from (Problem(p.path, f"{p.what}; it stays as it is").warned() for p in unread)
+    waiting = [
+        picture
+        for picture, caption in told.items()
+        if settings.every or not (caption.lines or caption.fault in unread)
+    ]
     kind = KINDS[settings.by]
     yield Progress("loading the model that describes")
     say = kind.open(_folder(settings.model or kind.usual, kind), settings)

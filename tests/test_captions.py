@@ -13,6 +13,8 @@ from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
 from sdlora.data.folder import list_captions, open_captions, scan_folder
 from sdlora.data.metadata import read_table
 from sdlora.data.text_encodings import decode
+from sdlora.events import Warned, to_line
+from sdlora.messages import Message
 from webui import datasets
 
 TEXTS = (
@@ -272,6 +274,8 @@ def test_names_that_are_not_unicode_are_words_all_the_same(tmp_path: Path) -> No
     assert (example.caption, example.repeats) == ("café", 10)
     assert problem.warned().message.startswith("bé.png has no caption; captioned 'café'")
     assert example.image.is_file()
+    line = to_line(Warned(Message("{file} is left out", file=example.image), str(example.image)))
+    assert "bé.png is left out" in line.encode("utf-8").decode("utf-8")
 
 
 def test_a_mac_and_an_archive_write_one_name(folder: Path) -> None:

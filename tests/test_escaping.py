@@ -1,6 +1,9 @@
 """A caption is text: the prompt that is made of it says that text and nothing else."""
 
 import random
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +13,7 @@ from sdlora.prompt.expansion import expand
 from sdlora.prompt.scanner import tokens
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.tags import parse_prompt
+from sdlora.training import under_way
 from sdlora.training.samples import prompts_from
 
 TEXTS = (
@@ -45,6 +49,23 @@ def test_any_text_survives() -> None:
 
 def test_plain_text_is_left_as_it_is() -> None:
     assert escape_prompt("zibo, a red ball: it's 1_2 <3") == "zibo, a red ball: it's 1_2 <3"
+
+
+def test_a_training_samples_its_captions_as_they_are_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        under_way, "draw_samples", lambda _, prompts, *rest: drawn.extend(prompts) or ()
+    )
+    training = SimpleNamespace(
+        settings=SimpleNamespace(sample_prompts=(), seed=0),
+        dataset=SimpleNamespace(captions=["zibo, c# key (x:1.4)"]),
+        folder=tmp_path, step=1, family=None,
+        learner=SimpleNamespace(as_kept=nullcontext), pace=SimpleNamespace(sampled=int),
+    )  # fmt: skip
+    assert [*under_way.Training.sample(training, bool)] == []  # type: ignore[arg-type]
+    assert [read(prompt) for prompt in drawn] == [[("zibo, c# key (x:1.4)", 1.0)]]
 
 
 def test_samples_say_what_is_learnt_and_chosen_prompts_are_prompts() -> None:

@@ -1,4 +1,4 @@
-"""Damage beside the pixels loses no picture and no word: a little of benchmarks/fuzz_datasets.py."""
+"""Damage beside the pixels loses no picture and no word; see benchmarks/fuzz_datasets.py."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -57,7 +57,11 @@ class _Walk:
     def listing(self) -> Listing:
         self._folder(self.root)
         while self.links:  # after the folders themselves, so that these keep their places
-            self._link(self.links.popleft())
+            link = self.links.popleft()
+            try:
+                self._link(link)
+            except OSError as error:
+                self._problem(link, Message("cannot be read: {why}", why=error.strerror))
         self.found.files.sort(key=Path.as_posix)  # the same on systems that ignore case
         return self.found
 

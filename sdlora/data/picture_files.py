@@ -15,6 +15,7 @@ from sdlora.messages import Message
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
 FORMATS_SAID = "PNG, JPEG, WebP, AVIF or BMP"
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself starts to warn of bombs
+_MOST = MAX_PIXELS // 1_000_000
 # All that reading a picture file raises: what Pillow raises beyond these becomes a ValueError.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # What files that are none of FORMATS begin with, and what their owner calls them.
@@ -111,15 +112,12 @@ def _decoded(raw: bytes) -> Image.Image:
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError:
-            raise TooLarge(_too_large("")) from None
+            raise TooLarge(f"it has more than {_MOST} million pixels") from None
         if (count := image.width * image.height) > MAX_PIXELS:
-            raise TooLarge(_too_large(f"{round(count / 1e6)} million, "))
+            millions = round(count / 1e6)
+            raise TooLarge(f"it has {millions} million pixels, more than the {_MOST} that are read")
         image.load()
         return image
-
-
-def _too_large(count: str) -> str:
-    return f"it has too many pixels: {count}more than the {MAX_PIXELS // 1_000_000} million read"
 
 
 def _upright(image: Image.Image, raw: bytes, damaged: bool = False) -> Picture:
