@@ -21,15 +21,16 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.caption_files import EMPTY
 from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import Change, write
-from sdlora.data.folder import list_captions
+from sdlora.data.folder import open_captions
 from sdlora.data.images import load_rgb
 from sdlora.data.looks import look_at
+from sdlora.data.problems import Problem
 from sdlora.device import pick_device
 from sdlora.errors import ModelError
-from sdlora.events import Event, Progress, Warned
+from sdlora.events import Event, Progress
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # Of a picture that a chatting model sees, which costs a token per 28 x 28
@@ -55,8 +56,16 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     """A caption for every picture of the folder that has none, or for all; written, if that was
     asked for, when the last is there or the job is ended before, so that one undo takes all back.
     ModelError: the model cannot be used."""
-    told = list_captions(folder)
-    waiting = [picture for picture, caption in told.items() if settings.every or not caption]
+    files = open_captions(folder)
+    told = {picture: files.read(picture) for picture in files.pictures}
+    unread = [c.fault for c in told.values() if c.fault and c.fault.what != EMPTY]
+    if not settings.every:
+        yield from (Problem(p.path, f"{p.what}; it stays as it is").warned() for p in unread)
+    waiting = [
+        picture
+        for picture, caption in told.items()
+        if settings.every or not (caption.lines or caption.fault in unread)
+    ]
     kind = KINDS[settings.by]
     yield Progress("loading the model that describes")
     say = kind.open(_folder(settings.model or kind.usual, kind), settings)
@@ -65,12 +74,11 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
         for first in range(0, len(waiting), settings.batch_size):
             few = waiting[first : first + settings.batch_size]
             seen = {picture: load_rgb(picture) for picture in few if look_at(picture).digest}
-            yield from (Warned(f"{p.name} {look_at(p).what}") for p in few if p not in seen)
+            yield from (Problem(p, look_at(p).what).warned() for p in few if p not in seen)
             for picture, text in zip(seen, _said(say, list(seen.values())), strict=True):
-                beside = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
-                path = next((file for file in beside if file.is_file()), beside[0])
+                path, before = told[picture].file, told[picture].text
                 said = " ".join(f"{settings.prefix}{text}".split())
-                done.append(Change(path, told[picture], said, path.is_file()))
+                done.append(Change(path, before, said, path.is_file(), told[picture].source))
                 yield done[-1]
             yield Progress("describing pictures", first + len(few), len(waiting))
     finally:

@@ -21,7 +21,8 @@ from sdlora import __version__
 from sdlora.cache import Cache, digest_of
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
 from sdlora.data.folder import Example, grouped
-from sdlora.data.images import BROKEN, load_alpha, load_mask, load_pixels, load_weights
+from sdlora.data.images import load_alpha, load_mask, load_pixels, load_weights
+from sdlora.data.picture_files import BROKEN
 from sdlora.data.views import View, dice, views_of
 from sdlora.data.wording import Wording, WordLists
 from sdlora.device import generator_for

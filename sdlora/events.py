@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
-from sdlora.messages import Message
+from sdlora.messages import Message, printable
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def to_line(event: Event) -> str:
     `templates` as what they are filled from."""
     row = {"event": type(event).__name__, **asdict(event)}
     filled = {n: v.to_json() for n, v in vars(event).items() if isinstance(v, Message) and v.values}
-    return json.dumps({**row, **({"templates": filled} if filled else {})}, ensure_ascii=False)
+    row |= {"templates": filled} if filled else {}
+    return printable(json.dumps(row, ensure_ascii=False))
 
 
 def from_line(line: str) -> Event:

@@ -104,7 +104,7 @@ def make_folder(folder: Path) -> Path:
         path.with_suffix(".txt").write_text(f"zibo, {path.stem}", encoding="utf-8")
     (folder / "bare.txt").unlink()
     (folder / "empty caption.txt").write_text(" \n")
-    (folder / "latin caption.txt").write_bytes(b"caf\xe9")
+    (folder / "latin caption.txt").write_bytes(b"zibo, caf\xe9")
     (folder / "lonely.txt").write_text("of nothing")
     (folder / "notes.md").write_text("# notes")
     (folder / "gone.png").symlink_to(folder / "nowhere.png")

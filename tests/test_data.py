@@ -46,7 +46,7 @@ def test_pictures_lie_flat_and_in_folders_and_keep_the_order_of_their_names(tmp_
     examples, problems = scan_folder(tmp_path)
     assert [example.caption for example in examples] == ["a", "b", "c", "d"]
     assert {example.size for example in examples} == {(24, 16)}
-    assert problems == []
+    assert said(problems) == {"notes.md": "is not used: it is neither a picture nor a caption"}
     assert scan_folder(tmp_path) == (examples, problems)
 
 
@@ -76,9 +76,10 @@ def test_every_bad_file_is_named_and_none_stops_the_others(tmp_path: Path) -> No
 
     examples, problems = scan_folder(tmp_path)
     assert [e.image.stem for e in examples] == ["bare", "empty", "good", "latin", "long", "moves"]
-    assert [e.caption for e in examples] == ["", "", "good", "", "", "moves"]
+    assert [e.caption for e in examples] == ["", "", "good", "café au lait", "", "moves"]
     expected = {
-        "bare.png": "no caption", "empty.txt": "empty", "latin.txt": "UTF-8", "long.txt": "64 KiB",
+        "bare.png": "no caption", "empty.txt": "empty", "long.txt": "64 KiB",
+        "latin.txt": "read as Windows-1252",
         "cut.jpg": "truncated", "zero.png": "an empty file", "text.png": "a web page",
         "lonely.txt": "no picture", "old.gif": "a GIF picture", "moves.webp": "first frame",
     }  # fmt: skip

@@ -176,8 +176,40 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None
     browser.click("captions-undo")
     assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
     browser.click("captions-undo")
-    assert "no change of captions" in browser.value("captions-said")
+    assert "No change of captions" in browser.value("captions-said")
     for name in ("zibo", None):
         browser.set("pictures-choice", name)
         browser.click("captions-write")
-        assert "choose a set of your own" in browser.value("captions-said")
+        assert "Choose a set of your own" in browser.value("captions-said")
+
+
+def test_dropped_captions_of_every_kind_go_with_their_pictures(
+    studio: Studio, tmp_path: Path
+) -> None:
+    files = [picture(tmp_path / f"{name}.png", (20, 20 + n)) for n, name in enumerate("abc")]
+    texts = {"a.png.txt": "zibo, a", "b.json": '{"caption": "zibo, b"}', "c.json": '{"id": 1}'}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    dropped = [*files, *(tmp_path / name for name in texts)]
+    added = datasets.add(studio.workspace, "mine", dropped)
+    assert (added.pictures, added.captions) == (3, 2)
+    assert datasets.look(added.folder).captions == ("zibo, a", "zibo, b", "")
+    assert "c.json is left out: holds no caption" in added.problems[0]
+    again = datasets.add(studio.workspace, "mine", [files[0], tmp_path / "a.png.txt"])
+    found = datasets.look(again.folder)
+    captions = {p.name: text for p, text in zip(found.pictures, found.captions, strict=True)}
+    assert captions["a-2.png"] == "zibo, a"
+
+
+def test_the_page_says_which_file_is_read_from_then_on(studio: Studio) -> None:
+    folder = studio.workspace.datasets / "mine"
+    folder.mkdir(parents=True)
+    picture(folder / "a.png")
+    (folder / "metadata.csv").write_text("file_name,text\na.png,zibo\n")
+    browser = Browser(studio)
+    browser.set("pictures-choice", "mine")
+    browser.set_labelled("Find in captions", "zibo")
+    browser.set_labelled("Put in its place", "robo")
+    browser.click("captions-write")
+    assert "a.txt is read instead of metadata.csv" in browser.value("captions-said")
+    assert datasets.look(folder).captions == ("robo",)

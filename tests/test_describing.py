@@ -146,5 +146,5 @@ def test_a_model_that_is_none_and_a_set_that_ships_are_told(
     assert not browser.prop("describe-write", "visible")
     browser.set("pictures-choice", "zibo")
     browser.click("describe")
-    assert "choose a set of your own" in browser.value("describe-card")
+    assert "Choose a set of your own" in browser.value("describe-card")
     assert not studio.queue.busy()

@@ -21,6 +21,8 @@ from sdlora.settings import TrainSettings
 from sdlora.train import prepare, read_pictures, train
 from sdlora.workspace import Workspace
 from tiny import tiny
+from webui.media import Media
+from webui.preflight import report
 
 
 def settings(data: Path, **values: Any) -> TrainSettings:
@@ -43,11 +45,11 @@ EXPECTED = {
     "moves.webp": "first frame", "tall.png": "the middle", "tiny.png": "scaled up",
     "one.png": "scaled up", "twin.png": "the same file as 1.rgb.png",
     "near.jpg": "looks the same as UPPER.PNG", "bare.png": "has no caption",
-    "empty caption.png": "is empty", "latin caption.png": "is not UTF-8",
+    "empty caption.png": "is empty", "latin caption.png": "read as Windows-1252",
     "cut off.jpg": "cannot be read", "nothing.png": "an empty file", "page.jpg": "a web page",
     "film.gif": "a GIF picture", "scan.tif": "a TIFF picture", "huge.bmp": "million pixels",
     "noise.webp": "no picture that we can read", "lonely.txt": "no picture of the same name",
-    "gone.png": "a link to a file that is not there",
+    "gone.png": "a link to a file that is not there", "notes.md": "neither a picture nor a caption",
 }  # fmt: skip
 
 
@@ -217,3 +219,29 @@ def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Pa
     scene(1).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="no caption, such as a.png"):
         checked(workspace, tmp_path, missing_captions="refuse")
+
+
+def test_what_is_wrong_with_another_file_of_a_picture_names_that_file(
+    tmp_path: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate("abc"):
+        scene(number).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text(" ")
+    (tmp_path / "b.png.txt").write_bytes("zibo, b".encode("utf-16-le"))
+    (tmp_path / "c.txt").write_text("zibo, <lora:x:1>")
+    Image.new("L", (8, 900)).save(tmp_path / "c-masklabel.png")
+    line = ["dataset", "check", str(tmp_path), "--workspace", str(workspace)]
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "! a.txt is empty", "! b.png.txt is not UTF-8 text; it is read as UTF-16",
+        "! c-masklabel.png has another shape than c.png", "! has prompt language in its caption",
+    ):  # fmt: skip
+        assert words in shown
+    assert main([*line, "--json"]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()[:-1]]
+    assert {Path(p["file"]).name for row in rows for p in row["problems"]} == {
+        "a.txt", "b.png.txt", "c.png", "c-masklabel.png",
+    }  # fmt: skip
+    page = report(checked(workspace, tmp_path), Media((tmp_path,)), None)
+    assert "<em>a.txt is empty" in page and "<em>c-masklabel.png has another shape" in page

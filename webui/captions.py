@@ -43,7 +43,7 @@ def build(studio: Studio, pictures: Component) -> list[Any]:
             values = {"data": str(folder), **form.read(sent)}
             return {said: act(folder, CaptionSettings.of(values))}
         except SdloraError as error:
-            return {said: problem(str(error))}
+            return {said: problem(error.message)}
 
     _, *others = [
         button.click(lambda sent, act=act: asked(sent, act), inputs, [said], **QUICK)
@@ -85,7 +85,8 @@ def taken_back(folder: Path, settings: CaptionSettings) -> str:
 
 def _list(changes: Sequence[Change], what: str) -> str:
     rows = "".join(
-        f"<li><b>{esc(c.path.stem)}</b> <del>{esc(c.before)}</del> <ins>{esc(c.after)}</ins></li>"
+        f"<li><b>{esc(c.path.stem)}</b> <del>{esc(c.before)}</del> <ins>{esc(c.after)}</ins>"
+        f"{f' <em>{esc(c.note)}</em>' if c.note else ''}</li>"
         for c in changes[:MOST_SHOWN]
     )
     left = len(changes) - MOST_SHOWN

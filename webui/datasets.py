@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from sdlora.data.captions import CAPTION_SUFFIXES, common_trigger, read_caption
+from sdlora.data.caption_files import is_caption_file
+from sdlora.data.captions import common_trigger, read_caption
 from sdlora.data.folder import list_captions, scan_folder
-from sdlora.data.images import BROKEN
+from sdlora.data.json_captions import read_sidecar
 from sdlora.data.looks import PICTURE_SUFFIXES, look_at
+from sdlora.data.picture_files import BROKEN
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
 from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, free_path, publish
@@ -78,19 +80,28 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
         return _add_archive(added, archives, len(files), workspace.cache / "unpacked")
     stems: dict[str, str] = {}  # a picture that had to be renamed takes its caption along
     for file in (f for f in files if f.suffix.lower() in PICTURE_SUFFIXES):
-        stems |= _keep(file, added, check_picture) or {}
-        added.pictures = len(stems)
+        if kept := _keep(file, added, check_picture):
+            stems |= {file.stem: Path(kept).stem, file.name: kept}
+            added.pictures += 1
     if not stems:
         reasons = "\n".join(added.problems)
         raise DataError(f"none of the files is a picture that can be used\n{reasons}".strip())
     for file in (f for f in files if f.suffix.lower() not in PICTURE_SUFFIXES):
-        if file.suffix.lower() not in CAPTION_SUFFIXES:
+        if not is_caption_file(file.name):
             added.problems.append(f"{file.name} is neither a picture nor a caption")
         elif file.stem not in stems:
             added.problems.append(f"{file.name} belongs to none of these pictures")
-        elif _keep(file, added, read_caption, stems[file.stem]):
+        elif _keep(file, added, _check_caption, stems[file.stem]):
             added.captions += 1
     return added
+
+
+def _check_caption(file: Path) -> None:
+    """Read a caption file. ValueError says what is wrong with it."""
+    if file.suffix.lower() == ".json":
+        read_sidecar(file)
+    else:
+        read_caption(file)
 
 
 def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: Path) -> Added:
@@ -110,10 +121,8 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     return added
 
 
-def _keep(
-    file: Path, added: Added, check: Callable[[Path], object], stem: str = ""
-) -> dict[str, str] | None:
-    """Copy a file that passes its check: {its stem: the stem it has now}; None when it does not."""
+def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str = "") -> str | None:
+    """Copy a file that passes its check: its name now; None when it does not pass."""
     try:
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
@@ -122,11 +131,11 @@ def _keep(
         return None
     path = free_path(added.folder / name)
     publish(path, lambda to: shutil.copyfile(file, to))
-    return {file.stem: path.stem}
+    return path.name
 
 
 def check_picture(path: Path) -> None:
     """Read a picture to its end. DataError, with the reason, when it cannot be used."""
     seen = look_at(path)
     if not seen.digest:
-        raise DataError(f"it {seen.what}")
+        raise DataError("it {why}", why=seen.what or "is none")

@@ -13,7 +13,7 @@ from gradio.components import Component
 from sdlora import runs
 from sdlora.data.describing import DescribeSettings
 from sdlora.data.edit import Change, undo, write
-from sdlora.data.folder import list_captions
+from sdlora.data.folder import open_captions
 from sdlora.errors import DataError, SdloraError
 from webui import markup
 from webui.captions import own_folder
@@ -132,20 +132,21 @@ class News:
     waiting: list[Change] = field(default_factory=list)
     written: list[Change] = field(default_factory=list)
     overtaken: list[Change] = field(default_factory=list)
-    pictures: dict[Path, Path] = field(default_factory=dict)  # by the caption's file, no suffix
+    pictures: dict[Path, Path] = field(default_factory=dict)  # by the caption's file
 
 
 def news(studio: Studio, run: Run) -> News:
     """What a run has told, beside what the folder holds now."""
     settings = DescribeSettings.load(run.folder / runs.SETTINGS_FILE)
     found = News(studio.workspace.picture_folder(settings.data))
-    now = list_captions(found.folder)
-    found.pictures = {picture.with_suffix(""): picture for picture in now}
-    texts = {picture.with_suffix(""): text for picture, text in now.items()}
+    files = open_captions(found.folder)
+    now = {picture: files.read(picture) for picture in files.pictures}
+    found.pictures = {caption.file: picture for picture, caption in now.items()}
+    texts = {caption.file: caption.text for caption in now.values()}
     for one in run.state.captions:
         path = Path(one.path)
         change = Change(path, one.before, one.after, path.is_file())
-        text = texts.get(path.with_suffix(""))
+        text = texts.get(path)
         if text == one.after:
             found.written.append(change)
         elif text == one.before:
@@ -181,7 +182,7 @@ def told(studio: Studio, run: Run) -> str:
     )
     words = "; ".join(f"{count} {what}" for count, what in counts if count)
     some = [*its.waiting, *its.written][:MOST_TOLD]
-    rows = "".join(_row(studio, its.pictures.get(one.path.with_suffix("")), one) for one in some)
+    rows = "".join(_row(studio, its.pictures.get(one.path), one) for one in some)
     left = len(its.waiting) + len(its.written) - len(some)
     more = f'<p class="hint">And {left} more.</p>' if left else ""
     warnings = markup.notices(run.state.warnings) if run.state.status == "done" else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
-from sdlora.messages import PAGE, Message, as_message
+from sdlora.messages import PAGE, Message, as_message, printable
 from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
@@ -39,7 +39,7 @@ STATUS_WORDS = {
 
 def esc(text: object) -> str:
     """Text as HTML shows it, in an element or in a quoted attribute."""
-    return html.escape(str(text), quote=True)
+    return html.escape(printable(str(text)), quote=True)
 
 
 def about(seconds: float) -> str:

@@ -16,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from PIL import Image, ImageOps
+from PIL import Image
 
-from sdlora.data.images import BROKEN, FORMATS
+from sdlora.data.foreign import ForeignDataError, parsing
+from sdlora.data.picture_files import BROKEN, FORMATS, read_picture, upright
 
 SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "image/png",
@@ -89,11 +90,20 @@ class Media:
 @lru_cache(maxsize=512)
 def thumbnail(path: Path, _mtime_ns: int) -> bytes:
     """A WebP of at most SMALL_PX pixels a side. Raises what Pillow raises on a broken file."""
-    with Image.open(path, formats=FORMATS) as image:
-        image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
-        upright = ImageOps.exif_transpose(image)
-        upright.thumbnail((SMALL_PX, SMALL_PX))
-        kept = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+    shown = _at_once(path) or read_picture(path).image
+    shown.thumbnail((SMALL_PX, SMALL_PX))
+    kept = shown.convert("RGBA" if shown.has_transparency_data else "RGB")
     with io.BytesIO() as written:
         kept.save(written, "WEBP", quality=90)
         return written.getvalue()
+
+
+def _at_once(path: Path) -> Image.Image | None:
+    """The picture decoded no larger than needed; None where only a careful reading may get it."""
+    try:
+        with parsing(), Image.open(path, formats=FORMATS) as image:
+            image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
+            image.load()
+            return upright(image)
+    except ForeignDataError:
+        return None

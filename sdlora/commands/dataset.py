@@ -22,6 +22,7 @@ from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, wr
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
 from sdlora.events import Measured, Warned
+from sdlora.messages import printable
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
@@ -92,7 +93,7 @@ def _row(row: Row) -> str:
         f"to {bucket.width} x {bucket.height}{''.join(f', {mark}' for mark in marks)}",
         f"    {row.caption!r}",
         *(f"    or {text!r}" for text in row.drawn if text != row.caption),
-        *(f"  ! {problem.what}{_advice(problem)}" for problem in row.problems),
+        *(f"  ! {p.beside(row.example.image)}{_advice(p)}" for p in row.problems),
     ]
     return "\n".join(lines)
 
@@ -130,7 +131,9 @@ def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[S
             write(folder, changes)
     for change in changes:
         facts = {"file": str(change.path), "before": change.before, "after": change.after}
-        yield Said(f"{change.path.name}\n  - {change.before.strip()}\n  + {change.after}", facts)
+        lines = [change.path.name, f"  - {change.before.strip()}", f"  + {change.after}"]
+        lines += [f"  ! {change.note}"] if change.note else []
+        yield Said("\n".join(lines), {**facts, "note": change.note})
     count = f"{len(changes)} captions change" if len(changes) != 1 else "1 caption changes"
     yield Said(f"{count}, {done}" if changes else "no caption changes", {"changed": len(changes)})
 
@@ -174,5 +177,6 @@ def dataset(options: argparse.Namespace) -> int:
     tool = TOOLS[options.tool]
     settings = tool.settings.of({**tool.usual, **given(options, tool.settings)})
     for said in tool.act(settings, Workspace.open(options.workspace)):
-        print(json.dumps(said.facts, ensure_ascii=False) if options.json else said.words)
+        text = json.dumps(said.facts, ensure_ascii=False) if options.json else said.words
+        print(printable(text))
     return 0

@@ -1,16 +1,18 @@
-"""Captions: reading the text file beside a picture, and the trigger word that captions share."""
+"""Captions as text: how a file's bytes become lines, and the trigger word that captions share."""
 
 from __future__ import annotations
 
-import codecs
+import re
+import unicodedata
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
+from sdlora.data.text_encodings import Decoded, decode
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 64 * 1024
-# What Windows editors put before their text.
-_MARKED = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+LONGEST_NAME_WORDS = 3  # of a phrase that may be a name where no other caption shows its end
 # Words a caption may end its shared beginning with that call nothing by themselves.
 _FILLERS = frozenset((
     "a", "an", "the", "of", "in", "on", "with", "photo", "picture", "image", "drawing", "painting",
@@ -29,6 +31,11 @@ def read_lines(path: Path) -> list[str]:
 
 def read_text(path: Path) -> str:
     """A caption file's text as it stands. ValueError says what is wrong with the file."""
+    return decode_file(path).text
+
+
+def decode_file(path: Path) -> Decoded:
+    """A caption file's text and its encoding. ValueError says what is wrong with the file."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CAPTION_BYTES + 1)
@@ -36,16 +43,32 @@ def read_text(path: Path) -> str:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     if len(raw) > MAX_CAPTION_BYTES:
         raise ValueError(f"is longer than {MAX_CAPTION_BYTES // 1024} KiB, too long for a caption")
-    try:
-        return raw.decode(_MARKED.get(raw[:2], "utf-8-sig"))
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
+    return decode(raw)
 
 
 def said_lines(text: str) -> list[str]:
-    """The lines of a text, tidied, without the empty ones."""
-    lines = (" ".join(line.split()) for line in text.replace("\0", " ").splitlines())
+    """The lines of a text, tidied, without the empty ones and without halves of characters."""
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+    lines = (" ".join(line.split()) for line in whole.replace("\0", " ").splitlines())
     return [line for line in lines if line]
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether a text holds surrogates without their other half, which no encoding can write."""
+    try:
+        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+_ESCAPED = re.compile(r"\\([\\()\[\]])")
+
+
+def unescaped(line: str) -> str:
+    r"""A caption without the backslashes that A1111's taggers put before brackets and backslashes,
+    so that a prompt can hold it: `miku \(singer\)` is learnt as `miku (singer)`."""
+    return _ESCAPED.sub(r"\1", line)
 
 
 def tags_of(caption: str) -> list[str]:
@@ -57,21 +80,60 @@ def common_trigger(captions: Iterable[str]) -> str:
     """The words that all captions begin with, before their first comma; '' when they share none.
 
     'zibo, night' and 'zibo, sea' share 'zibo'; 'a photo of a cat' and 'a photo of a dog' nothing,
-    since what is left without fillers is empty.
+    since what is left without fillers is empty. Captions that are all alike do not show where a
+    name ends: only a short phrase without fillers is taken for one.
     """
-    heads = [caption.partition(",")[0].split() for caption in captions]
+    different: dict[str, str] = {}
+    for caption in captions:
+        different.setdefault(" ".join(caption.lower().split()), caption)
+    heads = [caption.partition(",")[0].split() for caption in different.values()]
     if not heads:
         return ""
     alike = takewhile(lambda words: len({w.lower() for w in words}) == 1, zip(*heads, strict=False))
     shared = [words[0] for words in alike]
+    if len(heads) == 1:
+        fillers = any(word.lower() in _FILLERS for word in shared)
+        return "" if fillers or len(shared) > LONGEST_NAME_WORDS else " ".join(shared)
     while shared and shared[-1].lower() in _FILLERS:
         shared.pop()
     return " ".join(shared)
 
 
+def says(caption: str, trigger: str) -> bool:
+    """Whether a caption holds a trigger as whole words, in letters of any case: 'art' is not said
+    by 'party'. A word goes on with letters, digits, their marks and underscores; scripts without
+    spaces between words have no such ends."""
+    text, words = (unicodedata.normalize("NFC", part).casefold() for part in (caption, trigger))
+    pattern = re.compile(r"\s+".join(map(re.escape, words.split())))
+    place = 0
+    while match := pattern.search(text, place):
+        begin, end = match.span()
+        if not _join(text[begin - 1 : begin], text[begin : begin + 1]) and not _join(
+            text[end - 1 : end], text[end : end + 1]
+        ):
+            return True
+        place = begin + 1
+    return False
+
+
+def _join(before: str, after: str) -> bool:
+    """Whether two neighbouring characters belong to one word; '' is the end of the text."""
+    return _in_word(before) and _in_word(after)
+
+
+# Scripts that are written without spaces between words (Unicode Standard Annex 14, SA and ID).
+_SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO")
+
+
+def _in_word(character: str) -> bool:
+    if not character or not (character == "_" or unicodedata.category(character)[0] in "LNM"):
+        return False
+    return not unicodedata.name(character, "").startswith(_SPACELESS)
+
+
 def with_trigger(caption: str, trigger: str) -> str:
     """The caption, begun with the trigger unless it already says it somewhere."""
-    if trigger.lower() in caption.lower():
+    if says(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 

@@ -20,10 +20,11 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.checked import Settings
-from sdlora.data.captions import CAPTION_SUFFIXES, read_text, said_lines, tags_of
-from sdlora.data.folder import list_pictures
-from sdlora.data.metadata import TABLES, read_table
+from sdlora.data.caption_files import EMPTY
+from sdlora.data.captions import read_text, said_lines, tags_of
+from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
+from sdlora.messages import Message
 from sdlora.workspace import publish
 
 BACKUPS = ".captions"
@@ -47,31 +48,45 @@ class CaptionSettings(Settings):
 @dataclass(frozen=True)
 class Change:
     """A caption before and after. `path` is where the new one is written; `was_file` is False when
-    the old one stands elsewhere, or nowhere, so that taking it back is to delete the file."""
+    the old one stands elsewhere, or nowhere, so that taking it back is to delete the file. The
+    file is then read instead of `source`, which stays as it is."""
 
     path: Path
     before: str
     after: str
     was_file: bool = True
+    source: Path | None = None
+
+    @property
+    def note(self) -> str:
+        """What is to be said of where it is written; '' when it is where it was."""
+        if self.source in (None, self.path):
+            return ""
+        return Message(
+            "{file} is read instead of {source} from then on",
+            file=self.path.name,
+            source=getattr(self.source, "name", ""),
+        )
 
 
 def planned(folder: Path, edit: Callable[[str], str]) -> list[Change]:
-    """Every caption of the folder that `edit` changes. One that stands in a table is written into
-    a file of its own, which is read before the table. DataError: a caption cannot be read."""
-    tables = [file for name in TABLES for file in sorted(folder.rglob(name))]
-    told = {file: text for table in tables for file, text in read_table(table).captions.items()}
-    changes = []
-    for picture in list_pictures(folder):
-        beside = [p for s in CAPTION_SUFFIXES if (p := picture.with_suffix(s)).is_file()]
-        path = beside[0] if beside else picture.with_suffix(CAPTION_SUFFIXES[0])
-        try:
-            before = read_text(path) if beside else told.get(picture, "")
-        except ValueError as error:
-            raise DataError(f"{path.name} {error}; mend it first") from None
-        after = "\n".join(edit(line) for line in said_lines(before) or [""])
-        if after != "\n".join(said_lines(before)):
-            changes.append(Change(path, before, after, bool(beside)))
-    return list({change.path: change for change in changes}.values())
+    """Every caption of the folder that `edit` changes, as a training reads it. One that stands in a
+    table is written into a file of its own. DataError: a caption cannot be read."""
+    captions = open_captions(folder)
+    changes: dict[Path, Change] = {}
+    for picture in captions.pictures:
+        caption = captions.read(picture)
+        if caption.fault and caption.fault.what != EMPTY:
+            raise DataError(
+                "{file} {why}; save it as UTF-8 text first",
+                file=caption.file.name,
+                why=caption.fault.what,
+            )
+        after = "\n".join(edit(line) for line in caption.lines or [""])
+        if after != "\n".join(caption.lines):
+            before, is_file = "\n".join(caption.lines), caption.file.is_file()
+            changes[caption.file] = Change(caption.file, before, after, is_file, caption.source)
+    return [*changes.values()]
 
 
 def editing(settings: CaptionSettings) -> Callable[[str], str]:
@@ -79,7 +94,8 @@ def editing(settings: CaptionSettings) -> Callable[[str], str]:
     try:
         pattern = re.compile(settings.find if settings.regex else re.escape(settings.find))
     except re.error as error:
-        raise DataError(f"{settings.find!r} is no regular expression: {error}") from None
+        what = "{pattern!r} is no regular expression: {why}"
+        raise DataError(what, pattern=settings.find, why=error) from None
     unwanted = {tag.strip().lower() for tag in settings.remove_tag}
 
     def edit(line: str) -> str:
@@ -121,21 +137,29 @@ def undo(folder: Path) -> list[Change]:
     """
     lists = sorted((folder / BACKUPS).glob(f"*/{_LIST}"))
     if not lists:
-        raise DataError(f"no change of captions in {folder} is there to take back")
+        raise DataError("no change of captions in {folder} is there to take back", folder=folder)
     rows: list[dict[str, Any]] = json.loads(lists[-1].read_text(encoding="utf-8"))
     aside, done = lists[-1].parent, []
     for row in rows:
         path, old = folder / row["path"], aside / row["path"]
-        if not path.is_file() or "\n".join(said_lines(read_text(path))) != row["after"]:
+        if not path.is_file() or "\n".join(said_lines(_text(path))) != row["after"]:
             continue
         if row["file"]:
             publish(path, partial(shutil.copyfile, old))
         else:
             path.unlink()
-        done.append(Change(path, row["after"], read_text(old) if row["file"] else "", row["file"]))
+        done.append(Change(path, row["after"], _text(old) if row["file"] else "", row["file"]))
     lists[-1].unlink()  # from here on it is undone, whatever happens to the copies
     shutil.rmtree(aside, ignore_errors=True)
     return done
+
+
+def _text(path: Path) -> str:
+    """A caption file's text; '' of one that cannot be read, which is another than was written."""
+    try:
+        return read_text(path)
+    except ValueError:
+        return ""
 
 
 def _write_text(path: Path, text: str) -> None:

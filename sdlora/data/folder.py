@@ -1,33 +1,49 @@
 """A picture folder: the examples in it, and every file that is not used as its owner meant.
 
-Pictures lie in the folder or in folders of it, each with its caption in a `.txt` or `.caption` file
-of the same name, else in a metadata.jsonl or metadata.csv. A folder named the way kohya's trainers
-want it, `10_zibo robot`, repeats its pictures ten times, and `zibo robot` is the caption of those
-that have none. `NAME-masklabel.png` is the mask of NAME.
+Pictures lie in the folder or in folders of it, each with its caption in a file of its name or in a
+table (`caption_files` says which). A folder named the way kohya's trainers want it, `10_zibo
+robot`, repeats its pictures ten times, and `zibo robot` is the caption of those that have none;
+`0_zibo` is left out. Pictures in a folder `reg` are regularisation pictures of those beside it.
+`NAME-masklabel.png` is the mask of NAME.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdlora.data.captions import CAPTION_SUFFIXES, read_lines, said_lines
-from sdlora.data.images import BROKEN, FORMATS_SAID, load_alpha, load_mask
+from sdlora.data.caption_files import EMPTY, CaptionFiles, keys_of
+from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.images import load_alpha, load_mask
+from sdlora.data.listing import list_files
 from sdlora.data.looks import PICTURE_SUFFIXES, Look, look_at
-from sdlora.data.metadata import TABLES, read_table
+from sdlora.data.picture_files import BROKEN, FORMATS_SAID
+from sdlora.data.problems import Problem, grouped
 from sdlora.errors import DataError
-from sdlora.events import Warned
+from sdlora.messages import Message, Setting, printable
 from sdlora.settings import CaptionLines, MissingCaptions
 
+__all__ = ["Example", "Problem", "Reading", "black_masks", "grouped", "list_captions"]
+__all__ += ["list_pictures", "open_captions", "scan_folder"]
 MASK_MARK = "-masklabel"
+_LABEL = re.compile(r"-(mask|cond)label\d*")  # how OneTrainer ends the names of what is no picture
 _KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.+)")
+_REGULARISATION = frozenset(("reg", "reg_images", "regularization", "regularisation"))
 _NUMBER = re.compile(r"^\d+\s+|\s*\(?\d+\)?$")
 ADVICE = "write one into a .txt file of its name beside it"
+UNUSED = "is not used: it is neither a picture nor a caption"
+_FILM = ("is not used: it is a film, and only pictures are learnt", "save single pictures of it")
+_TEXT = ("is not used: captions have other suffixes", "name it NAME.txt or NAME.caption")
+# Suffix -> (why a file of it is not used, what to do).
+_UNUSED_KINDS = {
+    **dict.fromkeys((".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"), _FILM),
+    **dict.fromkeys((".captions", ".cap", ".tags", ".text"), _TEXT),
+    ".json": (UNUSED, "captions are read from NAME.json, beside the picture NAME"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,19 +63,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A file that is not used as its owner meant: the sentence is 'NAME WHAT', then the advice."""
-
-    path: Path
-    what: str
-    advice: str = ""
-
-    def warned(self) -> Warned:
-        """The problem as a run says it."""
-        return Warned(f"{self.path.name} {self.what}", self.advice)
-
-
-@dataclass(frozen=True)
 class Reading:
     """How a folder is read. Files below `besides` belong to somebody else."""
 
@@ -68,21 +71,6 @@ class Reading:
     masks: Path | None = None
     alpha_masks: bool = False
     besides: tuple[Path, ...] = ()
-
-
-def grouped(problems: Iterable[Problem], most: int = 3) -> list[Warned]:
-    """The problems as a run says them; one that many files have is said once."""
-    alike: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        alike.setdefault((problem.what, problem.advice), []).append(problem)
-    said: list[Warned] = []
-    for (what, advice), some in alike.items():
-        if len(some) <= most:
-            said += [problem.warned() for problem in some]
-        else:
-            names = ", ".join(problem.path.name for problem in some[:most])
-            said.append(Warned(f"{len(some)} files ({names} ...): each {what}", advice))
-    return said
 
 
 def scan_folder(
@@ -96,87 +84,76 @@ def scan_folder(
     missing are.
     """
     if not path.is_dir():
-        raise DataError(f"there is no folder {path}; give a folder with pictures and captions")
-    files, problems = _visible_files(path, reading.besides)
-    scan = _Scan(path, files, reading, problems)
+        raise DataError(
+            "there is no folder {folder}; give one of pictures and captions", folder=path
+        )
+    scan = _Scan(path, reading)
     examples = scan.examples()
     if not examples:
-        raise DataError(_nothing_usable(path, files, scan.problems))
+        raise DataError(_nothing_usable(path, scan.files, scan.problems))
     return examples, sorted(scan.problems, key=lambda problem: problem.path)
 
 
 def list_pictures(path: Path) -> list[Path]:
     """The files of a folder that look like pictures by their names, unopened."""
-    return [
-        file
-        for file in _visible_files(path, ())[0]
-        if file.suffix.lower() in PICTURE_SUFFIXES and MASK_MARK not in file.stem
-    ]
+    return [file for file in list_files(path).files if _may_be_picture(file)]
+
+
+def open_captions(path: Path) -> CaptionFiles:
+    """The captions of a folder, as a training reads them, and its pictures, unopened."""
+    files = list_files(path).files
+    return CaptionFiles(files, [file for file in files if _may_be_picture(file)])
 
 
 def list_captions(path: Path) -> dict[Path, str]:
-    """Those files and the caption of each, '' where there is none; nothing is said of problems."""
-    files, _ = _visible_files(path, ())
-    scan = _Scan(path, files, Reading(), [])
-    return {file: scan.caption(file)[0] for file in list_pictures(path)}
+    """Those pictures and the caption of each, '' where there is none; no problem is named."""
+    captions = open_captions(path)
+    return {picture: captions.read(picture).text for picture in captions.pictures}
 
 
-def _visible_files(path: Path, besides: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
-    def hidden(file: Path) -> bool:
-        return any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
-
-    def others(file: Path) -> bool:
-        return any(file.is_relative_to(folder) for folder in besides)
-
-    found = sorted(path.rglob("*"), key=Path.as_posix)  # the same on systems that ignore case
-    kept = [file for file in found if not hidden(file) and not others(file)]
-    lost = [f for f in kept if f.is_symlink() and not f.exists()]
-    problems = [Problem(file, "is a link to a file that is not there") for file in lost]
-    return [file for file in kept if file.is_file()], problems
+def _may_be_picture(file: Path) -> bool:
+    return file.suffix.lower() in PICTURE_SUFFIXES and not _is_label(file)
 
 
-def _is_caption(file: Path) -> bool:
-    return file.suffix.lower() in CAPTION_SUFFIXES
+def _is_label(file: Path) -> bool:
+    return bool(_LABEL.search(file.stem)) and file.suffix.lower() in PICTURE_SUFFIXES
 
 
-def _key(file: Path, stem: str) -> tuple[Path, str]:
-    """What a picture and its caption share, however a Mac or an archive wrote the letters."""
-    return file.parent, unicodedata.normalize("NFC", stem)
+def _repeats(file: Path) -> tuple[int, str]:
+    """(repeats, words) of the folder that a picture is in."""
+    kohya = _KOHYA_FOLDER.fullmatch(file.parent.name)
+    return (int(kohya[1]), printable(kohya[2])) if kohya else (1, "")
 
 
 def _as_words(stem: str) -> str:
     """'01_red_ball (2)' -> 'red ball'."""
-    return _NUMBER.sub("", " ".join(re.split(r"[\s_]+", stem))).strip()
+    return _NUMBER.sub("", " ".join(re.split(r"[\s_]+", printable(stem)))).strip()
 
 
 class _Scan:
     """One reading of one folder."""
 
-    def __init__(
-        self, root: Path, files: list[Path], reading: Reading, problems: list[Problem]
-    ) -> None:
-        self.root, self.reading, self.problems = root, reading, problems
+    def __init__(self, root: Path, reading: Reading) -> None:
+        listing = list_files(root, reading.besides)
+        self.root, self.reading, self.problems = root, reading, listing.problems
         self.bare: list[Path] = []  # pictures left out for want of a caption
-        tables = [file for file in files if file.name.lower() in TABLES]
-        texts = [file for file in files if _is_caption(file) and file not in tables]
-        masks = [file for file in files if file.stem.endswith(MASK_MARK)]
-        apart = {*tables, *texts, *masks}
-        self.files = [file for file in files if file not in apart]
-        self.masks = {_key(f, f.stem.removesuffix(MASK_MARK)): f for f in masks}
+        self.files = self._without_zero_repeats(listing.files)
+        self.masks = {
+            keys_of(f.with_name(f.stem.removesuffix(MASK_MARK)))[1]: f
+            for f in self.files
+            if f.stem.endswith(MASK_MARK) and _is_label(f)
+        }
+        self.labels = [file for file in self.files if _is_label(file)]
+        for file in (f for f in self.labels if f not in self.masks.values()):
+            what = "is not used: it is a mask or a condition by its name, and no picture to learn"
+            self.problem(file, what, f"a mask is read from NAME{MASK_MARK}.png")
         if reading.masks:
             for file in list_pictures(reading.masks):
-                place = root / file.relative_to(reading.masks)
-                self.masks[_key(place, file.stem)] = file
-        self.texts: dict[tuple[Path, str], Path] = {}
-        for file in sorted(texts, key=lambda f: CAPTION_SUFFIXES.index(f.suffix.lower())):
-            first = self.texts.setdefault(_key(file, file.stem), file)
-            if first != file:
-                self.problem(file, f"is not read: {first.name} is")
-        self.told: dict[Path, str] = {}
-        for table in map(read_table, tables):
-            self.told |= table.captions
-            for problem in table.problems:
-                self.problem(table.path, problem)
+                self.masks[keys_of(root / file.relative_to(reading.masks))[0]] = file
+        others = [file for file in self.files if file not in {*self.labels}]
+        self.captions = CaptionFiles(self.files, others)
+        self.problems += self.captions.problems
+        self.candidates = [file for file in others if file not in self.captions.used]
 
     def problem(self, file: Path, what: str, advice: str = "") -> None:
         self.problems.append(Problem(file, what, advice))
@@ -184,24 +161,46 @@ class _Scan:
     def examples(self) -> list[Example]:
         """Every usable picture, and problems of all others."""
         with ThreadPoolExecutor() as threads:  # decoding lets go of Python's lock
-            looks = list(threads.map(look_at, self.files))
-        found = [self._example(*row) for row in zip(self.files, looks, strict=True)]
-        self._lonely()
+            looks = list(threads.map(look_at, self.candidates))
+        found = [self._example(*row) for row in zip(self.candidates, looks, strict=True)]
+        self._lonely(looks)
         if self.bare and self.reading.missing == "refuse":
-            names = ", ".join(file.name for file in self.bare[:5])
             raise DataError(
-                f"{len(self.bare)} pictures have no caption, such as {names}; {ADVICE}, or choose "
-                "with missing_captions what is read instead"
+                "{count} pictures have no caption, such as {names}; " + ADVICE + ", or choose "
+                "with {setting} what is read instead",
+                count=len(self.bare),
+                names=[file.name for file in self.bare[:5]],
+                setting=Setting("missing_captions"),
             )
-        return [example for example in found if example]
+        return self._regularised([example for example in found if example])
+
+    def _without_zero_repeats(self, files: list[Path]) -> list[Path]:
+        folders = {file.parent for file in files if _repeats(file)[0] == 0}
+        for folder in folders:
+            what = "is left out: its name begins with 0, so that its pictures are repeated 0 times"
+            self.problem(folder, what, "begin it with 1_ if they are to be learnt")
+        return [file for file in files if file.parent not in folders]
+
+    def _regularised(self, examples: list[Example]) -> list[Example]:
+        """Those in folders `reg` as regularisation pictures, where there are others to learn."""
+        places = {e.image: e.image.relative_to(self.root).parts[0] for e in examples}
+        folders = {p for p in places.values() if p.lower() in _REGULARISATION}
+        if not folders or folders >= {*places.values()}:
+            return examples
+        for folder in folders:
+            what = "is learnt as regularisation pictures, which the trigger word does not call"
+            self.problem(self.root / folder, what, "give it another name if it shows the subject")
+        return [replace(e, regularisation=places[e.image] in folders) for e in examples]
 
     def _example(self, file: Path, look: Look) -> Example | None:
         if look.what:
             self.problem(file, look.what, look.advice)
+        elif not look.digest:
+            what, advice = _UNUSED_KINDS.get(file.suffix.lower(), (UNUSED, ""))
+            self.problem(file, what, advice)
         if not look.digest:
             return None
-        kohya = _KOHYA_FOLDER.fullmatch(file.parent.name)
-        repeats, words = (max(1, int(kohya[1])), kohya[2]) if kohya else (1, "")
+        repeats, words = _repeats(file)
         given, fault = self.caption(file)
         caption = given or self._instead(file, words, fault)
         if caption is None:
@@ -211,20 +210,15 @@ class _Scan:
 
     def caption(self, file: Path) -> tuple[str, Problem | None]:
         """What a caption file or a table says; '' for nothing, and what is wrong with the file."""
-        keys = _key(file, file.stem), _key(file, file.name)  # cat.txt, or cat.png.txt
-        beside = next((self.texts[key] for key in keys if key in self.texts), None)
-        lines: list[str] = []
-        fault = Problem(beside, "is empty") if beside else None
-        if beside is not None:
-            try:
-                lines = read_lines(beside)
-            except ValueError as error:
-                fault = Problem(beside, str(error))
-        told = said_lines(self.told.get(file, ""))
-        if beside is not None and told and told != lines:
-            which = beside.name if lines else "that of its folder's table"
-            self.problem(file, f"has two captions; {which} is read")
-        return self._joined(lines or told), fault
+        caption = self.captions.read(file)
+        self.problems += caption.problems
+        lines = caption.learnt
+        if lines != [*caption.lines]:
+            what = "has escapes such as \\( in its caption, which are learnt as the signs alone"
+            self.problem(file, what, "a prompt that says \\( means the same")
+        if caption.fault and caption.lines and caption.fault.what != EMPTY:
+            self.problem(caption.fault.path, caption.fault.what)
+        return self._joined(lines), caption.fault
 
     def _joined(self, lines: list[str]) -> str:
         if self.reading.lines == "joined":
@@ -236,40 +230,48 @@ class _Scan:
         missing, caption = self.reading.missing, None
         if missing in ("leave_out", "refuse"):
             self.bare.append(file)
-            said = "left out"
+            done = Message("left out")
         elif missing == "folder" and words:
-            caption, said = words, f"captioned {words!r} after its folder"
+            caption, done = words, Message("captioned {words!r} after its folder", words=words)
         elif missing == "file_name" and (named := _as_words(file.stem)):
-            caption, said = named, f"captioned {named!r} after its name"
+            caption, done = named, Message("captioned {words!r} after its name", words=named)
         else:
-            caption, said = "", "learnt without a caption"
+            caption, done = "", Message("learnt without a caption")
         if fault:
-            self.problem(fault.path, f"{fault.what}; {file.name} is {said}", ADVICE)
+            what = Message("{why}; its picture is {done}", why=fault.what, done=done)
+            self.problem(fault.path, what, ADVICE)
         else:
-            self.problem(file, f"has no caption; {said}", ADVICE)
+            self.problem(file, Message("has no caption; {done}", done=done), ADVICE)
         return caption
 
     def _mask(self, file: Path, look: Look) -> Path | None:
         """The file that masks a picture, if there is one and it can be used."""
-        mask = self.masks.get(_key(file, file.stem))
+        mask = self.masks.get(keys_of(file)[0])
         if mask is None:
             return file if self.reading.alpha_masks and look.see_through else None
         theirs = look_at(mask)
         if not theirs.digest:
-            self.problem(mask, f"{theirs.what}; {file.name} is learnt without a mask")
+            what = "{why}; {picture} is learnt without a mask"
+            self.problem(mask, Message(what, why=theirs.what, picture=file.name))
             return None
         shape = theirs.size[0] * look.size[1], theirs.size[1] * look.size[0]
         if abs(shape[0] - shape[1]) > 0.02 * max(shape):
-            what = f"has another shape than {file.name}, which is learnt without a mask"
-            self.problem(mask, what, "save the mask in the picture's size")
+            what = "has another shape than {picture}, which is learnt without a mask"
+            advice = "save the mask in the picture's size"
+            self.problem(mask, Message(what, picture=file.name), advice)
             return None
         return mask
 
-    def _lonely(self) -> None:
+    def _lonely(self, looks: Iterable[Look]) -> None:
         """Captions and masks of pictures that are not there."""
-        there = {_key(f, stem) for f in self.files for stem in (f.stem, f.name)}
-        for (folder, stem), file in (*self.texts.items(), *self.masks.items()):
-            if (folder, stem) not in there and file.is_relative_to(self.root):
+        pictures = [
+            file
+            for file, look in zip(self.candidates, looks, strict=True)
+            if look.digest or look.what
+        ]
+        known = {key for picture in pictures for key in keys_of(picture)}
+        for key, file in (*self.captions.texts.items(), *self.masks.items()):
+            if key not in known and file.is_relative_to(self.root):
                 self.problem(file, "has no picture of the same name beside it")
 
 
@@ -291,9 +293,14 @@ def black_masks(examples: Iterable[Example]) -> list[Problem]:
 
 def _nothing_usable(path: Path, files: list[Path], problems: list[Problem]) -> str:
     kinds = Counter(file.suffix.lower() or "no suffix" for file in files)
-    found = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items())) or "no files"
-    first = f" {problems[0].path.name} {problems[0].what}." if problems else ""
-    return (
-        f"no usable picture in {path}: found {found}.{first} Put {FORMATS_SAID} pictures there, "
-        f"each with a caption of the same name in a {CAPTION_SUFFIXES[0]} file"
+    counts = [f"{count} x {kind}" for kind, count in sorted(kinds.items())]
+    first = next((p for p in problems if p.what != UNUSED), None)
+    return Message(
+        "no usable picture in {folder}: found {kinds}.{first} Put {formats} pictures there, each "
+        "with a caption of the same name in a {suffix} file",
+        folder=path,
+        kinds=counts or ["no files"],
+        first=Message(" {file} {what}.", file=first.path.name, what=first.what) if first else "",
+        formats=FORMATS_SAID,
+        suffix=CAPTION_SUFFIXES[0],
     )

@@ -4,61 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, ImageEnhance, ImageOps
 
+from sdlora.data.foreign import ForeignDataError, parsing
+from sdlora.data.picture_files import read_picture
 from sdlora.data.views import View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
-FORMATS_SAID = "PNG, JPEG, WebP, AVIF or BMP"
-MAX_PIXELS = 80_000_000  # below the size at which Pillow itself starts to warn of bombs
-# What Pillow raises, over its formats, on a file that is damaged or meant to do damage.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-# What files that are none of FORMATS begin with, and what their owner calls them.
-_OTHERS = (
-    (b"GIF8", 0, "a GIF picture"),
-    (b"II*\0", 0, "a TIFF picture"),
-    (b"MM\0*", 0, "a TIFF picture"),
-    (b"ftyphei", 4, "a HEIC picture"),
-    (b"ftyphev", 4, "a HEIC picture"),
-    (b"ftypmif1", 4, "a HEIF picture"),
-    (b"8BPS", 0, "a Photoshop file"),
-    (b"\xff\x0a", 0, "a JPEG XL picture"),
-    (b"JXL ", 4, "a JPEG XL picture"),
-    (b"jP  ", 4, "a JPEG 2000 picture"),
-    (b"%PDF", 0, "a PDF file"),
-    (b"PK\3\4", 0, "a zip file"),
-    (b"<svg", 0, "an SVG drawing"),
-    (b"<", 0, "a web page or an XML file"),
-    (b"version https://git-lfs", 0, "a Git LFS pointer, not the picture itself"),
-)
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def open_picture(source: Path | BinaryIO) -> Image.Image:
-    """The picture, only its header read. Raises one of BROKEN, ValueError when it is too big."""
-    too_big = ValueError(f"it has more than {MAX_PIXELS // 1_000_000} million pixels")
-    try:
-        image = Image.open(source, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise too_big from None
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise too_big
-    return image
-
-
-def other_kind(start: bytes) -> str:
-    """What a file is that starts so and that none of FORMATS can read."""
-    if not start:
-        return "an empty file"
-    named = (said for mark, at, said in _OTHERS if start[at : at + len(mark)] == mark)
-    return next(named, "no picture that we can read")
 
 
 def load_rgb(path: Path, paper: str = "white") -> Image.Image:
@@ -66,7 +24,7 @@ def load_rgb(path: Path, paper: str = "white") -> Image.Image:
 
     Of a moving picture it is the first frame. Raises one of BROKEN.
     """
-    return as_shown(_upright(path), paper)
+    return as_shown(read_picture(path).image, paper)
 
 
 def as_shown(image: Image.Image, paper: str = "white") -> Image.Image:
@@ -82,13 +40,13 @@ def as_shown(image: Image.Image, paper: str = "white") -> Image.Image:
 
 def load_alpha(path: Path) -> Image.Image:
     """What can be seen of the picture: white where it is opaque (mode L). Raises one of BROKEN."""
-    image = _upright(path)
+    image = read_picture(path).image
     return _alpha(image) if image.has_transparency_data else Image.new("L", image.size, "white")
 
 
 def load_mask(path: Path) -> Image.Image:
     """A mask file as grey (mode L), upright. Raises one of BROKEN."""
-    return as_shown(_upright(path), "black").convert("L")
+    return as_shown(read_picture(path).image, "black").convert("L")
 
 
 def load_pixels(path: Path, size: tuple[int, int], view: View = View()) -> Tensor:  # noqa: B008
@@ -129,13 +87,6 @@ def _coloured(image: Image.Image, colours: tuple[float, float, float]) -> Image.
     return image
 
 
-def _upright(path: Path) -> Image.Image:
-    with open_picture(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        image.load()
-    return image
-
-
 def _alpha(image: Image.Image) -> Image.Image:
     return image.convert("RGBA").getchannel("A")
 
@@ -151,9 +102,10 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """RGB, through the colour profile that the file carries if it carries a usable one."""
     if profile:
         try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
-            return converted or image.convert("RGB")
-        except (ImageCms.PyCMSError, OSError):
+            with parsing():
+                source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+                converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+                return converted or image.convert("RGB")
+        except ForeignDataError:
             pass  # a profile for other channels, or a broken one: viewers ignore it as well
     return image.convert("RGB")

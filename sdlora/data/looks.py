@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from sdlora.data.images import BROKEN, FORMATS_SAID, as_shown, open_picture, other_kind
+from sdlora.data.images import as_shown
 from sdlora.data.likeness import Print, edge_width, fingerprint
+from sdlora.data.picture_files import (
+    BROKEN,
+    FORMATS_SAID,
+    Picture,
+    TooLarge,
+    other_kind,
+    read_picture,
+)
+from sdlora.messages import Message
 
 # Files that their owner surely takes for pictures, whether or not we can read them.
 PICTURE_SUFFIXES = frozenset((
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif",
-    ".avif", ".jxl", ".jp2", ".psd", ".svg",
+    ".avif", ".jxl", ".jp2", ".psd", ".svg", ".hif", ".tga", ".exr",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf",
 ))  # fmt: skip
 MAX_BYTES = 512 * 2**20
-_MOVING = frozenset({"PNG", "WEBP", "AVIF"})
 
 
 @dataclass(frozen=True)
@@ -48,31 +56,34 @@ def look_at(file: Path) -> Look:
 
 @lru_cache(maxsize=20_000)
 def _look(file: Path, _mtime_ns: int, size: int) -> Look:
-    again = f"save it as {FORMATS_SAID}"
+    again = Message("save it as {formats}", formats=FORMATS_SAID)
     if size > MAX_BYTES:
-        return Look(what=f"has {size // 2**20} MiB, too many for a picture", advice=again)
+        what = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
+        return Look(what=what, advice=again)
     try:
         raw = file.read_bytes()
-        with open_picture(io.BytesIO(raw)) as image:
-            image.load()
-            return _told(image, hashlib.sha256(raw).hexdigest())
+        return _seen(read_picture(raw), hashlib.sha256(raw).hexdigest())
     except UnidentifiedImageError:
-        taken_for_one = file.suffix.lower() in PICTURE_SUFFIXES
-        return Look(what=f"is {other_kind(raw[:32])}" if taken_for_one else "", advice=again)
+        if file.suffix.lower() not in PICTURE_SUFFIXES:
+            return Look()
+        return Look(what=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
+    except TooLarge as error:
+        advice = "make it smaller: a training looks at a million pixels of it or so"
+        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
     except BROKEN as error:
-        return Look(what=f"cannot be read: {error}", advice=f"save it again as {FORMATS_SAID}")
+        advice = Message("save it again as {formats}", formats=FORMATS_SAID)
+        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
 
 
-def _told(image: Image.Image, digest: str) -> Look:
-    moves = image.format in _MOVING and getattr(image, "is_animated", False)
-    upright = ImageOps.exif_transpose(image)
-    shown = as_shown(upright)
-    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+def _seen(picture: Picture, digest: str) -> Look:
+    image = picture.image
+    shown = as_shown(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     return Look(
         size=shown.size,
         digest=digest,
         print=fingerprint(shown),
         edges=edge_width(shown),
         see_through=alpha is not None and alpha.getextrema() != (255, 255),
-        what="is a moving picture; only its first frame is used" if moves else "",
+        what=picture.remark,
     )

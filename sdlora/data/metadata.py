@@ -1,4 +1,4 @@
-"""Captions in one table for a whole folder: metadata.jsonl or metadata.csv, as the datasets library
+"""Captions of many pictures in one table: metadata.jsonl or metadata.csv, as the datasets library
 and the Hugging Face hub have them (docs of 🤗 Datasets, "ImageFolder")."""
 
 from __future__ import annotations
@@ -6,16 +6,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sdlora.data.captions import has_half_characters
+from sdlora.data.foreign import ForeignDataError, parsing
+from sdlora.data.text_encodings import Decoded, decode
+from sdlora.messages import Message
+
 TABLES = ("metadata.jsonl", "metadata.csv")
 MAX_BYTES = 64 * 2**20
-FILE_COLUMNS = ("file_name", "file", "image", "path")
+FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_path")
 # The first of these that a row has is its caption.
 TEXT_COLUMNS = ("text", "caption", "prompt", "description", "tags")
+MOST_LISTED = 3  # lines with the same fault that are named one by one
+_NOTHING = frozenset(("", "nan", "none", "null", "<na>", "n/a"))  # as pandas writes a missing text
+_TAG_WORDS = 3  # a list of longer texts, or of texts with commas, is one of whole captions
+_SEPARATORS = (",", ";", "\t", "|")
+
+Row = tuple[int, Mapping[str, Any]]  # line, and its columns
 
 
 @dataclass
@@ -25,42 +37,147 @@ class Table:
     path: Path
     captions: dict[Path, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    faults: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    def fault(self, what: str, line: int, name: str = "") -> None:
+        """Note what is wrong with a line; `what` is a row of FAULTS."""
+        self.faults.setdefault(what, []).append((line, name))
+
+    def take(self, name: str, value: Any, line: int) -> None:
+        """Take what a row says of the picture `name` as its caption, or say why not."""
+        place = PurePosixPath(name.replace("\\", "/"))
+        file = self.path.parent / place
+        if place.is_absolute() or ".." in place.parts or not _is_file(file):
+            self.fault("elsewhere", line, name[:80])
+            return
+        text, fault = caption_of(value)
+        if fault:
+            self.fault(fault, line)
+        if text or not fault:
+            self.captions[file] = text
+
+    def told(self) -> list[str]:
+        """All problems, those that many lines share said once."""
+        lines = [text for what, rows in self.faults.items() for text in _faults(what, rows)]
+        return [*self.problems, *lines]
+
+
+# Fault -> (said of one line, said of many lines). A name is that of the picture.
+FAULTS = {
+    "no name": ("has no {column} in line {line}", "has no {column} in {count} lines ({lines})"),
+    "elsewhere": (
+        "names {name!r} in line {line}, which is not in its folder",
+        "names {count} pictures that are not in its folder ({names}; lines {lines})",
+    ),
+    "no object": (
+        "has something other than a JSON object in line {line}",
+        "has something other than a JSON object in {count} lines ({lines})",
+    ),
+    "no text": (
+        "has something other than text for a caption in line {line}; it is not read",
+        "has something other than text for captions in {count} lines ({lines}); they are not read",
+    ),
+    "nothing": (
+        "has an empty value such as nan for a caption in line {line}; it is not read",
+        "has empty values such as nan for captions in {count} lines ({lines}); they are not read",
+    ),
+    "several": (
+        "has several captions in line {line}; the first is read",
+        "has several captions in each of {count} lines ({lines}); the first is read",
+    ),
+    "half": (
+        "has half a character in line {line}, which is left out",
+        "has half characters in {count} lines ({lines}), which are left out",
+    ),
+    "commas": (
+        "has a caption with commas and without quotes in line {line}; all of it is read",
+        "has captions with commas and without quotes in {count} lines ({lines}); all of each is "
+        "read",
+    ),
+    "columns": (
+        "has more columns than its first line in line {line}; it is not read",
+        "has more columns than its first line in {count} lines ({lines}); they are not read",
+    ),
+}
+
+
+def _faults(what: str, rows: list[tuple[int, str]]) -> Iterator[str]:
+    one, many = FAULTS[what]
+    if len(rows) <= MOST_LISTED:
+        for line, name in rows:
+            yield Message(one, line=line, name=name, column=FILE_COLUMNS[0])
+        return
+    lines = [*(line for line, _ in rows[:MOST_LISTED]), "..."]
+    names = [*(repr(name) for _, name in rows[:MOST_LISTED]), "..."]
+    yield Message(many, count=len(rows), lines=lines, names=names, column=FILE_COLUMNS[0])
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def caption_of(value: Any) -> tuple[str, str]:
+    """(caption, fault) of a value, the fault a row of FAULTS or ''. A list of tags is joined; of a
+    list of captions the first is read."""
+    fault = ""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        whole = any("," in part or len(part.split()) > _TAG_WORDS for part in value)
+        fault = "several" if whole and len(value) > 1 else ""
+        value = value[0] if whole else ", ".join(value)
+    if value is None or value != value or value == []:  # nan is not itself
+        return "", "nothing" if value is not None else ""
+    if not isinstance(value, str):
+        return "", "no text"
+    if value.strip().lower() in _NOTHING:
+        return "", "nothing" if value.strip() else ""
+    return value, "half" if has_half_characters(value) else fault
+
+
+def read_file(path: Path) -> Decoded:
+    """The text of a file of captions and its encoding. ValueError says why it is not read."""
+    try:
+        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    if raw is None:
+        raise ValueError(f"is larger than {MAX_BYTES // 2**20} MiB; it is not read")
+    return decode(raw)
 
 
 def read_table(path: Path) -> Table:
     """A table's captions; whatever is wrong with a row is said and the others are used."""
     table = Table(path)
     try:
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-        if raw is None:
-            table.problems.append(f"is larger than {MAX_BYTES // 2**20} MiB; it is not read")
-            return table
-        rows = _ROWS[path.suffix.lower()](raw.decode("utf-8-sig"), table.problems)
-        _take(table, rows)
-    except OSError as error:
-        table.problems.append(f"cannot be read ({error.strerror})")
-    except UnicodeDecodeError:
-        table.problems.append("is not UTF-8 text; it is not read")
+        with parsing(ValueError):
+            text, guessed = read_file(path)
+            if guessed:
+                what = Message("is not UTF-8 text; it is read as {encoding}", encoding=guessed)
+                table.problems.append(what)
+            _take(table, _ROWS[path.suffix.lower()](text, table))
+    except ForeignDataError as error:
+        table.problems.append(Message("cannot be read: {why}", why=error))
+    except ValueError as error:
+        table.problems.append(str(error))
+    table.problems, table.faults = table.told(), {}
+    if not table.problems and not any(table.captions.values()):
+        table.problems.append("holds no captions")
     return table
 
 
-def _take(table: Table, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+def _take(table: Table, rows: Iterable[Row]) -> None:
     for line, row in rows:
         name = next((row[c] for c in FILE_COLUMNS if isinstance(row.get(c), str)), "")
-        if not name:
-            table.problems.append(f"has no {FILE_COLUMNS[0]} in line {line}")
+        if not name.strip():
+            table.fault("no name", line)
             continue
-        place = PurePosixPath(name.replace("\\", "/"))
-        file = table.path.parent / place
-        if place.is_absolute() or ".." in place.parts or not file.is_file():
-            table.problems.append(f"names {name[:80]!r} in line {line}, which is not in its folder")
-            continue
-        said = next((row[c] for c in TEXT_COLUMNS if row.get(c)), "")
-        text = ", ".join(map(str, said)) if isinstance(said, list) else str(said)
-        table.captions[file] = text
+        said = next((row[c] for c in TEXT_COLUMNS if row.get(c)), None)
+        table.take(name.strip(), said, line)
 
 
-def _json_rows(text: str, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_rows(text: str, table: Table) -> Iterator[Row]:
     for line, words in enumerate(text.split("\n"), 1):
         if not words.strip():
             continue
@@ -71,16 +188,61 @@ def _json_rows(text: str, problems: list[str]) -> Iterator[tuple[int, Mapping[st
         if isinstance(row, dict):
             yield line, row
         else:
-            problems.append(f"has something other than a JSON object in line {line}")
+            table.fault("no object", line)
 
 
-def _csv_rows(text: str, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def _csv_rows(text: str, table: Table) -> Iterator[Row]:
+    header = text.lstrip().partition("\n")[0]
+    separator = next((s for s in _SEPARATORS if _names_columns(header, s)), ",")
+    spaced = bool(re.search(rf"{re.escape(separator)}[ \t]+\"", text)) or f"{separator} " in header
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=spaced)
     try:
-        for row in reader:
-            yield reader.line_num, row
+        names = [name.strip().lower() for name in next(reader, [])]
+        if names and not _has_columns(names):
+            table.problems.append(_no_header(names))
+            return
+        for cells in filter(None, reader):
+            row = _cells(names, cells, separator + " " * spaced, table, reader.line_num)
+            if row:
+                yield reader.line_num, row
     except csv.Error as error:
-        problems.append(f"cannot be read after line {reader.line_num}: {error}")
+        what = Message("cannot be read after line {line}: {why}", line=reader.line_num, why=error)
+        table.problems.append(what)
+
+
+def _cells(
+    names: list[str], cells: list[str], glue: str, table: Table, line: int
+) -> Mapping[str, Any] | None:
+    """A line's columns. One with too many cells has a caption with separators and no quotes where
+    every other column is as the first line says; None where that cannot be."""
+    extra = len(cells) - len(names)
+    place = next((names.index(column) for column in TEXT_COLUMNS if column in names), None)
+    if extra > 0:
+        if place is None:
+            table.fault("columns", line)
+            return None
+        whole = glue.join(cells[place : place + extra + 1])
+        cells = [*cells[:place], whole, *cells[place + extra + 1 :]]
+        table.fault("commas", line)
+    return dict(zip(names, cells, strict=False))
+
+
+def _names_columns(header: str, separator: str) -> bool:
+    return _has_columns([name.strip(' "\r').lower() for name in header.split(separator)])
+
+
+def _has_columns(names: list[str]) -> bool:
+    return any(name in FILE_COLUMNS for name in names) and any(n in TEXT_COLUMNS for n in names)
+
+
+def _no_header(names: list[str]) -> str:
+    return Message(
+        "has no columns {file} and {text} in its first line, which begins with {first}; "
+        "none of it is read",
+        file=FILE_COLUMNS[0],
+        text=TEXT_COLUMNS[0],
+        first=repr(", ".join(names)[:80]),
+    )
 
 
 _ROWS = {".jsonl": _json_rows, ".csv": _csv_rows}

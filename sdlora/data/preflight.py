@@ -14,7 +14,7 @@ from typing import Any
 
 from sdlora.cadence import in_steps
 from sdlora.data.buckets import Bucket, Cut, assign_buckets, cut_of
-from sdlora.data.folder import Example, Problem
+from sdlora.data.folder import MASK_MARK, Example, Problem
 from sdlora.data.held_out import divide
 from sdlora.data.sources import gather
 from sdlora.data.wording import Wording, WordLists
@@ -65,7 +65,7 @@ class Row:
             "repeats": its.repeats, "regularisation": its.regularisation,
             "mask": str(its.mask) if its.mask else None, "sha256": its.digest,
             "held_out": self.held_out,
-            "problems": [_as_json(problem) for problem in self.problems],
+            "problems": [{"file": str(p.path), **_as_json(p)} for p in self.problems],
         }  # fmt: skip
 
 
@@ -162,12 +162,13 @@ def _by_picture(
 ) -> dict[Path, list[Problem]]:
     """Problems by the picture they are about, those of its caption among them; by their own file
     where it belongs to no picture."""
-    stems = {example.image.with_suffix(""): example.image for example in examples}
+    images = [example.image for example in examples]
+    owners = {image.with_suffix(""): image for image in images} | {image: image for image in images}
     found: dict[Path, list[Problem]] = {}
     for problem in problems:
-        stem = problem.path.with_suffix("")
-        plain = stem.with_name(stem.name.removesuffix("-masklabel"))
-        about = problem.path if problem.path in stems.values() else stems.get(plain, problem.path)
+        stem = problem.path.with_suffix("") if problem.path.name else problem.path
+        plain = stem.with_name(stem.name.removesuffix(MASK_MARK)) if stem.name else stem
+        about = owners.get(problem.path) or owners.get(plain) or problem.path
         found.setdefault(about, []).append(problem)
     return found
 

@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from sdlora.data.captions import common_trigger, with_trigger
+from sdlora.data.captions import common_trigger, says, with_trigger
 from sdlora.data.folder import Example, Problem, Reading, black_masks, scan_folder
 from sdlora.data.likeness import BLURRED_PX, near_duplicates
-from sdlora.data.looks import look_at
+from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.wording import WordLists, lists_named
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
+from sdlora.messages import Message
 from sdlora.prompt.wildcards import wildcard_folder
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 
 _TIMES = re.compile(r"(\d{1,3})\*(.+)")
+_PROMPT_LANGUAGE = re.compile(
+    r"<[A-Za-z]\w*:[^<>\n]+>|\([^()\n]*:[0-9.]+\)|\[[^\[\]\n]*:[0-9.]+\]|(?<!\w)BREAK(?!\w)"
+)
 _CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
 
 
@@ -63,13 +67,18 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
         found, wrong = _scan(source, sources, reading)
         examples += found
         problems += [*source.problems, *wrong]
+    if not examples:
+        raise DataError(
+            "nothing is left to learn from: every folder that was given is repeated 0 times; "
+            "give one without 0* before it"
+        )
     ours = [example for example in examples if not example.regularisation]
     captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
     trigger = settings.trigger_word or common_trigger(captions)
     problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
     problems += black_masks(examples)
     lists = lists_named((e.caption for e in examples), wildcard_folder(workspace.wildcards))
-    problems += wild(examples, lists, settings.caption_wildcards)
+    problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
     drawn = lists if settings.caption_wildcards else {}
     return Gathered([_called(e, trigger) for e in examples], trigger, problems, drawn)
 
@@ -92,10 +101,18 @@ def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Pr
 
 def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
     """Captions that do not say the trigger."""
-    what = f"does not say {trigger!r} in its caption; it is put before it"
+    what = Message("does not say {trigger!r} in its caption; it is put before it", trigger=trigger)
     spoken = (e for e in examples if e.caption)
-    silent = (e for e in spoken if any(trigger.lower() not in x.lower() for x in _lines(e)))
+    silent = (e for e in spoken if not all(says(line, trigger) for line in _lines(e)))
     return [Problem(example.image, what) for example in silent]
+
+
+def literal(examples: Iterable[Example]) -> list[Problem]:
+    """Captions with signs that a prompt acts on: a training reads them as text."""
+    what = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
+    advice = "it is learnt as the text that stands there; take it out unless that is meant"
+    marked = (e for e in examples if _PROMPT_LANGUAGE.search(e.caption))
+    return [Problem(example.image, what, advice) for example in marked]
 
 
 def _lines(example: Example) -> list[str]:
@@ -114,10 +131,19 @@ def _called(example: Example, trigger: str) -> Example:
 def _source(name: str, workspace: Workspace, regularisation: bool) -> _Source:
     """What a name, a path, or either after `3*`, means."""
     times = _TIMES.fullmatch(name)
-    repeats, place = (max(1, int(times[1])), times[2]) if times else (1, name)
+    repeats, place = (int(times[1]), times[2]) if times else (1, name)
     path = _existing(place.strip(), workspace)
     if path.is_dir():
         return _Source(path, repeats, regularisation)
+    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+        kind = "a single picture" if path.suffix.lower() in PICTURE_SUFFIXES else "a single file"
+        raise DataError(
+            "{file} is {kind}, not a folder or a zip of pictures; give the folder it lies in, "
+            "{folder}, or put it into a folder of its own",
+            file=path,
+            kind=kind,
+            folder=path.absolute().parent,
+        )
     folder, problems = unpack(path, workspace.cache / "unpacked")
     return _Source(folder, repeats, regularisation, tuple(problems))
 
@@ -128,8 +154,10 @@ def _existing(name: str, workspace: Workspace) -> Path:
     if not named.exists():
         sets = ", ".join(sorted(workspace.dataset_folders()))
         raise DataError(
-            f"there is no folder {name}, nor a zip; give one with pictures and captions, or one "
-            f"of the sets {sets}"
+            "there is no folder {name}, nor a zip; give one with pictures and captions, or one "
+            "of the sets {sets}",
+            name=name,
+            sets=sets,
         )
     return named
 
@@ -138,11 +166,21 @@ def _scan(
     source: _Source, sources: list[_Source], reading: Reading
 ) -> tuple[list[Example], list[Problem]]:
     """A source's own examples: not those of another source or of the masks inside its folder."""
+    if source.repeats == 0:
+        what = "is left out, since it is to be repeated 0 times"
+        return [], [Problem(source.folder, what, "give it without 0* if it is to be learnt")]
     others = {other.folder for other in sources} | {reading.masks}
     inside = (o for o in others if o and o != source.folder and o.is_relative_to(source.folder))
     examples, problems = scan_folder(source.folder, replace(reading, besides=tuple(inside)))
-    counted = partial(replace, regularisation=source.regularisation)
-    return [counted(e, repeats=e.repeats * source.repeats) for e in examples], problems
+    counted = (
+        replace(
+            example,
+            repeats=example.repeats * source.repeats,
+            regularisation=source.regularisation or example.regularisation,
+        )
+        for example in examples
+    )
+    return [*counted], problems
 
 
 def twins(examples: list[Example]) -> list[Problem]:

@@ -20,10 +20,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sdlora.data.captions import CAPTION_SUFFIXES
-from sdlora.data.folder import Problem
+from sdlora.data.caption_files import is_caption_file
+from sdlora.data.listing import is_server_folder, is_unasked
 from sdlora.data.looks import PICTURE_SUFFIXES
-from sdlora.data.metadata import TABLES
+from sdlora.data.problems import Problem
 from sdlora.errors import DataError
 
 MOST_MEMBERS = 20_000
@@ -31,7 +31,6 @@ MOST_BYTES = 20 * 2**30  # inflated, all together
 MOST_RATIO = 200  # inflated to packed, of members above 1 MiB
 LONGEST_NAME = 120  # bytes of one part of a path
 _BLOCK = 2**20
-_TAKEN = PICTURE_SUFFIXES | set(CAPTION_SUFFIXES)
 _UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _PROBLEMS = ".problems.json"
@@ -105,10 +104,10 @@ def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, str]:
     if not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
         return nowhere, "leads out of the archive"
     parts = [part for part in parts if part not in ("", ".")]
-    if any(part.startswith((".", "__")) for part in parts):
+    if any(is_unasked(part) or is_server_folder(part) for part in parts):
         return nowhere, ""  # what systems put into archives unasked
     path = PurePosixPath(*map(_fit, parts))
-    if path.suffix.lower() not in _TAKEN and path.name.lower() not in TABLES:
+    if path.suffix.lower() not in PICTURE_SUFFIXES and not is_caption_file(path.name):
         return nowhere, "is neither a picture nor a caption"
     return path, ""
 

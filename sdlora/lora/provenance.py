@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora import __version__
-from sdlora.data.images import BROKEN, load_rgb
+from sdlora.data.images import load_rgb
+from sdlora.data.picture_files import BROKEN
 from sdlora.errors import DataError
 from sdlora.lora.bases import BASES
 from sdlora.lora.facts import trigger_words

@@ -50,8 +50,11 @@ def check_same(then: Prints, now: Prints) -> None:
     in the same order are the same in a folder of another name, too."""
     if [*then.values()] != [*now.values()] and (said := changes(then, now)):
         raise RunError(
-            f"the pictures, captions or lists are not those that this training began with; {said}. "
-            "Put them back as they were and resume, or start a new training"
+            "the pictures, captions or lists are not those that this training began with; "
+            "{changes}. Put them back as they were and resume, or start a new training. Where no "
+            "file was touched, this version reads them otherwise than the one that began: dataset "
+            "check shows how",
+            changes=said,
         )
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from sdlora.data.captions import spread
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Progress, SampleReady, Warned
 from sdlora.families.base import Family
 from sdlora.generate import never, render
+from sdlora.messages import Message
+from sdlora.prompt.escaping import escape_prompt
 from sdlora.settings import ImageRequest
 from sdlora.workspace import publish
 
 # What memory, disk or model may do to a sample without ending the training.
 SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError, OSError)
+
+
+def prompts_from(chosen: Sequence[str], captions: Sequence[str]) -> list[str]:
+    """Prompts to sample with: the `chosen` ones, else some captions, escaped so that each is drawn
+    as it is learnt, as text."""
+    return [*chosen] or [escape_prompt(caption) for caption in spread(captions)]
 
 
 def draw_samples(
@@ -41,7 +50,10 @@ def draw_samples(
                 publish(path, partial(image.save, format="png"))
                 yield SampleReady(str(path), step, prompt, own, report)
         except SAMPLE_FAILURES as error:
-            yield Warned(f"no sample of {prompt!r} at step {step}: {error}", "training goes on")
+            message = "no sample of {prompt!r} at step {step}: {why}"
+            why = error.message if isinstance(error, SdloraError) else error
+            filled = Message(message, prompt=prompt, step=step, why=why)
+            yield Warned(filled, "training goes on")
 
 
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:

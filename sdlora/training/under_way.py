@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sdlora.adapters import collect, trainable_report
 from sdlora.cadence import is_due
-from sdlora.data.captions import spread
 from sdlora.encode import Dataset
 from sdlora.errors import DataError, SdloraError
 from sdlora.events import Checkpoint, Event, Progress, Resumed, Saved, Started, Step, Warned
@@ -29,7 +28,7 @@ from sdlora.training.memory import making_do
 from sdlora.training.pictures import Prints, changes, digest
 from sdlora.training.published import publish_lora
 from sdlora.training.room import Room
-from sdlora.training.samples import draw_samples
+from sdlora.training.samples import draw_samples, prompts_from
 from sdlora.training.steady import Health
 from sdlora.training.validation import Validation
 from sdlora.workspace import Workspace
@@ -209,7 +208,7 @@ class Training:
 
     def sample(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw what has been learnt so far."""
-        prompts = [*self.settings.sample_prompts] or spread(self.dataset.captions)
+        prompts = prompts_from(self.settings.sample_prompts, self.dataset.captions)
         folder, seed = self.folder / "samples", self.settings.seed
         with self.learner.as_kept():
             yield from draw_samples(self.family, prompts, seed, self.step, folder, should_stop)

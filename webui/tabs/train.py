@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora import runs
-from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.caption_files import SIDECAR_SUFFIXES
 from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.kinds import MeasureSettings
@@ -121,7 +121,7 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
         files = gr.File(
             label="Drop pictures and captions (.txt of the same name) here, or one zip",
             file_count="multiple",
-            file_types=["image", *CAPTION_SUFFIXES, ".zip"],
+            file_types=["image", *SIDECAR_SUFFIXES, ".zip"],
             height=160,
             elem_id="files",
         )

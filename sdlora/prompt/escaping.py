@@ -1,0 +1,27 @@
+"""Any text as a prompt that says it: what the prompt language would act on is escaped."""
+
+from __future__ import annotations
+
+import re
+
+# Signs, the beginnings of tags, the underscores around a wildcard, and the words that part a
+# prompt; scanner.py reads the same ones.
+_ACTIVE = re.compile(
+    r"""
+      (?= [\\()\[\]{}|$\#] )
+    | (?= <[A-Za-z]\w*:[^<>]+> )
+    | (?= _ ) (?: (?=__) | (?<=_) )
+    | (?<![\w<:/\\.@\#-]) (?= (?i:lora|lyco):\w )
+    | (?<![^\W_]) (?= (?:BREAK|AND)(?![^\W_]) )  # an underscore may be escaped itself
+    """,
+    re.VERBOSE,
+)
+
+
+def escape_prompt(text: str) -> str:
+    r"""The prompt that means `text`, letter by letter.
+
+    >>> escape_prompt("zibo (robot), c# key, <lora:other:1>")
+    'zibo \\(robot\\), c\\# key, \\<lora:other:1>'
+    """
+    return _ACTIVE.sub(lambda _: "\\", text)
