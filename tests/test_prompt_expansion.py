@@ -170,7 +170,10 @@ def test_stages_in_their_order() -> None:
         {"who": ["<lora:zibo:1>"]}.get,
     )  # fmt: skip
     prompt = parse_prompt(found.text)
-    assert prompt.text == "oil, a cat" and [lora.name for lora in prompt.loras] == ["zibo", "oil"]
+    assert prompt.text == "oil, a cat\n, " and [lora.name for lora in prompt.loras] == [
+        "zibo",
+        "oil",
+    ]
     assert expand(found.text, 99).text == found.text  # as it is kept in the picture
 
 

@@ -101,7 +101,7 @@ def test_break_is_told_from_text() -> None:
 def test_a_tag_keeps_its_signs() -> None:
     prompt = parse_prompt("<lora:x(1):0.5>, (a:1.2)")
     assert prompt.loras[0].name == "x(1)"
-    assert parse_emphasis(prompt.text) == [("a", 1.2)]
+    assert parse_emphasis(prompt.text) == [(", ", 1), ("a", 1.2)]
 
 
 def each(*texts: str, steps: int = 10) -> list[tuple[int, str]]:
@@ -139,6 +139,11 @@ SCHEDULES = [
     (r"\[a:5\]", [(10, r"\[a:5\]")]),
     ("a | b [c:5]", [(5, "a | b "), (10, "a | b c")]),  # A1111 gives up on the '|'
     ("[a (b:5] c)", [(10, "[a (b:5] c)")]),
+    # AND and BREAK stay words of their own where a bracket beside them goes
+    ("[a::5]AND b", [(5, "a AND b"), (10, "AND b")]),
+    ("a AND[b:5]", [(5, "a AND"), (10, "a AND b")]),
+    ("[a::5]BREAK[b:5]", [(5, "a BREAK"), (10, "BREAK b")]),
+    ("[a::5]nd", [(5, "and"), (10, "nd")]),
 ]
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-# Each alternative fails at once or takes what it has looked at, so nothing is read twice. [^<>]
-# stops at the next tag. A bare tag is never part of a word, a path or an address, ends where
-# prompt grammar begins, and leaves the sentence its full stop.
+# Each alternative fails at once or takes what it has looked at, or looks at a limited number of
+# letters, so that the time is linear. [^<>] stops at the next tag. A bare tag is never part of a
+# word, a path or an address, ends where prompt grammar begins, and leaves a sentence its full stop.
 _TOKEN = re.compile(
     r"""
       (?P<tag> <(?i:[a-z])\w*:[^<>]+> )
     | (?P<bare> (?<![\w<:/\\.@\#-]) (?i:lora|lyco):\w
                 (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|".!?:'`*] )? )
-    | (?P<wildcard> __[^\W_][\w./*-]*?__ )
+    | (?P<wildcard> __(?=[^\W_]|\*) (?:(?!__)[\w./*\ -]){1,200} (?<!\ )__ )
     | (?P<escape> \\. )
     | (?P<word> (?<!\w)(?:BREAK|AND)(?!\w) )
     | (?P<sign> [()\[\]{}:|$\#\n] )
@@ -54,8 +54,44 @@ class Token(NamedTuple):
 
 def tokens(text: str, start: int = 0) -> Iterator[Token]:
     """The tokens from `start` on; their texts joined are the text."""
+    rounds = 0  # how many ( are open
     for match in _TOKEN.finditer(text, start):
-        yield Token(match.lastgroup or "", match[0], match.start())
+        token = Token(match.lastgroup or "", match[0], match.start())
+        if token.kind == "sign":
+            rounds = max(0, rounds + (token.text == "(") - (token.text == ")"))
+        if rounds and token.kind == "bare" and text.startswith(")", token.end):
+            yield from _without_emphasis(token)
+        else:
+            yield token
+
+
+def _without_emphasis(bare: Token) -> Iterator[Token]:
+    """(cat lora:a:0.8:1.2) ends with the emphasis of the brackets, as (cat lora:a :1.2) does."""
+    tag, _, last = bare.text.rpartition(":")
+    if tag.count(":") < 2 or number(last, exponent=False) is None:
+        yield bare
+        return
+    yield bare._replace(text=tag)
+    yield Token("sign", ":", bare.start + len(tag))
+    yield Token("text", last, bare.start + len(tag) + 1)
+
+
+def joined(kept: Iterable[Token]) -> str:
+    """The text of some tokens of a prompt. AND and BREAK stay words of their own where what stood
+    beside them is left out."""
+    pieces: list[str] = []
+    before = Token("text", "", 0)
+    for token in kept:
+        is_glued = "word" in (before.kind, token.kind) and token.start > before.end
+        if is_glued and _is_letter(before.text[-1:]) and _is_letter(token.text[:1]):
+            pieces.append(" ")
+        pieces.append(token.text)
+        before = token
+    return "".join(pieces)
+
+
+def _is_letter(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"
 
 
 def number(text: str, exponent: bool = True) -> float | None:
