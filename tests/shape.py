@@ -23,6 +23,7 @@ LAYERS = {
     "sdlora.learning": 1,
     "sdlora.settings": 1,
     "sdlora.presets": 1,
+    "sdlora.text_files": 1,
     "sdlora.workspace": 1,
     "sdlora.requests": 1,
     "sdlora.processes": 1,
@@ -88,7 +89,10 @@ WEBUI_MAY = (
 BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py", "benchmarks/gate.py"}
 FORBIDDEN = {"torch.load", "os.system", "os.popen", "eval", "exec", "pickle", "dill", "joblib"}
 FORBIDDEN |= {"torchvision", "shell="}
-DISTRIBUTIONS = {"PIL": "pillow"}  # imported name -> pinned name, where they differ
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}  # imported name -> pinned name, where they differ
 MAX_FUNCTION, MAX_FILE = 40, 400
 
 

@@ -1,7 +1,7 @@
 """The one scanner of the prompt language: a text becomes tokens, in time linear in its length.
 
 Every stage reads these tokens and takes what it does not know as text, so that all agree on what
-a LoRA tag, an escape or a bracket is. A tag is one token: no stage changes what stands in it.
+a LoRA tag, an escape or a bracket is. A tag is one token: nothing but drawing looks into it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import NamedTuple
 # Each alternative fails at once or takes what it has looked at, or looks at a limited number of
 # letters, so that the time is linear. [^<>] stops at the next tag. A bare tag is never part of a
 # word, a path or an address, ends where prompt grammar begins, and leaves a sentence its full stop.
-_TOKEN = re.compile(
-    r"""
+_TAGS = r"""
       (?P<tag> <(?i:[a-z])\w*:[^<>]+> )
     | (?P<bare> (?<![\w<:/\\.@\#-]) (?i:lora|lyco):\w
-                (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|".!?:'`*] )? )
-    | (?P<wildcard> __(?=[^\W_]|\*) (?:(?!__)[\w./*\ -]){1,200} (?<!\ )__ )
+                (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|"`*.!?:'] )? )
+    | """
+_OTHERS = r"""
+      (?P<wildcard> __(?=[^\W_]|\*) (?:(?!__)[\w./*\ -]){1,200} (?<!\ )__ )
     | (?P<escape> \\. )
     | (?P<word> (?<!\w)(?:BREAK|AND)(?!\w) )
     | (?P<sign> [()\[\]{}:|$\#\n] )
     | (?P<text> [^\W_]+ | [^\w\\()\[\]{}:|$\#\n<]+ | . )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+    """
+_TOKEN = re.compile(_TAGS + _OTHERS, re.VERBOSE | re.DOTALL)
+_IN_A_TAG = re.compile(_OTHERS, re.VERBOSE | re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _EXPONENT = re.compile(r"e[+-]?[0-9]+", re.IGNORECASE)
 
@@ -63,6 +64,12 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
             yield from _without_emphasis(token)
         else:
             yield token
+
+
+def tokens_in_tag(tag: Token) -> Iterator[Token]:
+    """The tokens of what stands in a tag, for what is drawn there; `start` counts from the tag."""
+    for match in _IN_A_TAG.finditer(tag.text):
+        yield Token(match.lastgroup or "", match[0], match.start())
 
 
 def _without_emphasis(bare: Token) -> Iterator[Token]:
