@@ -15,6 +15,7 @@ from sdlora.prompt import (
     BREAK,
     compose,
     emphasis,
+    expand,
     expansion,
     parse_emphasis,
     parse_prompt,
@@ -23,6 +24,27 @@ from sdlora.prompt import (
     styles,
     wildcards,
 )
+from sdlora.prompt.scanner import escaped, plain_words
+
+PLAIN = [
+    ("saber (fate)", r"saber \(fate\)"),
+    (r"saber \(fate\)", r"saber \(fate\)"),
+    ("a [b] {c|d} #1", r"a \[b\] \{c\|d\} \#1"),
+    ("__x__ AND BREAK", r"\__x__ \AND \BREAK"),
+    ("lora:x, a_b: 3", r"\lora:x, a_b: 3"),
+    ("zibo", "zibo"),
+]
+
+
+@pytest.mark.parametrize(("words", "written"), PLAIN)
+def test_words_that_mean_themselves(words: str, written: str) -> None:
+    assert escaped(words) == written == escaped(written)
+    drawn = expand(written, 3)
+    read = parse_prompt(drawn.text)
+    assert not (drawn.problems or read.problems or read.loras)
+    assert schedule(read.text, 4) == [(4, written)] and len(compose(written)) == 1
+    assert parse_emphasis(read.text) == [(plain_words(words), 1)]
+
 
 B = ("BREAK", -1)
 # text -> pieces; the first six are the doctests of A1111's parse_prompt_attention

@@ -17,7 +17,6 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.file import LoraFile
 from sdlora.lora.header import read_header
 from sdlora.lora.refusals import refusal
-from sdlora.lora.walk import READABLE
 
 MOST_VECTORS = 75  # what a chunk holds
 _SDXL = {"clip_l", "clip_g"}
@@ -29,8 +28,6 @@ def read_inversion(path: Path) -> LoraFile:
 
     LoraFileError: what is wrong with it.
     """
-    if path.suffix.lower() not in READABLE:
-        raise refusal("pickle", file=path.name)
     shapes = read_header(path).shapes
     if not (len(shapes) == 1 or shapes.keys() == _SDXL):
         raise LoraFileError(f"{path.name} holds {len(shapes)} tensors and is no textual inversion")

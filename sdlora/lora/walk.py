@@ -81,10 +81,11 @@ def is_pickle(name: str) -> bool:
 
 
 def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
-    by_name = {entry.name.lower(): entry for entry in files}
+    named = sorted((entry.name.lower(), entry.name, entry) for entry in files)
+    by_name = {lowered: entry for lowered, _, entry in named}
     stems: set[str] = set()
     for endings in (READABLE, PICKLES):
-        for lowered, entry in sorted(by_name.items()):
+        for lowered, _, entry in named:
             stem, dot, ending = lowered.rpartition(".")
             if dot + ending in endings and not (stem in stems and endings is PICKLES):
                 stems.add(stem)

@@ -28,6 +28,7 @@ _OTHERS = r"""
     """
 _TOKEN = re.compile(_TAGS + _OTHERS, re.VERBOSE | re.DOTALL)
 _IN_A_TAG = re.compile(_OTHERS, re.VERBOSE | re.DOTALL)
+_MEANING_ALONE = frozenset("()[]{}|#")  # a ':' means something in brackets only
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _EXPONENT = re.compile(r"e[+-]?[0-9]+", re.IGNORECASE)
 
@@ -99,6 +100,29 @@ def joined(kept: Iterable[Token]) -> str:
 
 def _is_letter(letter: str) -> bool:
     return letter.isalnum() or letter == "_"
+
+
+def escaped(words: str) -> str:
+    r"""Words as they stand in a prompt when they are to mean themselves: saber \(fate\).
+
+    What is escaped already stays so.
+    """
+    pieces: list[str] = []
+    for token in tokens(words):
+        means_more = token.sign in _MEANING_ALONE or token.kind in (
+            "tag",
+            "bare",
+            "wildcard",
+            "word",
+        )
+        pieces.append(f"\\{token.text}" if means_more else token.text)
+    return "".join(pieces)
+
+
+def plain_words(prompt: str) -> str:
+    """The text with what is escaped as it is meant."""
+    pieces = [t.text[1:] if t.kind == "escape" else t.text for t in tokens(prompt)]
+    return "".join(pieces)
 
 
 def number(text: str, exponent: bool = True) -> float | None:
