@@ -11,6 +11,10 @@ The grammar is A1111's (modules/extra_networks.py, extensions-builtin/Lora); wei
 SD.Next's and loractl's. There a moment is a fraction when no moment of the tag is above 1, and a
 step otherwise; here one with a '.' is a fraction in any case. Where A1111 drops every LoRA of a
 prompt because of one bad tag, only that tag is left out, and it is said.
+
+Tags are taken out and nothing else: of 'a cat, <lora:x:1>, red' A1111 reads 'a cat, , red', and the
+commas are tokens. By the first rules they went with their tags; a picture without `prompt_rules` was
+made by those, and `as_read_before` writes its prompt so that the words stay the same.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import re
 from dataclasses import dataclass, replace
 
 from sdlora.messages import Message
+from sdlora.prompt.compel import told_of_compel
 from sdlora.prompt.moments import Moment, Point, Window, weights_at
 from sdlora.prompt.scanner import Token, joined, number, tokens
 from sdlora.prompt.schedules import MOST_WINDOWS, Layout
@@ -93,9 +98,9 @@ def parse_prompt(text: str) -> Prompt:
             loras += _scheduled(lora, windows, token, problems)
             problems += _shared_with_brackets(text, token)
     problems += _unclosed(text[end:])
-    if not end:
-        return Prompt(text, (), tuple(problems))
-    rest = joined(token for token in layout.tokens if token.kind not in ("tag", "bare"))
+    kept = (token for token in layout.tokens if token.kind not in ("tag", "bare"))
+    rest = joined(kept) if end else text
+    problems += told_of_compel(rest)
     return Prompt(rest, tuple(loras), tuple(problems))
 
 
