@@ -56,8 +56,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     """
     try:
         head = read_head(found.path)
-    except LoraFileError as error:
-        # perhaps somebody is copying it here right now
+    except LoraFileError as error:  # perhaps somebody is copying it here right now
         return Facts(problem=plain(error)), error.code == "pickle"
     layout, problem = Layout(), ""
     try:
