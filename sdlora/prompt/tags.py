@@ -13,8 +13,8 @@ step otherwise; here one with a '.' is a fraction in any case. Where A1111 drops
 prompt because of one bad tag, only that tag is left out, and it is said.
 
 Tags are taken out and nothing else: of 'a cat, <lora:x:1>, red' A1111 reads 'a cat, , red', and the
-commas are tokens. By the first rules they went with their tags; a picture without `prompt_rules` was
-made by those, and `as_read_before` writes its prompt so that the words stay the same.
+commas are tokens. By the first rules they went with their tags; a picture without `prompt_rules` is
+of those, and `as_read_before` writes its prompt so that the words stay the same.
 """
 
 from __future__ import annotations
