@@ -118,6 +118,25 @@ def free_path(path: Path) -> Path:
     return fresh
 
 
+def _lora_places(folder: Path) -> list[Path]:
+    """The LORA_PLACES of a program's folder, or of its `models`, in whichever case they are
+    written: programs that run on Windows write `Models/Lora`."""
+    places: list[Path] = []
+    for place in LORA_PLACES:
+        top, last = place.split("/")
+        parents = [folder] if folder.name.lower() == top else _folders_called(folder, top)
+        places += [path for parent in parents for path in _folders_called(parent, last.lower())]
+    return list(dict.fromkeys(places))
+
+
+def _folders_called(parent: Path, name: str) -> list[Path]:
+    """The folders in `parent` of a name, whatever its case."""
+    try:
+        return sorted(p for p in parent.iterdir() if p.name.lower() == name and p.is_dir())
+    except OSError:
+        return []
+
+
 @dataclass(frozen=True)
 class Workspace:
     """One folder that holds all a user makes: models, LoRAs, pictures, runs and outputs."""
@@ -231,8 +250,7 @@ class Workspace:
             name = "".join(filter(str.isprintable, line)).strip(" \"'")
             if name and name[0] != "#":
                 folder = self.root / os.path.expanduser(name)
-                places = [folder / place for place in LORA_PLACES if (folder / place).is_dir()]
-                folders.extend(places or [folder])
+                folders.extend(_lora_places(folder) or [folder])
         return folders
 
     def dataset_folders(self) -> dict[str, Path]:

@@ -23,6 +23,7 @@ LAYERS = {
     "sdlora.learning": 1,
     "sdlora.settings": 1,
     "sdlora.presets": 1,
+    "sdlora.text_files": 1,
     "sdlora.workspace": 1,
     "sdlora.requests": 1,
     "sdlora.resume": 5,
@@ -92,7 +93,10 @@ BROAD_EXCEPT_MAY |= {"benchmarks/gate.py", "benchmarks/fuzz_datasets.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_infotexts.py", "benchmarks/fuzz_kohya.py"}
 FORBIDDEN = {"torch.load", "os.system", "os.popen", "eval", "exec", "pickle", "dill", "joblib"}
 FORBIDDEN |= {"torchvision", "shell="}
-DISTRIBUTIONS = {"PIL": "pillow"}  # imported name -> pinned name, where they differ
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}  # imported name -> pinned name, where they differ
 MAX_FUNCTION, MAX_FILE = 40, 400
 
 

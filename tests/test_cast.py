@@ -211,6 +211,18 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
     assert len(report["problems"]) == 2
 
 
+def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Library]) -> None:
+    family, library = tiny_one
+    painter = Painter(family, library)
+    sheet = painter.prepare(ImageRequest.of({"prompt": "a <lora:styles/neon.safetensors:0.5>"}))
+    painter.blend.clear()
+    assert [use["file"] for use in sheet.report(0)["loras"]] == ["neon.safetensors"]
+    assert sheet.problems == [
+        "'styles/neon.safetensors' is taken as 'neon': it is the only file of that name, in "
+        "another folder"
+    ]
+
+
 def test_styles_wildcards_and_words_of_a_workspace(tmp_path: Path) -> None:
     family = open_tiny("sd1")
     (tmp_path / "pets.txt").write_text("cat\ndog zibo\n")

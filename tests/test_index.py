@@ -192,6 +192,13 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "a view in its place": _sql(
         "DROP TABLE files", "CREATE VIEW files AS SELECT 1", "PRAGMA user_version = 7"
     ),
+    "facts cut short": _sql("UPDATE files SET facts = substr(facts, 1, 20)"),
+    "facts that are none": _sql("UPDATE files SET facts = '{}'"),
+    "a letter changed": _sql("UPDATE files SET facts = replace(facts, 'LoRA', 'LoHa')"),
+    "nothing but null": _sql("UPDATE files SET facts = NULL, beside = NULL, sha256 = NULL"),
+    "numbers for texts": _sql("UPDATE files SET stamp = 1, facts = 2, body = 3"),
+    "hashes that are none": _sql("UPDATE files SET sha256 = x'00', legacy = 1"),
+    "one row": _sql("UPDATE files SET facts = '[' WHERE rowid = 2"),
     "text that is none": _sql("UPDATE files SET facts = CAST(x'ff' AS TEXT)"),
 }
 

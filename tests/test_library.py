@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from launch import ROOT
-from raw_lora import lora, shapes_of
+from raw_lora import beside, lora, shapes_of
 from sdlora.errors import LoraFileError
 from sdlora.lora import library as library_module
+from sdlora.lora.file import read_lora
+from sdlora.lora.header import read_header
 from sdlora.lora.library import Library
+from sdlora.prompt import parse_prompt
+from sdlora.prompt.tags import written
 from sdlora.workspace import Workspace
 
 
@@ -54,6 +58,77 @@ def test_letters_are_alike_however_they_are_stored(tmp_path: Path) -> None:
     lora(tmp_path / "Größe.safetensors")
     assert Library([tmp_path]).find("GRÖSSE").name == "Größe"
     assert Library([tmp_path]).find(unicodedata.normalize("NFD", "Größe")).name == "Größe"
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "why"),
+    [
+        ("neon.safetensors", "neon", "ending"),
+        ("NEON.SFT", "neon", "ending"),
+        ("my style v1.0.ckpt", "My_style-v1.0", "ending"),
+        ("people/zibo.safetensors", "people/zibo", "ending"),
+        ("styles/neon", "neon", "the only file of that name"),
+        ("a\\b\\Zibo", "people/zibo", "the only file of that name"),
+        ("styles/zibo.safetensors", "people/zibo", "the only file of that name"),
+    ],
+)
+def test_a_name_with_more_around_it_is_told(name: str, found: str, why: str, folder: Path) -> None:
+    entry = Library([folder]).find(name)
+    assert entry.full_name == found
+    assert repr(found) in entry.note and why in entry.note
+    assert not Library([folder]).find("neon").note
+
+
+def test_a_folder_that_is_not_there_names_none_of_several(tmp_path: Path) -> None:
+    for place in "ab":
+        lora(tmp_path / place / "x.safetensors")
+    with pytest.raises(LoraFileError, match="there is no LoRA 'c/x'. Did you mean [ab]/x or"):
+        Library([tmp_path]).find("c/x")
+
+
+def test_a_name_that_a_tag_cannot_hold_is_written_without_its_signs(tmp_path: Path) -> None:
+    try:
+        lora(tmp_path / "Style: Noir <v1>.safetensors")
+    except OSError:
+        pytest.skip("this disk has no such names")
+    tag = parse_prompt(written("Style: Noir <v1>", 0.8)).loras[0]
+    assert Library([tmp_path]).find(tag.name).name == "Style: Noir <v1>"
+    with pytest.raises(LoraFileError):
+        Library([tmp_path]).find(":")
+
+
+@pytest.mark.parametrize("ending", [".pt", ".ckpt", ".BIN", ".pth"])
+def test_a_file_that_may_hold_code_is_named_and_never_opened(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"neon{ending}"
+    path.write_bytes(b"\x80\x04cos\nsystem\n")
+    lora(tmp_path / "both.safetensors")
+    (tmp_path / "both.pt").write_bytes(b"\x80\x04")
+    entries = {entry.name: entry for entry in Library([tmp_path]).list()}
+    assert entries.keys() == {"neon", "both"} and not entries["both"].problem
+    assert f"neon{ending} may hold code and is not read" in entries["neon"].problem
+    assert "'neon.safetensors'" in entries["neon"].problem
+    assert Library([tmp_path]).find("neon").path == path
+    for read in (read_header, read_lora):
+        with pytest.raises(LoraFileError, match="may hold code"):
+            read(path)
+
+
+def test_a_file_that_can_be_read_comes_before_one_that_may_hold_code(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"")
+    usable = lora(tmp_path / "styles" / "x.safetensors")
+    assert Library([tmp_path]).find("x").path == usable
+    second = lora(tmp_path / "other" / "x.safetensors")
+    library = Library([tmp_path, tmp_path / "other"])
+    assert library.find("x").path != tmp_path / "x.pt"
+    assert second in {entry.path for entry in library.list() if not entry.problem}
+
+
+def test_files_that_end_in_sft_are_safetensors(tmp_path: Path) -> None:
+    path = lora(tmp_path / "Neon.SFT")
+    beside(path, ".json", {"activation text": "glow"})
+    (entry,) = Library([tmp_path]).list()
+    assert (entry.name, entry.family, entry.trigger_words) == ("Neon", "sd1", ("glow",))
+    assert Library([tmp_path]).find("neon").path == path
 
 
 @pytest.mark.parametrize("name", ["neo", "", "../neon", "neon.safetensors/..", "/etc/passwd"])
@@ -268,6 +343,18 @@ def test_further_folders_are_read_in_place(tmp_path: Path) -> None:
     names = {entry.full_name for entry in library.list()}
     assert names - shipped == {"styles/one", "two", "three", "four", "five"}
     assert [str(tmp_path / "gone") in problem for problem in library.problems] == [True]
+
+
+@pytest.mark.parametrize("way", ["Models/Lora", "MODELS/loras", "models/lycoris", "models/Lora"])
+def test_folders_of_other_programs_are_found_in_any_case(way: str, tmp_path: Path) -> None:
+    space, program = Workspace.open(tmp_path / "space"), tmp_path / "program"
+    lora(program / way / "one.safetensors")
+    lora(program / Path(way).parent / "Stable-diffusion" / "checkpoint.safetensors")
+    for named in (program, program / Path(way).parent):
+        (space.root / "lora_folders.txt").write_text(str(named), "utf-8")
+        assert program / way in space.lora_folders
+        names = {entry.full_name for entry in Library.of(space).list()}
+        assert "one" in names and not any("checkpoint" in name for name in names)
 
 
 def test_listing_needs_no_torch(folder: Path) -> None:

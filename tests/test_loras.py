@@ -15,7 +15,7 @@ from sdlora.lora.walk import Found as Listed
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import chooser, loras, markup
-from webui.loras import ANY_BASE, FITTING, Loras, Wish
+from webui.loras import ANY_BASE, FITTING, Loras, Wish, prompt_words
 from webui.studio import Studio
 
 
@@ -147,6 +147,18 @@ def test_a_card_says_what_there_is_to_know(studio: Studio, folder: Path) -> None
     assert "weight 0.55" in card and "Stable Diffusion 1" in card
     assert "glow.civitai.info is not used" in card
     assert f"{other} has the same name" in card
+
+
+def test_words_from_captions_mean_themselves_in_a_prompt(studio: Studio, folder: Path) -> None:
+    captions = {"modelspec.trigger_phrase": "saber (fate), a [b]"}
+    path = lora(folder / "saber.safetensors", 768, **captions)
+    entry = studio.library.find("saber")
+    card = markup.lora_card(entry, "")
+    assert 'data-words="saber \\(fate\\), a \\[b\\]"' in card
+    assert "<small>saber (fate), a [b]</small>" in card, "shown as they are"
+    beside(path, ".json", {"activation text": "(saber:1.2), {red|blue}"})
+    entry = next(e for e in studio.library.list() if e.name == "saber")
+    assert prompt_words(entry) == ("(saber:1.2)", "{red|blue}")
 
 
 def test_a_training_lends_its_lora_its_last_sample(studio: Studio, folder: Path) -> None:

@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.errors import SettingsError
+from sdlora.messages import PAGE
 from sdlora.prompt import (
     Style,
+    WildcardFolder,
+    Wordbook,
     apply_styles,
     expand,
     expand_wildcards,
     parse_prompt,
     read_styles,
     strip_comments,
-    wildcard_folder,
 )
 
 COMMENTS = [
@@ -64,6 +66,74 @@ def test_styles_of_a_file(tmp_path: Path) -> None:
         read_styles(tmp_path / "none.csv")
 
 
+OIL = {"oil": Style("oil", "oil painting, {prompt}", "photo"), "bare": Style("bare")}
+TABLES = {
+    "semicolons": 'name;prompt;negative_prompt\noil;"oil painting, {prompt}";photo\nbare;;\n',
+    "tabs": "Name\tPrompt\tNegative_Prompt\noil\toil painting, {prompt}\tphoto\nbare\t\t\n",
+    "a spreadsheet's first line": (
+        "sep=;\r\nname;prompt;negative_prompt\r\noil;oil painting, {prompt};photo\r\nbare\r\n"
+    ),
+    "empty cells": (
+        'name,prompt,negative_prompt,,\noil,"oil painting, {prompt}",photo,,\nbare,,,,,\n'
+    ),
+    "another order": 'negative_prompt,text,name\nphoto,"oil painting, {prompt}",oil\n,,bare\n\n',
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_styles_of_tables_of_every_kind(table: str, encoding: str, tmp_path: Path) -> None:
+    (path := tmp_path / "styles.csv").write_text(TABLES[table], encoding, newline="")
+    styles = read_styles(path)
+    assert styles == OIL and not styles.problems
+
+
+HEAD = "name,prompt,negative_prompt\n"
+# table, names of the styles, part of what is told
+LEFT_OUT = [
+    (HEAD + "oil,oil painting, thick,ugly\nb,c,\n", ["b"], "row oil of styles.csv is not used"),
+    (HEAD + ",x,y\nb,c,\n", ["b"], "row 2 of styles.csv is not used: it has no name"),
+    (HEAD + "b,c,\nb,d,\n", ["b"], "there is a style 'b' before it"),
+    (HEAD + 'a,"x,\nb,c,\nd,e,f\n', ["b", "d"], 'its quotes are not closed: a,"x'),
+]
+
+
+@pytest.mark.parametrize(("table", "names", "told"), LEFT_OUT)
+def test_a_bad_row_leaves_the_other_styles(
+    table: str, names: list[str], told: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "styles.csv").write_text(table, "utf-8")
+    styles = read_styles(path)
+    assert list(styles) == names
+    assert any(told in problem.on(PAGE) for problem in styles.problems)
+    assert set(styles.problems) <= set(Wordbook(path).expand("a", "", 1, names[:1])[0].problems)
+
+
+@pytest.mark.parametrize("table", ["oil,a painting\n", "name\noil\n", "Stil;Text\noil;a\n"])
+def test_a_table_without_the_columns_is_told(table: str, tmp_path: Path) -> None:
+    (path := tmp_path / "styles.csv").write_text(table, "utf-8")
+    with pytest.raises(SettingsError, match=r"has no columns name and prompt .* (oil|name|Stil)"):
+        read_styles(path)
+    assert "no columns" in Wordbook(path).expand("a", "", 1, ["oil"])[0].problems[0]
+
+
+def test_embeddings_by_the_name_that_comfyui_writes(tmp_path: Path) -> None:
+    for name in ("bad-hands.safetensors", "Deep.v2.pt", "sub/x.SFT"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    book = Wordbook(embeddings=tmp_path)
+    prompt = (
+        "(embedding:bad-hands:1.2), Embedding:sub/X.safetensors. embedding:deep.v2, embedding: a"
+    )
+    positive, negative = book.expand(prompt, "{embedding:bad-hands.pt|embedding:bad-hands}", 1)
+    assert positive.text == "(bad-hands:1.2), X. deep.v2, embedding: a"
+    assert negative.text == "bad-hands" and not positive.problems + negative.problems
+    unknown, _ = book.expand("a embedding:bad-hand b", "", 1)
+    assert unknown.text == "a embedding:bad-hand b"
+    assert "no textual inversion 'bad-hand'" in unknown.problems[0]
+    assert "Did you mean bad-hands?" in unknown.problems[0]
+
+
 LISTS = {
     "pet": ["cat", "dog"],
     "fur": ["{long|short} hair"],
@@ -73,6 +143,10 @@ LISTS = {
     "more": ["__most__ __most__"],
     "none": [],
     "rare": ["0::never", "5::often"],
+    "w": ["0.2", "0.4"],
+    "fours": ["a", "b", "c", "d"],
+    "same": ["x", "x", "y"],
+    "hair color": ["red"],
 }
 # text -> everything that it can become
 DRAWN = [
@@ -107,7 +181,44 @@ DRAWN = [
     (r"\{a|b\}", {r"\{a|b\}"}),
     ("$5 {$1|$1}", {"$5 $1"}),
     ("a_b __ c__d_ ___", {"a_b __ c__d_ ___"}),
-    ("<lora:__pet__:1>", {"<lora:__pet__:1>"}),
+    ("<lora:__nobody__:1>", {"<lora:__nobody__:1>"}),  # there may be a LoRA of that name
+    ("<lora:my__pet__v2:1>", {"<lora:my__pet__v2:1>"}),
+    ("lora:my__pet__v2:1", {"lora:my__pet__v2:1"}),
+    ("<lora:a{b}:1>", {"<lora:a{b}:1>"}),
+    # inside of tags
+    ("<lora:x:{0.5|0.7}>", {"<lora:x:0.5>", "<lora:x:0.7>"}),
+    ("<lora:x:__w__>", {"<lora:x:0.2>", "<lora:x:0.4>"}),
+    ("lora:x:{0.5|0.7}, y", {"lora:x:0.5, y", "lora:x:0.7, y"}),
+    ("lora:x:__w__", {"lora:x:0.2", "lora:x:0.4"}),
+    ("<lora:__pet__:1>", {"<lora:cat:1>", "<lora:dog:1>"}),
+    (
+        "<lora:{a|b}_v{1|2}:te={0|1}>",
+        {f"<lora:{a}_v{b}:te={c}>" for a in "ab" for b in "12" for c in "01"},
+    ),
+    (
+        "[<lora:x:{0.5|0.7}>:{3|4}]",
+        {f"[<lora:x:{weight}>:{step}]" for weight in (0.5, 0.7) for step in (3, 4)},
+    ),
+    ("{<lora:x:{1|2}>|b}", {"<lora:x:1>", "<lora:x:2>", "b"}),
+    ("<lora:x:{0.5|0.7>}", {"<lora:x:{0.5|0.7>}"}),
+    # how many
+    ("{2$$__fours__}", {f"{a}, {b}" for a in "abcd" for b in "abcd" if a != b}),
+    ("{2$$ and $$__pet__}", {"cat and dog", "dog and cat"}),
+    ("{2$$__same__}", {"x, y", "y, x"}),
+    ("{2-$$a|b}", {"a, b", "b, a"}),
+    ("{1-$$a|b}", {"a", "b", "a, b", "b, a"}),
+    (
+        "{-2$$a|b|c}",
+        {x for x in ("a", "b", "c")} | {f"{x}, {y}" for x in "abc" for y in "abc" if x != y},
+    ),
+    ("{-1$$+$$a|b}", {"a", "b"}),
+    ("{-a|b}", {"-a", "b"}),
+    ("{-1|2-}", {"-1", "2-"}),
+    ("{0.5::a|0::b}", {"a"}),
+    # names
+    ("__hair color__ x", {"red x"}),
+    ("a __b c", {"a __b c"}),
+    ("a __ b__ c__", {"a __ b__ c__"}),
 ]
 
 
@@ -123,6 +234,15 @@ PROBLEMS = [
     ("__none__", "__none__", "empty"),
     ("__self__", "x __self__", "names itself, through self"),
     ("__../etc/x__", "__../etc/x__", None),
+    ("<lora:x:__nobody__>", "<lora:x:__nobody__>", "no wildcard list of that name"),
+    ("{2$$__nobody__}", "__nobody__", "no wildcard list of that name"),
+    # of the grammar of dynamic prompts
+    ("a ${x={b|c}} d", "a ${x={b|c}} d", "variables are not known here"),
+    ("${x}", "${x}", "variables are not known here"),
+    ("__pet(x=1)__", "__pet(x=1)__", "lists with parameters are not known here"),
+    ("__~pet__", "__~pet__", "samplers of wildcards are not known here"),
+    ("{x$$a}", "x$$a", "only a count such as 2 or 1-3 stands before it"),
+    ("{1$$a|2$$a}", "a", "has a count already"),
 ]
 
 
@@ -157,8 +277,8 @@ def test_folder(tmp_path: Path) -> None:
     (folder / "colours" / "Warm.txt").write_text("\ufeff# all red\nred\n\n  red \r\n", "utf-8")
     (tmp_path / "secret.txt").write_text("secret", "utf-8")
     (folder / "out.txt").symlink_to(tmp_path / "secret.txt")
-    lists = wildcard_folder(folder)
-    assert lists("colours/warm") == lists("WARM") == ["red", "red"]
+    lists = WildcardFolder(folder)
+    assert lists("colours/warm") == lists("WARM") == ("red", "red")
     for name in ("../secret", "secret", "out", str(tmp_path / "secret"), "colours/../out", ""):
         assert lists(name) is None, name
     assert expand_wildcards("__colours/warm__", 0, lists).text == "red"
@@ -170,7 +290,10 @@ def test_stages_in_their_order() -> None:
         {"who": ["<lora:zibo:1>"]}.get,
     )  # fmt: skip
     prompt = parse_prompt(found.text)
-    assert prompt.text == "oil, a cat" and [lora.name for lora in prompt.loras] == ["zibo", "oil"]
+    assert prompt.text == "oil, a cat\n, " and [lora.name for lora in prompt.loras] == [
+        "zibo",
+        "oil",
+    ]
     assert expand(found.text, 99).text == found.text  # as it is kept in the picture
 
 

@@ -15,6 +15,7 @@ from sdlora.prompt import (
     BREAK,
     compose,
     emphasis,
+    expand,
     expansion,
     parse_emphasis,
     parse_prompt,
@@ -23,6 +24,27 @@ from sdlora.prompt import (
     styles,
     wildcards,
 )
+from sdlora.prompt.scanner import escaped, plain_words
+
+PLAIN = [
+    ("saber (fate)", r"saber \(fate\)"),
+    (r"saber \(fate\)", r"saber \(fate\)"),
+    ("a [b] {c|d} #1", r"a \[b\] \{c\|d\} \#1"),
+    ("__x__ AND BREAK", r"\__x__ \AND \BREAK"),
+    ("lora:x, a_b: 3", r"\lora:x, a_b: 3"),
+    ("zibo", "zibo"),
+]
+
+
+@pytest.mark.parametrize(("words", "written"), PLAIN)
+def test_words_that_mean_themselves(words: str, written: str) -> None:
+    assert escaped(words) == written == escaped(written)
+    drawn = expand(written, 3)
+    read = parse_prompt(drawn.text)
+    assert not (drawn.problems or read.problems or read.loras)
+    assert schedule(read.text, 4) == [(4, written)] and len(compose(written)) == 1
+    assert parse_emphasis(read.text) == [(plain_words(words), 1)]
+
 
 B = ("BREAK", -1)
 # text -> pieces; the first six are the doctests of A1111's parse_prompt_attention
@@ -101,7 +123,7 @@ def test_break_is_told_from_text() -> None:
 def test_a_tag_keeps_its_signs() -> None:
     prompt = parse_prompt("<lora:x(1):0.5>, (a:1.2)")
     assert prompt.loras[0].name == "x(1)"
-    assert parse_emphasis(prompt.text) == [("a", 1.2)]
+    assert parse_emphasis(prompt.text) == [(", ", 1), ("a", 1.2)]
 
 
 def each(*texts: str, steps: int = 10) -> list[tuple[int, str]]:
@@ -139,6 +161,11 @@ SCHEDULES = [
     (r"\[a:5\]", [(10, r"\[a:5\]")]),
     ("a | b [c:5]", [(5, "a | b "), (10, "a | b c")]),  # A1111 gives up on the '|'
     ("[a (b:5] c)", [(10, "[a (b:5] c)")]),
+    # AND and BREAK stay words of their own where a bracket beside them goes
+    ("[a::5]AND b", [(5, "a AND b"), (10, "AND b")]),
+    ("a AND[b:5]", [(5, "a AND"), (10, "a AND b")]),
+    ("[a::5]BREAK[b:5]", [(5, "a BREAK"), (10, "BREAK b")]),
+    ("[a::5]nd", [(5, "and"), (10, "nd")]),
 ]
 
 

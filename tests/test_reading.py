@@ -41,7 +41,7 @@ def shown(studio: Studio, what: Asked) -> tuple[str, str]:
 @needs_words
 def test_tokens_are_counted_by_chunk_and_texts_shown_by_step(studio: Studio) -> None:
     count, parsed = shown(studio, asked("a [red:blue:0.5] (ball:1.3) BREAK sea, <lora:zibo:0.5>"))
-    assert "3/75 + 1/75 tokens · 1 LoRA" in count and "notice" not in count
+    assert "3/75 + 2/75 tokens · 1 LoRA" in count and "notice" not in count
     assert "Steps 1 to 5" in parsed and "Steps 6 to 10" in parsed
     assert "<mark>ball<sub>1.3</sub></mark>" in parsed.replace("> ball", ">ball")
     assert "weight 0.5 · zibo" in parsed

@@ -128,6 +128,17 @@ def test_what_was_drawn_wins_where_the_lists_are_others(space: Workspace) -> Non
     assert (values["prompt"], values["styles"], problems) == ("a __pet__", ("oil",), [])
 
 
+def test_a_picture_of_the_first_rules_keeps_its_words(space: Workspace) -> None:
+    asked = {"prompt": "a cat, <lora:x:1>, red", "negative_prompt": "dull, <lora:y>"}
+    record, library = own(asked), Library.of(space)
+    values, _ = request_of(record, library, space)
+    assert values["prompt"] == "a cat, <lora:x:1> red"
+    assert values["negative_prompt"] == "dull <lora:y>"
+    record.details["prompt_rules"] = 2
+    values, _ = request_of(record, library, space)
+    assert {name: values[name] for name in asked} == asked
+
+
 @pytest.mark.parametrize(
     "details",
     [

@@ -1,12 +1,15 @@
 """The tag grammar, case by case; then what must hold for any text."""
 
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdlora.prompt import LoraTag, parse_prompt
+from sdlora.prompt import LoraTag, Prompt, open_tokenizer, parse_prompt
+from sdlora.prompt.tags import as_read_before
+from sdlora.workspace import STARTER_MODEL
 
 FOO = LoraTag("foo")
 
@@ -17,7 +20,7 @@ def both(name: str, weight: float) -> LoraTag:
 
 # prompt, text left over, LoRAs; the prompt is understood without a problem
 UNDERSTOOD = [
-    ("a cat <lora:foo:0.8>", "a cat", [both("foo", 0.8)]),
+    ("a cat <lora:foo:0.8>", "a cat ", [both("foo", 0.8)]),
     ("<lora:foo>", "", [FOO]),
     ("<lora:foo:0.8:0.4>", "", [LoraTag("foo", unet=0.4, text_encoder=0.8)]),
     ("<lora:foo:te=0.5:unet=1>", "", [LoraTag("foo", 1.0, 0.5)]),
@@ -39,7 +42,7 @@ UNDERSTOOD = [
     ("<lora:my lora (v1.2):0.7>", "", [both("my lora (v1.2)", 0.7)]),
     ("<lora:sub/foo:1>", "", [LoraTag("sub/foo")]),
     ("<lora:a=b:1>", "", [LoraTag("a=b")]),
-    ("<lora:x(1):0.5>, (a:1.2)", "(a:1.2)", [both("x(1)", 0.5)]),
+    ("<lora:x(1):0.5>, (a:1.2)", ", (a:1.2)", [both("x(1)", 0.5)]),
     ("<LORA:foo:1>", "", [FOO]),
     ("<lyco:foo:1>", "", [FOO]),
     ("<lora:猫:1>", "", [LoraTag("猫")]),
@@ -47,39 +50,44 @@ UNDERSTOOD = [
     ("(<lora:foo:1>)", "()", [FOO]),
     ("(cat <lora:foo:1>:1.2)", "(cat :1.2)", [FOO]),
     ("<lora:a:1><lora:b:0.5>", "", [LoraTag("a"), both("b", 0.5)]),
-    ("<lora:a:0.5> <lora:a:0.3>", "", [both("a", 0.5), both("a", 0.3)]),
+    ("<lora:a:0.5> <lora:a:0.3>", " ", [both("a", 0.5), both("a", 0.3)]),
     ("red|<lora:test:1.0>|black", "red||black", [LoraTag("test")]),
     ("{<lora:a:0.5>|<lora:b:0.5>}", "{|}", [both("a", 0.5), both("b", 0.5)]),
     ("[<lora:foo:1>]", "[]", [FOO]),
     ("<lora:foo:1:hr=0.5>", "", [LoraTag("foo", hires=0.5)]),
-    ("ugly <lora:n:1>", "ugly", [LoraTag("n")]),  # as from a negative prompt
+    ("ugly <lora:n:1>", "ugly ", [LoraTag("n")]),  # as from a negative prompt
     ("<lora:foo#1:1>", "", [LoraTag("foo#1")]),
     ("<lora:my__name__v2:1>", "", [LoraTag("my__name__v2")]),
     # bare
     ("lora:foo:0.8", "", [both("foo", 0.8)]),
-    ("a, lora:foo:0.8, b", "a, b", [both("foo", 0.8)]),
+    ("a, lora:foo:0.8, b", "a, , b", [both("foo", 0.8)]),
     ("lora:foo", "", [FOO]),
     ("Lora:foo:0.5:0.25", "", [LoraTag("foo", 0.25, 0.5)]),
-    ("a house lora:a:0.7 lora:b:0.5", "a house", [both("a", 0.7), both("b", 0.5)]),
+    ("a house lora:a:0.7 lora:b:0.5", "a house  ", [both("a", 0.7), both("b", 0.5)]),
     ("(lora:foo:0.8)", "()", [both("foo", 0.8)]),
+    ("(a) lora:foo:0.8:1.2)", "(a) )", [LoraTag("foo", 1.2, 0.8)]),  # that ) closes nothing
+    ("(lora:foo:0.8:1.2, a)", "(, a)", [LoraTag("foo", 1.2, 0.8)]),
+    ("(<lora:foo:0.8:1.2>)", "()", [LoraTag("foo", 1.2, 0.8)]),
+    ("a<lora:foo>AND b", "a AND b", [FOO]),  # AND stays a word
+    ("a<lora:foo>b", "ab", [FOO]),
     ("with lora:foo:0.8. Then", "with . Then", [both("foo", 0.8)]),
-    # what only the tags needed goes with them, nothing else
+    # the commas beside a tag are tokens of the text
     (
         "some prompt, very cool, <lora:hey-lora:0.4>,  cool   <lora:you-lora:0.2>",
-        "some prompt, very cool, cool",
+        "some prompt, very cool, ,  cool   ",
         [both("hey-lora", 0.4), both("you-lora", 0.2)],
     ),
-    ("<lora:foo>, b", "b", [FOO]),
-    ("a, <lora:foo>", "a", [FOO]),
-    ("a, <lora:a>, <lora:b>, c", "a, c", [LoraTag("a"), LoraTag("b")]),
-    ("a\n<lora:foo>\nb", "a\nb", [FOO]),
-    ("a  b,, c <lora:foo>", "a  b,, c", [FOO]),
+    ("<lora:foo>, b", ", b", [FOO]),
+    ("a, <lora:foo>", "a, ", [FOO]),
+    ("a, <lora:a>, <lora:b>, c", "a, , , c", [LoraTag("a"), LoraTag("b")]),
+    ("a\n<lora:foo>\nb", "a\n\nb", [FOO]),
+    ("a  b,, c <lora:foo>", "a  b,, c ", [FOO]),
     # not tags
     ("", "", []),
     ("  a ,, b  ", "  a ,, b  ", []),
     ("<lora:>", "<lora:>", []),
     ("<lora :foo:1>", "<lora :foo:1>", []),
-    ("< lora:foo:1 >", "< >", [FOO]),
+    ("< lora:foo:1 >", "<  >", [FOO]),
     ("<foo>", "<foo>", []),
     ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2", []),
     ("explora:foo:1", "explora:foo:1", []),
@@ -88,6 +96,9 @@ UNDERSTOOD = [
     ("cat lora:foo]", "cat ]", [FOO]),
     (r"\<lora:foo:1>", r"\<lora:foo:1>", []),
     ("lora: a name", "lora: a name", []),
+    # nor InvokeAI's language
+    ("a c+ grade, sci-fi, 18+, (a) 1.3, 2--3 x", "a c+ grade, sci-fi, 18+, (a) 1.3, 2--3 x", []),
+    (r"saber \(fate\)1.5, (a)2, :-) :)", r"saber \(fate\)1.5, (a)2, :-) :)", []),
 ]
 # prompt, text left over, LoRAs, part of the one problem
 DOUBTED = [
@@ -95,7 +106,15 @@ DOUBTED = [
     ("<lora:foo:dyn=8>", "", [FOO], "'dyn' is not used"),
     ("<lora:foo:x=3>", "", [FOO], "'x' is not used"),
     ("<lora:foo:1:lbw=IN02>", "", [FOO], "'lbw' is not used"),
-    ("<lora:foo:>", "", [FOO], "empty weight"),
+    ("<lora:foo:>", "", [FOO], "empty weight; 1 is used"),
+    ("<lora:foo:0.8:>", "", [both("foo", 0.8)], "empty weight; 0.8 is used"),
+    ("<lora:foo::0.8>", "", [LoraTag("foo", 0.8, 1.0)], "empty weight; 1 is used"),
+    ("<lora:foo:unet=:te=0.3>", "", [both("foo", 0.3)], "empty weight; 0.3 is used"),
+    ("<lora:foo:0.8:hr=>", "", [both("foo", 0.8)], "the second pass has the weight of the first"),
+    # emphasis of the brackets, not the second weight of a bare tag
+    ("(lora:foo:0.8:1.2)", "(:1.2)", [both("foo", 0.8)], "1.2 after lora:foo:0.8 is the strength"),
+    ("(a cat lora:foo:0.8:1.2), b", "(a cat :1.2), b", [both("foo", 0.8)], "<lora:foo:0.8:1.2>"),
+    ("((a) lora:foo:te=.3:1.2)", "((a) :1.2)", [both("foo", 0.3)], "strength of the brackets"),
     ("<lora:foo:abc>", "", [], "'abc' is not a weight"),
     ("<lora:foo:1.0.0>", "", [], "'1.0.0' is not a weight"),
     ("<lora:foo:1,5>", "", [], "'1,5' is not a weight"),
@@ -103,17 +122,23 @@ DOUBTED = [
     ("<lora:foo:inf>", "", [], "'inf' is not a weight"),
     ("<lora:foo:1e999>", "", [], "'1e999' is not a weight"),
     ("<lora:foo:1_0>", "", [], "'1_0' is not a weight"),
-    ("a lora:foo:high, b", "a, b", [], "'high' is not a weight"),
+    ("a lora:foo:high, b", "a , b", [], "'high' is not a weight"),
     ("<lora::1>", "", [], "names no LoRA"),
     ("<lora:foo:1", "<lora:foo:1", [], "not closed"),
-    ("<lora:a:1 <lora:b:1>", "<lora:a:1", [LoraTag("b")], "not closed"),
+    ("<lora:a:1 <lora:b:1>", "<lora:a:1 ", [LoraTag("b")], "not closed"),
     ("<a:<lora:foo:1>>", "<a:>", [FOO], "'<a:' is not closed"),
     ("[lora:a:1:0.5]", "[]", [LoraTag("a", 0.5, 1.0)], "[<lora:a:1>:0.5]"),
     ("<lora:foo:1@0.5,2>", "", [], "'1@0.5,2' is not a weight"),
     ("<lora:foo:1@-1>", "", [], "'1@-1' is not a weight"),
     ("<lora:foo:hr=0@0,1@1>", "", [LoraTag("foo", hires=1.0)], "hr is the strongest"),
     ("[" * 20 + "<lora:foo:1>" + ":0.5]" * 20, "[" * 20 + ":0.5]" * 20, [], "too many [...]"),
-    ("a <hypernet:foo:1> b", "a b", [], "only <lora:name:weight> is known"),
+    # InvokeAI's language
+    ("a cat++, b", "a cat++, b", [], "'cat++' is InvokeAI's way .* here it is (cat:1.21)"),
+    ("(a red)1.3 b", "(a red)1.3 b", [], "'(a red)1.3' is InvokeAI's .* here it is (a red:1.3)"),
+    ("(a red)-, b", "(a red)-, b", [], "here it is (a red:0.9)"),
+    ("dull--<lora:foo>", "dull--", [FOO], "here it is (dull:0.81)"),
+    ('("a", "b").blend(1, 0.5)', '("a", "b").blend(1, 0.5)', [], "').blend(' is InvokeAI's"),
+    ("a <hypernet:foo:1> b", "a  b", [], "only <lora:name:weight> is known"),
 ]
 
 
@@ -127,13 +152,14 @@ def test_understood(text: str, rest: str, loras: list[LoraTag]) -> None:
 def test_doubted(text: str, rest: str, loras: list[LoraTag], problem: str) -> None:
     prompt = parse_prompt(text)
     assert (prompt.text, list(prompt.loras)) == (rest, loras)
-    assert len(prompt.problems) == 1 and problem in prompt.problems[0]
+    [told] = prompt.problems
+    assert all(part in told for part in problem.split(" .* "))
 
 
 def test_a_bad_tag_leaves_the_others_on() -> None:
     text = "<lora:foo:1..2>, <lora:bar:.>, <test:1.0>, <lora:baz:+> and <lora:quux:>"
     prompt = parse_prompt(text)
-    assert prompt.text == "and" and prompt.loras == (LoraTag("quux"),)
+    assert prompt.text == ", , ,  and " and prompt.loras == (LoraTag("quux"),)
     assert len(prompt.problems) == 5
 
 
@@ -192,6 +218,58 @@ def test_second_pass_of_hires_fix() -> None:
     assert [lora.at(5, 10, first_pass=20)[0] for lora in loras] == [0.5, 1, 1, 0.4]
 
 
+A1111_TAG = re.compile(r"<(\w+):([^>]+)>")  # modules/extra_networks.py
+
+
+@given(st.lists(st.sampled_from(["<lora:x:1>", "<lyco:y>", ", ", " ", ",", "a cat", "(", ":1.2)"])))
+def test_the_text_left_over_is_that_of_a1111(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    assert parse_prompt(text).text == A1111_TAG.sub("", text)
+
+
+def test_commas_around_tags_are_tokens_as_in_a1111() -> None:
+    tokenize = open_tokenizer(STARTER_MODEL)
+    ours, theirs = (
+        [unit.numbers for unit in tokenize(text)]
+        for text in (parse_prompt("a cat, <lora:x:1>, red").text, "a cat, , red")
+    )
+    assert ours == theirs != [unit.numbers for unit in tokenize("a cat, red")]
+
+
+def left_over_by_rules_1(text: str) -> str:
+    """What the first rules left of a text whose tags all begin with <lora:."""
+    pieces = A1111_TAG.sub("\0", text).split("\0")
+    if len(pieces) == 1:
+        return text
+    words = [pieces[0].rstrip()]
+    gap = pieces[0][len(words[0]) :]
+    for piece in pieces[1:]:
+        core = piece.lstrip()
+        gap = gap or piece[: len(piece) - len(core)]
+        if (core.startswith(",") and words[-1].endswith(tuple(",([{|"))) or not words[-1]:
+            core = core.removeprefix(",").lstrip()
+        elif core.startswith(","):
+            gap = ""
+        if core:
+            words += [gap, core.rstrip()]
+            gap = core[len(words[-1]) :]
+    rest = "".join(words).strip()
+    return rest if pieces[-1].strip(" ,") else rest.removesuffix(",").rstrip()
+
+
+@given(st.lists(st.sampled_from(["<lora:x:1>", ", ", " ", ",", "a", "(b", ":1.2)", "|", "\n"])))
+def test_a_prompt_of_the_first_rules_keeps_its_words(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    now = parse_prompt(as_read_before(text))
+    assert "".join(now.text.split()) == "".join(left_over_by_rules_1(text).split())
+    assert now.loras == parse_prompt(text).loras
+
+
+def test_a_bare_tag_of_the_first_rules_keeps_its_weights() -> None:
+    before = as_read_before("(a cat lora:foo:0.8:1.2), b")
+    assert parse_prompt(before) == Prompt("(a cat ), b", (LoraTag("foo", 1.2, 0.8),))
+
+
 @given(st.text("<>lorayc:.,[]()te=unx0123456789 \n-\\|", max_size=60))
 def test_any_text_is_read_and_read_again(text: str) -> None:
     prompt = parse_prompt(text)
@@ -204,7 +282,22 @@ def test_any_text_is_read_and_read_again(text: str) -> None:
     "unit",
     [
         *("<lora:", "<lora:a:1>", "<lora:a:1>, ", "lora:a", "<", "[", "<a", ", ", "(", "]", "__"),
-        *("__a", "lora:a....", "lora:a ", "[<lora:a:1>:", "[a|", ":0.5]", "\\", "a ", "1@0,"),
+        *(
+            "__a",
+            "a++",
+            "+",
+            ")-",
+            "__a b ",
+            "(lora:a:1:1)",
+            "lora:a....",
+            "lora:a ",
+            "[<lora:a:1>:",
+            "[a|",
+            ":0.5]",
+            "\\",
+            "a ",
+            "1@0,",
+        ),
     ],
 )
 def test_time_is_linear(unit: str) -> None:

@@ -343,3 +343,6 @@ def test_tag_goes_into_a_prompt_once() -> None:
     once = with_tag("A cat,", "neon", ("Cat",), 0.55)
     assert once == "A cat, <lora:neon:0.55>"
     assert with_tag(once, "neon", ("cat",), 0.8) == once
+    there = r"saber \(fate\), <lora:s:1>"
+    assert with_tag(there, "s", (r"saber \(fate\)",), 1) == there
+    assert with_tag("saber (fate), <lora:s:1>", "s", (r"saber \(fate\)",), 1).startswith("saber (f")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sdlora.lora.library import Library, LoraEntry
+from sdlora.prompt.scanner import escaped
 
 FRESH_S = 5.0  # so long a listing answers without being made anew
 PATIENCE_S = 0.15  # so long an answer waits for a new one, when there is an old one
@@ -127,6 +128,13 @@ class Loras:
             for entry in self.library.list()
         ]
         self._listed_at = time.monotonic()
+
+
+def prompt_words(entry: LoraEntry) -> tuple[str, ...]:
+    """The words that call a LoRA, as they are put into a prompt. Those from captions mean
+    themselves; its user's own activation text is in the language of prompts already."""
+    words = entry.trigger_words
+    return words if entry.facts.is_activation_text else tuple(map(escaped, words))
 
 
 def _texts(entry: LoraEntry) -> Iterable[str]:

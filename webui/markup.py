@@ -14,7 +14,7 @@ from sdlora.messages import PAGE, Message, as_message, printable
 from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
-from webui.loras import FITTING, Found, Wish
+from webui.loras import FITTING, Found, Wish, prompt_words
 from webui.media import Media
 from webui.studio import Run
 
@@ -173,6 +173,7 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
     """A LoRA as a button that puts its tag into the prompt, or takes it out again."""
     facts, weight = entry.facts, usual_weight(entry)
     name, words = esc(entry.full_name), esc(", ".join(entry.trigger_words))
+    put_in = esc(", ".join(prompt_words(entry)))
     hue = zlib.crc32(entry.name.encode("utf-8", "surrogatepass")) % 360
     image = f'<img src="{picture}/small" alt="" loading="lazy">' if picture else ""
     ranked = f"rank {entry.rank}" if entry.rank else ""
@@ -182,7 +183,7 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
     same = [f"{path} has the same name; this file is used" for path in entry.also]
     notes = "".join(f"<em>{esc(note)}</em>" for note in (*facts.notes, *same))
     return (
-        f'<button type="button" class="chip" data-tag="{name}" data-words="{words}" '
+        f'<button type="button" class="chip" data-tag="{name}" data-words="{put_in}" '
         f'data-weight="{weight:g}" aria-pressed="false" style="--hue:{hue}" '
         f'title="Put &lt;lora:{name}:{weight:g}&gt; into the prompt">'
         f"<i>{esc(entry.name[:1].upper())}{image}</i><span><b>{esc(entry.name)}</b>"

@@ -64,12 +64,12 @@ def read(studio: Studio, asked: Asked) -> Reading:
     base = studio.model_base(asked.model)
     uses = tuple(_use(studio, tag, base) for tag in (*positive.loras, *negative.loras))
     said = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
-    missing = [use.problem for use in uses if use.problem]
+    missing = [use.problem or (use.entry.note if use.entry else "") for use in uses]
     return Reading(
         positive,
         negative if texts[1].text.strip() else None,
         uses,
-        tuple(dict.fromkeys((*said, *missing))),
+        tuple(dict.fromkeys(filter(None, (*said, *missing)))),
         steps,
         tokenize is not None,
     )

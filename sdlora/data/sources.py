@@ -19,7 +19,7 @@ from sdlora.data.wording import WordLists, lists_named
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
 from sdlora.messages import Message
-from sdlora.prompt.wildcards import wildcard_folder
+from sdlora.prompt.wildcard_lists import WildcardFolder
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 
@@ -77,7 +77,7 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
     trigger = settings.trigger_word or common_trigger(captions)
     problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
     problems += black_masks(examples)
-    lists = lists_named((e.caption for e in examples), wildcard_folder(workspace.wildcards))
+    lists = lists_named((e.caption for e in examples), WildcardFolder(workspace.wildcards))
     problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
     drawn = lists if settings.caption_wildcards else {}
     return Gathered([_called(e, trigger) for e in examples], trigger, problems, drawn)

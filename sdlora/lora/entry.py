@@ -20,6 +20,7 @@ class LoraEntry:
     row: Row
     hidden: str = ""  # why its name means another file
     also: tuple[Path, ...] = ()  # files of the same name, which this one hides
+    note: str = ""  # how the name that was looked for differs from its own
 
     @cached_property
     def facts(self) -> Facts:

@@ -20,6 +20,7 @@ from sdlora.lora.header import Head, read_head, shapes_in
 from sdlora.lora.index import Facts
 from sdlora.lora.kinds import layers_of
 from sdlora.lora.walk import Found
+from sdlora.messages import Message
 
 MAX_SIDECAR = 2**20  # bytes
 MAX_TEXT, MAX_WORDS, MAX_TAGS = 2_000, 64, 24  # letters; trigger words; tags, as A1111 shows
@@ -30,6 +31,7 @@ _SAID_BASES = {
     "sd1": "sd1", "sd2": "sd2", "sdxl": "sdxl", "sd3": "sd3", "flux1": "flux",
     "pony": "sdxl", "illustrious": "sdxl", "noobai": "sdxl",
 }  # fmt: skip
+_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)\s*")
 _TAG = re.compile(r"<[^<>]*>")
 Said = Mapping[str, Any]
 Tags = list[tuple[str, int]]
@@ -55,7 +57,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     try:
         head = read_head(found.path)
     except LoraFileError as error:  # perhaps somebody is copying it here right now
-        return Facts(problem=plain(error)), False
+        return Facts(problem=plain(error)), error.code == "pickle"
     layout, problem = Layout(), ""
     try:
         layout = _layout(head, layouts)
@@ -64,8 +66,9 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     notes: list[str] = []
     user, page = (_sidecar(path, notes) if path else {} for path in found.sidecars)
     tags = _tags(head.metadata)
+    activation_text = _words(user.get("activation text"))
     words = (
-        _words(user.get("activation text"))
+        activation_text
         or _said_words(head.metadata)
         or _words(page.get("trainedWords"))
         or _in_all_captions(tags)
@@ -77,6 +80,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
         kinds=layout.kinds,
         rank=layout.rank,
         trigger_words=words,
+        is_activation_text=bool(activation_text),
         top_tags={plain(tag): count for tag, count in tags[:MAX_TAGS]},
         negative_text=plain(user.get("negative text") or ""),
         preferred_weight=_weight(user.get("preferred weight"), notes),
@@ -154,9 +158,13 @@ def _weight(said: Any, notes: list[str]) -> float | None:
     """A weight to begin with; A1111 writes 0 for none."""
     if not said:
         return None
-    if type(said) in (int, float) and abs(said) <= MAX_WEIGHT:
-        return float(said)
-    notes.append(f"the preferred weight {plain(said, 40)!r} is not within ±{MAX_WEIGHT:g}")
+    is_number = type(said) in (int, float) or isinstance(said, str) and _NUMBER.fullmatch(said)
+    if is_number and abs(weight := float(said)) <= MAX_WEIGHT:
+        return weight or None
+    why = f"within ±{MAX_WEIGHT:g}" if is_number else "a number"
+    notes.append(
+        Message("the preferred weight {said!r} is not {why}", said=plain(said, 40), why=why)
+    )
     return None
 
 

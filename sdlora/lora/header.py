@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.lora.refusals import refusal
+from sdlora.lora.walk import is_pickle
 
 MAX_FILE, MAX_HEADER, MAX_TENSORS = 4 * 2**30, 16 * 2**20, 20_000
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -76,6 +77,8 @@ def read_header(path: Path) -> Header:
 def read_head(path: str | Path) -> Head:
     """The head of `path`, its tensors not looked at. LoraFileError when it has none."""
     name = os.path.basename(path)
+    if is_pickle(name):
+        raise refusal("pickle", file=name, made=f"{os.path.splitext(name)[0]}.safetensors")
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

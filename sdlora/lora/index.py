@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sdlora.lora.hashes import Hashes
 
@@ -30,6 +30,7 @@ class Facts(NamedTuple):
     kinds: Sequence[str] = ()  # that of the most layers first
     rank: int = 0  # the highest
     trigger_words: Sequence[str] = ()
+    is_activation_text: bool = False  # the words are its user's own, in the language of prompts
     top_tags: Mapping[str, int] = {}  # tag -> captions that had it, the most frequent first
     negative_text: str = ""
     preferred_weight: float | None = None
@@ -64,14 +65,20 @@ class Row(NamedTuple):
         """Those that are known."""
         return Hashes(*self[-3:])
 
+    @property
+    def checksum(self) -> int:
+        """Of what was read from the file: a row that the disk has damaged has another."""
+        return zlib.crc32("\n".join(self[1:4]).encode("utf-8", "surrogatepass"))
 
-_CREATE = f"CREATE TABLE files (path BLOB PRIMARY KEY, {', '.join(Row._fields[1:])})"
+
+_CREATE = f"CREATE TABLE files (path BLOB PRIMARY KEY, {', '.join(Row._fields[1:])}, checksum)"
 # hashes outlive what changes beside a file only
 _KEEP = (
-    f"INSERT INTO files VALUES ({', '.join('?' * len(Row._fields))}) ON CONFLICT (path) DO UPDATE "
-    "SET "
+    f"INSERT INTO files VALUES ({', '.join('?' * len(Row._fields))}, ?) "
+    "ON CONFLICT (path) DO UPDATE SET "
     + ", ".join(f"{name} = iif(stamp = excluded.stamp, {name}, '')" for name in Hashes._fields)
     + ", stamp = excluded.stamp, beside = excluded.beside, facts = excluded.facts"
+    ", checksum = excluded.checksum"
 )
 _HASH = "UPDATE files SET sha256 = ?, body = ?, legacy = ? WHERE path = ? AND stamp = ?"
 # Another state of the program may judge files otherwise: what it has kept is not asked
@@ -89,11 +96,14 @@ class Index:
         self.database = database
 
     def rows(self) -> dict[bytes, Row]:
-        """All that is known, by path."""
+        """All that is known, by path. Rows that are damaged are forgotten."""
 
         def read(connection: sqlite3.Connection) -> dict[bytes, Row]:
-            rows = connection.execute(f"SELECT {', '.join(Row._fields)} FROM files").fetchall()
-            return {row[0]: Row._make(row) for row in rows}
+            fields = ", ".join(Row._fields)
+            rows = connection.execute(f"SELECT rowid, {fields}, checksum FROM files").fetchall()
+            damaged = [(number,) for number, *row in rows if not _is_whole(row)]
+            connection.executemany("DELETE FROM files WHERE rowid = ?", damaged)
+            return {row[0]: Row._make(row[:-1]) for _, *row in rows if _is_whole(row)}
 
         return self._do(read, {})
 
@@ -101,7 +111,7 @@ class Index:
         """Add rows or replace them, and forget the files that are gone."""
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.executemany(_KEEP, rows)
+            connection.executemany(_KEEP, [(*row, row.checksum) for row in rows])
             connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
 
         self._do(write, None)
@@ -130,6 +140,12 @@ class Index:
         for ending in ("", "-journal", "-wal", "-shm"):
             with suppress(OSError):
                 Path(f"{self.database}{ending}").unlink(missing_ok=True)
+
+
+def _is_whole(row: Sequence[Any]) -> bool:
+    """Whether a row of the table is as it was written."""
+    is_typed = type(row[0]) is bytes and all(type(text) is str for text in row[1:-1])
+    return is_typed and Row._make(row[:-1]).checksum == row[-1]
 
 
 def _begin(connection: sqlite3.Connection) -> None:

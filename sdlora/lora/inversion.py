@@ -28,10 +28,6 @@ def read_inversion(path: Path) -> LoraFile:
 
     LoraFileError: what is wrong with it.
     """
-    if path.suffix.lower() != ".safetensors":
-        raise LoraFileError(
-            f"{path.name} may hold code and is not read; only .safetensors files are"
-        )
     shapes = read_header(path).shapes
     if not (len(shapes) == 1 or shapes.keys() == _SDXL):
         raise LoraFileError(f"{path.name} holds {len(shapes)} tensors and is no textual inversion")

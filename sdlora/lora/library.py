@@ -2,7 +2,8 @@
 
 A LoRA's name is its file's stem. It is found by that, whatever the case, with '.', '_', '-' and
 space alike, with its sub-folder, by the name it was trained under, or by any of its hashes from
-eight letters on. Headers are read once and kept in an index; after that files are only listed.
+eight letters on; also with the file's ending or a folder that it is not in, which is told. Headers
+are read once and kept in an index; after that files are only listed.
 """
 
 from __future__ import annotations
@@ -77,8 +78,11 @@ class Library:
             entry = self._find_by_reading(name.lower())
         if entry is None:
             near = did_you_mean(name[:80], self._shelf.near(name[:80]))
-            said = "".join(f" {problem}." for problem in self.problems)
-            raise LoraFileError(f"there is no LoRA {name[:80]!r}.{near}{said}")
+            folders = "".join(f" {problem}." for problem in self.problems)
+            raise LoraFileError(
+                "there is no LoRA {name!r}.{near}{folders}",
+                name=name[:80], near=near, folders=folders,
+            )  # fmt: skip
         return entry
 
     def hashes(self, entry: LoraEntry) -> Hashes:

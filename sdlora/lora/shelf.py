@@ -12,12 +12,16 @@ from heapq import nlargest
 from sdlora.lora.entry import LoraEntry
 from sdlora.lora.facts import plain
 from sdlora.lora.hashes import is_hash
+from sdlora.lora.walk import PICKLES, READABLE, is_pickle
+from sdlora.messages import Message
 
 COMPARED = 30  # names that a mistaken one is compared with letter by letter
 
 
 def _folded(name: str) -> str:
+    # a tag cannot hold the last three, so that it is written without them
     same = unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
+    same = same.translate({ord(sign): None for sign in ":<>"})
     return same.replace(".", " ").replace("_", " ").replace("-", " ")
 
 
@@ -35,7 +39,7 @@ class Shelf:
     """The files as they were listed at one moment, in the order in which they are preferred."""
 
     def __init__(self, entries: Sequence[LoraEntry] = ()) -> None:
-        self.entries = entries
+        self.entries = sorted(entries, key=lambda entry: is_pickle(entry.found.path))
         self._tables: dict[int, dict[str, list[LoraEntry]]] = {}  # by place in _LOOKUPS
 
     @cached_property
@@ -61,6 +65,8 @@ class Shelf:
             fits = [entry for entry in self.entries if entry.hashes.fit(start)]
             # what a file claims may be stale, or another's
             fits = fits or [e for e in self.entries if e.facts.said_hash.startswith(start)]
+        if name and not fits:
+            return self._nearly_called(name)
         return replace(fits[0], also=tuple(one.path for one in fits[1:])) if fits else None
 
     def _called(self, name: str) -> list[LoraEntry]:
@@ -70,9 +76,31 @@ class Shelf:
                 for entry in self.entries:
                     table[of_entry(entry)].append(entry)
                 self._tables[way] = table  # whole, for other threads look here too
-            if fits := self._tables[way].get(of_name(name)):
+            key = of_name(name)
+            if key and (fits := self._tables[way].get(key)):
                 return fits
         return []
+
+    def _nearly_called(self, name: str) -> LoraEntry | None:
+        """The entry of a name with its file's ending, or with a folder that it does not lie in."""
+        way = name.replace("\\", "/").split("/")
+        stem, dot, ending = way[-1].rpartition(".")
+        has_ending = (dot + ending).lower() in (*READABLE, *PICKLES)
+        if not all(part.strip(".") for part in way):
+            return None
+        way[-1] = stem if has_ending else way[-1]
+        if has_ending and (fits := self._called("/".join(way))):
+            also = tuple(entry.path for entry in fits[1:])
+            why = Message("a file's ending is no part of its name")
+        elif len(way) > 1 and len(fits := self._called(way[-1])) == 1:
+            also, why = (), Message("it is the only file of that name, in another folder")
+        else:
+            return None
+        note = Message(
+            "{name!r} is taken as {found!r}: {why}",
+            name=name[:80], found=fits[0].full_name, why=why,
+        )  # fmt: skip
+        return replace(fits[0], also=also, note=note)
 
     def near(self, name: str) -> list[str]:
         """Names that look like one, for what is said when it is not there."""

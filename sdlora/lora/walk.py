@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ENDING = ".safetensors"
+READABLE = (".safetensors", ".sft")  # the same format
+# which can hold program code: listed, so that somebody who looks for one is told, never opened
+PICKLES = (".pt", ".ckpt", ".bin", ".pth")
 # A1111 keeps what its user wrote in name.json, the Civitai extensions their download's page beside
 SIDECARS = (".json", ".civitai.info")
 PREVIEWS = tuple(
@@ -73,21 +75,34 @@ def _listed(path: str) -> tuple[list[Entry], list[Entry]]:
     return files, sorted(folders, key=lambda entry: (entry.name.lower(), entry.name))
 
 
+def is_pickle(name: str) -> bool:
+    """Whether a file of that name is of a kind that is never opened."""
+    return name.lower().endswith(PICKLES)
+
+
 def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
-    named = [(entry.name.lower(), entry.name, entry) for entry in files]
+    named = sorted((entry.name.lower(), entry.name, entry) for entry in files)
     by_name = {lowered: entry for lowered, _, entry in named}
-    for lowered, name, entry in sorted(row for row in named if row[0].endswith(ENDING)):
-        stem = lowered[: -len(ENDING)]
-        sidecars = [by_name.get(stem + ending) for ending in SIDECARS]
-        yield Found(
-            entry.path,
-            shown(name[: -len(ENDING)]),
-            folder,
-            _stamp(entry),
-            tuple([one.path if one else "" for one in sidecars]),
-            ",".join([_stamp(one) if one else "" for one in sidecars]),
-            _preview(stem, by_name),
-        )
+    stems: set[str] = set()
+    for endings in (READABLE, PICKLES):
+        for lowered, _, entry in named:
+            stem, dot, ending = lowered.rpartition(".")
+            if dot + ending in endings and not (stem in stems and endings is PICKLES):
+                stems.add(stem)
+                yield _found(entry, stem, folder, by_name)
+
+
+def _found(entry: Entry, stem: str, folder: str, by_name: dict[str, Entry]) -> Found:
+    sidecars = [by_name.get(stem + ending) for ending in SIDECARS]
+    return Found(
+        entry.path,
+        shown(entry.name[: entry.name.rindex(".")]),
+        folder,
+        _stamp(entry),
+        tuple([one.path if one else "" for one in sidecars]),
+        ",".join([_stamp(one) if one else "" for one in sidecars]),
+        _preview(stem, by_name),
+    )
 
 
 def _preview(stem: str, by_name: dict[str, Entry]) -> str:

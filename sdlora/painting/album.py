@@ -13,6 +13,7 @@ from sdlora.errors import SettingsError
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
+from sdlora.prompt.tags import RULES
 from sdlora.settings import ImageRequest
 from sdlora.workspace import free_path
 
@@ -75,7 +76,8 @@ def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int,
 def details(request: ImageRequest, sheet: Sheet, index: int) -> dict[str, Any]:
     """What that text cannot hold: the request as it was asked, and what became of this image."""
     image = {"index": index, "seed": sheet.wishes[index].seed, **sheet.report(index)}
-    return {"version": __version__, "request": request.model_dump(mode="json"), "image": image}
+    asked = request.model_dump(mode="json")
+    return {"version": __version__, "prompt_rules": RULES, "request": asked, "image": image}
 
 
 def shown_model(model: str) -> str:

@@ -75,6 +75,8 @@ class Cast:
         except LoraFileError as error:
             sheet.unused[name] = str(error)
             return None
+        if entry.note:
+            sheet.tell([entry.note])
         if entry.path not in chosen:
             chosen[entry.path] = Chosen(entry, file, its_hash)
             if its.unmatched:

@@ -32,7 +32,8 @@ from sdlora.prompt.styles import Style, apply_styles, read_styles
 from sdlora.prompt.tags import LoraTag, Prompt, parse_prompt
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.prompt.view import View, view
-from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards, wildcard_folder
+from sdlora.prompt.wildcard_lists import WildcardFolder
+from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards
 from sdlora.prompt.wordbook import Wordbook
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Style",
     "Tokenize",
     "View",
+    "WildcardFolder",
     "Window",
     "Wordbook",
     "apply_styles",
@@ -68,7 +70,6 @@ __all__ = [
     "schedule",
     "strip_comments",
     "view",
-    "wildcard_folder",
     "write_exif",
     "write_png",
 ]

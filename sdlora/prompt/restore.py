@@ -16,7 +16,7 @@ from sdlora.prompt.programs import file_stem
 from sdlora.prompt.recall import rename_loras
 from sdlora.prompt.recalled import Recalled, read_json
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, sampler_of
-from sdlora.prompt.tags import parse_prompt
+from sdlora.prompt.tags import as_read_before, parse_prompt
 from sdlora.prompt.wordbook import Wordbook
 from sdlora.settings import ImageRequest
 from sdlora.workspace import Workspace
@@ -96,7 +96,15 @@ def _own(
             text = "styles or wildcards are others here; the prompts are as drawn then"
             problems.append(Message(text))
             values = {**values, **drawn, "styles": ()}
-    return values
+    # pictures have told their rules since there are second ones
+    return values if "prompt_rules" in details else _by_todays_rules(values)
+
+
+def _by_todays_rules(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a picture made by the first rules of prompts, so that it has the same words."""
+    texts = {name: values.get(name) for name in ("prompt", "negative_prompt")}
+    same = {name: as_read_before(text) for name, text in texts.items() if isinstance(text, str)}
+    return values | same
 
 
 def _foreign(recalled: Recalled, problems: list[str]) -> dict[str, Any]:

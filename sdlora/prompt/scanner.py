@@ -1,32 +1,34 @@
 """The one scanner of the prompt language: a text becomes tokens, in time linear in its length.
 
 Every stage reads these tokens and takes what it does not know as text, so that all agree on what
-a LoRA tag, an escape or a bracket is. A tag is one token: no stage changes what stands in it.
+a LoRA tag, an escape or a bracket is. A tag is one token: nothing but drawing looks into it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-# Each alternative fails at once or takes what it has looked at, so nothing is read twice. [^<>]
-# stops at the next tag. A bare tag is never part of a word, a path or an address, ends where
-# prompt grammar begins, and leaves the sentence its full stop.
-_TOKEN = re.compile(
-    r"""
+# Each alternative fails at once or takes what it has looked at, or looks at a limited number of
+# letters, so that the time is linear. [^<>] stops at the next tag. A bare tag is never part of a
+# word, a path or an address, ends where prompt grammar begins, and leaves a sentence its full stop.
+_TAGS = r"""
       (?P<tag> <(?i:[a-z])\w*:[^<>]+> )
     | (?P<bare> (?<![\w<:/\\.@\#-]) (?i:lora|lyco):\w
-                (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|".!?:'`*] )? )
-    | (?P<wildcard> __[^\W_][\w./*-]*?__ )
+                (?: [^\s,;<>()\[\]{}|"]* [^\s,;<>()\[\]{}|"`*.!?:'] )? )
+    | """
+_OTHERS = r"""
+      (?P<wildcard> __(?=[^\W_]|\*) (?:(?!__)[\w./*\ -]){1,200} (?<!\ )__ )
     | (?P<escape> \\. )
     | (?P<word> (?<!\w)(?:BREAK|AND)(?!\w) )
     | (?P<sign> [()\[\]{}:|$\#\n] )
     | (?P<text> [^\W_]+ | [^\w\\()\[\]{}:|$\#\n<]+ | . )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+    """
+_TOKEN = re.compile(_TAGS + _OTHERS, re.VERBOSE | re.DOTALL)
+_IN_A_TAG = re.compile(_OTHERS, re.VERBOSE | re.DOTALL)
+_MEANING_ALONE = frozenset("()[]{}|#")  # a ':' means something in brackets only
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _EXPONENT = re.compile(r"e[+-]?[0-9]+", re.IGNORECASE)
 
@@ -54,8 +56,73 @@ class Token(NamedTuple):
 
 def tokens(text: str, start: int = 0) -> Iterator[Token]:
     """The tokens from `start` on; their texts joined are the text."""
+    rounds = 0  # how many ( are open
     for match in _TOKEN.finditer(text, start):
+        token = Token(match.lastgroup or "", match[0], match.start())
+        if token.kind == "sign":
+            rounds = max(0, rounds + (token.text == "(") - (token.text == ")"))
+        if rounds and token.kind == "bare" and text.startswith(")", token.end):
+            yield from _without_emphasis(token)
+        else:
+            yield token
+
+
+def tokens_in_tag(tag: Token) -> Iterator[Token]:
+    """The tokens of what stands in a tag, for what is drawn there; `start` counts from the tag."""
+    for match in _IN_A_TAG.finditer(tag.text):
         yield Token(match.lastgroup or "", match[0], match.start())
+
+
+def _without_emphasis(bare: Token) -> Iterator[Token]:
+    """(cat lora:a:0.8:1.2) ends with the emphasis of the brackets, as (cat lora:a :1.2) does."""
+    tag, _, last = bare.text.rpartition(":")
+    if tag.count(":") < 2 or number(last, exponent=False) is None:
+        yield bare
+        return
+    yield bare._replace(text=tag)
+    yield Token("sign", ":", bare.start + len(tag))
+    yield Token("text", last, bare.start + len(tag) + 1)
+
+
+def joined(kept: Iterable[Token]) -> str:
+    """The text of some tokens of a prompt. AND and BREAK stay words of their own where what stood
+    beside them is left out."""
+    pieces: list[str] = []
+    before = Token("text", "", 0)
+    for token in kept:
+        is_glued = "word" in (before.kind, token.kind) and token.start > before.end
+        if is_glued and _is_letter(before.text[-1:]) and _is_letter(token.text[:1]):
+            pieces.append(" ")
+        pieces.append(token.text)
+        before = token
+    return "".join(pieces)
+
+
+def _is_letter(letter: str) -> bool:
+    return letter.isalnum() or letter == "_"
+
+
+def escaped(words: str) -> str:
+    r"""Words as they stand in a prompt when they are to mean themselves: saber \(fate\).
+
+    What is escaped already stays so.
+    """
+    pieces: list[str] = []
+    for token in tokens(words):
+        means_more = token.sign in _MEANING_ALONE or token.kind in (
+            "tag",
+            "bare",
+            "wildcard",
+            "word",
+        )
+        pieces.append(f"\\{token.text}" if means_more else token.text)
+    return "".join(pieces)
+
+
+def plain_words(prompt: str) -> str:
+    """The text with what is escaped as it is meant."""
+    pieces = [t.text[1:] if t.kind == "escape" else t.text for t in tokens(prompt)]
+    return "".join(pieces)
 
 
 def number(text: str, exponent: bool = True) -> float | None:

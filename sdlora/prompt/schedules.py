@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sdlora.prompt.moments import ALWAYS, NEVER, Moment, Window
-from sdlora.prompt.scanner import Token, tokens
+from sdlora.prompt.scanner import Token, joined, tokens
 
 MOST_WINDOWS = 16  # of a tag: more [...] around it are refused, not followed
 _ROOT, _HIDDEN = 0, 1  # branches that every layout has
@@ -69,7 +69,7 @@ class Layout:
             shows = window.shows(step, steps, first_pass)
             is_open.append(shows and (is_open[parent] if is_open else True))
         pairs = zip(self.tokens, self.where, strict=True)
-        return "".join(token.text for token, branch in pairs if is_open[branch])
+        return joined(token for token, branch in pairs if is_open[branch])
 
     def tags(self) -> Iterator[tuple[Token, tuple[Window, ...]]]:
         """Every tag with the windows around it, outermost first, MOST_WINDOWS of them at most."""

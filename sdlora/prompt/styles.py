@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.errors import SettingsError
+from sdlora.messages import Message
+from sdlora.text_files import read_text_file
 
+MAX_BYTES = 16 * 2**20
 _PLACE = "{prompt}"
+_NAME, _COLUMNS = "name", ("prompt", "text")  # the second is that of A1111's first versions
+_SEPARATORS = (",", ";", "\t")  # the last two are a spreadsheet's
+_SEPARATOR_LINE = re.compile(r"\Asep=.\r?\n")  # which Excel puts first
+_UNREADABLE = (
+    "the styles in {file} cannot be read ({why}); it has to be a CSV file with the columns name, "
+    "prompt and negative_prompt"
+)
 
 
 @dataclass(frozen=True)
@@ -35,22 +46,82 @@ def apply_styles(text: str, styles: Iterable[str]) -> str:
     return text
 
 
-def read_styles(path: Path) -> dict[str, Style]:
-    """The styles of a CSV file with the columns name, prompt and negative_prompt, by name.
+class Styles(dict[str, Style]):
+    """Styles by name, and what of their file is not used."""
 
-    SettingsError when the file cannot be read as such; a row without a name is passed over.
+    problems: tuple[Message, ...] = ()
+
+
+def read_styles(path: Path) -> Styles:
+    """The styles of a table with the columns name, prompt and negative_prompt, separated by
+    commas, semicolons or tabs.
+
+    SettingsError when the file is no such table; a row that cannot be used is left out, and told.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text, problems = read_text_file(path, MAX_BYTES)
+    except ValueError as error:
+        raise SettingsError(_UNREADABLE, file=path, why=error.args[0]) from None
+    text = _SEPARATOR_LINE.sub("", text)
+    header = text.partition("\n")[0]
+    try:
+        rows, unclosed = _rows(text, max(_SEPARATORS, key=header.count))
+    except csv.Error as error:
+        raise SettingsError(_UNREADABLE, file=path, why=error) from None
+    names = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if rows and not (_NAME in names and set(_COLUMNS) & set(names)):
         raise SettingsError(
-            f"the styles in {path.name} cannot be read ({error}); it has to be a UTF-8 CSV file "
-            "with the columns name, prompt and negative_prompt"
-        ) from None
-    found = (
-        Style(row.get("name") or "", row.get("prompt") or row.get("text") or "",
-              row.get("negative_prompt") or "")
-        for row in rows
-    )  # fmt: skip
-    return {style.name: style for style in found if style.name}
+            "{file} has no columns name and prompt in its first line, which is {line!r}; its "
+            "columns have to be name, prompt and negative_prompt",
+            file=path,
+            line=header.strip()[:120],
+        )
+    styles, left_out = _styles(names, rows[1:], path)
+    quotes = [
+        Message("a row of {file} is not used: its quotes are not closed: {row}", file=path, row=row)
+        for row in unclosed
+    ]
+    styles.problems = (*problems, *left_out, *quotes)
+    return styles
+
+
+def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
+    """The rows of a table, and the beginnings of those whose quotes never close: they would take
+    all that follows them for their own."""
+    lines, rows, unclosed = text.splitlines(keepends=True), [], []
+    while lines:
+        reader = csv.reader(iter(lines), delimiter=separator, skipinitialspace=True)
+        begin = 0
+        for row in reader:
+            read, begin = begin, reader.line_num
+            rows.append(row)
+        record = lines[read:]
+        if len(record) < 2 or "".join(record).count('"') % 2 == 0:
+            break
+        rows.pop()
+        unclosed.append(record[0].strip()[:80])
+        lines = record[1:]
+    return rows, unclosed
+
+
+def _styles(names: list[str], rows: list[list[str]], path: Path) -> tuple[Styles, list[Message]]:
+    styles, problems = Styles(), []
+    for number, row in enumerate(rows, 2):
+        cells = dict(zip(names, row, strict=False))
+        name = cells.get(_NAME, "").strip()
+        prompt = next(filter(None, (cells.get(column) for column in _COLUMNS)), "")
+        why = ""
+        if any(cell.strip() for cell in row[len(names) :]):
+            why = "it has more cells than there are columns; put its texts in quotes"
+        elif not name and any(cell.strip() for cell in row):
+            why = "it has no name"
+        elif name in styles:
+            why = f"there is a style {name[:80]!r} before it"
+        if why:
+            shown = name[:80] or number
+            problems.append(
+                Message("row {row} of {file} is not used: {why}", row=shown, file=path, why=why)
+            )
+        elif name:
+            styles[name] = Style(name, prompt, cells.get("negative_prompt", ""))
+    return styles, problems

@@ -11,6 +11,10 @@ The grammar is A1111's (modules/extra_networks.py, extensions-builtin/Lora); wei
 SD.Next's and loractl's. There a moment is a fraction when no moment of the tag is above 1, and a
 step otherwise; here one with a '.' is a fraction in any case. Where A1111 drops every LoRA of a
 prompt because of one bad tag, only that tag is left out, and it is said.
+
+Tags are taken out and nothing else: of 'a cat, <lora:x:1>, red' A1111 reads 'a cat, , red', and the
+commas are tokens. By the first rules they went with their tags; a picture without `prompt_rules` is
+of those, and `as_read_before` writes its prompt so that the words stay the same.
 """
 
 from __future__ import annotations
@@ -18,11 +22,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from sdlora.messages import Message
+from sdlora.prompt.compel import told_of_compel
 from sdlora.prompt.moments import Moment, Point, Window, weights_at
-from sdlora.prompt.scanner import Token, number
+from sdlora.prompt.scanner import Token, joined, number, tokens
 from sdlora.prompt.schedules import MOST_WINDOWS, Layout
 
+RULES = 2  # of reading prompts; a picture says by which it was made
 _UNCLOSED = re.compile(r"<[a-z]\w*:[^<>]*(?=<|\Z)", re.IGNORECASE)
+_EMPHASIS = re.compile(r":([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\)")
 _KINDS = ("lora", "lyco")
 _PLACES = ("te", "unet", "dyn")  # what the numbers after the name stand for, in order
 _USED = ("te", "unet", "hr")
@@ -74,26 +82,33 @@ class Prompt:
 
 
 def parse_prompt(text: str) -> Prompt:
-    """Take the tags out of a prompt. Never raises: what cannot be understood is a problem.
+    """Take the tags out of a prompt, and nothing else: the commas beside them are tokens, as in
+    A1111. Never raises: what cannot be understood is a problem.
 
     Schedules, emphasis and AND stay in the text, for `schedule`, `compose` and `parse_emphasis`.
     """
     loras: list[LoraTag] = []
     problems: list[str] = []
-    pieces: list[str] = []
     end = 0
-    for token, windows in Layout(text).tags():
-        pieces.append(text[end : token.start])
+    layout = Layout(text)
+    for token, windows in layout.tags():
+        problems += _unclosed(text[end : token.start])
         end = token.end
         if lora := _understood(token, problems):
             loras += _scheduled(lora, windows, token, problems)
-            if text[max(token.start - 1, 0) : end + 1] == f"[{token.text}]":
-                problems += _swallowed(token)
-    pieces.append(text[end:])
-    for piece in pieces:
-        problems += [f"{_shown(m[0])} is not closed with '>'" for m in _UNCLOSED.finditer(piece)]
-    rest = _joined(pieces) if len(pieces) > 1 else text
+            problems += _shared_with_brackets(text, token)
+    problems += _unclosed(text[end:])
+    kept = (token for token in layout.tokens if token.kind not in ("tag", "bare"))
+    rest = joined(kept) if end else text
+    problems += told_of_compel(rest)
     return Prompt(rest, tuple(loras), tuple(problems))
+
+
+def _unclosed(piece: str) -> list[str]:
+    return [
+        Message("{tag} is not closed with '>'", tag=_shown(match[0]))
+        for match in _UNCLOSED.finditer(piece)
+    ]
 
 
 def written(name: str, unet: float, text_encoder: float | None = None) -> str:
@@ -108,29 +123,65 @@ def _understood(token: Token, problems: list[str]) -> LoraTag | None:
     kind, _, inside = token.text.strip("<>").partition(":")
     shown = _shown(token.text)
     if kind.lower() not in _KINDS:
-        problems.append(f"{shown} is left out: only <lora:name:weight> is known")
+        problems.append(Message("{tag} is left out: only <lora:name:weight> is known", tag=shown))
         return None
     name, *arguments = (part.strip() for part in inside.split(":"))
+    weights = _weights(_by_place(arguments), shown, problems)
+    if weights is None:
+        return None
+    if not name:
+        problems.append(Message("{tag} is left out: it names no LoRA", tag=shown))
+        return None
+    for place in ("te", "hr"):
+        if len(weights.get(place, ())) > 1 and (place == "hr" or "unet" in weights):
+            problems.append(
+                Message(
+                    "{tag}: only unet changes over the steps; {place} is the strongest",
+                    tag=shown,
+                    place=place,
+                )
+            )
+    tag = _tag(name, {place: weight for place, weight in weights.items() if weight})
+    used = {"te": tag.text_encoder, "unet": tag.unet, "hr": tag.hires}
+    for place, weight in weights.items():
+        if not weight:
+            problems.append(_empty(shown, used[place]))
+    return tag
+
+
+def _empty(shown: str, weight: float | None) -> Message:
+    if weight is None:
+        return Message(
+            "{tag} has an empty hr; the second pass has the weight of the first", tag=shown
+        )
+    return Message("{tag} has an empty weight; {weight:g} is used", tag=shown, weight=weight)
+
+
+def _weights(
+    by_place: dict[str, str], shown: str, problems: list[str]
+) -> dict[str, list[_Weight]] | None:
+    """The weights of each place that is used, empty where nothing is given; None, and a problem,
+    when one is no weight."""
     weights: dict[str, list[_Weight]] = {}
-    for place, value in _by_place(arguments).items():
+    for place, value in by_place.items():
         if place not in _USED:
-            problems.append(f"{shown}: {place!r} is not used; te, unet and hr are")
+            problems.append(
+                Message("{tag}: {place!r} is not used; te, unet and hr are", tag=shown, place=place)
+            )
         elif not value:
-            problems.append(f"{shown} has an empty weight; 1 is used")
+            weights[place] = []
         elif curve := _curve(value):
             weights[place] = curve
         else:
             problems.append(
-                f"{shown} is left out: {value!r} is not a weight such as 0.8 or 0@0,1@0.5"
+                Message(
+                    "{tag} is left out: {value!r} is not a weight such as 0.8 or 0@0,1@0.5",
+                    tag=shown,
+                    value=value,
+                )
             )
             return None
-    if not name:
-        problems.append(f"{shown} is left out: it names no LoRA")
-        return None
-    for place in ("te", "hr"):
-        if len(weights.get(place, ())) > 1 and (place == "hr" or "unet" in weights):
-            problems.append(f"{shown}: only unet changes over the steps; {place} is the strongest")
-    return _tag(name, weights)
+    return weights
 
 
 def _tag(name: str, weights: dict[str, list[_Weight]]) -> LoraTag:
@@ -167,7 +218,9 @@ def _scheduled(
 ) -> list[LoraTag]:
     """The tag, on only where the [...] around it show it; a plain one is told by points."""
     if len(windows) == MOST_WINDOWS:
-        problems.append(f"{_shown(token.text)} is left out: too many [...] stand around it")
+        problems.append(
+            Message("{tag} is left out: too many [...] stand around it", tag=_shown(token.text))
+        )
         return []
     [window] = windows if len(windows) == 1 else [Window()]
     moment = window.start or window.end
@@ -177,12 +230,31 @@ def _scheduled(
     return [replace(tag, points=points if window.start else points[::-1])]
 
 
-def _swallowed(token: Token) -> list[str]:
-    """[lora:a:1:0.5] reads like a schedule, but both numbers are the tag's."""
-    start, _, last = token.text.rpartition(":")
-    if token.kind != "bare" or start.count(":") < 2:
+def _shared_with_brackets(text: str, token: Token) -> list[str]:
+    """What stands at the end of brackets and of a bare tag: (lora:a:1:0.5) and [lora:a:1:0.5]."""
+    weights = token.text.count(":") - 1
+    if token.kind != "bare" or weights < 1:
         return []
-    return [f"[{token.text[:80]}] is on at every step; from a step on it is [<{start}>:{last}]"]
+    start, _, last = token.text.rpartition(":")
+    if emphasis := _EMPHASIS.match(text, token.end):
+        return [
+            Message(
+                "{last} after {tag} is the strength of the brackets; two weights of a LoRA in "
+                "brackets are <{tag}:{last}>",
+                tag=token.text[:80],
+                last=emphasis[1],
+            )
+        ]
+    if weights < 2 or not text.startswith("]", token.end):
+        return []
+    return [
+        Message(
+            "[{tag}] is on at every step; from a step on it is [<{start}>:{last}]",
+            tag=token.text[:80],
+            start=start[:80],
+            last=last,
+        )
+    ]
 
 
 def _by_place(arguments: list[str]) -> dict[str, str]:
@@ -203,22 +275,28 @@ def _shown(text: str) -> str:
     return f"'{text.strip()[:80]}'"
 
 
-def _joined(pieces: list[str]) -> str:
-    """The text around the tags, without the commas and spaces that only the tags needed.
-
-    Nothing else is touched: line breaks and odd spacing inside a piece stay as they are.
-    """
-    words = [pieces[0].rstrip()]
-    gap = pieces[0][len(words[0]) :]  # what stood before the tag
-    for piece in pieces[1:]:
-        core = piece.lstrip()
-        gap = gap or piece[: len(piece) - len(core)]
-        if core.startswith(",") and words[-1].endswith(_OPENERS) or not words[-1]:
-            core = core.removeprefix(",").lstrip()
-        elif core.startswith(","):
-            gap = ""
-        if core:
-            words += [gap, core.rstrip()]
-            gap = core[len(words[-1]) :]
-    text = "".join(words).strip()
-    return text if pieces[-1].strip(" ,") else text.removesuffix(",").rstrip()
+def as_read_before(text: str) -> str:
+    """A prompt of rules 1 so that it means the same now. Those left out the commas that only tags
+    needed, and took both numbers of (lora:a:0.8:1.2) for weights."""
+    pieces, tags, end = [], [], 0
+    for token in tokens(text):
+        if token.kind in ("tag", "bare"):
+            emphasis = _EMPHASIS.match(text, token.end) if token.kind == "bare" else None
+            within = emphasis and token.text.count(":") > 1
+            pieces.append(text[end : token.start])
+            tags.append(f"<{token.text}:{emphasis[1]}>" if emphasis and within else token.text)
+            end = emphasis.end() - 1 if emphasis and within else token.end
+    if not tags:
+        return text
+    pieces.append(text[end:])
+    before, last = "", 0  # the words so far, as far as they matter; which piece holds the last
+    for index, piece in enumerate(pieces):
+        needless = not before or before.endswith(_OPENERS)
+        if index and needless and piece.lstrip().startswith(","):
+            pieces[index] = piece = piece.replace(",", "", 1)
+        if words := piece.strip():
+            before, last = words, index
+    if not pieces[-1].strip(" ,"):
+        kept = pieces[last].rstrip()
+        pieces[last] = kept.removesuffix(",") + pieces[last][len(kept) :]
+    return "".join(piece + tag for piece, tag in zip(pieces, [*tags, ""], strict=True))

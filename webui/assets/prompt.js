@@ -35,6 +35,9 @@
     }
   };
 
+  // Words as they are meant, without the backslashes that keep brackets from weighing them.
+  const plainWords = (text) => text.replace(/\\([^])/g, "$1").toLowerCase();
+
   const toggle = (card) => {
     const box = promptBox();
     const { tag, words, weight } = card.dataset;
@@ -42,8 +45,8 @@
     if (tagOf(tag).test(text)) {
       text = text.replace(tagOf(tag), "").replace(/^[\s,]+/, "");
     } else {
-      const lower = text.toLowerCase();
-      const missing = words.split(", ").filter((word) => word && !lower.includes(word.toLowerCase()));
+      const spoken = plainWords(text);
+      const missing = words.split(", ").filter((word) => word && !spoken.includes(plainWords(word)));
       const parts = [text.trim().replace(/,$/, ""), ...missing, `<lora:${tag}:${weight}>`];
       text = parts.filter(Boolean).join(", ");
     }

@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from sdlora import runs
 from sdlora.errors import SdloraError
+from sdlora.prompt.scanner import plain_words
 from sdlora.settings import ImageRequest
 from webui import markup, reading
 from webui.chooser import Chooser
@@ -179,7 +180,8 @@ def _title(run: Run) -> str:
 def with_tag(prompt: str, name: str, words: tuple[str, ...], weight: float) -> str:
     """The prompt with a LoRA's tag and the words that call it, each unless it is there already."""
     tag = f"<lora:{name}:{weight:g}>"
-    missing = [word for word in words if word.lower() not in prompt.lower()]
+    spoken = plain_words(prompt).lower()
+    missing = [word for word in words if plain_words(word).lower() not in spoken]
     if f"<lora:{name}:".lower() not in prompt.lower():
         missing.append(tag)
     return ", ".join(filter(None, [prompt.strip().rstrip(","), *missing]))

@@ -17,6 +17,7 @@ from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
+from sdlora.prompt.scanner import escaped
 from sdlora.settings import TrainSettings
 from webui import captions, datasets, markup, preflight
 from webui.costs import known_cost
@@ -24,6 +25,7 @@ from webui.describing import Describing
 from webui.errand import Errand
 from webui.follow import Follower
 from webui.form import Form
+from webui.loras import prompt_words
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 from webui.training import Training
@@ -307,8 +309,8 @@ def called(studio: Studio, run: Run, tag: str) -> tuple[str, tuple[str, ...], fl
     weight = markup.USUAL_WEIGHT
     with suppress(LoraFileError):
         entry = studio.library.find(tag)
-        words, weight = entry.trigger_words, markup.usual_weight(entry)
+        words, weight = prompt_words(entry), markup.usual_weight(entry)
     if not words:
         said = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
-        words = tuple(filter(None, [said.trigger_word]))
+        words = tuple(filter(None, [escaped(said.trigger_word)]))
     return tag, words, weight
