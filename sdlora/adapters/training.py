@@ -75,7 +75,8 @@ def _ask(settings: TrainSettings, group: str, weight: Tensor) -> Ask:
     rank = min(wanted, highest_rank(settings.adapter, weight))
     # rslora's alpha is for all ranks, the others' scale is
     alpha = settings.scale(group) * (wanted if settings.adapter == "rslora" else rank)
-    return Ask(rank, alpha, settings.of_group("dropout", group), settings.lokr_factor or -1)
+    dropout = settings.of_group("dropout", group)
+    return Ask(rank, alpha, dropout, settings.lokr_factor or -1, settings.dora_axis)
 
 
 def _draw(family: Family, seed: int) -> None:
@@ -155,13 +156,17 @@ class Trainable:
     trained: int
     total: int  # the UNet's and text encoders' own parameters
     layers: int
+    note: str = ""
 
     def __str__(self) -> str:
         share = 100 * self.trained / self.total
         return (
             f"{self.trained:,} parameters in {self.layers} layers learn: "
-            f"{share:.2f} % beside {self.total:,} that stay"
+            f"{share:.2f} % beside {self.total:,} that stay{self.note}"
         )
+
+
+BY_OUTPUT = "; a DoRA by output, which ComfyUI, Forge, A1111 and InvokeAI misread"
 
 
 def trainable_report(family: Family) -> Trainable:
@@ -174,4 +179,6 @@ def trainable_report(family: Family) -> Trainable:
     every = [p for model in family.parts.values() for p in model.parameters()]
     trained = sum(p.numel() for p in every if p.requires_grad)
     total = sum(p.numel() for p in every if id(p) not in fresh)
-    return Trainable(trained, total, len(layers))
+    norms = [m for layer in layers for m in getattr(layer, "lora_magnitude_vector", {}).values()]
+    note = BY_OUTPUT if any(its.axis == 0 for its in norms) else ""
+    return Trainable(trained, total, len(layers), note)

@@ -17,8 +17,14 @@ from torch import Tensor
 from sdlora.errors import LoraFileError
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.formats import ROLES, dotted
+from sdlora.messages import PerSurface
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' name of what `peft_metadata` gives
+# What turns every kind into the one that every program reads
+AS_LORA = PerSurface(
+    "lora convert --to lora makes it a LoRA of nearly the same change",
+    "`lora convert --to lora` on the command line makes it a LoRA of nearly the same change",
+)
 Layers = Mapping[str, Adapter]
 
 _KOHYA: dict[str, str] = {role: end for end, role in reversed(ROLES.items())}
@@ -88,11 +94,11 @@ def _by_place(layers: Layers) -> dict[tuple[str, str], Adapter]:
         scale = adapter.tensors.get("dora_scale")
         by_input = scale is not None and scale.shape[0] != adapter.shape[0]
         if adapter.kind not in ("LoRA", "DoRA") or adapter.tensors.keys() - _PEFT_ROLES or by_input:
-            what = "DoRA by input" if by_input else adapter.kind
             raise LoraFileError(
-                f"layer {name[:80]!r} is a {what} layer that PEFT's format cannot hold; it holds "
-                "LoRA, and DoRA by output"
-            )
+                "layer {layer!r:.82} is a {kind} layer that PEFT's format cannot hold; it holds "
+                "LoRA, and DoRA by output. {advice}",
+                layer=name, kind="DoRA by input" if by_input else adapter.kind, advice=AS_LORA,
+            )  # fmt: skip
         if flat.startswith(_FIRST_CODE):
             raise LoraFileError(
                 f"layer {name[:80]!r} has the name of the base model's first code; PEFT's format "
