@@ -18,6 +18,7 @@ from sdlora.device import generator_for
 from sdlora.errors import DeviceError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile
+from sdlora.lora.vocabulary import first_code_names
 from sdlora.settings import TrainSettings
 
 Place = tuple[str, str]  # part, path in it
@@ -132,12 +133,14 @@ def detach(family: Family) -> None:
 
 
 def collect(family: Family) -> LoraFile:
-    """What the attached adapters have learnt so far, copied to the CPU; without metadata."""
-    layers = _adapted(family)
+    """What the attached adapters have learnt so far, copied to the CPU, with the names that others
+    read; without metadata."""
+    layers, names = _adapted(family), family.module_names()
+    spelt = first_code_names(family.name, names)
     return LoraFile(
         {
-            name: KINDS[layers[place].learns_as].read(layers[place])
-            for name, place in family.module_names().items()
+            spelt.get(name, name): KINDS[layers[place].learns_as].read(layers[place])
+            for name, place in names.items()
             if place in layers
         }
     )
