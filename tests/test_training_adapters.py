@@ -18,6 +18,7 @@ from sdlora.adapters import (
     detach,
     layers,
     limit_norms,
+    training,
     trainable_report,
 )
 from sdlora.adapters.layers import ADAPTER, KINDS
@@ -355,3 +356,20 @@ def test_report_counts(family: Family) -> None:
         attach(family, asked(way, targets=("feed_forward",)))
         assert ("A1111 and InvokeAI misread" in str(trainable_report(family))) == misread
         detach(family)
+
+
+def test_what_is_collected_has_the_names_that_kohya_writes(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which those are is the vocabulary's: it is asked about all layers of the model, for what some
+    of them are called hangs on the others."""
+    whole = list(family.module_names())
+    renamed = {name: f"{name}_renamed" for name in whole}
+    monkeypatch.setattr(
+        training, "first_code_names",
+        lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
+    )  # fmt: skip
+    attach(family, asked("lora", targets=("feed_forward",)))
+    names = list(collect(family).layers)
+    detach(family)
+    assert names and all(name.endswith("_renamed") for name in names)

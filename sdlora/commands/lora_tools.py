@@ -26,7 +26,7 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.changes import Pristine, has_matrix, no_weights
 from sdlora.lora.chart import draw
 from sdlora.lora.compare import compare as compared
-from sdlora.lora.convert import alike, number_format, renamed, rounding
+from sdlora.lora.convert import alike, number_format, renamed, rounding, with_one_alpha
 from sdlora.lora.describe import find_file
 from sdlora.lora.file import LoraFile, read_lora, write_lora
 from sdlora.lora.kinds import unread_note
@@ -113,7 +113,8 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
     file, lost = read, rounding(read, dtype)
     if settings.to == "lora":
         recipe = Recipe(rank=settings.highest_rank, keep=settings.least_kept, dtype=dtype)
-        file, lost = resized(alike(read), recipe, _pristine(settings.model, workspace))
+        plain, lost = resized(alike(read), recipe, _pristine(settings.model, workspace))
+        file = with_one_alpha(plain)
         said |= _of_ranks(file)
     if settings.private:
         said = provenance.named(provenance.without_private(said), path.stem)

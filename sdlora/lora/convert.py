@@ -119,6 +119,24 @@ def _placed(half: Tensor, rows: Rows) -> Tensor:
     return half.new_zeros(share * of, *half.shape[1:]).index_copy(0, places, half)
 
 
+def with_one_alpha(file: LoraFile) -> LoraFile:
+    """`file`, of LoRAs alone, with one alpha for all layers and the difference in their ups:
+    diffusers 0.42 takes one for all attention layers of a file with kohya's names."""
+    ranks = [adapter.rank for adapter in file.layers.values() if adapter.kind == "LoRA"]
+    alpha = float(max(ranks, default=1))
+    layers = {
+        name: _of_alpha(adapter, alpha) if adapter.kind == "LoRA" else adapter
+        for name, adapter in file.layers.items()
+    }
+    return replace(file, layers=layers)
+
+
+def _of_alpha(adapter: Adapter, alpha: float) -> Adapter:
+    up = adapter.tensors["up"]
+    scaled = (up.float() * (_scale(adapter) * adapter.rank / alpha)).to(up.dtype)
+    return Adapter("LoRA", {**adapter.tensors, "up": scaled, "alpha": torch.tensor(alpha)})
+
+
 def number_format(*files: LoraFile) -> torch.dtype:
     """The narrowest format that holds all of their numbers."""
     layers = (adapter for file in files for adapter in file.layers.values())

@@ -113,11 +113,15 @@ def _stacks(base: str, known: Collection[str]) -> Names:
         return first_names(base, known)
     if base != "sdxl":
         return {}
-    found = first_names(base, {*known, *_SDXL})
-    back = diffusers_names(base, found)
-    # a model of another depth counts its blocks otherwise: its names stay
-    alike = all(back.get(first) == shares for first, shares in found.items())
-    return {first: its for first, its in found.items() if its[0][0] in known} if alike else {}
+    return {first: its for first, its in _as_sdxl({*known, *_SDXL}).items() if its[0][0] in known}
+
+
+def _as_sdxl(names: Collection[str]) -> Names:
+    """The first code's names for SDXL's layers; none for a model of another depth, which counts its
+    blocks otherwise."""
+    found = first_names("sdxl", names)
+    back = diffusers_names("sdxl", found)
+    return found if all(back.get(first) == shares for first, shares in found.items()) else {}
 
 
 def first_code_names(base: str, names: Collection[str]) -> dict[str, str]:
@@ -126,8 +130,7 @@ def first_code_names(base: str, names: Collection[str]) -> dict[str, str]:
     if base != "sdxl":
         return {}
     known = [name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)]
-    found = first_names(base, known).items()
-    return {DENOISER + shares[0][0]: DENOISER + first for first, shares in found}
+    return {DENOISER + its[0][0]: DENOISER + first for first, its in _as_sdxl(known).items()}
 
 
 def unfused(base: str, names: Iterable[str]) -> Names:
