@@ -18,8 +18,8 @@ from sdlora.adapters import (
     detach,
     layers,
     limit_norms,
-    training,
     trainable_report,
+    training,
 )
 from sdlora.adapters.layers import ADAPTER, KINDS
 from sdlora.errors import SettingsError
