@@ -238,12 +238,12 @@ def unread_in(shapes: Shapes, layers: Mapping[str, Layer]) -> tuple[str, ...]:
 
 def unread_note(file: str, unread: Sequence[str]) -> Message:
     """What to say of a file's keys that are not known and not used."""
-    names = ", ".join(repr(key[:MOST_LETTERS]) for key in unread[:MOST_NAMED])
-    more = " and others" if len(unread) > MOST_NAMED else ""
+    names = [repr(key[:MOST_LETTERS]) for key in unread[:MOST_NAMED]]
+    if left := len(unread) - len(names):
+        names.append(f"{left} more")
     return Message(
-        "{count} tensors of {file} are not known here and not used: {names}{more}",
-        count=len(unread), file=file, names=names, more=more,
-    )  # fmt: skip
+        "{file} has tensors that are not known here and not used: {names}", file=file, names=names
+    )
 
 
 def _layer(name: str, keys: dict[str, str], shapes: Shapes) -> Layer:
