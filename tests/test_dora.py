@@ -1,5 +1,6 @@
 """DoRA as it learns, along either axis, against eq. 5 of its paper in float64."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch.nn.functional import conv2d, linear
 
 from sdlora.adapters.layers import ADAPTER, KINDS, Ask
 from sdlora.lora.adapter import Adapter
+from sdlora.lora.file import LoraFile, write_lora
+from sdlora.lora.recipe import PICTURES, SETTINGS, VERSIONS, read_recipe
 from sdlora.settings import TrainSettings
 
 AXES: tuple[Any, ...] = ("input", "output")
@@ -125,3 +128,13 @@ def test_what_was_recorded_before_there_was_a_choice_is_by_output(tmp_path: Path
     assert TrainSettings.load(path).dora_axis == "output"
     path.write_text('{"data": "x", "name": "x"}')
     assert "dora_axis" not in TrainSettings.load(path).given()
+
+
+def test_a_lora_of_before_is_repeated_by_output(tmp_path: Path) -> None:
+    """`train --like` of a file whose recipe knows no axis; one that names it is believed."""
+    layers = {"lora_unet_x": Adapter.lora(torch.ones(1, 4), torch.ones(4, 1), 1.0)}
+    for given, axis in (({}, "output"), ({"dora_axis": "input"}, "input")):
+        settings = json.dumps({"adapter": "dora", **given})
+        said = {SETTINGS: settings, VERSIONS: "{}", PICTURES: "x"}
+        path = write_lora(LoraFile(layers, said), tmp_path / "a.safetensors")
+        assert read_recipe(path).settings["dora_axis"] == axis
