@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
+from sdlora.adapters import layers
 from sdlora.adapters.layers import ADAPTER, KINDS, Ask
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile, write_lora
@@ -62,8 +63,12 @@ def inputs(base: str) -> Tensor:
     return torch.randn((5, IN) if base == "linear" else (2, IN, 4, 4), generator=rng)
 
 
+@pytest.mark.parametrize("most", [layers.MOST_WEIGHT, 0])  # at once, and beside the base
 @pytest.mark.parametrize(("axis", "base"), CELLS)
-def test_answer_and_gradients_are_those_of_the_paper(axis: str, base: str) -> None:
+def test_answer_and_gradients_are_those_of_the_paper(
+    axis: str, base: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MOST_WEIGHT", most)
     layer, x = learnt(axis, base), inputs(base).requires_grad_()
     of, same = parts(layer), x.detach().double().requires_grad_()
     ours, theirs = layer(x), by_paper(layer, axis, same, of)
@@ -74,6 +79,22 @@ def test_answer_and_gradients_are_those_of_the_paper(axis: str, base: str) -> No
     grads = [half[ADAPTER].weight.grad for half in halves] + [x.grad]
     for grad, wanted in zip(grads, (*of, same), strict=True):
         assert (grad - wanted.grad).norm() < 1e-5 * wanted.grad.norm()
+
+
+@pytest.mark.parametrize("most", [layers.MOST_WEIGHT, 0])
+@pytest.mark.parametrize(("axis", "base"), CELLS)
+def test_nothing_changes_before_the_first_step(
+    axis: Any, base: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, as it learns and as it is shown; a large layer rounds its norms somewhere."""
+    monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+    kind: Any = nn.Linear if base == "linear" else nn.Conv2d
+    plain = kind(IN, 301, *BASES[base][2:3]).requires_grad_(False)
+    layer = KINDS["dora"].build(plain, Ask(4, 2.0, 0.0, -1, axis))
+    layer.lora_B[ADAPTER].weight.data.zero_()
+    x = inputs(base).repeat(100, *(1,) * (inputs(base).dim() - 1))
+    for mode in (True, False):
+        assert torch.equal(layer.train(mode)(x), plain(x))
 
 
 @pytest.mark.parametrize(("axis", "base"), CELLS)

@@ -31,15 +31,23 @@ class _Norms:
     def get_weight_norm(
         self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
     ) -> Tensor:
-        merged = weight.float() + scaling * lora_weight.float().reshape(weight.shape)
-        norm = torch.linalg.vector_norm(merged.movedim(self.axis, 0).flatten(1), dim=1)
-        return norm if weight.dim() == 2 else norm[None, :, None, None]
+        return self.norm(weight.float() + scaling * lora_weight.float().reshape(weight.shape))
+
+    def norm(self, direction: Tensor) -> Tensor:
+        """(n,), or (1,n,1,1) of a convolution, along the axis. Computed in one way everywhere, so
+        that magnitudes that begin as it are exactly 1 of it."""
+        norm = torch.linalg.vector_norm(direction.movedim(self.axis, 0).flatten(1), dim=1)
+        return norm if direction.dim() == 2 else norm[None, :, None, None]
 
 
 class _InputNorms(_Norms):
     """Per input: W' x = (W + s B A)(g x) with g = m / |W + s B A|, so that inputs are scaled."""
 
     axis = 1
+
+    def rescaled(self: Any, direction: Tensor) -> Tensor:
+        """W' of the direction W + s B A."""
+        return direction * (self.weight / self.norm(direction.detach()))
 
     def forward(self: Any, x: Tensor, *, lora_A: Any, lora_B: Any, scaling: float,
                 base_layer: Any, **_: Any) -> Tensor:  # fmt: skip

@@ -132,6 +132,8 @@ class _AtOnce:
         down, up = (half.flatten(1) for half in _halves(self))
         scale = self.scaling[ADAPTER]
         changed = torch.addmm(weight.flatten(1), up, down, alpha=scale).view_as(weight)
+        for norms in self.lora_magnitude_vector.values():
+            changed = norms.rescaled(changed)
         if weight.dim() == 2:
             return linear(x, changed, base.bias)
         return base._conv_forward(x, changed, base.bias)
@@ -185,7 +187,11 @@ def _pissa(base: nn.Module, ask: Ask) -> Any:
 
 
 def _dora(base: nn.Module, ask: Ask) -> Any:
-    layer = _beside(base, ask, use_dora=True)
+    """By output as peft computes it. By input at once, where that can be: beside, it takes a second
+    product with W; with dropout, which is of the inputs of A alone, there is no other way."""
+    at_once = ask.dora_axis == "input" and not ask.dropout
+    kinds = (_LinearAtOnce, _ConvAtOnce) if at_once else (lora.Linear, lora.Conv2d)
+    layer = _beside(base, ask, kinds, use_dora=True)
     layer.lora_magnitude_vector[ADAPTER] = magnitudes(base, ask.dora_axis)
     return layer
 
