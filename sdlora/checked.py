@@ -40,7 +40,12 @@ class Settings(BaseModel):
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SettingsError(f"{path} cannot be read as settings: {error}") from None
-        return cls.of(values)
+        return cls.of(cls.from_record(values) if isinstance(values, dict) else values)
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values from a file that an earlier version may have written, as they were meant."""
+        return dict(values)
 
     @classmethod
     def groups(cls) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ Parts of `TrainSettings`; apart only because a page holds no more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +22,7 @@ from sdlora.by_group import TEXT_ENCODER, TargetGroup, by_group, of_group
 from sdlora.checked import Settings
 
 AdapterKind = Literal["lora", "dora", "rslora", "pissa", "loha", "lokr", "oft"]
+DoraAxis = Literal["input", "output"]
 Loss = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Weighting = Literal["min_snr", "debiased", "flat"]
@@ -84,6 +85,11 @@ class AdapterSettings(Settings):
     lokr_factor: int | None = Field(
         None, ge=2, le=1024, description="Size of lokr's smaller half; empty: as even as can be"
     )
+    dora_axis: DoraAxis = Field(
+        "input",
+        description="What dora has a magnitude for: each input, which every program with DoRA "
+        "reads, or each output, as in peft, which ComfyUI, Forge, A1111 and InvokeAI misread",
+    )
     max_norm: float = Field(
         0.0, ge=0, le=1000, description="No layer's change may become larger than this; 0: any size"
     )
@@ -109,6 +115,20 @@ class AdapterSettings(Settings):
         if self.adapter == "pissa" and self.max_norm:
             raise ValueError("max_norm is not for pissa, whose matrices begin large: leave it at 0")
         return self
+
+    @model_validator(mode="after")
+    def _record_axis(self) -> Self:
+        # a record that lacks it is one of before there was a choice, see `from_record`
+        if self.adapter == "dora":
+            self.model_fields_set.add("dora_axis")
+        return self
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that a run or a LoRA was recorded with, as they were meant: dora was per output
+        before there was a choice."""
+        before = {"dora_axis": "output"} if values.get("adapter") == "dora" else {}
+        return {**before, **values}
 
     def of_group(self, name: str, group: str) -> Any:
         """`rank`, `learning_rate` or `dropout` of a group of layers."""

@@ -57,7 +57,7 @@ def changed(settings: Mapping[str, Any], folder: Path) -> TrainSettings:
     for epochs, steps in _IN_EPOCHS.items():
         if steps in changes and epochs not in changes:
             changes[epochs] = None
-    return TrainSettings.of({**settings, **changes})
+    return TrainSettings.of(TrainSettings.from_record({**settings, **changes}))
 
 
 def write_changes(folder: Path, settings: TrainSettings, changes: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         "Adapter": (
             *("adapter", "rank", "alpha", "conv_rank", "dropout", "targets"),
             *("train_unet", "train_text_encoder", "group_rank", "group_alpha", "group_dropout"),
-            *("lokr_factor", "max_norm"),
+            *("lokr_factor", "dora_axis", "max_norm"),
         ),
         "Objective": (
             *("loss", "loss_weighting", "min_snr_gamma", "huber_threshold", "huber_schedule"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdlora.adapters import Blend
 from sdlora.families import open_family
@@ -149,6 +149,17 @@ def test_a_curve_that_the_text_encoder_does_not_follow_is_told(tmp_path: Path) -
         assert ["in the denoiser only" in problem for problem in sheet.problems] == [
             True
         ] * expected
+    painter.blend.clear()
+
+
+def test_what_of_a_file_is_not_known_is_told_and_the_rest_used(tmp_path: Path) -> None:
+    family, path = open_tiny("sd1"), tmp_path / "odd.safetensors"
+    tensors = load_file(write_lora(tiny_lora(family), path, torch.float32))
+    save_file({**tensors, "odd.key": torch.ones(1)}, path)
+    painter = Painter(family, Library([tmp_path]))
+    sheet = painter.prepare(ImageRequest.of({"prompt": "a cat <lora:odd:1>", "steps": 2}))
+    assert sheet.problems == ["odd has tensors that are not known here and not used: 'odd.key'"]
+    assert not sheet.unused and len(sheet.still) == 1
     painter.blend.clear()
 
 

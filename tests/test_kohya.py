@@ -164,6 +164,7 @@ def test_values_mean_what_they_mean_to_sd_scripts(
         (["algo=loha", "preset=attn-mlp"], "loha", ("attention", "feed_forward")),
         (["algo=lokr", "factor=8", "preset=attn-only"], "lokr", ("attention",)),
         (["algo=lora", "dora_wd=True"], "dora", ("attention", "feed_forward", "conv")),
+        (["dora_wd=1", "wd_on_output=0", "preset=attn-only"], "dora", ("attention",)),
         (["algo=diag-oft"], "oft", ("attention", "feed_forward", "conv")),
     ],
 )
@@ -174,6 +175,7 @@ def test_lycoris_algorithms_are_adapters(
     settings, _ = read(tmp_path, text)
     assert (settings.adapter, settings.targets) == (adapter, targets)
     assert settings.lokr_factor == (8 if adapter == "lokr" else None)
+    assert adapter != "dora" or (settings.dora_axis == "input") == ("wd_on_output=0" in arguments)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from kind_cases import by_input, make_loha, make_lokr, make_lora, random
 from launch import ROOT
 from sdlora.cli import main
 from sdlora.commands.lora import TOOLS
+from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile, read_lora, write_lora
 from tiny import open_tiny, tiny, tiny_lora
 
@@ -97,6 +100,49 @@ def test_convert(run: Run, workspace: Path, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(
         tiny("sd1"), safety_checker=None, requires_safety_checker=False
     ).load_lora_weights(out)
+
+
+def of_kind(kind: str, workspace: Path) -> None:
+    """That kind of adapter on the layers of `one`, as `odd`, with a key that nobody knows."""
+    make = {"LoHa": make_loha, "LoKr": make_lokr(False, True), "DoRA": by_input(make_lora)}[kind]
+    layers = read_lora(workspace / "loras" / "one.safetensors").layers
+    few = {name: it for name, it in layers.items() if "attn1" in name}
+    made = {
+        name: Adapter(kind, make(it.shape, random(number)))
+        for number, (name, it) in enumerate(few.items())
+    }
+    path = write_lora(LoraFile(made), workspace / "loras" / "odd.safetensors", torch.float32)
+    save_file({**load_file(path), "odd.key": torch.ones(1)}, path)
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA"])
+def test_convert_to_what_every_program_reads(kind: str, run: Run, workspace: Path) -> None:
+    of_kind(kind, workspace)
+    asked = ["convert", "odd", "--to", "lora", "--output", "plain", "--precision", "fp32"]
+    code, (answer,), _ = run(*asked, "--model", "tiny")
+    assert code == 0 and answer["lost"]["all"] < 0.02
+    assert (
+        "odd.safetensors has tensors that are not known here and not used" in answer["warnings"][0]
+    )
+    before, after = (read_lora(workspace / "loras" / f"{n}.safetensors") for n in ("odd", "plain"))
+    assert after.kinds.keys() == {"LoRA"} and after.layers.keys() == before.layers.keys()
+    assert after.metadata["ss_network_module"] == "networks.lora"
+    stock: Any = StableDiffusionPipeline.from_pretrained(
+        tiny("sd1"), safety_checker=None, requires_safety_checker=False
+    )
+    family = open_tiny("sd1")
+    stock.load_lora_weights(workspace / "loras" / "plain.safetensors")
+    stock.fuse_lora()
+    for name, adapter in before.layers.items():
+        part, path = family.module_names()[name]
+        layer = (stock.unet if part == "denoiser" else stock.text_encoder).get_submodule(path)
+        weight = family.parts[part].get_submodule(path).weight.detach()
+        wanted = adapter.delta(weight)
+        assert (layer.base_layer.weight - weight - wanted).norm() < 0.02 * wanted.norm(), name
+    code, (answer,), _ = run(*asked, "--model", "tiny", "--rank", "1", "--overwrite")
+    assert (code, answer["rank"]) == (0, "1") and answer["lost"]["all"] > 0.05
+    code, _, said = run("convert", "odd", "--rank", "1", "--output", "no")
+    assert code != 0 and "--to lora" in said
 
 
 def test_merge_writes_what_it_says(run: Run, workspace: Path) -> None:

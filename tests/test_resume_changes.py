@@ -99,3 +99,9 @@ def test_values_out_of_bounds_are_refused(run: Run, tmp_path: Path) -> None:
         write_changes(tmp_path, run.settings(), {"steps": 0})
     write_changes(tmp_path, run.settings(), {"steps": 10})
     assert json.loads((tmp_path / RESUME_FILE).read_text("utf-8")) == {"steps": 10}
+
+
+def test_a_run_of_before_there_was_a_choice_keeps_its_axis(run: Run, tmp_path: Path) -> None:
+    settings = run.settings(adapter="dora").model_dump(mode="json")
+    del settings["dora_axis"]
+    assert changed(settings, tmp_path).dora_axis == "output"

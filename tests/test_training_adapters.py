@@ -19,6 +19,7 @@ from sdlora.adapters import (
     layers,
     limit_norms,
     trainable_report,
+    training,
 )
 from sdlora.adapters.layers import ADAPTER, KINDS
 from sdlora.errors import SettingsError
@@ -42,10 +43,17 @@ FILE_KIND = {
 }  # fmt: skip
 
 
-def asked(kind: str, **more: Any) -> TrainSettings:
+BY_OUTPUT = "dora by output"  # what --dora-axis output asks for
+WAYS = (*KINDS, BY_OUTPUT)
+
+
+def asked(way: str, **more: Any) -> TrainSettings:
     """Every group of layers, with that kind of adapter."""
+    if way == BY_OUTPUT:
+        more["dora_axis"] = "output"
     return TrainSettings.of({
-        "data": "x", "name": "x", "adapter": kind, "rank": 4, "alpha": 2, "conv_rank": 3,
+        "data": "x", "name": "x", "adapter": way.partition(" ")[0],
+        "rank": 4, "alpha": 2, "conv_rank": 3,
         "targets": ["attention", "feed_forward", "conv"], "train_text_encoder": True, **more,
     })  # fmt: skip
 
@@ -70,7 +78,7 @@ SETTINGS = TrainSettings(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_fresh_adapter_changes_nothing(family: Family, kind: str) -> None:
     pristine, before = weights_hash(family), answers(family)
     drops = {} if kind == "oft" else {"dropout": 0.1}
@@ -102,7 +110,7 @@ def random_numbers(learning: list[Learning], seed: int = 0) -> None:
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=rng)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: Path) -> None:
     """Written, read and blended into the pristine weights it gives the trained model's answers; and
     layer by layer its delta is that of peft."""
@@ -118,7 +126,7 @@ def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: 
             torch.testing.assert_close(delta, peft_says, atol=1e-5, rtol=1e-4)
     detach(family)
     again = read_lora(write_lora(file, tmp_path / "a.safetensors", torch.float32))
-    assert again.kinds.keys() == {FILE_KIND[kind]}
+    assert again.kinds.keys() == {FILE_KIND[kind.partition(" ")[0]]}
     blend = Blend(family)
     blend.apply([(again, 1.0, 1.0)])
     blended = answers(family)
@@ -128,13 +136,14 @@ def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: 
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "pissa", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "pissa", BY_OUTPUT])
 def test_in_stock_diffusers(family: Family, kind: str, tmp_path: Path) -> None:
-    """kohya's names for LoRA; DoRA needs PEFT's, for diffusers drops the norms of kohya's."""
+    """kohya's names for LoRA; DoRA needs PEFT's, for diffusers drops the norms of kohya's, and the
+    output's axis, which is peft's."""
     random_numbers(attach(family, asked(kind)))
     trained, file = answers(family), collect(family)
     detach(family)
-    names: Any = "peft" if kind == "dora" else "kohya"
+    names: Any = "peft" if kind == BY_OUTPUT else "kohya"
     path = write_lora(file, tmp_path / "a.safetensors", torch.float32, names)
     stock: Any = StableDiffusionPipeline.from_pretrained(tiny("sd1"))
     stock.load_lora_weights(tmp_path, weight_name=path.name)
@@ -327,6 +336,9 @@ def test_other_programs_are_told_the_kind() -> None:
     }  # fmt: skip
     assert arguments["loha"]["algo"] == "loha" and arguments["oft"]["algo"] == "diag-oft"
     assert arguments["dora"]["dora_wd"] == "True" and "algo" not in arguments["pissa"]
+    by_output = json.loads(training_metadata(asked(BY_OUTPUT), facts)["ss_network_args"])
+    axes = (arguments["dora"]["wd_on_output"], by_output["wd_on_output"])
+    assert axes == ("False", "True") and "wd_on_output" not in arguments["lora"]
     assert said["pissa"]["ss_network_dim"] == "8" and said["lora"]["ss_network_dim"] == "4"
     assert (arguments["lora"]["conv_dim"], arguments["lora"]["conv_alpha"]) == ("3", "1.5")
 
@@ -340,6 +352,27 @@ def test_report_counts(family: Family) -> None:
     assert report.layers == len(file.layers)
     assert report.total == sum(p.numel() for m in family.parts.values() for p in m.parameters())
     assert f"{report.trained:,} parameters in {report.layers} layers learn" in str(report)
+    for way, misread in (("dora", False), (BY_OUTPUT, True)):
+        attach(family, asked(way, targets=("feed_forward",)))
+        assert ("A1111 and InvokeAI misread" in str(trainable_report(family))) == misread
+        detach(family)
+
+
+def test_what_is_collected_has_the_names_that_kohya_writes(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which those are is the vocabulary's: it is asked about all layers of the model, for what some
+    of them are called hangs on the others."""
+    whole = list(family.module_names())
+    renamed = {name: f"{name}_renamed" for name in whole}
+    monkeypatch.setattr(
+        training, "first_code_names",
+        lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
+    )  # fmt: skip
+    attach(family, asked("lora", targets=("feed_forward",)))
+    names = list(collect(family).layers)
+    detach(family)
+    assert names and all(name.endswith("_renamed") for name in names)
 
 
 def test_the_text_encoder_alone_can_learn(family: Family) -> None:

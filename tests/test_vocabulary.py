@@ -28,7 +28,7 @@ from architectures import ARCHITECTURES, BASES, read_keys, shapes
 from first_code import FIRST_CODE
 from sdlora.errors import LoraFileError
 from sdlora.lora.naming import Rows
-from sdlora.lora.vocabulary import Slot, fused, unfused, vocabulary
+from sdlora.lora.vocabulary import Slot, first_code_names, fused, unfused, vocabulary
 
 BASE_NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux", "starter")
 UNETS = ("sd1", "sd2", "sdxl")
@@ -259,10 +259,32 @@ def test_stack_with_shares_missing() -> None:
 
 
 def test_names_that_are_not_to_be_stacked_stay() -> None:
-    for name in ("sd1", "sdxl", "sd3"):
+    for name in ("sd1", "sd2", "sd3"):
         names = [flat(path) for path in read_keys(name)["denoiser"]]
         assert fused(name, names) == {name: ((name, None),) for name in names}
     assert fused("flux", flux_rows()) == {name: ((name, None),) for name in flux_rows()}
+
+
+def test_sdxl_is_written_with_the_names_of_its_first_code() -> None:
+    """As kohya does, whichever of its layers a file has; each is the module that it was."""
+    names = [flat(path) for path in read_keys("sdxl")["denoiser"]]
+    whole = fused("sdxl", names)
+    layers = {flat(layer) for layer, shape in FIRST_CODE["sdxl"].items() if len(shape) > 1}
+    assert whole.keys() == layers
+    for first, ((name, rows),) in whole.items():
+        assert name and rows is None
+        assert words("sdxl")[first] == words("sdxl")[name]
+        assert fused("sdxl", [name]) == {first: ((name, None),)}, "alone"
+    upsampler = "lora_unet_up_blocks_0_upsamplers_0_conv"  # which A1111 takes for another
+    assert whole["lora_unet_output_blocks_2_2_conv"] == ((upsampler, None),)
+    spelt = first_code_names("sdxl", names)
+    assert {spelt[name]: ((name, None),) for name in names} == whole
+    assert first_code_names("sd1", names) == {}
+
+
+def test_a_model_built_otherwise_than_sdxl_keeps_its_names() -> None:
+    name = "lora_unet_down_blocks_0_resnets_4_conv1"
+    assert fused("sdxl", [name]) == {name: ((name, None),)}
 
 
 def test_stack_beside_its_share_is_refused() -> None:

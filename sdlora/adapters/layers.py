@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from peft.tuners import loha, lokr, lora
-from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from peft.tuners.oft.layer import OFTRotationModule
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sdlora.adapters.dora import dora_scale, magnitudes
+from sdlora.learning import DoraAxis
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.spectrum import Spectrum
 
@@ -38,6 +39,7 @@ class Ask:
     alpha: float
     dropout: float
     factor: int  # of lokr; -1: as even as can be
+    dora_axis: DoraAxis  # of dora: which side of the weight has the magnitudes
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class _AtOnce:
         down, up = (half.flatten(1) for half in _halves(self))
         scale = self.scaling[ADAPTER]
         changed = torch.addmm(weight.flatten(1), up, down, alpha=scale).view_as(weight)
+        for norms in self.lora_magnitude_vector.values():
+            changed = norms.rescaled(changed)
         if weight.dim() == 2:
             return linear(x, changed, base.bias)
         return base._conv_forward(x, changed, base.bias)
@@ -182,35 +186,13 @@ def _pissa(base: nn.Module, ask: Ask) -> Any:
     return layer
 
 
-class _Norms:
-    """The norms of DoRA's eq. 5, in float32 whatever the base, and without a detour over an
-    identity matrix: in half the bits they would forget the first steps."""
-
-    def get_lora_weight(self, lora_A: Any, lora_B: Any, adapter_name: str | None = None) -> Tensor:
-        with torch.autocast(lora_A.weight.device.type, enabled=False):
-            return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
-
-    def get_weight_norm(
-        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
-    ) -> Tensor:
-        merged = weight.float() + scaling * lora_weight.float().reshape(weight.shape)
-        norm = torch.linalg.vector_norm(merged.flatten(1), dim=1)
-        return norm if weight.dim() == 2 else norm[None, :, None, None]
-
-
-class _LinearNorms(_Norms, DoraLinearLayer): ...
-
-
-class _ConvNorms(_Norms, DoraConv2dLayer): ...
-
-
 def _dora(base: nn.Module, ask: Ask) -> Any:
-    layer = _beside(base, ask, use_dora=True)
-    norms = (_LinearNorms if isinstance(base, nn.Linear) else _ConvNorms)(fan_in_fan_out=False)
-    weight: Any = base.weight
-    start = norms.get_weight_norm(weight.detach(), torch.zeros_like(weight), 0.0)
-    norms.weight = nn.Parameter(start)
-    layer.lora_magnitude_vector[ADAPTER] = norms
+    """By output as peft computes it. By input at once, where that can be: beside, it takes a second
+    product with W; with dropout, which is of the inputs of A alone, there is no other way."""
+    at_once = ask.dora_axis == "input" and not ask.dropout
+    kinds = (_LinearAtOnce, _ConvAtOnce) if at_once else (lora.Linear, lora.Conv2d)
+    layer = _beside(base, ask, kinds, use_dora=True)
+    layer.lora_magnitude_vector[ADAPTER] = magnitudes(base, ask.dora_axis)
     return layer
 
 
@@ -244,10 +226,8 @@ def _as_lora(layer: Any) -> Adapter:
 
 
 def _as_dora(layer: Any) -> Adapter:
-    plain = _as_lora(layer)
-    ones = (1,) * (plain.tensors["down"].dim() - 1)
-    norms = _kept(layer.lora_magnitude_vector[ADAPTER].weight).reshape(-1, *ones)
-    return Adapter("DoRA", {**plain.tensors, "dora_scale": norms})
+    scale = dora_scale(layer.lora_magnitude_vector[ADAPTER])
+    return Adapter("DoRA", {**_as_lora(layer).tensors, "dora_scale": scale})
 
 
 def _as_difference(layer: Any) -> Adapter:

@@ -18,6 +18,7 @@ from sdlora.device import generator_for
 from sdlora.errors import DeviceError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile
+from sdlora.lora.vocabulary import first_code_names
 from sdlora.settings import TrainSettings
 
 Place = tuple[str, str]  # part, path in it
@@ -76,7 +77,8 @@ def _ask(settings: TrainSettings, group: str, weight: Tensor) -> Ask:
     rank = min(wanted, highest_rank(settings.adapter, weight))
     # rslora's alpha is for all ranks, the others' scale is
     alpha = settings.scale(group) * (wanted if settings.adapter == "rslora" else rank)
-    return Ask(rank, alpha, settings.of_group("dropout", group), settings.lokr_factor or -1)
+    dropout = settings.of_group("dropout", group)
+    return Ask(rank, alpha, dropout, settings.lokr_factor or -1, settings.dora_axis)
 
 
 def _draw(family: Family, seed: int) -> None:
@@ -132,12 +134,14 @@ def detach(family: Family) -> None:
 
 
 def collect(family: Family) -> LoraFile:
-    """What the attached adapters have learnt so far, copied to the CPU; without metadata."""
-    layers = _adapted(family)
+    """What the attached adapters have learnt so far, copied to the CPU, with the names that others
+    read; without metadata."""
+    layers, names = _adapted(family), family.module_names()
+    spelt = first_code_names(family.name, names)
     return LoraFile(
         {
-            name: KINDS[layers[place].learns_as].read(layers[place])
-            for name, place in family.module_names().items()
+            spelt.get(name, name): KINDS[layers[place].learns_as].read(layers[place])
+            for name, place in names.items()
             if place in layers
         }
     )
@@ -156,13 +160,17 @@ class Trainable:
     trained: int
     total: int  # the UNet's and text encoders' own parameters
     layers: int
+    note: str = ""
 
     def __str__(self) -> str:
         share = 100 * self.trained / self.total
         return (
             f"{self.trained:,} parameters in {self.layers} layers learn: "
-            f"{share:.2f} % beside {self.total:,} that stay"
+            f"{share:.2f} % beside {self.total:,} that stay{self.note}"
         )
+
+
+BY_OUTPUT = "; a DoRA by output, which ComfyUI, Forge, A1111 and InvokeAI misread"
 
 
 def trainable_report(family: Family) -> Trainable:
@@ -175,4 +183,6 @@ def trainable_report(family: Family) -> Trainable:
     every = [p for model in family.parts.values() for p in model.parameters()]
     trained = sum(p.numel() for p in every if p.requires_grad)
     total = sum(p.numel() for p in every if id(p) not in fresh)
-    return Trainable(trained, total, len(layers))
+    norms = [m for layer in layers for m in getattr(layer, "lora_magnitude_vector", {}).values()]
+    note = BY_OUTPUT if any(its.axis == 0 for its in norms) else ""
+    return Trainable(trained, total, len(layers), note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,10 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.changes import Pristine, has_matrix, no_weights
 from sdlora.lora.chart import draw
 from sdlora.lora.compare import compare as compared
-from sdlora.lora.convert import alike, number_format, renamed, rounding
+from sdlora.lora.convert import alike, number_format, renamed, rounding, with_one_alpha
 from sdlora.lora.describe import find_file
 from sdlora.lora.file import LoraFile, read_lora, write_lora
+from sdlora.lora.kinds import unread_note
 from sdlora.lora.merge import Recipe
 from sdlora.lora.merge import merge as merged
 from sdlora.lora.merge import resize as resized
@@ -72,8 +73,9 @@ def _checked(name: str, model: str, families: dict[str, Family], workspace: Work
         facts |= {"base": file.base, "kinds": file.kinds, "layers": len(file.layers)}
         model = model or _at_hand(file.base, workspace)
         facts["model"] = model
+        notes = _unread((name,), (file,))
         if not model:
-            return Answer(f"{name}: usable, as far as the file tells", facts)
+            return Answer(f"{name}: usable, as far as the file tells", facts, notes)
         if model not in families:
             families[model] = _open(model, workspace)
         its = fit(file, families[model])
@@ -81,7 +83,13 @@ def _checked(name: str, model: str, families: dict[str, Family], workspace: Work
         return Answer(f"{name}: not usable", {**facts, "problem": str(error)}, good=False)
     facts |= {"unmatched": list(its.unmatched)}
     count = f"{len(its.unmatched)} layers of {name} are not in {model} and would not be used"
-    return Answer(f"{name}: usable", facts, (count,) if its.unmatched else ())
+    return Answer(f"{name}: usable", facts, (*notes, *((count,) if its.unmatched else ())))
+
+
+def _unread(names: Iterable[str], files: Iterable[LoraFile]) -> tuple[str, ...]:
+    """What of the files nobody knows, in words."""
+    rows = zip(names, files, strict=True)
+    return tuple(unread_note(name, file.unread) for name, file in rows if file.unread)
 
 
 def _at_hand(base: str, workspace: Workspace) -> str:
@@ -99,9 +107,15 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
     """One file in another way: names, number format, what it says of itself."""
     path = _output(settings, workspace.loras)
     source = find_file(settings.file, workspace)
-    file = read_lora(source)
-    dtype = DTYPES.get(settings.precision) or number_format(file)
-    said = provenance.rewritten(file.metadata, "converted")
+    read = read_lora(source)
+    dtype = DTYPES.get(settings.precision) or number_format(read)
+    said, notes = provenance.rewritten(read.metadata, "converted"), _unread([source.name], [read])
+    file, lost = read, rounding(read, dtype)
+    if settings.to == "lora":
+        recipe = Recipe(rank=settings.highest_rank, keep=settings.least_kept, dtype=dtype)
+        plain, lost = resized(alike(read), recipe, _pristine(settings.model, workspace))
+        file = with_one_alpha(plain)
+        said |= _of_ranks(file)
     if settings.private:
         said = provenance.named(provenance.without_private(said), path.stem)
     if settings.trigger_words is not None:
@@ -109,10 +123,10 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
     if settings.thumbnail:
         said = provenance.with_thumbnail(said, Path(settings.thumbnail).expanduser())
     facts = _save(file, said, path, dtype, settings.names)
-    facts |= {"lost": rounding(file, dtype).by_group()}
+    facts |= {"lost": lost.by_group()}
     gone = file.metadata.keys() - said.keys() - set(provenance.STALE)
     facts |= {"taken out": sorted(gone)}
-    return [Answer(f"converted {source.name}", facts, legend=LOST)]
+    return [Answer(f"converted {source.name}", facts, notes, legend=LOST)]
 
 
 def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
@@ -136,7 +150,7 @@ def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
         if count > 1
     ]
     what = f"merged {_weighted(sources, settings.strengths)} ({method})"
-    return [Answer(what, facts, tuple(twice), legend=LOST)]
+    return [Answer(what, facts, (*_unread(_names(sources), files), *twice), legend=LOST)]
 
 
 def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
@@ -149,7 +163,7 @@ def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
     what = f"resized from rank {_ranks(before)} to {_ranks(file)}"
     said = provenance.named(provenance.rewritten(file.metadata, what), path.stem)
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype) | {"lost": losses.by_group()}
-    return [Answer(f"{source.name} {what}", facts, legend=LOST)]
+    return [Answer(f"{source.name} {what}", facts, _unread([source.name], [before]), legend=LOST)]
 
 
 def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
@@ -190,7 +204,7 @@ def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
         "modelspec.merged_from": ", ".join([settings.model, *(source.stem for source in sources)]),
     }
     save_model(family, path, settings.overwrite, said)
-    warnings = []
+    warnings = [*_unread(_names(sources), files)]
     if unmatched:
         warnings.append(f"{len(unmatched)} layers are not in the model, such as {unmatched[0]!r}")
     if any(file.embeddings for file in files):
@@ -234,6 +248,10 @@ def _save(
         "rank": _ranks(fresh),
         "bytes": path.stat().st_size,
     }
+
+
+def _names(paths: Iterable[Path]) -> list[str]:
+    return [path.name for path in paths]
 
 
 def _of_ranks(file: LoraFile) -> dict[str, str]:

@@ -98,6 +98,8 @@ class _Network:
         dora = self._take("dora_wd", flag, False)
         if dora and values["adapter"] == "lora":
             values["adapter"] = "dora"
+            by_output = self._take("wd_on_output", flag, True)  # LyCORIS 4's default
+            values["dora_axis"] = "output" if by_output else "input"
         elif dora:
             self._unused("dora_wd", "the weight is decomposed for LoRA alone")
         if self._take("rs_lora", flag, False) and values["adapter"] == "lora":

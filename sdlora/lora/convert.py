@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -32,8 +33,8 @@ _TEXTS = {
     **dict.fromkeys(("sdxl", "sd3"), {"lora_te_": "lora_te1_"}),
     "flux": {"lora_te_": "lora_te1_", "lora_te2_": "lora_te3_"},
 }
-# Stacks of these have a name that programs with kohya's names read; those of SD 3 have none
-_STACKED = ("flux",)
+# Of these, programs with kohya's names read the first code's best; of stacks in SD 3 they read none
+_FIRST_CODE = ("flux", "sdxl")
 
 
 def renamed(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
@@ -41,8 +42,8 @@ def renamed(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
 
     LoraFileError when a layer of a kind that cannot be cut or stacked would have to be.
     """
-    if names == "kohya" and file.base in _STACKED:
-        return _stacked(file)
+    if names == "kohya" and file.base in _FIRST_CODE:
+        return _stacked(alike(file) if file.base == "sdxl" else file)
     return alike(file)
 
 
@@ -58,7 +59,7 @@ def alike(file: LoraFile) -> LoraFile:
             if spelt in layers:
                 raise LoraFileError(f"layer {spelt[:80]!r} stands twice, as {name[:80]!r} too")
             layers[spelt] = adapter.rows(*rows) if rows else adapter
-    return LoraFile(layers, file.metadata, file.embeddings)
+    return replace(file, layers=layers)
 
 
 def _spelt(name: str, base: str) -> str:
@@ -71,12 +72,13 @@ def _spelt(name: str, base: str) -> str:
 def _stacked(file: LoraFile) -> LoraFile:
     layers: dict[str, Adapter] = {}
     for name, shares in fused(file.base, file.layers).items():
-        if shares == ((name, None),):
-            layers[name] = file.layers[name]
+        (first, rows), *others = shares
+        if first and rows is None and not others:
+            layers[name] = file.layers[first]
             continue
         parts = [(file.layers[theirs] if theirs else None, rows) for theirs, rows in shares]
         layers[name] = _stack(name, [(adapter, rows or (0, 1, 1)) for adapter, rows in parts])
-    return LoraFile(layers, file.metadata, file.embeddings)
+    return replace(file, layers=layers)
 
 
 def _stack(name: str, shares: Sequence[Share]) -> Adapter:
@@ -115,6 +117,24 @@ def _placed(half: Tensor, rows: Rows) -> Tensor:
     share = len(half) // (last - first)
     places = (first * share + torch.arange(len(half))) % (share * of)
     return half.new_zeros(share * of, *half.shape[1:]).index_copy(0, places, half)
+
+
+def with_one_alpha(file: LoraFile) -> LoraFile:
+    """`file`, of LoRAs alone, with one alpha for all layers and the difference in their ups:
+    diffusers 0.42 takes one for all attention layers of a file with kohya's names."""
+    ranks = [adapter.rank for adapter in file.layers.values() if adapter.kind == "LoRA"]
+    alpha = float(max(ranks, default=1))
+    layers = {
+        name: _of_alpha(adapter, alpha) if adapter.kind == "LoRA" else adapter
+        for name, adapter in file.layers.items()
+    }
+    return replace(file, layers=layers)
+
+
+def _of_alpha(adapter: Adapter, alpha: float) -> Adapter:
+    up = adapter.tensors["up"]
+    scaled = (up.float() * (_scale(adapter) * adapter.rank / alpha)).to(up.dtype)
+    return Adapter("LoRA", {**adapter.tensors, "up": scaled, "alpha": torch.tensor(alpha)})
 
 
 def number_format(*files: LoraFile) -> torch.dtype:

@@ -12,7 +12,7 @@ from sdlora.lora.formats import embeddings_of
 from sdlora.lora.groups import in_groups, part_of
 from sdlora.lora.hashes import read_hashes
 from sdlora.lora.header import read_header
-from sdlora.lora.kinds import layers_of
+from sdlora.lora.kinds import layers_of, unread_in
 from sdlora.lora.library import Library
 from sdlora.workspace import Workspace
 
@@ -62,6 +62,7 @@ def describe(path: Path) -> dict[str, Any]:
         "ranks": dict(sorted(Counter(layer.rank for layer in layers.values()).items())),
         "parts": dict(Counter(part_of(name) for name in layers)),
         "layers": {group: len(names) for group, names in in_groups(layers).items()},
+        "not used": list(unread_in(header.shapes, layers)),
         "embeddings": sorted({name for name, _ in embeddings_of(header.shapes).values()}),
         "trigger words": list(trigger_words(said)),
         "making": {what: plain(said[key]) for what, key in MAKING.items() if said.get(key)},

@@ -18,7 +18,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.bases import base_of
 from sdlora.lora.header import Head, read_head, shapes_in
 from sdlora.lora.index import Facts
-from sdlora.lora.kinds import layers_of
+from sdlora.lora.kinds import layers_of, unread_in, unread_note
 from sdlora.lora.walk import Found
 from sdlora.messages import Message
 
@@ -43,6 +43,7 @@ class Layout(NamedTuple):
     base: str = ""
     kinds: tuple[str, ...] = ()
     rank: int = 0
+    unread: tuple[str, ...] = ()  # keys that nobody knows
 
 
 Layouts = dict[tuple[int, int, int], Layout]  # by Head.layout
@@ -63,7 +64,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
         layout = _layout(head, layouts)
     except LoraFileError as error:
         problem = plain(error)
-    notes: list[str] = []
+    notes: list[str] = [unread_note(head.file, layout.unread)] if layout.unread else []
     user, page = (_sidecar(path, notes) if path else {} for path in found.sidecars)
     tags = _tags(head.metadata)
     activation_text = _words(user.get("activation text"))
@@ -92,12 +93,14 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
 
 def _layout(head: Head, layouts: Layouts) -> Layout:
     if (key := head.layout) not in layouts:
-        layers = layers_of(shapes_in(head))
+        shapes = shapes_in(head)
+        layers = layers_of(shapes)
         kinds = Counter(layer.kind for layer in layers.values())
         layouts[key] = Layout(
             base_of({name: layer.shape for name, layer in layers.items()}, {}),
             tuple(kind for kind, _ in kinds.most_common()),
             max(layer.rank for layer in layers.values()),
+            unread_in(shapes, layers),
         )
     return layouts[key]
 

@@ -14,19 +14,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.bases import base_of
 from sdlora.lora.formats import embedding_key, embeddings_of
-from sdlora.lora.header import Header, read_header
-from sdlora.lora.kinds import Layer, layers_of
+from sdlora.lora.header import Header, read_header, without_metadata
+from sdlora.lora.kinds import Layer, layers_of, unread_in
 from sdlora.lora.refusals import refusal
 from sdlora.lora.written import (
     ADAPTER_METADATA,
@@ -43,12 +43,13 @@ class LoraFile:
     """What a file holds: layers by name, free text, and textual inversions by the word for them.
 
     An embedding is (n,width) for each text encoder: "clip_l" and "clip_g", or "" for the only one.
-    Compared by identity.
+    `unread` are keys of the file that nobody knows. Compared by identity.
     """
 
     layers: dict[str, Adapter]
     metadata: dict[str, str] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:
@@ -66,27 +67,52 @@ def read_lora(path: Path) -> LoraFile:
     header = read_header(path)
     try:
         layers = layers_of(header.shapes)
-        with safe_open(path, framework="pt") as file:
-            return LoraFile(_adapters(file, layers, header), header.metadata, _bundled(file))
+        unread = unread_in(header.shapes, layers)
+        with _opened(path) as file:
+            adapters = _adapters(file, layers, header)
+            return LoraFile(adapters, header.metadata, _bundled(file), unread)
     except LoraFileError as error:
         raise LoraFileError(f"{path.name}: {error}", error.code) from None
     except (OSError, SafetensorError) as error:
         raise refusal("unreadable", file=path.name, why=error) from None
 
 
-def _adapters(file: safe_open, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
+class _Whole(dict[str, Tensor]):
+    """A file's tensors, all in memory, asked for as an open file's are."""
+
+    get_tensor = dict.__getitem__
+
+    def __enter__(self) -> _Whole:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _opened(path: Path) -> Any:
+    """`path` with its tensors to be asked for. The library refuses metadata that is not text, which
+    decides nothing here; such a file is read as if it had none."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError:
+        return _Whole(load(without_metadata(path)))
+
+
+def _adapters(file: Any, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
     ranks = {it.keys["down"]: it.rank for it in layers.values() if "down" in it.keys}
     alphas = said_alphas(header.metadata, ranks)
     adapters: dict[str, Adapter] = {}
     for name, layer in layers.items():
         tensors = {role: _finite(file.get_tensor(key), name) for role, key in layer.keys.items()}
+        if "up" in tensors:  # DyLoRA of LyCORIS leaves out the window of a convolution
+            missing = tensors["down"].dim() - tensors["up"].dim()
+            tensors["up"] = tensors["up"][(..., *(None,) * missing)]
         if "alpha" not in tensors and (said := alphas.get(layer.keys.get("down", ""))) is not None:
             tensors["alpha"] = _finite(torch.tensor(said), name)
         adapters[name] = Adapter(layer.kind, tensors)
     return adapters
 
 
-def _bundled(file: safe_open) -> dict[str, dict[str, Tensor]]:
+def _bundled(file: Any) -> dict[str, dict[str, Tensor]]:
     embeddings: dict[str, dict[str, Tensor]] = {}
     for key, (name, encoder) in embeddings_of(file.keys()).items():
         embeddings.setdefault(name, {})[encoder] = _finite(file.get_tensor(key), key)

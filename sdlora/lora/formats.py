@@ -98,6 +98,7 @@ GRAMMARS = (
             "lora_te2_": "lora_te2_",
             "lora_te3_": "lora_te3_",
             "lora_transformer_": "lora_unet_",  # OneTrainer
+            "oft_unet_": "lora_unet_",  # sd-scripts' OFT
             "lycoris_text_model_": "lora_te_text_model_",  # LyCORIS' wrapper of any module
             "lycoris_": "lora_unet_",
         },
@@ -140,7 +141,10 @@ GRAMMARS = (
 
 
 def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (layer name, role). LoraFileError names the kind when a key is none of ours."""
+    """Key -> (layer name, role), of the keys that are known.
+
+    LoraFileError when more than half of them are not; it names the kind where that is known.
+    """
     cut = {key: _cut(key) for key in keys}
     names = {
         stem: next((name for grammar in GRAMMARS if (name := grammar.read(stem))), "")
@@ -150,8 +154,17 @@ def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
         # of several text encoders the first is called te1
         names = {stem: _ONLY_TEXT.sub("lora_te1_", name) for stem, name in names.items()}
     if unknown := [key for key, (stem, role) in cut.items() if not role or not names[stem]]:
-        raise _unknown(unknown, len(cut))
+        if 2 * len(unknown) > len(cut):
+            raise _unknown(unknown, len(cut))
+        unread = set(unknown)
+        cut = {key: row for key, row in cut.items() if key not in unread}
     return {key: (names[stem], role) for key, (stem, role) in cut.items()}
+
+
+def is_known(key: str) -> bool:
+    """Whether a key is that of a layer's tensor."""
+    stem, role = _cut(key)
+    return bool(role) and any(grammar.read(stem) for grammar in GRAMMARS)
 
 
 def _cut(key: str) -> tuple[str, str]:

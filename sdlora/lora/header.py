@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdlora.lora.formats import is_known
 from sdlora.lora.refusals import refusal
 from sdlora.lora.walk import is_pickle
 
@@ -30,14 +31,18 @@ _METADATA_FIRST = re.compile(rb'\s*\{\s*"__metadata__"\s*:\s*')
 METADATA_BYTES = 2**15  # within which that of most files ends
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _Twice(dict[str, Any]):
+    """A table in which a name stands twice."""
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
-    return table
+    return table if len(table) == len(pairs) else _Twice(table)
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+_JSON = json.JSONDecoder(object_pairs_hook=_table)
+# Metadata decides nothing, so that whatever stands there is read: tabs in texts, endless numbers
+_LENIENT = json.JSONDecoder(strict=False, parse_int=float)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def read_head(path: str | Path) -> Head:
 
 
 def _cut(header: bytes) -> tuple[bytes, dict[str, str], int]:
-    """What Head holds of a header. ValueError when its metadata is not a table of texts.
+    """What Head holds of a header. ValueError: where its metadata ends cannot be told.
 
     The metadata stands first in all files but odd ones, so that the long rest is not parsed here.
     """
@@ -107,21 +112,20 @@ def _cut(header: bytes) -> tuple[bytes, dict[str, str], int]:
         metadata, end = _first_value(header, first.end())
     elif b"__metadata__" in header and isinstance(table := _decoded(header), dict):
         metadata = table.pop("__metadata__", {})
-        header = json.dumps(table).encode("utf-8")
-    if not isinstance(metadata, dict) or not set(map(type, metadata.values())) <= {str}:
-        raise ValueError("metadata that is not text")
-    return header, metadata, end
+        header = json.dumps(table).encode("utf-8") if type(table) is dict else header
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    return header, {key: text for key, text in texts if isinstance(text, str)}, end
 
 
 def _first_value(header: bytes, at: int) -> tuple[Any, int]:
-    """(the JSON value that begins at `at`, where it ends)."""
+    """(the JSON value that begins at `at`, where it ends). A letter each for the bytes tells where
+    it ends, also where they are no text."""
     try:
-        text = header[at : at + METADATA_BYTES].decode("utf-8")
-        value, length = _JSON.raw_decode(text)
+        _, length = _LENIENT.raw_decode(header[at : at + METADATA_BYTES].decode("latin-1"))
     except ValueError:  # it is longer
-        text = header[at:].decode("utf-8")
-        value, length = _JSON.raw_decode(text)
-    return value, at + len(text[:length].encode("utf-8"))
+        _, length = _LENIENT.raw_decode(header[at:].decode("latin-1"))
+    end = at + length
+    return _LENIENT.decode(header[at:end].decode("utf-8", "replace")), end
 
 
 def _decoded(table: bytes) -> Any:
@@ -130,17 +134,32 @@ def _decoded(table: bytes) -> Any:
 
 def shapes_in(head: Head) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, every entry judged. LoraFileError: what is wrong."""
-    rest = head.table[head.metadata_end :]
     try:
-        entries = _decoded(b"{" + rest.lstrip().removeprefix(b",") if head.metadata_end else rest)
+        entries = _decoded(_tensors_only(head))
     except (ValueError, RecursionError) as error:
         raise refusal("damaged_header", file=head.file, why=error) from None
     if not isinstance(entries, dict):
         raise refusal("damaged_header", file=head.file, why="it is not a table")
+    if any(isinstance(table, _Twice) for table in (entries, *entries.values())):
+        raise refusal("damaged_header", file=head.file, why="a name stands twice")
     if not 1 <= len(entries) <= MAX_TENSORS:
         raise refusal("tensor_count", file=head.file, count=len(entries), most=MAX_TENSORS)
     _check_body(sorted(_span(name, entry, head.file) for name, entry in entries.items()), head)
     return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+
+
+def _tensors_only(head: Head) -> bytes:
+    rest = head.table[head.metadata_end :]
+    return b"{" + rest.lstrip().removeprefix(b",") if head.metadata_end else rest
+
+
+def without_metadata(path: Path) -> bytes:
+    """The whole file with its tensors alone, for readers that ask for metadata of texts."""
+    head = read_head(path)
+    table = _tensors_only(head)
+    with path.open("rb") as file:
+        file.seek(head.body_at)
+        return struct.pack("<Q", len(table)) + table + file.read()
 
 
 def body_hash(path: Path) -> str:
@@ -162,11 +181,12 @@ def _span(key: str, entry: Any, file: str) -> tuple[int, int]:
         raise refusal("damaged_entry", file=file, key=key)
     count = math.prod(shape)
     known = DTYPE_BYTES if count > MOST_WHOLE else _ANY_BYTES
-    if not isinstance(dtype, str) or dtype not in known:
+    is_number = isinstance(dtype, str) and dtype in _ANY_BYTES
+    if not is_number or (dtype not in known and is_known(key)):
         raise refusal("not_numbers", file=file, key=key, dtype=dtype)
-    if len(shape) > 4 or 0 in shape:
+    if (len(shape) > 4 or 0 in shape) and is_known(key):  # of what is not read anything may be
         raise refusal("impossible_shape", file=file, key=key, shape=shape)
-    if offsets[1] - offsets[0] != count * known[dtype]:
+    if offsets[1] - offsets[0] != count * _ANY_BYTES[dtype]:
         raise refusal("damaged_entry", file=file, key=key)
     return offsets[0], offsets[1]
 

@@ -8,15 +8,17 @@ arXiv:2311.06243. The tensors are named as LyCORIS names them (arXiv:2309.14859)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from sdlora.errors import LoraFileError
 from sdlora.lora.formats import canonical, embeddings_of
 from sdlora.lora.refusals import refusal
+from sdlora.messages import Message
 
 MAX_RANK = 1024
+MOST_NAMED, MOST_LETTERS = 3, 80  # of keys that are not known
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # tensor key or role -> shape
 Told = tuple[Shape, int]  # the weight's shape, () when the tensors do not tell; rank, 0 for none
@@ -49,9 +51,13 @@ class Layer:
 
 
 def _lora(of: Shapes) -> Told | None:
-    """up (out,r[,1,1]) · down (r,in[,k,k]); with mid (r,r,k,k) between, down is (r,in,1,1)."""
+    """up (out,r[,1,1]) · down (r,in[,k,k]); with mid (r,r,k,k) between, down is (r,in,1,1).
+
+    LyCORIS' DyLoRA has the up of a convolution without its ones.
+    """
     down, up, mid = of["down"], of["up"], of.get("mid")
-    if len(down) != len(up) or len(up) not in (2, 4) or up[1:] != (down[0], *(1,) * len(up[2:])):
+    sizes = (len(up), len(down))
+    if sizes not in ((2, 2), (4, 4), (2, 4)) or up[1:] != (down[0], *(1,) * len(up[2:])):
         return None
     if mid is not None and (mid[:2] != (down[0],) * 2 or len(mid) != 4 or down[2:] != (1, 1)):
         return None
@@ -205,8 +211,9 @@ KIND = {kind.name: kind for kind in KINDS}
 def layers_of(shapes: Shapes) -> dict[str, Layer]:
     """Layer name -> layer, from the names and shapes of all tensors in a file.
 
-    LoraFileError, a row of REFUSALS: a key is unknown, a layer has too little, too much or what
-    does not fit together, or a rank above 1024 or above what its weight can hold.
+    Keys that are unknown are left out. LoraFileError, a row of REFUSALS: most are unknown, a layer
+    has too little, too much or what does not fit together, or a rank above 1024 or above what its
+    weight can hold.
     """
     bundled = embeddings_of(shapes)
     for key, (name, _) in bundled.items():
@@ -221,6 +228,22 @@ def layers_of(shapes: Shapes) -> dict[str, Layer]:
     if not layers:
         raise refusal("no_layers", count=len(bundled))
     return {name: _layer(name, keys, shapes) for name, keys in layers.items()}
+
+
+def unread_in(shapes: Shapes, layers: Mapping[str, Layer]) -> tuple[str, ...]:
+    """The keys of a file that are in none of its layers and no embedding: nobody knows them."""
+    read = {key for layer in layers.values() for key in layer.keys.values()}
+    return tuple(sorted(shapes.keys() - read - embeddings_of(shapes).keys()))
+
+
+def unread_note(file: str, unread: Sequence[str]) -> Message:
+    """What to say of a file's keys that are not known and not used."""
+    names = [repr(key[:MOST_LETTERS]) for key in unread[:MOST_NAMED]]
+    if left := len(unread) - len(names):
+        names.append(f"{left} more")
+    return Message(
+        "{file} has tensors that are not known here and not used: {names}", file=file, names=names
+    )
 
 
 def _layer(name: str, keys: dict[str, str], shapes: Shapes) -> Layer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ def resize(
 ) -> tuple[LoraFile, Losses]:
     """`file`, of any kind, as a LoRA of the recipe's rank or energy, and what it misses."""
     resized, losses = merge([file], [1.0], recipe, pristine)
-    return LoraFile(resized.layers, file.metadata, file.embeddings), losses
+    return replace(resized, metadata=file.metadata, embeddings=file.embeddings), losses
 
 
 def fold(name: str, terms: Terms, recipe: Recipe, pristine: Pristine) -> tuple[Adapter, Missed]:

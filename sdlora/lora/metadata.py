@@ -90,6 +90,8 @@ def _network(settings: TrainSettings) -> dict[str, object]:
     arguments: dict[str, object] = {}
     if algorithm := _ALGORITHMS.get(settings.adapter):
         arguments |= {"algo": algorithm, "dora_wd": settings.adapter == "dora"}
+    if settings.adapter == "dora":
+        arguments |= {"wd_on_output": settings.dora_axis == "output"}
     if "conv" in settings.targets:
         rank = settings.of_group("rank", "conv")
         arguments |= {"conv_dim": rank, "conv_alpha": settings.scale("conv") * rank}

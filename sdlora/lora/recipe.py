@@ -62,8 +62,8 @@ def read_recipe(path: Path) -> Recipe:
     said: Mapping[str, str] = read_header(path).metadata
     try:
         settings, found = json.loads(said[SETTINGS]), json.loads(said[VERSIONS])
-        return Recipe(dict(settings), said[PICTURES], dict(found))
-    except (KeyError, ValueError, TypeError):
+        return Recipe(TrainSettings.from_record(settings), said[PICTURES], dict(found))
+    except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
             f"{path.name} does not say how it was trained; only LoRAs of this program do, and not "
             "those whose private metadata was taken out"

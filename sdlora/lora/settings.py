@@ -13,6 +13,7 @@ from sdlora.checked import Settings
 
 Method = Literal["linear", "concat", "ties", "dare", "dare_ties"]
 Names = Literal["auto", "kohya", "peft"]
+Kind = Literal["same", "lora"]
 StoredAs = Literal["same", "fp16", "bf16", "fp32"]
 
 
@@ -71,10 +72,14 @@ class Blending(Settings):
         return self.weights or (1.0,) * len(self.files)
 
 
-class ConvertSettings(Making):
+class ConvertSettings(Cut, Reading, Making):
     """The same LoRA written in another way."""
 
     file: str = Field(min_length=1, description="LoRA file, by path or name")
+    to: Kind = Field(
+        "same", description="Kind of its layers; lora is read by every program, and others lose a "
+        "little on the way to it: rank and keep say how much",
+    )  # fmt: skip
     names: Names = Field(
         "auto", description="How its tensors are named; auto: as most programs read it"
     )
@@ -86,6 +91,22 @@ class ConvertSettings(Making):
         None, description="Words that call it in a prompt, in place of those it names"
     )
     thumbnail: str = Field("", description="Picture to show for it")
+
+    @model_validator(mode="after")
+    def _cuts_a_lora(self) -> Self:
+        if self.to == "same" and (self.rank or self.keep):
+            raise ValueError("rank and keep are for another kind: add --to lora, or leave them out")
+        return self
+
+    @property
+    def highest_rank(self) -> int | None:
+        """The rank asked for; 64 where nothing else says how much to keep."""
+        return self.rank or (None if self.keep else 64)
+
+    @property
+    def least_kept(self) -> float:
+        """The share asked for; else all but what is next to nothing."""
+        return self.keep or 0.9999
 
 
 class MergeSettings(Blending, Cut, Reading, Making):

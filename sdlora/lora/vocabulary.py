@@ -9,7 +9,7 @@ Source of the prefixes: kohya-ss/sd-scripts, networks/lora.py, lora_sd3.py and l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sdlora.lora.naming import Names, Rows, diffusers_names, first_names
@@ -25,6 +25,15 @@ _PREFIXES = {
 }
 # sd-scripts counts FLUX's T5 as the third encoder, as in SD 3; others as the second that it is
 _FLUX_PREFIXES = _PREFIXES | dict.fromkeys(("te2", "te3"), ("lora_te2_", "lora_te3_"))
+
+
+# What tells how SDXL is built, where a file has but some of its layers: two layers in a block, and
+# attention in the first two blocks of the way up
+_SDXL = {
+    "down_blocks_0_resnets_1_conv1",
+    "up_blocks_0_attentions_0_proj_in",
+    "up_blocks_1_attentions_0_proj_in",
+}
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,13 @@ def _text_names(names: Iterable[str]) -> Names:
 def fused(base: str, names: Iterable[str]) -> dict[str, tuple[tuple[str | None, Rows | None], ...]]:
     """The layers to write for layers `names` -> what each is stacked of: (layer, its rows in it).
 
-    FLUX is written with Black Forest Labs' names, which every program reads. Where `names` lacks a
-    share of a stack, its layer is None: nothing changes there. Every other name stays as it is.
-    LoraFileError when `names` has both a stack and a share of it.
+    FLUX is written with Black Forest Labs' names, SDXL with Stability AI's, which every program
+    reads. Where `names` lacks a share of a stack, its layer is None: nothing changes there. Every
+    other name stays as it is. LoraFileError when `names` has both a stack and a share of it.
     """
     names = dict.fromkeys(names)
     known = {name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)}
-    stacks = first_names(base, known) if base == "flux" else {}
+    stacks = _stacks(base, known)
     layers: dict[str, tuple[tuple[str | None, Rows | None], ...]] = {
         DENOISER + stack: tuple(
             (DENOISER + name if name in known else None, rows) for name, rows in shares
@@ -96,6 +105,32 @@ def fused(base: str, names: Iterable[str]) -> dict[str, tuple[tuple[str | None, 
         if name not in stack_of:
             layers[name] = ((name, None),)
     return layers
+
+
+def _stacks(base: str, known: Collection[str]) -> Names:
+    """The first code's layers that are written for `known` ones."""
+    if base == "flux":
+        return first_names(base, known)
+    if base != "sdxl":
+        return {}
+    return {first: its for first, its in _as_sdxl({*known, *_SDXL}).items() if its[0][0] in known}
+
+
+def _as_sdxl(names: Collection[str]) -> Names:
+    """The first code's names for SDXL's layers; none for a model of another depth, which counts its
+    blocks otherwise."""
+    found = first_names("sdxl", names)
+    back = diffusers_names("sdxl", found)
+    return found if all(back.get(first) == shares for first, shares in found.items()) else {}
+
+
+def first_code_names(base: str, names: Collection[str]) -> dict[str, str]:
+    """Layers of one whole model in diffusers' names -> as kohya writes them, where that differs and
+    is one for one: SDXL's with the names of Stability AI's code."""
+    if base != "sdxl":
+        return {}
+    known = [name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)]
+    return {DENOISER + its[0][0]: DENOISER + first for first, its in _as_sdxl(known).items()}
 
 
 def unfused(base: str, names: Iterable[str]) -> Names:

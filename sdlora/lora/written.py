@@ -12,13 +12,22 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.formats import ROLES, dotted
+from sdlora.lora.kinds import KIND
+from sdlora.messages import PerSurface
 
 ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' name of what `peft_metadata` gives
+# What turns every kind into the one that every program reads
+AS_LORA = PerSurface(
+    "lora convert --to lora makes it a LoRA of nearly the same change",
+    "`lora convert --to lora` on the command line makes it a LoRA of nearly the same change",
+)
+NO_LIMIT = 10_000.0  # of a skew matrix' norm: beyond every rotation but for one by 180 degrees
 Layers = Mapping[str, Adapter]
 
 _KOHYA: dict[str, str] = {role: end for end, role in reversed(ROLES.items())}
@@ -45,11 +54,24 @@ def kohya_tensors(layers: Layers) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, adapter in layers.items():
         spelt = prefix + name.removeprefix("lora_unet_") if name.startswith("lora_unet_") else name
-        for role, tensor in adapter.tensors.items():
+        for role, tensor in {**adapter.tensors, **_alpha_of(adapter)}.items():
             if role == "magnitude":
                 role, tensor = "dora_scale", _standing(tensor, adapter)
             tensors[spelt + _KOHYA[role]] = tensor
     return tensors
+
+
+def _alpha_of(adapter: Adapter) -> dict[str, Tensor]:
+    """An alpha where it has none and others ask for one, such that it means the same: of a product
+    its rank, of a rotation what is no limit. There A1111, SD.Next and sd-scripts read 0 as nothing
+    at all, ComfyUI, LyCORIS and we as no limit."""
+    alpha = adapter.tensors.get("alpha")
+    if adapter.kind in ("OFT", "BOFT"):
+        is_limit = alpha is not None and float(alpha) > 0
+        return {} if is_limit else {"alpha": torch.tensor(NO_LIMIT)}
+    if alpha is not None or "alpha" not in KIND[adapter.kind].may:
+        return {}
+    return {"alpha": torch.tensor(float(adapter.rank or 1))}
 
 
 def _standing(magnitude: Tensor, adapter: Adapter) -> Tensor:
@@ -88,11 +110,11 @@ def _by_place(layers: Layers) -> dict[tuple[str, str], Adapter]:
         scale = adapter.tensors.get("dora_scale")
         by_input = scale is not None and scale.shape[0] != adapter.shape[0]
         if adapter.kind not in ("LoRA", "DoRA") or adapter.tensors.keys() - _PEFT_ROLES or by_input:
-            what = "DoRA by input" if by_input else adapter.kind
             raise LoraFileError(
-                f"layer {name[:80]!r} is a {what} layer that PEFT's format cannot hold; it holds "
-                "LoRA, and DoRA by output"
-            )
+                "layer {layer!r:.82} is a {kind} layer that PEFT's format cannot hold; it holds "
+                "LoRA, and DoRA by output. {advice}",
+                layer=name, kind="DoRA by input" if by_input else adapter.kind, advice=AS_LORA,
+            )  # fmt: skip
         if flat.startswith(_FIRST_CODE):
             raise LoraFileError(
                 f"layer {name[:80]!r} has the name of the base model's first code; PEFT's format "
@@ -154,7 +176,11 @@ def said_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict[s
         found = {key: _alpha(said, key, rank) for key, rank in ranks.items()} if said else {}
     except (AttributeError, TypeError, ValueError, OverflowError, RecursionError):
         return {}
-    return {key: alpha for key, alpha in found.items() if alpha is not None}
+    return {key: alpha for key, alpha in found.items() if alpha is not None and _is_number(alpha)}
+
+
+def _is_number(alpha: float) -> bool:
+    return abs(alpha) <= torch.finfo(torch.float32).max  # and not nan
 
 
 def _alpha(said: Mapping[str, Any], key: str, rank: int) -> float | None:

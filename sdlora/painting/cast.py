@@ -11,6 +11,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.file import LoraFile, read_lora
 from sdlora.lora.hashes import read_hashes
 from sdlora.lora.inversion import inversion_base, read_inversion
+from sdlora.lora.kinds import unread_note
 from sdlora.lora.library import Library, LoraEntry, stamp
 from sdlora.painting.sheet import Chosen, Sheet, also_named, listed
 from sdlora.prompt.tags import LoraTag
@@ -79,6 +80,8 @@ class Cast:
             sheet.tell([entry.note])
         if entry.path not in chosen:
             chosen[entry.path] = Chosen(entry, file, its_hash)
+            if file.unread:
+                sheet.tell([unread_note(name, file.unread)])
             if its.unmatched:
                 sheet.tell([
                     f"{len(its.unmatched)} layers of {name!r} are not in this model and are not "
