@@ -1,6 +1,9 @@
 """Pictures that remember: what they say to A1111 and to us, in every format, and made again."""
 
+import errno
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sdlora.cli import main
+from sdlora.errors import RunError
 from sdlora.events import SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
 from sdlora.lora.library import Library
-from sdlora.painting.album import parameters
+from sdlora.painting.album import keep, parameters
 from sdlora.painting.painter import Painter
 from sdlora.prompt import parse_infotext, read_parameters, request_of
 from sdlora.settings import ImageRequest
@@ -137,3 +141,29 @@ def test_generate_like_a_picture(
         assert image.format == "WEBP"
     assert main(["generate", "--workspace", str(space.root)]) == 1
     assert "--like PICTURE" in capsys.readouterr().err
+
+
+def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7})
+    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    image = Image.new("RGB", (8, 8))
+    with ThreadPoolExecutor(8) as pool:
+        saved = [pool.submit(keep, image, tmp_path, request, sheet, 0) for _ in range(8)]
+    paths = {future.result() for future in saved}
+    assert len(paths) == 8 == len(list(tmp_path.rglob("*.png")))
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_a_picture_that_the_disk_does_not_take_is_named(
+    tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
+    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(RunError, match=r"-7\.\w+ .* could not be saved: No space .* seed 7"):
+        keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, 0)
+    assert not list(tmp_path.rglob("*.*"))

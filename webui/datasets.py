@@ -15,7 +15,7 @@ from sdlora.data.images import BROKEN
 from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
-from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, free_path, publish
+from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, publish_new
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ def _keep(
     except (*BROKEN, SdloraError) as error:
         added.problems.append(f"{file.name} is left out: {error}")
         return None
-    path = free_path(added.folder / name)
-    publish(path, lambda to: shutil.copyfile(file, to))
+    path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
     return {file.stem: path.stem}
 
 
