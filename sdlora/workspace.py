@@ -208,10 +208,15 @@ class Workspace:
                 space.jobs,
             ):
                 make_folder(folder)
+            probe = space.root / f".writable-{secrets.token_hex(4)}"  # folders alone tell nothing
+            probe.touch()
+            probe.unlink()
         except OSError as error:
             raise SettingsError(
-                f"the workspace {space.root} cannot be written ({error.strerror}); "
-                "choose another with --workspace DIR"
+                "the workspace {folder} cannot be written ({why}); make it writable or choose "
+                "another with --workspace DIR",
+                folder=str(space.root),
+                why=error.strerror or str(error),
             ) from None
         return space
 

@@ -1,5 +1,6 @@
 """Names stay names, files are published whole, and nothing leaves the workspace."""
 
+import errno
 import json
 import os
 import tempfile
@@ -118,6 +119,19 @@ def test_a_workspace_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot be written .*--workspace"):
         Workspace.open(tmp_path / "file" / "below")
+
+
+def test_a_workspace_that_became_read_only_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Workspace.open(tmp_path)
+
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+        Workspace.open(tmp_path)
 
 
 def test_own_sets_and_models_are_on_offer(workspace: Path) -> None:

@@ -22,7 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from sdlora.errors import BusyError
+from sdlora.errors import BusyError, SettingsError
+from sdlora.messages import Message
 from sdlora.workspace import Workspace
 from webui import page, theme
 from webui.first_paint import FirstPaint, panel
@@ -32,6 +33,7 @@ from webui.studio import Studio
 HOST = "127.0.0.1"
 PORT = 7860
 PORTS_TRIED = 20
+HIGHEST_PORT = 65_535
 PORT_TAKEN = 3  # the exit code, when the user insisted on a port
 
 
@@ -65,17 +67,24 @@ def make_app(studio: Studio) -> FastAPI:
 
 
 def bind(port: int | None) -> socket.socket:
-    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken."""
+    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken;
+    SettingsError: it is none, or not for this user."""
+    if port is not None and not 1 <= port <= HIGHEST_PORT:
+        raise SettingsError("port {port} is none; use 1024 to {most}", port=port, most=HIGHEST_PORT)
     ports = [port] if port is not None else range(PORT, PORT + PORTS_TRIED)
     for number in ports:
         listener = _listen(number)
         if listener:
             return listener
     if port is None:
-        raise BusyError(f"the ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken; free one")
-    free = next((n for n in range(port + 1, min(port + 100, 65536)) if _is_free(n)), None)
-    advice = f"; {free} is free: --port {free}" if free else ""
-    raise BusyError(f"port {port} is taken by another program{advice}")
+        raise BusyError(
+            "the ports {first} to {last} are all taken; free one",
+            first=PORT,
+            last=PORT + PORTS_TRIED - 1,
+        )
+    free = next((n for n in range(port + 1, min(port + 100, HIGHEST_PORT)) if _is_free(n)), None)
+    advice = Message("; {free} is free: --port {free}", free=free) if free else ""
+    raise BusyError("port {port} is taken by another program{advice}", port=port, advice=advice)
 
 
 def _listen(port: int) -> socket.socket | None:
@@ -87,14 +96,22 @@ def _listen(port: int) -> socket.socket | None:
     try:
         listener.bind((HOST, port))
         listener.listen(128)
-    except (OSError, OverflowError):
+    except PermissionError:
+        listener.close()
+        raise SettingsError(
+            "port {port} is not for this user; use 1024 to {most}", port=port, most=HIGHEST_PORT
+        ) from None
+    except OSError:
         listener.close()
         return None
     return listener
 
 
 def _is_free(port: int) -> bool:
-    listener = _listen(port)
+    try:
+        listener = _listen(port)
+    except SettingsError:
+        return False
     if listener:
         listener.close()
     return listener is not None
