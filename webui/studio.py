@@ -117,8 +117,10 @@ class Studio:
         folder = self.workspace.runs
         return [self.run(path) for path in runs.run_folders(folder)]
 
-    def training(self, name: str) -> Run | None:
+    def training(self, name: str | None) -> Run | None:
         """The training of that name; None when there is none."""
+        if not name:
+            return None
         try:
             return self.run(runs.find_run(self.workspace.runs, name))
         except SettingsError:
