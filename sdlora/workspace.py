@@ -220,6 +220,16 @@ class Workspace:
             ) from None
         return space
 
+    def check_is_there(self) -> None:
+        """SettingsError when it was moved or deleted since it was opened: nothing is written then
+        that would make half of it anew."""
+        if not self.runs.is_dir():
+            raise SettingsError(
+                "the workspace {folder} is not there any more; it was moved or deleted: start "
+                "sdlora again where it is now",
+                folder=str(self.root),
+            )
+
     @property
     def models(self) -> Path:
         """Base models: diffusers folders."""

@@ -189,7 +189,7 @@ def brief(name: str) -> object:
     return pytest.param(name, marks=[] if name in IN_BRIEF else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("name", map(brief, ODD_VALUES))
+@pytest.mark.parametrize("name", [*map(brief, ODD_VALUES)])
 def test_every_handler_answers_odd_values_in_words(
     browser: Browser, name: str, capfd: pytest.CaptureFixture[str], no_network: list[Any]
 ) -> None:
@@ -211,8 +211,11 @@ def test_every_handler_answers_odd_values_in_words(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(28, "No space left on device", "/x/y.png"), "No space left on device (y.png)"),
-        (RunError("the run {name} is gone", name="a<b"), "the run a&lt;b is gone"),
+        (
+            OSError(28, "No space left on device", "/x/y.png"),
+            "The disk did not do this: No space left on device (y.png); make room",
+        ),
+        (RunError("the run {name} is gone", name="a<b"), "The run a&lt;b is gone."),
     ],
 )
 def test_what_a_handler_cannot_do_is_said(

@@ -16,7 +16,6 @@ from surfing import Browser, StudioWithoutWorker
 from webui import datasets
 from webui.form import label
 from webui.studio import Studio
-from webui.uploads import empty_uploads
 
 
 @pytest.fixture
@@ -63,8 +62,7 @@ def test_a_set_of_nothing_or_of_ours_is_refused(studio: Studio, tmp_path: Path) 
 
 
 def test_upload_through_the_page(studio: Studio, tmp_path: Path) -> None:
-    empty_uploads(studio.workspace.uploads)
-    browser = Browser(studio)  # made after the folder, as `serve` does
+    browser = Browser(studio)
     path = picture(tmp_path / "cat.png")
     sent = browser.http.post("/gradio_api/upload", files={"files": ("cat.png", path.read_bytes())})
     (place,) = sent.json()

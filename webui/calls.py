@@ -20,10 +20,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
 
 from sdlora.errors import SdloraError
-from sdlora.messages import PAGE
+from sdlora.messages import PAGE, Message, as_message
 from webui.markup import esc
 
 PATHS = re.compile(r"/gradio_api/((run|api)/[^/]+/?|queue/join)")
@@ -254,9 +255,9 @@ async def _whole(receive: Receive) -> bytes | None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    waiting: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replay() -> Message:
+    async def replay() -> Event:
         return waiting.pop() if waiting else await receive()
 
     return replay
@@ -270,7 +271,7 @@ class _Answer:
         self._send = send
         self._start: MutableMapping[str, Any] | None = None
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Event) -> None:
         if message["type"] == "http.response.start" and message["status"] == 500:
             self._start = message
             return
@@ -304,21 +305,22 @@ class Page(gr.Blocks):
         try:
             return await super().call_function(*args, **options)
         except SdloraError as error:
-            raise _in_words(error.message.on(PAGE)) from None
+            raise _in_words(error.message) from None
         except (OSError, sqlite3.Error) as error:
             raise _in_words(failed_disk(error)) from None
 
 
-def failed_disk(error: OSError | sqlite3.Error) -> str:
+def failed_disk(error: OSError | sqlite3.Error) -> Message:
     """What to say of a disk that did not do what was asked of it."""
-    why = getattr(error, "strerror", None) or str(error)
     name = getattr(error, "filename", None)
-    where = f" ({Path(os.fsdecode(name)).name})" if isinstance(name, (str, bytes)) else ""
-    return (
-        f"The disk did not do this: {why}{where}. Make room on it, see that the workspace is "
-        "where it was and can be written, then try again."
+    return Message(
+        "the disk did not do this: {why}{where}; make room on it and see that the workspace is "
+        "where it was and can be written, then try again",
+        why=getattr(error, "strerror", None) or str(error),
+        where=f" ({Path(os.fsdecode(name)).name})" if isinstance(name, (str, bytes)) else "",
     )
 
 
-def _in_words(text: str) -> gr.Error:
-    return gr.Error(esc(text), title="Not done", print_exception=False)
+def _in_words(message: str) -> gr.Error:
+    words = " ".join(as_message(message).sentences(PAGE))
+    return gr.Error(esc(words), title="Not done", print_exception=False)

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from sdlora.data.images import BROKEN, FORMATS
+from sdlora.data.images import BROKEN, open_picture
 
 SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "image/png",
@@ -89,7 +89,7 @@ class Media:
 @lru_cache(maxsize=512)
 def thumbnail(path: Path, _mtime_ns: int) -> bytes:
     """A WebP of at most SMALL_PX pixels a side. Raises what Pillow raises on a broken file."""
-    with Image.open(path, formats=FORMATS) as image:
+    with open_picture(path) as image:  # which opens none with too many pixels
         image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
         upright = ImageOps.exif_transpose(image)
         upright.thumbnail((SMALL_PX, SMALL_PX))

@@ -40,7 +40,9 @@ PORT_TAKEN = 3  # the exit code, when the user insisted on a port
 
 
 def make_app(studio: Studio) -> FastAPI:
-    """The app with every switch of Gradio that would do more than we use turned off."""
+    """The app with every switch of Gradio that would do more than we use turned off; its uploads
+    are empty."""
+    empty_uploads(studio.workspace.uploads)  # first: Gradio asks once where they go
     app, blocks = FastAPI(openapi_url=None, docs_url=None, redoc_url=None), page.build(studio)
     blocks.state_session_capacity = MAX_SESSIONS
     # Gradio's own check of files is off in a mounted page unless it takes it for launched
@@ -141,7 +143,6 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
         listener.close()
         return _point_to(first.note, open_browser)
     try:
-        empty_uploads(workspace.uploads)
         sweep_for_ever(workspace.uploads)
         server = _Server(_config(make_app(studio)))
         studio.wake()

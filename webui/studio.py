@@ -74,7 +74,9 @@ class Studio:
         self._worker = ""
 
     def start(self, settings: Settings) -> Run:
-        """Put work into the queue and see that somebody works on it."""
+        """Put work into the queue and see that somebody works on it. SettingsError: the workspace
+        is not where it was."""
+        self.workspace.check_is_there()
         folder = runs.start(settings, self.workspace, self.queue)
         self.wake()
         return self.run(folder)

@@ -40,13 +40,15 @@ class UploadParser(route_utils.GradioMultiPartParser):
 
     async def parse(self) -> FormData:
         """The form; nothing stays on the disk of one that does not come to its end."""
+        begun = self._files_to_close_on_error
         try:
-            return await super().parse()
-        except BaseException:
-            for file in self._files_to_close_on_error:
+            form = await super().parse()
+            begun = []
+        finally:
+            for file in begun:
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
-            raise
+        return form
 
 
 route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]
@@ -129,6 +131,7 @@ class UploadCheck:
     def _refusal(self, expected: int) -> tuple[str, int] | None:
         """Why `expected` more bytes are not taken, and the status to answer with."""
         try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)  # without those that it lies in
             free = shutil.disk_usage(self.folder).free
         except OSError:
             return "the workspace is not where it was; start sdlora again", 507
