@@ -25,9 +25,10 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
     body = read_hashes(kept).body
     wish = loras / f"{name}.safetensors"
     path, is_own = _own_path(folder, wish)
+    if _record(folder).get("name") == path.name:  # else what lies there is another run's
+        sweep(path)
     while True:
         _write_record(folder, path, body)
-        sweep(path)
         try:
             return write_lora(make(path.stem), path, overwrite=is_own)
         except FileExistsError:  # another run took the name in this moment
