@@ -12,13 +12,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sdlora.errors import SettingsError, did_you_mean
 from sdlora.messages import Message, Setting
 
+MAX_TEXT = 100_000  # letters of any text, prompts too
+SHOWN_VALUE = 80  # letters of a wrong value that a message repeats
 MORE = "More"  # the group of fields that belong to no other
 
 
 class Settings(BaseModel):
     """A frozen set of settings that says clearly what is wrong with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=MAX_TEXT
+    )
     # Title -> the fields that forms and --help show under it; those in no group come under MORE
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -75,6 +79,14 @@ def _message(cls: type[Settings], error: Any) -> Message:
     why = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing" or not error["loc"]:
         return Message("{setting}: {why}", setting=Setting(name), why=why)
-    return Message(
-        "{setting} = {given}: {why}", setting=Setting(name), given=repr(error["input"]), why=why
-    )
+    if error["type"] == "string_too_long":
+        return Message(
+            "{setting} has {given:,} letters; {most:,} at most are taken: shorten it",
+            setting=Setting(name),
+            given=len(error["input"]),
+            most=error["ctx"]["max_length"],
+        )
+    given = repr(error["input"])
+    if len(given) > SHOWN_VALUE:
+        given = f"{given[:SHOWN_VALUE]}…"
+    return Message("{setting} = {given}: {why}", setting=Setting(name), given=given, why=why)

@@ -30,7 +30,7 @@ from sdlora.events import (
 )
 from sdlora.messages import COMMAND, Message
 from sdlora.settings import ImageRequest
-from sdlora.workspace import Workspace, free_path
+from sdlora.workspace import Workspace, publish_new
 
 # Verbs
 
@@ -91,11 +91,9 @@ def _delivered(event: SampleReady, output: str | None, index: int, count: int) -
         wish = wish.with_name(wish.name + made)
     if count > 1:
         wish = wish.with_stem(f"{wish.stem}-{index + 1}")
-    wish.parent.mkdir(parents=True, exist_ok=True)
-    path = free_path(wish)
+    path = publish_new(wish, lambda to: shutil.copyfile(event.path, to))
     if path != wish:
         print(f"warning: {wish} exists, so this image is {path}", file=sys.stderr)
-    shutil.copyfile(event.path, path)
     return SampleReady(str(path), event.step, event.prompt, event.seed, event.report, at=event.at)
 
 

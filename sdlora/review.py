@@ -18,7 +18,7 @@ from sdlora.errors import RunError
 from sdlora.events import RunState
 from sdlora.lora.header import body_hash, read_head, shapes_in
 from sdlora.settings import SEEDS, TrainSettings
-from sdlora.workspace import checked_name, free_path, publish
+from sdlora.workspace import checked_name, publish_new
 
 _STEP = re.compile(r"-step-\d+$")  # what a checkpoint's LoRA has behind its name
 Points = Sequence[tuple[int, float]]
@@ -97,7 +97,7 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
         shapes_in(read_head(source))
         numbers = body_hash(source)
         same = (path for path in before if path.is_file() and body_hash(path) == numbers)
-        return next(same, None) or publish(free_path(wish), lambda to: shutil.copyfile(source, to))
+        return next(same, None) or publish_new(wish, lambda to: shutil.copyfile(source, to))
     except FileNotFoundError:
         said = f"the checkpoint of step {step} is gone; newer ones took its place"
         raise RunError(said) from None

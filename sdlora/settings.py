@@ -286,8 +286,8 @@ class ImageRequest(Settings):
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Second pass": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
-    prompt: str = Field("", max_length=100_000, description="What to show; LoRA tags included")
-    negative_prompt: str = Field("", max_length=100_000, description="What to keep away from")
+    prompt: str = Field("", description="What to show; LoRA tags included")
+    negative_prompt: str = Field("", description="What to keep away from")
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     steps: int = Field(20, ge=1, le=500, description="Denoising steps")
     guidance: float = Field(5.0, ge=0, le=50, description="How closely to follow the prompt")

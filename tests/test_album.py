@@ -1,7 +1,10 @@
 """Pictures that remember: what they say to A1111 and to us, in every format, and made again."""
 
+import errno
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sdlora.cli import main
+from sdlora.errors import RunError
 from sdlora.events import SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
@@ -164,3 +168,29 @@ def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: P
     paths = [keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, image) for image in (0, 1)]
     day = time.strftime("%Y-%m-%d", time.localtime(yesterday))
     assert {path.parent.name for path in paths} == {day}
+
+
+def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7})
+    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    image = Image.new("RGB", (8, 8))
+    with ThreadPoolExecutor(8) as pool:
+        saved = [pool.submit(keep, image, tmp_path, request, sheet, 0) for _ in range(8)]
+    paths = {future.result() for future in saved}
+    assert len(paths) == 8 == len(list(tmp_path.rglob("*.png")))
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_a_picture_that_the_disk_does_not_take_is_named(
+    tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
+    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(RunError, match=r"-7\.\w+ .* could not be saved: No space .* seed 7"):
+        keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, 0)
+    assert not list(tmp_path.rglob("*.*"))

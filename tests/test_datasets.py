@@ -13,7 +13,7 @@ from sdlora.errors import DataError, SettingsError
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
-from webui import datasets, server
+from webui import datasets
 from webui.form import label
 from webui.studio import Studio
 
@@ -62,8 +62,7 @@ def test_a_set_of_nothing_or_of_ours_is_refused(studio: Studio, tmp_path: Path) 
 
 
 def test_upload_through_the_page(studio: Studio, tmp_path: Path) -> None:
-    server.empty_uploads(studio.workspace)
-    browser = Browser(studio)  # made after the folder, as `serve` does
+    browser = Browser(studio)
     path = picture(tmp_path / "cat.png")
     sent = browser.http.post("/gradio_api/upload", files={"files": ("cat.png", path.read_bytes())})
     (place,) = sent.json()

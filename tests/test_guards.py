@@ -37,8 +37,6 @@ OPEN_ROUTES = {
     *("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/theme.css"),
     *("/gradio_api/run/{api_name}", "/gradio_api/run/{api_name}/"),
     *("/gradio_api/api/{api_name}", "/gradio_api/api/{api_name}/"),
-    *("/gradio_api/call/{api_name}", "/gradio_api/call/{api_name}/"),
-    *("/gradio_api/call/v2/{api_name}", "/gradio_api/call/{api_name}/{event_id}"),
     *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/queue/status"),
     *("/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/reset/"),
     *("/gradio_api/heartbeat/{session_hash}", "/gradio_api/info", "/gradio_api/info/"),
@@ -142,6 +140,7 @@ def test_our_page_and_local_programs_are_served(more: list[tuple[str, str]]) -> 
         *("/gradio_api/file=http://example.com/", "/gradio_api/file=/etc/passwd"),
         *("/gradio_api/proxy=http://example.com/", "/gradio_api/vibe-edit", "/gradio_api/runs"),
         *("/gradio_api/stream/x", "/gradio_api/deep_link", "/gradio_api/dev/reload", "//", "/x"),
+        *("/gradio_api/call/generate", "/gradio_api/call/v2/generate", "/gradio_api/call/x/y"),
         *("/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/token"),
     ],
 )

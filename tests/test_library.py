@@ -17,6 +17,7 @@ from sdlora.lora import library as library_module
 from sdlora.lora.file import read_lora
 from sdlora.lora.header import read_header
 from sdlora.lora.library import Library
+from sdlora.lora.walk import walk
 from sdlora.prompt import parse_prompt
 from sdlora.prompt.tags import written
 from sdlora.workspace import Workspace
@@ -300,6 +301,32 @@ def test_links_that_go_in_circles_are_followed_once(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("up", [1, 2, 99])
+def test_a_link_to_what_the_folder_lies_in_is_not_followed(tmp_path: Path, up: int) -> None:
+    loras = tmp_path / "space" / "loras"
+    loras.mkdir(parents=True)
+    (loras / "a.safetensors").touch()
+    above = loras.parents[min(up, len(loras.parents)) - 1]
+    (loras / "all").symlink_to(above)
+    (tmp_path / "space" / "other.safetensors").touch()
+    found, problems = walk([loras])
+    assert [one.name for one in found] == ["a"]
+    assert len(problems) == 1 and f"leads to {above}, in which" in problems[0]
+    # unless it is a place of LoRAs in its own right
+    if up == 1:
+        found, problems = walk([loras, loras.parent])
+        assert {one.name for one in found} == {"a", "other"} and not problems
+
+
+def test_a_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.safetensors").touch()
+    monkeypatch.setattr("sdlora.lora.walk.MAX_FOLDERS", 5)
+    found, problems = walk([tmp_path])
+    assert len(found) == 4 and "only the first 5 folders are searched" in problems[0]
+
+
 def test_a_pipe_is_no_file(folder: Path) -> None:
     os.mkfifo(folder / "pipe.safetensors")
     os.mkfifo(folder / "neon.json")

@@ -101,3 +101,13 @@ def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> Non
     assert media.full(token).media_type == "image/webp"
     inside.unlink()
     assert media.link(inside) == ""
+
+
+def test_a_picture_of_too_many_pixels_has_no_thumbnail(studio: Studio) -> None:
+    """A file of some kilobytes that would be 300 MB in memory."""
+    media = Media((studio.workspace.outputs,))
+    large = studio.workspace.outputs / "large.png"
+    Image.new("1", (10_000, 10_000)).save(large)
+    assert large.stat().st_size < 100_000
+    token = media.link(large).rpartition("/")[2]
+    assert media.small(token).status_code == 404

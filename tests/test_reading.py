@@ -1,5 +1,6 @@
 """What the page tells of a prompt while it is typed, and a picture's settings taken over."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from raw_lora import lora
+from sdlora.errors import SettingsError
 from sdlora.prompt import infotext, parse_prompt, write_png
-from sdlora.settings import ImageRequest
+from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import reading
@@ -53,6 +55,39 @@ def test_both_prompts_and_and_are_told(studio: Studio) -> None:
     count, parsed = shown(studio, asked("a cat AND a dog:0.5", negative_prompt="a fish"))
     assert "2/75 + 2/75 tokens · negative 2/75" in count
     assert "AND, weight 0.5" in parsed and "Negative prompt" in parsed
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("text", ["a red house, ", "[a:b:3] ", "(", "<lora:x:1> ", "{a|b} "])
+def test_a_long_prompt_is_answered_at_once_and_the_limit_is_said(
+    studio: Studio, field: str, text: str
+) -> None:
+    for letters, said in (
+        (100_000, "has 100,000 letters; beyond 20,000 it is read only when the picture is made"),
+        (1_000_000, "has 1,000,000 letters; 100,000 at most are taken: shorten it"),
+    ):
+        long = (text * letters)[:letters]
+        began = time.process_time()
+        count, _ = shown(studio, asked(**{"prompt": "a", field: long}))
+        assert said in count
+        assert time.process_time() - began < 0.5
+        try:
+            ImageRequest.of({field: long})
+        except SettingsError as error:
+            assert letters > 100_000 and f"{field} {said}" in str(error) and len(str(error)) < 200
+        else:
+            assert letters == 100_000
+
+
+def test_no_setting_takes_a_text_without_end() -> None:
+    training = {"data": "x", "name": "n"}
+    for settings, field, values in (
+        (TrainSettings, "trigger_word", {**training, "trigger_word": "x" * 200_000}),
+        (TrainSettings, "sample_prompts", {**training, "sample_prompts": ["x" * 200_000]}),
+        (ImageRequest, "styles", {"styles": ["x" * 200_000]}),
+    ):
+        with pytest.raises(SettingsError, match=f"{field}.* has 200,000 letters; 100,000 at most"):
+            settings.of(values)
 
 
 def test_tags_that_cannot_be_used_are_told_with_near_names(studio: Studio) -> None:

@@ -1,6 +1,8 @@
 """The server binds first, says what is taken, and leaves the device to the worker."""
 
+import errno
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import ROOT
-from sdlora.errors import BusyError
+from sdlora.errors import BusyError, SettingsError
 from sdlora.jobs import Queue
 from sdlora.workspace import Workspace
 from webui import server
@@ -34,8 +36,23 @@ def test_a_taken_port_is_named_and_so_is_a_free_one() -> None:
     assert other.getsockname()[1] > port
     for listener in (taken, other):
         listener.close()
-    with pytest.raises(BusyError):
-        server.bind(99999)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65_536, 99_999, 2**40])
+def test_what_is_no_port_is_not_called_taken(port: int) -> None:
+    with pytest.raises(SettingsError, match=rf"port {port} is none; use 1024 to 65535"):
+        server.bind(port)
+
+
+def test_a_port_that_this_user_may_not_have_is_not_called_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", denied)
+    with pytest.raises(SettingsError, match="port 80 is not for this user"):
+        server.bind(80)
 
 
 def test_serve_ends_with_3_when_its_fixed_port_is_taken(

@@ -331,6 +331,30 @@ def test_an_archive_made_to_do_damage_is_refused_by_name(
     assert not list((tmp_path / "out").iterdir())
 
 
+UNFIT_FOR_A_DISK = {
+    "deep": "d/" * 1500 + "a.png",
+    "deeper": "d/" * 60_00 + "a.png",
+    "long": f"{'w' * 100}/" * 50 + "a.png",
+    "below a picture": "0.png/a.png",
+    "surrogate": "\udc80/a.png",
+}
+
+
+@pytest.mark.parametrize("name", UNFIT_FOR_A_DISK.values(), ids=UNFIT_FOR_A_DISK)
+def test_a_member_with_a_name_that_no_disk_takes_is_left_out_alone(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("0.png", png(0))
+        made.writestr(name.encode("utf-8", "replace").decode(), png(1))
+        made.writestr("2.png", png(2))
+    folder, problems = unpack(path, tmp_path / "out")
+    assert {"0.png", "2.png"} <= {file.name for file in folder.iterdir()}
+    assert len(list(folder.rglob("*.png"))) + len(problems) == 3
+    assert all("left out" in problem.what for problem in problems)
+
+
 def test_random_damage_never_gets_past_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:

@@ -1,5 +1,7 @@
 """The page over HTTP: what its handlers answer, and that it never works itself."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from sdlora.review import GridSettings
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
-from webui import markup
+from webui import markup, server
 from webui.costs import Cost, known_cost
 from webui.guards import HEADERS
 from webui.studio import Run, Studio
@@ -56,6 +58,37 @@ def test_generate_shows_the_pictures_and_what_was_not_used(
     (path, _) = sorted(studio.workspace.outputs.rglob("*.png"))
     assert answer.content == path.read_bytes(), "the very file, with all its text"
     assert browser.http.get(f"{link}/small").headers["content-type"] == "image/webp"
+
+
+@pytest.mark.parametrize("trouble", ["full", "gone"])
+@pytest.mark.parametrize("button", ["generate", "start"])
+def test_work_that_the_disk_does_not_take_is_said_on_its_tab(
+    studio: Studio, browser: Browser, monkeypatch: pytest.MonkeyPatch, trouble: str, button: str
+) -> None:
+    browser.open()
+    browser.set("prompt", "a red ball")
+    if trouble == "gone":
+        studio.workspace.root.rename(studio.workspace.root.with_name("moved"))
+    else:
+
+        def full(path: Path, *_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        monkeypatch.setattr(runs, "publish", full)
+    browser.click(button)
+    notice = browser.value({"generate": "generate-notice", "start": "train-notice"}[button])
+    words = "No space left on device" if trouble == "full" else "is not there any more"
+    assert words in notice and 'role="alert"' in notice
+    assert trouble == "full" or not studio.workspace.root.exists(), "nothing is made anew"
+
+
+def test_pages_that_are_opened_are_not_remembered_without_end(browser: Browser) -> None:
+    blocks = next(r.app for r in browser.http.app.routes if hasattr(r, "app")).get_blocks()
+    (one,) = [d for d in browser.config["dependencies"] if d["targets"][0][1] == "load"]
+    for number in range(70):
+        body = {"fn_index": one["id"], "data": [], "session_hash": f"page-{number}"}
+        assert browser.http.post("/gradio_api/run/predict", json=body).status_code == 200
+    assert len(blocks.state_holder.session_data) <= server.MAX_SESSIONS == 64
 
 
 def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(

@@ -1,9 +1,15 @@
 """Names stay names, files are published whole, and nothing leaves the workspace."""
 
+import errno
 import json
 import os
+import tempfile
+import threading
 import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,13 +26,20 @@ from sdlora.workspace import (
     free_path,
     make_folder,
     publish,
+    publish_exactly,
+    publish_new,
     sweep,
 )
 
 BAD_NAMES = [
     *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
     *("con", "CON", "nul.txt", "com1", "LPT9.safetensors", "a*b", "a?b", 'a"b', "a<b", "a|b"),
-    *("x" * 81, "a\u202eb", "😀"),
+    *("x" * 81, "a\u202eb", "😀", "\u0301a", "a\u200db", "\u200dकष", "می\u200c"),
+]
+# Marks that no letter has with it, in most scripts that have such
+MARKED_NAMES = [
+    *("हिन्दी शैली", "ภาษาไทย ๑", "தமிழ்", "বাংলা", "ಕನ್ನಡ", "မြန်မာ", "ខ្មែរ", "සිංහල", "བོད་ཡིག"[:3]),
+    *("עִבְרִית", "عَرَبِيّ", "می\u200cخواهم", "Tiếng Việt", "ẹ̀kọ́"),
 ]
 
 
@@ -40,6 +53,27 @@ def test_good_names_are_tidied() -> None:
     assert checked_name("  my style v1.0_b-2 ") == "my style v1.0_b-2"
     assert checked_name(unicodedata.normalize("NFD", "Größe")) == "Größe"
     assert checked_name("日本") == "日本"
+
+
+@pytest.mark.parametrize("name", MARKED_NAMES)
+def test_names_of_every_script_are_taken(name: str) -> None:
+    assert checked_name(name) == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "ß", "日", "字", "ก", "𠀀", "क्षि"])
+def test_every_file_named_after_a_name_fits_on_the_disk(tmp_path: Path, letter: str) -> None:
+    name = ""
+    while True:
+        try:
+            name = checked_name(name + letter)
+        except SettingsError as error:
+            assert len(name + letter) > 80 or "200 at most leave room" in str(error)
+            break
+    for ending in ("-step-000123", "-step-000123-2", "-step-100123-12"):
+        path = publish_new(tmp_path / f"{name}{ending}.safetensors", lambda to: to.write_text("x"))
+        assert path.is_file()
+        left = tmp_path / f".{path.stem}"
+        assert not left.exists()
 
 
 @given(st.text(max_size=90))
@@ -85,6 +119,19 @@ def test_a_workspace_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot be written .*--workspace"):
         Workspace.open(tmp_path / "file" / "below")
+
+
+def test_a_workspace_that_became_read_only_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Workspace.open(tmp_path)
+
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+        Workspace.open(tmp_path)
 
 
 def test_own_sets_and_models_are_on_offer(workspace: Path) -> None:
@@ -140,3 +187,69 @@ def test_a_new_folder_is_known_to_the_disk_with_those_that_it_lies_in(
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert flushed == [tmp_path, tmp_path / "a"], "where a name is new, once"
+
+
+def test_what_a_killed_writer_of_a_long_name_left_is_swept(tmp_path: Path) -> None:
+    path, seen = tmp_path / f"{'字' * 66}.safetensors", []
+    publish(path, lambda temporary: seen.append(temporary))
+    seen[0].touch()
+    sweep(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def by_a_private_file(to: Path) -> None:
+    """As writers do that put a file of their own in the place of the one that they are given."""
+    handle, name = tempfile.mkstemp(dir=to.parent)
+    os.close(handle)
+    os.replace(name, to)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no umask")
+@pytest.mark.parametrize("how", [publish, publish_new, publish_exactly])
+@pytest.mark.parametrize("write", [Path.touch, by_a_private_file])
+def test_files_have_the_permissions_of_the_umask(
+    tmp_path: Path, umask: int, how: Any, write: Any
+) -> None:
+    path = how(tmp_path / "a.txt", write)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_writers_of_one_name_at_once_get_a_file_each(
+    tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("no links on this disk")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    together = threading.Barrier(8)
+
+    def save(number: int) -> Path:
+        def write(to: Path) -> None:
+            to.write_text(str(number))
+            together.wait(10)
+
+        return publish_new(tmp_path / "a.png", write)
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(save, range(8)))
+    names = {"a.png", *(f"a-{number}.png" for number in range(2, 9))}
+    assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
+    assert [path.read_text() for path in paths] == [str(number) for number in range(8)]
+    with pytest.raises(FileExistsError):
+        publish_exactly(tmp_path / "a.png", lambda to: to.write_text("mine"))
+    assert (tmp_path / "a.png").read_text() != "mine"
+
+
+def test_a_link_to_nowhere_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone")
+    assert publish_new(tmp_path / "a.png", Path.touch).name == "a-2.png"
+    assert (tmp_path / "a.png").is_symlink()

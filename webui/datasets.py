@@ -17,7 +17,7 @@ from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.picture_files import BROKEN
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
-from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, free_path, publish
+from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, publish_new
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
     except (*BROKEN, SdloraError) as error:
         added.problems.append(f"{file.name} is left out: {error}")
         return None
-    path = free_path(added.folder / name)
-    publish(path, lambda to: shutil.copyfile(file, to))
+    path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
     return path.name
 
 

@@ -80,10 +80,12 @@ class Finish:
             **self.errand.show(self.studio.run(newest) if newest else None),
         }
 
-    def kept(self, run: Run | None, step: int) -> Path:
+    def kept(self, run: Run | None, step: int | None) -> Path:
         """The LoRA of a step, kept. SdloraError: it cannot be."""
         if run is None:
             raise RunError("that training is not there any more")
+        if step is None:
+            raise RunError("choose a checkpoint first")
         return keep(run.folder, run.state, int(step), self.studio.workspace.loras)
 
     def _keep(self, name: str, step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from sdlora import runs
 from sdlora.checked import Settings
 from sdlora.errors import SdloraError
 from webui import markup
+from webui.calls import failed_disk
 from webui.studio import Run, Studio
 
 Updates = dict[Component, Any]
@@ -33,6 +35,8 @@ class Follower:
             run = self.studio.start(settings())
         except SdloraError as error:
             return {self.notice: markup.problem(str(error))}
+        except (OSError, sqlite3.Error) as error:
+            return {self.notice: markup.problem(failed_disk(error))}
         return self.view(run)
 
     def tick(self, name: str, seen: str = "") -> Any:

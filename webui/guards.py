@@ -7,7 +7,9 @@ that sent it (cross-site requests), the path (what we do not use does not exist)
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -15,19 +17,21 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from webui.uploads import MAX_UPLOAD_MIB, MIB
+
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = frozenset({"GET", "HEAD"})
-MIB = 1024 * 1024
-MAX_UPLOAD_MIB = 512
+PAUSE_S = 30.0  # between two pieces of a body
+SLOWEST_BYTES_S = 64 * 1024  # of a body as a whole
 # Path -> the largest body it takes; the first match counts. No match: the path does not exist.
 # A path that a new Gradio adds is closed until somebody has read what it does.
 PATHS: tuple[tuple[str, int], ...] = (
     (r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt", 0),
     (r"/(assets|static|svelte|media)/.*", 0),
     (r"/gradio_api/upload", MAX_UPLOAD_MIB * MIB),
-    (r"/gradio_api/(run|api|call)/[^/]+/?", 4 * MIB),
+    (r"/gradio_api/(run|api)/[^/]+/?", 4 * MIB),
     (r"/gradio_api/(queue/join|cancel|reset/?)", 4 * MIB),
-    (r"/gradio_api/(call/[^/]+/[^/]+|queue/(data|status)|heartbeat/[^/]+)", 0),
+    (r"/gradio_api/(queue/(data|status)|heartbeat/[^/]+)", 0),
     (r"/gradio_api/(upload_progress|info/?|app_id/?|login_check/?|theme\.css)", 0),
 )
 # Every picture, script and style comes from us; 'unsafe-eval' is what Gradio's components need.
@@ -95,10 +99,10 @@ class Guard:
             return
         # Nobody stands between the browser and us: who says so wants other addresses in the page.
         told = [(name, value) for name, value in scope["headers"] if b"forwarded" not in name]
-        body = _CappedBody(receive, send, limit or 0)
+        body = _BoundedBody(receive, send, limit or 0)
         await self.app({**scope, "headers": told}, body.receive, body.send)
-        if body.too_large and not body.answered:
-            await PlainTextResponse("the request is too large", 413)(scope, receive, send)
+        if body.refusal and not body.answered:
+            await PlainTextResponse(*body.refusal)(scope, receive, send)
 
 
 def _refusal(
@@ -117,23 +121,37 @@ def _refusal(
     return None
 
 
-class _CappedBody:
-    """Counts a body that comes in pieces; past the limit the sender is gone for the app."""
+class _BoundedBody:
+    """Counts a body that comes in pieces, and waits for it no longer than it may take; past either
+    limit the sender is gone for the app."""
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
         self._receive, self._send, self._left = receive, send, limit
-        self.too_large = self.answered = False
+        self._until = time.monotonic() + PAUSE_S + limit / SLOWEST_BYTES_S
+        self._is_whole = False
+        self.refusal: tuple[str, int] | None = None
+        self.answered = False
 
     async def receive(self) -> Message:
-        message = await self._receive() if not self.too_large else {"type": "http.disconnect"}
+        if self.refusal:
+            return {"type": "http.disconnect"}
+        if self._is_whole:  # from here on it waits for the sender to leave
+            return await self._receive()
+        patience = min(PAUSE_S, self._until - time.monotonic())
+        try:
+            message = await asyncio.wait_for(self._receive(), patience)
+        except TimeoutError:
+            self.refusal = ("the request did not come to its end in time", 408)
+            return {"type": "http.disconnect"}
+        self._is_whole = not message.get("more_body")
         self._left -= len(message.get("body", b""))
-        if self._left < 0 and not self.too_large:
-            self.too_large = True
+        if self._left < 0:
+            self.refusal = ("the request is too large", 413)
             return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: Message) -> None:
-        if self.too_large and not self.answered:
+        if self.refusal and not self.answered:
             return  # the app's complaint about a sender who left: ours says what is wrong
         self.answered = True
         await self._send(message)

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Response
 from PIL import Image
 
 from sdlora.data.foreign import ForeignDataError, parsing
-from sdlora.data.picture_files import BROKEN, FORMATS, read_picture, upright
+from sdlora.data.picture_files import BROKEN, FORMATS, TooLarge, check_size, read_picture, upright
 
 SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "image/png",
@@ -101,7 +101,8 @@ def thumbnail(path: Path, _mtime_ns: int) -> bytes:
 def _at_once(path: Path) -> Image.Image | None:
     """The picture decoded no larger than needed; None where only a careful reading may get it."""
     try:
-        with parsing(), Image.open(path, formats=FORMATS) as image:
+        with parsing(TooLarge), Image.open(path, formats=FORMATS) as image:
+            check_size(image)
             image.draft("RGB", (SMALL_PX * 2, SMALL_PX * 2))
             image.load()
             return upright(image)

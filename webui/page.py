@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from sdlora.errors import SdloraError
 from webui import markup
+from webui.calls import Page
 from webui.loras import Wish
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -25,7 +26,7 @@ HEAD = (
 
 def build(studio: Studio) -> gr.Blocks:
     """The whole page over one workspace."""
-    with gr.Blocks(title="sdlora", analytics_enabled=False) as page:
+    with Page(title="sdlora", analytics_enabled=False) as page:
         html(HEAD)
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab("Generate", id="generate", render_children=True):

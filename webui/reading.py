@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from sdlora.checked import MAX_TEXT
 from sdlora.errors import LoraFileError, ModelError
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
+from sdlora.messages import Message
 from sdlora.prompt import LoraTag
 from sdlora.prompt.chunks import Tokenize, Unit
 from sdlora.prompt.tokenizer import open_tokenizer
@@ -17,6 +19,8 @@ from sdlora.prompt.view import ChunkView, Stage, View, view
 from sdlora.prompt.wordbook import Wordbook
 from webui.markup import esc
 from webui.studio import Studio
+
+MAX_READ = 20_000  # letters of a prompt that are read anew with every key
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Reading:
 def read(studio: Studio, asked: Asked) -> Reading:
     """Read what is asked for, as a picture of it would. Never raises."""
     steps = max(1, asked.steps)
+    letters = max(len(asked.prompt), len(asked.negative_prompt))
+    if letters > MAX_READ:
+        return Reading(view("", steps, _whole), None, (), (_too_long(letters),), steps, False)
     tokenize = _tokenizer(Path(studio.workspace.model_source(asked.model)))
     seed = max(0, asked.seed)  # one that is drawn later draws other wildcards
     texts = Wordbook.of(studio.workspace).expand(
@@ -72,6 +79,18 @@ def read(studio: Studio, asked: Asked) -> Reading:
         tuple(dict.fromkeys(filter(None, (*said, *missing)))),
         steps,
         tokenize is not None,
+    )
+
+
+def _too_long(letters: int) -> Message:
+    if letters > MAX_TEXT:
+        words = "the prompt has {letters:,} letters; {most:,} at most are taken: shorten it"
+        return Message(words, letters=letters, most=MAX_TEXT)
+    return Message(
+        "the prompt has {letters:,} letters; beyond {most:,} it is read only when the picture is "
+        "made, not while it is typed",
+        letters=letters,
+        most=MAX_READ,
     )
 
 

@@ -15,6 +15,7 @@ from webui import markup
 from webui.form import Form
 from webui.parts import QUICK
 from webui.studio import Studio
+from webui.uploads import discard
 
 KINDS = [".png", ".jpg", ".jpeg", ".webp"]
 
@@ -34,7 +35,11 @@ class Restorer:
         outputs = [notice, *form.fields.values()]
 
         def dropped(path: str | None) -> dict[Component, Any]:
-            return restore(studio, form, notice, Path(path) if path else None)
+            picture = Path(path) if path else None
+            try:
+                return restore(studio, form, notice, picture)
+            finally:
+                discard(filter(None, [picture]), studio.workspace.uploads)
 
         def wanted(said: str) -> dict[Component, Any]:
             return restore(studio, form, notice, studio.media.path(said.partition(" ")[0]))

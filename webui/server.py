@@ -7,8 +7,6 @@ starts, so a taken one is said at once. No torch here: what needs a device is th
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import socket
 import sys
 import threading
@@ -22,35 +20,48 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from sdlora.errors import BusyError
+from sdlora.errors import BusyError, SettingsError
+from sdlora.messages import Message
 from sdlora.workspace import Workspace
 from webui import page, theme
+from webui.calls import CallCheck
+from webui.connections import BACKLOG, BoundedProtocol
 from webui.first_paint import FirstPaint, panel
-from webui.guards import MAX_UPLOAD_MIB, Guard
+from webui.guards import Guard
 from webui.studio import Studio
+from webui.uploads import MAX_UPLOAD_MIB, MIB, UploadCheck, empty_uploads, sweep_for_ever
 
 HOST = "127.0.0.1"
 PORT = 7860
 PORTS_TRIED = 20
+HIGHEST_PORT = 65_535
+MAX_SESSIONS = 64  # opened pages that Gradio remembers, each with a copy of every field
 PORT_TAKEN = 3  # the exit code, when the user insisted on a port
 
 
 def make_app(studio: Studio) -> FastAPI:
-    """The app with every switch of Gradio that would do more than we use turned off."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    """The app with every switch of Gradio that would do more than we use turned off; its uploads
+    are empty."""
+    empty_uploads(studio.workspace.uploads)  # first: Gradio asks once where they go
+    app, blocks = FastAPI(openapi_url=None, docs_url=None, redoc_url=None), page.build(studio)
+    blocks.state_session_capacity = MAX_SESSIONS
+    # Gradio's own check of files is off in a mounted page unless it takes it for launched
+    blocks.has_launched = True
     # A CORS policy of our own keeps Gradio from adding one that reflects the caller's origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(FirstPaint, make=partial(panel, studio, page.HEAD))
+    app.add_middleware(CallCheck, page=blocks, folder=studio.workspace.uploads)
+    app.add_middleware(UploadCheck, folder=studio.workspace.uploads)
     app.add_middleware(Guard)  # added last: outermost
     app.include_router(studio.media.router)
     return gr.mount_gradio_app(
         app,
-        page.build(studio),
+        blocks,
         path="/",
         server_name=HOST,
         allowed_paths=[],
         show_error=False,
-        max_file_size=MAX_UPLOAD_MIB * 2**20,
+        max_file_size=MAX_UPLOAD_MIB * MIB,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
@@ -65,17 +76,24 @@ def make_app(studio: Studio) -> FastAPI:
 
 
 def bind(port: int | None) -> socket.socket:
-    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken."""
+    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken;
+    SettingsError: it is none, or not for this user."""
+    if port is not None and not 1 <= port <= HIGHEST_PORT:
+        raise SettingsError("port {port} is none; use 1024 to {most}", port=port, most=HIGHEST_PORT)
     ports = [port] if port is not None else range(PORT, PORT + PORTS_TRIED)
     for number in ports:
         listener = _listen(number)
         if listener:
             return listener
     if port is None:
-        raise BusyError(f"the ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken; free one")
-    free = next((n for n in range(port + 1, min(port + 100, 65536)) if _is_free(n)), None)
-    advice = f"; {free} is free: --port {free}" if free else ""
-    raise BusyError(f"port {port} is taken by another program{advice}")
+        raise BusyError(
+            "the ports {first} to {last} are all taken; free one",
+            first=PORT,
+            last=PORT + PORTS_TRIED - 1,
+        )
+    free = next((n for n in range(port + 1, min(port + 100, HIGHEST_PORT)) if _is_free(n)), None)
+    advice = Message("; {free} is free: --port {free}", free=free) if free else ""
+    raise BusyError("port {port} is taken by another program{advice}", port=port, advice=advice)
 
 
 def _listen(port: int) -> socket.socket | None:
@@ -87,24 +105,25 @@ def _listen(port: int) -> socket.socket | None:
     try:
         listener.bind((HOST, port))
         listener.listen(128)
-    except (OSError, OverflowError):
+    except PermissionError:
+        listener.close()
+        raise SettingsError(
+            "port {port} is not for this user; use 1024 to {most}", port=port, most=HIGHEST_PORT
+        ) from None
+    except OSError:
         listener.close()
         return None
     return listener
 
 
 def _is_free(port: int) -> bool:
-    listener = _listen(port)
+    try:
+        listener = _listen(port)
+    except SettingsError:
+        return False
     if listener:
         listener.close()
     return listener is not None
-
-
-def empty_uploads(workspace: Workspace) -> None:
-    """A private folder for what the browser sends, without what an earlier page left in it."""
-    shutil.rmtree(workspace.uploads, ignore_errors=True)
-    workspace.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(workspace.uploads)
 
 
 def serve(workspace: Workspace, port: int | None = None, open_browser: bool = False) -> int:
@@ -124,7 +143,7 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
         listener.close()
         return _point_to(first.note, open_browser)
     try:
-        empty_uploads(workspace)
+        sweep_for_ever(workspace.uploads)
         server = _Server(_config(make_app(studio)))
         studio.wake()
         print(f"sdlora is at {address}\nCtrl+C ends the page; a training goes on.", flush=True)
@@ -149,6 +168,9 @@ class _Server(uvicorn.Server):
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=BoundedProtocol,
+        ws="none",
+        backlog=BACKLOG,
         log_level="warning",
         proxy_headers=False,
         server_header=False,

@@ -74,7 +74,9 @@ class Studio:
         self._worker = ""
 
     def start(self, settings: Settings) -> Run:
-        """Put work into the queue and see that somebody works on it."""
+        """Put work into the queue and see that somebody works on it. SettingsError: the workspace
+        is not where it was."""
+        self.workspace.check_is_there()
         folder = runs.start(settings, self.workspace, self.queue)
         self.wake()
         return self.run(folder)
@@ -117,8 +119,10 @@ class Studio:
         folder = self.workspace.runs
         return [self.run(path) for path in runs.run_folders(folder)]
 
-    def training(self, name: str) -> Run | None:
+    def training(self, name: str | None) -> Run | None:
         """The training of that name; None when there is none."""
+        if not name:
+            return None
         try:
             return self.run(runs.find_run(self.workspace.runs, name))
         except SettingsError:

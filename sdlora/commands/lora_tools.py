@@ -45,6 +45,7 @@ from sdlora.lora.settings import (
     Names,
     ResizeSettings,
 )
+from sdlora.messages import Setting
 from sdlora.workspace import Workspace, checked_name, publish
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
         said = provenance.with_trigger_words(said, settings.trigger_words)
     if settings.thumbnail:
         said = provenance.with_thumbnail(said, Path(settings.thumbnail).expanduser())
-    facts = _save(file, said, path, dtype, settings.names)
+    facts = _save(file, said, path, dtype, names=settings.names, overwrite=settings.overwrite)
     facts |= {"lost": lost.by_group()}
     gone = file.metadata.keys() - said.keys() - set(provenance.STALE)
     facts |= {"taken out": sorted(gone)}
@@ -142,7 +143,8 @@ def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
     rows = zip(sources, settings.strengths, files, strict=True)
     its = [provenance.Source(source.stem, weight, file.metadata) for source, weight, file in rows]
     said = provenance.named(provenance.merged(its, base, method), path.stem)
-    facts = _save(file, said | _of_ranks(file), path, recipe.dtype) | {"lost": losses.by_group()}
+    facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
+    facts |= {"lost": losses.by_group()}
     words = Counter(word for source in files for word in source.embeddings)
     twice = [
         f"several files bring an embedding {word!r}; the last one is kept"
@@ -162,7 +164,8 @@ def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
     file, losses = resized(before, recipe, _pristine(settings.model, workspace))
     what = f"resized from rank {_ranks(before)} to {_ranks(file)}"
     said = provenance.named(provenance.rewritten(file.metadata, what), path.stem)
-    facts = _save(file, said | _of_ranks(file), path, recipe.dtype) | {"lost": losses.by_group()}
+    facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
+    facts |= {"lost": losses.by_group()}
     return [Answer(f"{source.name} {what}", facts, _unread([source.name], [before]), legend=LOST)]
 
 
@@ -178,7 +181,8 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
     file, losses, others = extracted(base, tuned, recipe, device if device.type == "cuda" else CPU)
     what = f"extracted what {single.name} has learnt over {settings.base}"
     said = provenance.named(provenance.rewritten(of_base(base.name), what), path.stem)
-    facts = _save(file, said | _of_ranks(file), path, recipe.dtype) | {"lost": losses.by_group()}
+    facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
+    facts |= {"lost": losses.by_group()}
     left_out = (
         f"{len(others)} norms, biases and embeddings differ too and are left out, "
         f"such as {others[0]!r}"
@@ -217,8 +221,10 @@ def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
 def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
     """Where two files collide."""
     picture = Path(settings.picture).expanduser()
-    if settings.picture and picture.exists() and not settings.overwrite:
-        raise SettingsError(f"{picture} exists; choose another --picture or add --overwrite")
+    if settings.picture:
+        picture = picture.with_suffix(".png")
+        if picture.exists() and not settings.overwrite:
+            raise _exists(picture, "picture")
     sources = [find_file(name, workspace) for name in (settings.one, settings.other)]
     one, other = (alike(read_lora(source)) for source in sources)
     _one_base(sources, (one, other))
@@ -227,19 +233,29 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
     facts: dict[str, Any] = {"groups": {group: asdict(its) for group, its in table.items()}}
     if settings.picture:
         image = draw(table, first, second)
-        publish(picture.with_suffix(".png"), image.save)
-        facts["picture"] = str(picture.with_suffix(".png"))
+        publish(picture, image.save)
+        facts["picture"] = str(picture)
     return [Answer(f"{first} and {second}", facts, legend=COLLISION)]
 
 
 def _save(
-    file: LoraFile, said: dict[str, str], path: Path, dtype: torch.dtype, names: Names = "auto"
+    file: LoraFile,
+    said: dict[str, str],
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    names: Names = "auto",
+    overwrite: bool,
 ) -> dict[str, Any]:
-    """Write a LoRA, named as most programs read it unless told otherwise; the facts of it."""
+    """Write a LoRA, named as most programs read it unless told otherwise; the facts of it.
+    SettingsError: a file took its name meanwhile, and it is not to be overwritten."""
     usual: Literal["kohya", "peft"] = "peft" if file.base in WRITTEN_AS_PEFT else "kohya"
     named = usual if names == "auto" else names
     fresh = renamed(LoraFile(file.layers, said, file.embeddings), named)
-    write_lora(fresh, path, dtype, named)
+    try:
+        write_lora(fresh, path, dtype, named, overwrite=overwrite)
+    except FileExistsError:
+        raise _exists(path, "output") from None
     return {
         "output": str(path),
         "base": fresh.base,
@@ -295,8 +311,17 @@ def _output(settings: Making, folder: Path) -> Path:
         ending = ".safetensors" if folder.name == "loras" else ""
         wish = folder / (checked_name(settings.output) + ending)
     if wish.exists() and not settings.overwrite:
-        raise SettingsError(f"{wish} exists; choose another --output or add --overwrite")
+        raise _exists(wish, "output")
     return wish
+
+
+def _exists(path: Path, setting: str) -> SettingsError:
+    return SettingsError(
+        "{file} exists; choose another {setting} or add {overwrite}",
+        file=path,
+        setting=Setting(setting),
+        overwrite=Setting("overwrite"),
+    )
 
 
 def _pristine(model: str, workspace: Workspace) -> Pristine:

@@ -107,15 +107,20 @@ def upright(image: Image.Image, raw: bytes = b"") -> Image.Image:
     return _upright(image, raw).image
 
 
+def check_size(image: Image.Image) -> None:
+    """Refuse a picture of too many pixels before it is decoded. TooLarge."""
+    if (count := image.width * image.height) > MAX_PIXELS:
+        millions = round(count / 1e6)
+        raise TooLarge(f"it has {millions} million pixels, more than the {_MOST} that are read")
+
+
 def _decoded(raw: bytes) -> Image.Image:
     with parsing(*BROKEN), io.BytesIO(raw) as file:
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError:
             raise TooLarge(f"it has more than {_MOST} million pixels") from None
-        if (count := image.width * image.height) > MAX_PIXELS:
-            millions = round(count / 1e6)
-            raise TooLarge(f"it has {millions} million pixels, more than the {_MOST} that are read")
+        check_size(image)
         image.load()
         return image
 

@@ -7,6 +7,7 @@ and named.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,10 +31,14 @@ MOST_MEMBERS = 20_000
 MOST_BYTES = 20 * 2**30  # inflated, all together
 MOST_RATIO = 200  # inflated to packed, of members above 1 MiB
 LONGEST_NAME = 120  # bytes of one part of a path
+MAX_PATH_BYTES = 400  # of all its parts: with the folder before them, below what a disk takes
 _BLOCK = 2**20
 _UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_TOO_DEEP = f"has a path of more than {MAX_PATH_BYTES} bytes"
 _PROBLEMS = ".problems.json"
+# Of one member; what a full or failing disk does ends the whole
+_OF_ITS_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST)
 _WRONG = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError)
 
 
@@ -106,7 +111,11 @@ def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, str]:
     parts = [part for part in parts if part not in ("", ".")]
     if any(is_unasked(part) or is_server_folder(part) for part in parts):
         return nowhere, ""  # what systems put into archives unasked
+    if len(parts) > MAX_PATH_BYTES:
+        return nowhere, _TOO_DEEP
     path = PurePosixPath(*map(_fit, parts))
+    if len(path.as_posix().encode("utf-8", "replace")) > MAX_PATH_BYTES:
+        return nowhere, _TOO_DEEP
     if path.suffix.lower() not in PICTURE_SUFFIXES and not is_caption_file(path.name):
         return nowhere, "is neither a picture nor a caption"
     return path, ""
@@ -155,15 +164,19 @@ def _write(
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is packed in a way that is not read", 0
     most = min(room, max(_BLOCK, MOST_RATIO * member.compress_size))
-    path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with opened.open(member) as source, path.open("xb") as file:
             while block := source.read(_BLOCK):
                 written += len(block)
                 if written > most:
                     raise ValueError("inflates to more than a picture does")
                 file.write(block)
+    except OSError as error:
+        if error.errno not in _OF_ITS_NAME:
+            raise
+        return f"has a name that this disk does not take ({error.strerror})", written
     except ValueError as error:
         path.unlink(missing_ok=True)
         return str(error), most

@@ -35,7 +35,7 @@ from sdlora.lora.written import (
     peft_tensors,
     said_alphas,
 )
-from sdlora.workspace import publish
+from sdlora.workspace import publish, publish_exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +134,15 @@ def write_lora(
     path: Path,
     dtype: torch.dtype = torch.float16,
     names: Literal["kohya", "peft"] = "kohya",
+    *,
+    overwrite: bool = True,
 ) -> Path:
     """Write `file` in `dtype`, with kohya's or PEFT's names and its hashes; whole or not at all.
 
     Layers keep the path they have. The same tensors and metadata give the same bytes. LoraFileError
     when the numbers do not fit into `dtype`, such as a training that ran away, or PEFT's names
-    cannot hold a layer: its format has LoRA and DoRA only, in diffusers' naming.
+    cannot hold a layer: its format has LoRA and DoRA only, in diffusers' naming. FileExistsError:
+    there is a file of that name, and it is not to be overwritten.
     """
     by_key = (peft_tensors if names == "peft" else kohya_tensors)(file.layers)
     for name, parts in file.embeddings.items():
@@ -157,7 +160,7 @@ def write_lora(
     def write(temporary: Path) -> None:
         temporary.write_bytes(blob)
 
-    return publish(path, write)
+    return (publish if overwrite else publish_exactly)(path, write)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

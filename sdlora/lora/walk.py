@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sdlora.messages import Message
+
 READABLE = (".safetensors", ".sft")  # the same format
 # which can hold program code: listed, so that somebody who looks for one is told, never opened
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")
@@ -17,6 +19,7 @@ PREVIEWS = tuple(
     before + ending for ending in (".png", ".jpg", ".jpeg", ".webp") for before in (".preview", "")
 )
 Entry = os.DirEntry[str]
+MAX_FOLDERS = 20_000  # in all roots together; a link can lead to a whole disk
 
 
 class Found(NamedTuple):
@@ -34,17 +37,26 @@ class Found(NamedTuple):
 def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
     """The files of each root, those nearest to it first; and what cannot be listed, in words.
 
-    A folder that several ways lead to is listed once, so that links may go in circles.
+    A folder that several ways lead to is listed once, so that links may go in circles. A link to a
+    folder that a root lies in is not followed: it would list the whole disk.
     """
     found: list[Found] = []
     problems: list[str] = []
     visited: set[str] = set()
+    roots = list(roots)
+    above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
+    above -= set(map(os.path.realpath, roots))
     for root in roots:
         waiting = deque([(str(root), "")])
         while waiting:
             path, below = waiting.popleft()
             if (real := os.path.realpath(path)) in visited:
                 continue
+            if below and real in above:
+                problems.append(_leads_above(path, real))
+                continue
+            if len(visited) == MAX_FOLDERS:
+                return found, [*problems, _too_many(path)]
             visited.add(real)
             try:
                 files, folders = _listed(path)
@@ -54,6 +66,24 @@ def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
             found.extend(_loras(files, shown(below)))
             waiting.extend((one.path, f"{below}/{one.name}".strip("/")) for one in folders)
     return found, problems
+
+
+def _leads_above(link: str, folder: str) -> Message:
+    return Message(
+        "the link {link} is not followed: it leads to {folder}, in which the LoRA folder itself "
+        "lies; link to a folder that holds LoRAs alone",
+        link=shown(link),
+        folder=shown(folder),
+    )
+
+
+def _too_many(folder: str) -> Message:
+    return Message(
+        "only the first {most} folders are searched for LoRAs; {folder} and those after it are not "
+        "listed; take links to folders without LoRAs away",
+        most=MAX_FOLDERS,
+        folder=shown(folder),
+    )
 
 
 def _listed(path: str) -> tuple[list[Entry], list[Entry]]:

@@ -9,36 +9,46 @@ from typing import Any
 from PIL import Image
 
 from sdlora import __version__
-from sdlora.errors import SettingsError
+from sdlora.errors import RunError, SettingsError
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.prompt.tags import RULES
 from sdlora.settings import ImageRequest
-from sdlora.workspace import free_path
+from sdlora.workspace import publish_new
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
 
 def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
-    """Write image `index` of a request into folder/<day>/, in the format asked for. The day is that
-    of the request's beginning, so that a request over midnight stays together.
+    """Write image `index` of a request into folder/<day>/, in the format asked for, under a name
+    that no other file has. The day is that of the request's beginning.
 
-    Where that cannot hold its text it becomes a PNG, and the sheet says so.
+    Where that cannot hold its text it becomes a PNG, and the sheet says so. RunError: the disk does
+    not take it.
     """
     now = time.localtime()
     seed = sheet.wishes[index].seed
     day = folder / time.strftime("%Y-%m-%d", time.localtime(sheet.prepared_at))
     path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[request.image_format]}"
-    text = parameters(request, sheet, index, image.size)
-    if request.image_format != "png":
-        try:
-            return write_exif(image, free_path(path), text, details(request, sheet, index))
-        except SettingsError as error:
-            sheet.tell([f"{error}; it is one"], [index])
-    path = free_path(path.with_suffix(".png"))
-    return write_png(image, path, text, details(request, sheet, index))
+    text, rest = parameters(request, sheet, index, image.size), details(request, sheet, index)
+    try:
+        if request.image_format != "png":
+            try:
+                return write_exif(image, path, text, rest, publish=publish_new)
+            except SettingsError as error:
+                sheet.tell([f"{error}; it is one"], [index])
+        return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
+    except OSError as error:
+        raise RunError(
+            "the picture {file} of {folder} could not be saved: {why}; make room there or give "
+            "write access, then ask for seed {seed} again",
+            file=path,
+            folder=str(day),
+            why=error.strerror or str(error),
+            seed=seed,
+        ) from None
 
 
 def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ hold without loss stands beside it, as JSON in a chunk of our own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,21 @@ def hashed_name(name: str) -> str:
     return name.translate(str.maketrans("", "", ":,"))
 
 
-def write_png(
-    image: Image.Image, path: Path, parameters: str, details: Mapping[str, Any] | None = None
-) -> Path:
-    """Write the picture with its text, complete or not at all.
+Publish = Callable[[Path, Callable[[Path], object]], Path]
 
-    `details` is what the text cannot hold: JSON values, the request under 'request'.
+
+def write_png(
+    image: Image.Image,
+    path: Path,
+    parameters: str,
+    details: Mapping[str, Any] | None = None,
+    *,
+    publish: Publish = publish,
+) -> Path:
+    """Write the picture with its text, complete or not at all; returns where.
+
+    `details` is what the text cannot hold: JSON values, the request under 'request'. `publish`
+    tells what becomes of another file of that name.
     """
     chunks = PngInfo()
     chunks.add_text(PARAMETERS, _encodable(parameters))
@@ -87,7 +96,12 @@ def write_png(
 
 
 def write_exif(
-    image: Image.Image, path: Path, parameters: str, details: Mapping[str, Any] | None = None
+    image: Image.Image,
+    path: Path,
+    parameters: str,
+    details: Mapping[str, Any] | None = None,
+    *,
+    publish: Publish = publish,
 ) -> Path:
     """Write a JPEG or WebP, by the path's ending, with its text as EXIF UserComment.
 

@@ -29,6 +29,7 @@ from webui.loras import prompt_words
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 from webui.training import Training
+from webui.uploads import discard
 
 GOALS = (
     ("Style: how everything looks", "style"),
@@ -135,6 +136,7 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
             result = datasets.add(studio.workspace, name, [Path(p) for p in paths or ()])
         except SdloraError as error:
             return {said: markup.problem(str(error))}
+        discard(map(Path, paths or ()), studio.workspace.uploads)
         sets = sorted(studio.workspace.dataset_folders())
         return {
             said: markup.added(result),

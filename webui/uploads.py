@@ -1,0 +1,165 @@
+"""What the browser sends: files alone, into one private folder, bounded in sum, for some hours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from gradio import route_utils
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from webui.calls import failed_disk
+
+PATH = "/gradio_api/upload"
+MIB = 1024 * 1024
+MAX_UPLOAD_MIB = 512  # of one request
+MAX_WAITING_MIB = 4096  # of all that nobody has used yet
+FREE_MIB = 256  # what uploads leave free on the disk
+UNUSED_S = 2 * 3600.0
+SWEEP_EVERY_S = 600.0
+
+
+class UploadParser(route_utils.GradioMultiPartParser):
+    """Gradio's parser, which keeps a field without a file in memory, however long it is, and
+    leaves behind what was sent of an upload that was cut off."""
+
+    def on_headers_finished(self) -> None:
+        """Refuse a field that is no file."""
+        super().on_headers_finished()
+        if self._current_part.file is None:
+            raise route_utils.MultiPartException("only files are taken here, each with its name")
+
+    async def parse(self) -> FormData:
+        """The form; nothing stays on the disk of one that does not come to its end."""
+        begun = self._files_to_close_on_error
+        try:
+            form = await super().parse()
+            begun = []
+        finally:
+            for file in begun:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+        return form
+
+
+route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]
+
+
+def empty_uploads(folder: Path) -> None:
+    """A private folder for what the browser sends, without what an earlier page left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+
+
+def sweep_uploads(folder: Path, unused_s: float = UNUSED_S) -> None:
+    """Take away what nobody has used for so long, and folders that are empty."""
+    before = time.time() - unused_s
+    for path in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before it
+        with suppress(OSError):  # used or taken away in this moment
+            if path.lstat().st_mtime < before:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def sweep_for_ever(folder: Path) -> None:
+    """Sweep now and then, in a thread that ends with the page."""
+
+    def sweeping() -> None:
+        while True:
+            time.sleep(SWEEP_EVERY_S)
+            sweep_uploads(folder)
+
+    threading.Thread(target=sweeping, daemon=True).start()
+
+
+def discard(paths: Iterable[Path], folder: Path) -> None:
+    """Take away uploads that have been used."""
+    for path in paths:
+        if path.is_relative_to(folder):
+            with suppress(OSError):
+                path.unlink()
+                path.parent.rmdir()
+
+
+def waiting_bytes(folder: Path) -> int:
+    """The size of all uploads together."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+class UploadCheck:
+    """ASGI middleware before Gradio's upload: it takes what there is room for, and says what it
+    does not take."""
+
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        self.app, self.folder = app, folder
+        self._expected = 0  # bytes of the uploads on their way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take an upload; everything else passes."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self.app(scope, receive, send)
+            return
+        length = int(Headers(scope=scope).get("content-length", MAX_UPLOAD_MIB * MIB))
+        answer = _HeldBack(send)
+        self._expected += length
+        try:
+            if refused := await run_in_threadpool(self._refusal, self._expected):
+                await PlainTextResponse(*refused)(scope, receive, send)
+                return
+            await self.app(scope, receive, answer.send)
+            await answer.release()
+        except ClientDisconnect:
+            pass
+        except OSError as error:
+            await PlainTextResponse(failed_disk(error), 507)(scope, receive, send)
+        finally:
+            self._expected -= length
+
+    def _refusal(self, expected: int) -> tuple[str, int] | None:
+        """Why `expected` more bytes are not taken, and the status to answer with."""
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)  # without those that it lies in
+            free = shutil.disk_usage(self.folder).free
+        except OSError:
+            return "the workspace is not where it was; start sdlora again", 507
+        if free < expected + FREE_MIB * MIB:
+            return f"the disk has {free // MIB} MiB left; make room, then choose them anew", 507
+        sweep_uploads(self.folder)
+        if expected + waiting_bytes(self.folder) <= MAX_WAITING_MIB * MIB:
+            return None
+        return (
+            f"{MAX_WAITING_MIB} MiB of files wait here already; add those to a set first, or wait: "
+            f"what is not used goes after {UNUSED_S / 3600:g} hours",
+            413,
+        )
+
+
+class _HeldBack:
+    """Holds a server's error back until it is known whether there are words for it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._held: list[Message] = []
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 500 or self._held:
+            self._held.append(message)
+        else:
+            await self._send(message)
+
+    async def release(self) -> None:
+        for message in self._held:
+            await self._send(message)
