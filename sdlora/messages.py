@@ -65,6 +65,15 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def readable(text: str) -> str:
+    """Text that every terminal, page and file can hold: each half of a character, such as a byte of
+    a file's name that is not UTF-8, as the mark of an unknown one."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
 TEXT = Surface(str, str)
 COMMAND = Surface(flag, str)
 PAGE = Surface(label, lambda path: path.name or str(path), page=True)
@@ -137,9 +146,10 @@ def _sentence(text: str, template: str) -> str:
 
 
 def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
-    if not values:
-        return str(template)
-    return template.format_map({name: surface.words(value) for name, value in values.items()})
+    if values:
+        words = {name: surface.words(value) for name, value in values.items()}
+        template = template.format_map(words)
+    return readable(str(template))
 
 
 def _plain(value: Any) -> Any:

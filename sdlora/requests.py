@@ -21,7 +21,18 @@ def ask(folder: Path, request: Request, words: str = "") -> None:
 
 def asked(folder: Path, request: Request) -> bool:
     """Whether somebody asked, and it is not answered yet."""
-    return (folder / request).exists()
+    try:
+        return (folder / request).exists()
+    except (OSError, ValueError):  # a folder that cannot be looked into, or no name for one
+        return False
+
+
+def content(folder: Path, request: Request) -> str:
+    """The text of a request that was asked; '' where there is none."""
+    try:
+        return (folder / request).read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ""
 
 
 def answered(folder: Path, *requests: Request) -> None:

@@ -195,6 +195,11 @@ class Workspace:
         return self.jobs / "worker.log"
 
     @property
+    def worker_heartbeat(self) -> Path:
+        """The worker's sign of life."""
+        return self.jobs / "worker.heartbeat"
+
+    @property
     def cache(self) -> Path:
         """What can be made again: encoded pictures and captions, unpacked archives."""
         return self.root / "cache"

@@ -302,4 +302,4 @@ def test_a_sudden_end_is_not_mistaken_for_one_with_words(space: Workspace, queue
     assert "ended without a word" in runs.read(folder).error
     runs.say(folder, Stopped("lora", 4))
     assert runs.read(folder) == RunState(status="stopped", result="lora")
-    assert isinstance(runs.failure(MemoryError("x"), folder), Failed)
+    assert isinstance(runs.failure(MemoryError("x"), None, folder), Failed)
