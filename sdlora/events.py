@@ -210,6 +210,29 @@ def parsed(line: str | bytes) -> dict[str, Any]:
     return row
 
 
+_NUMBER = r"-?\d{1,17}(?:\.\d+)?(?:e[+-]?\d{1,2})?"
+_STEP_LINE = re.compile(
+    rf'\{{"event": "Step", "at": ({_NUMBER}), "step": (\d{{1,15}}), "total": (\d{{1,15}}), '
+    rf'"loss": ({_NUMBER}), "learning_rate": ({_NUMBER}|null), "seconds_left": ({_NUMBER}|null)\}}'
+)
+
+
+def plain_step(line: str) -> Step | None:
+    """The event of a line that is a step with its loss as `to_line` writes it, the same as from
+    `from_line`; None of every other line. Long runs consist of these: it is read several times
+    faster."""
+    match = _STEP_LINE.fullmatch(line)
+    if match is None:
+        return None
+    at, step, total, loss, rate, left = match.groups()
+    return Step(
+        int(step), int(total), float(loss),
+        None if rate == "null" else float(rate),
+        None if left == "null" else float(left),
+        at=float(at),
+    )  # fmt: skip
+
+
 def from_row(row: dict[str, Any]) -> Event:
     """The event of a parsed line. ValueError: as `from_line`."""
     name = row.get("event")

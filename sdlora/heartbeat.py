@@ -24,7 +24,8 @@ from sdlora.processes import identity
 @dataclass(frozen=True)
 class Times:
     """Seconds: between beats; of silence after which a process does not answer, and before its
-    first beat, while it is loaded; from the wish to end it to its end, first asked, then made to."""
+    first beat, while it is loaded; from the wish to end it to SIGTERM, and from there to SIGKILL.
+    """
 
     beat: float = 5.0
     silence: float = 60.0

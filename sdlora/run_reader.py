@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.errors import RunError
-from sdlora.events import Event, Failed, RunState, fold, from_row, parsed
+from sdlora.events import Event, Failed, RunState, fold, from_row, parsed, plain_step
 from sdlora.heartbeat import silence_and_idleness
 from sdlora.jobs import Job, Queue
 from sdlora.messages import Message, PerSurface, readable
@@ -109,6 +109,9 @@ class Follower:
             # A step without a loss says nothing that the next one does not say: most lines of a run
             if _NO_LOSS in line and line[:16] == after[:16] == _STEP and after[-1] == "}":
                 continue
+            if step := plain_step(line):
+                yield step
+                continue
             try:
                 yield from_row(with_present_path(parsed(line), self.folder, workspace))
             except ValueError:  # torn by a kill, or no event at all
@@ -157,3 +160,10 @@ _START_AGAIN = Message(
 def read(folder: Path, queue: Queue | None = None) -> RunState:
     """The state of the run in `folder`, read from its beginning."""
     return Follower(folder, queue=queue).poll()
+
+
+def recorded(folder: Path) -> RunState:
+    """What the run itself wrote, without what is made of one that died. OSError: unreadable."""
+    follower = Follower(folder)
+    follower.news()
+    return follower.state

@@ -37,6 +37,7 @@ from sdlora.run_reader import (
     owner,
     pid_alive,
     read,
+    recorded,
     resume_hint,
 )
 from sdlora.workspace import Workspace, make_folder, publish, sync_folder
@@ -45,8 +46,8 @@ SETTINGS_FILE = "settings.json"
 __all__ = [
     "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
     "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
-    "read", "record", "reopen", "request", "reserve", "resume", "resume_hint", "run_folders", "say",
-    "start", "stop", "stop_asked", "stop_asked_now",
+    "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
+    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now",
 ]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from sdlora import runs
 from sdlora.errors import RunError, SdloraError
-from sdlora.events import Event, Failed, Progress, Queued, Resumed, RunState, Stopped, Warned
+from sdlora.events import Event, Failed, Progress, Queued, Resumed, Stopped, Warned
 from sdlora.heartbeat import TIMES, Heart, Times, Watch
 from sdlora.jobs import Job, Queue
 from sdlora.messages import Message
@@ -202,7 +202,7 @@ class Worker:
     def generate_again(self, job: Job) -> None:
         """Make the images anew, unless they are made, nobody wants them any more, or this request
         seems to be what ends workers."""
-        state = _recorded(job.folder)
+        state = runs.recorded(job.folder)
         if state.ended:
             return
         if runs.stop_asked(job.folder):
@@ -241,7 +241,7 @@ class Worker:
     def _conclude(self, job: Job, death: Message, replace: bool = False) -> None:
         """The end of a run that has not told it itself. One that has a checkpoint goes on from it
         by itself, once, unless somebody asked it to end; `replace`: without one it begins anew."""
-        folder, state = job.folder, _recorded(job.folder)
+        folder, state = job.folder, runs.recorded(job.folder)
         if state.ended:
             return
         if runs.stop_asked_now(folder):
@@ -271,13 +271,6 @@ class Worker:
     def _close_engine(self) -> None:
         if self.engine is not None:
             self.engine.close()
-
-
-def _recorded(folder: Path) -> RunState:
-    """What the run itself wrote, without what is made of a dead one. OSError: unreadable."""
-    follower = runs.Follower(folder)
-    follower.news()
-    return follower.state
 
 
 Act = Callable[[Worker, Job], None]

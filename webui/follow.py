@@ -44,7 +44,7 @@ class Follower:
         """Ask a run to end after its step; when that was asked already, end it at once."""
         run = self.find(name)
         if run and run.stopping:
-            runs.stop(run.folder, now=True)
+            self.studio.end_now(run)
         elif run and run.live:
             runs.cancel(run.folder, self.studio.queue)
         return self.tick(name)
