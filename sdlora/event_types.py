@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+_LIMIT = 1e300
 Check = Callable[[Any], Any]
 
 
@@ -24,7 +25,8 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -_LIMIT < value < _LIMIT:  # no NaN is, nor a whole number too large
         raise ValueError("no number")
     return value
 

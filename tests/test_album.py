@@ -11,10 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sdlora.cli import main
-from sdlora.events import SampleReady, Warned
+from sdlora.errors import RunError
+from sdlora.events import Progress, SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
 from sdlora.lora.library import Library
+from sdlora.painting import album
 from sdlora.painting.album import parameters
 from sdlora.painting.painter import Painter
 from sdlora.prompt import parse_infotext, read_parameters, request_of
@@ -137,3 +139,25 @@ def test_generate_like_a_picture(
         assert image.format == "WEBP"
     assert main(["generate", "--workspace", str(space.root)]) == 1
     assert "--like PICTURE" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_waited_for_with_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(album, "LOOK_EVERY_S", 0.0)
+    outcomes: list[Path | OSError] = [OSError(28, "No space left"), OSError(28, "No space left")]
+
+    def write() -> Path:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    outcomes.append(tmp_path / "1.png")
+    warned, waits, *more = album.written_when_room(write, tmp_path, lambda: False)
+    assert isinstance(warned, Warned) and str(tmp_path) in warned.message and not more
+    assert isinstance(waits, Progress) and not outcomes
+    for error, stops in ((OSError(28, "No space left"), True), (OSError(5, "I/O error"), False)):
+        outcomes.append(error)
+        with pytest.raises(RunError, match=f"could not be saved in {tmp_path}: {error.strerror}"):
+            list(album.written_when_room(write, tmp_path, lambda stops=stops: stops))

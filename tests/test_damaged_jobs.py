@@ -48,16 +48,21 @@ def as_endless_link(name: str) -> Damage:
 
 
 def holding(name: str, content: bytes) -> Damage:
-    return lambda folder, queue: (folder / name).write_bytes(content) and None
+    def damage(folder: Path, queue: Queue) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
 
 
-# Damage; the reason that the queue tells, for a job that waits; '' where it can be done all the same
+def a_file_instead(folder: Path, queue: Queue) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("x", encoding="utf-8")
+
+
+# Damage; the reason that the queue tells for a job that waits; '' where it can be done all the same
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "folder deleted": (lambda folder, queue: shutil.rmtree(folder), "is gone"),
-    "folder is a file": (
-        lambda folder, queue: (shutil.rmtree(folder), folder.write_text("x")) and None,
-        "is gone",
-    ),
+    "folder is a file": (a_file_instead, "is gone"),
     "events are a folder": (as_folder(runs.EVENTS_FILE), "events.jsonl"),
     "events cannot be opened": (as_endless_link(runs.EVENTS_FILE), "events.jsonl"),
     "events are no events": (holding(runs.EVENTS_FILE, b"\xff\xfe\n[[[\n{}\n" + b"[" * 99999), ""),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from sdlora import __version__
-from sdlora.errors import SettingsError
+from sdlora.errors import RunError, SettingsError
+from sdlora.events import Event, Progress, Warned
+from sdlora.messages import Message
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
@@ -17,7 +21,32 @@ from sdlora.settings import ImageRequest
 from sdlora.workspace import free_path
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
+
+
+def written_when_room(
+    write: Callable[[], Path], folder: Path, should_stop: Callable[[], bool]
+) -> Generator[Event, None, Path]:
+    """The file that `write` makes in `folder`. A full disk is waited for, with the picture kept in
+    memory. RunError: the file cannot be written, or somebody stopped waiting."""
+    waits = False
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            why = error.strerror or error
+            message = Message(
+                "the picture could not be saved in {folder}: {why}", folder=folder, why=why
+            )
+            if error.errno not in _FULL or should_stop():
+                raise RunError(message) from None
+        if not waits:
+            waits = True
+            yield Warned(message, "make room on that disk, and it goes on by itself")
+            yield Progress("waiting for room on the disk")
+        time.sleep(LOOK_EVERY_S)
 
 
 def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
