@@ -240,7 +240,8 @@ def resume(folder: Path, queue: Queue) -> None:
 def cancel(folder: Path, queue: Queue) -> None:
     """Take the work out of the queue; if it runs already, ask it to stop."""
     if queue.cancel(folder):
-        say(folder, Stopped())
+        with contextlib.suppress(OSError):  # of a folder that takes nothing the queue knows it
+            say(folder, Stopped())
     else:
         stop(folder)
 

@@ -242,6 +242,20 @@ def test_paths_of_earlier_versions_are_found_in_a_moved_workspace(space: Workspa
     assert runs.read(folder).samples[0].path == str(space.outputs / "1.png")
 
 
+@pytest.mark.parametrize("state", ["waiting", "running"])
+def test_what_lost_its_folder_can_be_cancelled(state: str, space: Workspace, queue: Queue) -> None:
+    folder = images(space, queue)
+    if state == "running":
+        queue.claim("1:dead")
+    shutil.rmtree(folder)
+    if state == "running":
+        with pytest.raises(RunError, match="does not take the request"):
+            runs.cancel(folder, queue)
+        return
+    runs.cancel(folder, queue)
+    assert runs.read(folder, queue).status == "stopped"
+
+
 def test_a_full_disk_is_a_sentence(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
