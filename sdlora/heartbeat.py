@@ -88,6 +88,8 @@ class Heart(AbstractContextManager["Heart"]):
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
                 os.write(handle, line)
+            except OSError:  # on some file systems writing in place needs room too
+                os.utime(self.path)
             finally:
                 os.close(handle)
 
@@ -114,18 +116,28 @@ class Watch:
         self.silent_s = self.idle_s = 0.0
         self._seen = read_beat(path)
         self._looked_at = clock()
-        self._has_begun = self._seen is not None
+        self._touched_at = _touched_at(path)
+        self._has_begun = self._touched_at > 0
 
     def look(self) -> bool:
         """Look once; true while it answers."""
-        now, beat = self.clock(), read_beat(self.path)
+        now, beat, touched_at = self.clock(), read_beat(self.path), _touched_at(self.path)
         gap = min(max(now - self._looked_at, 0.0), self.times.beat)
         before, self._seen, self._looked_at = self._seen, beat, now
-        self.silent_s = self.silent_s + gap if _key(beat) == _key(before) else 0.0
+        is_silent = _key(beat) == _key(before) and touched_at == self._touched_at
+        self._touched_at = touched_at
+        self.silent_s = self.silent_s + gap if is_silent else 0.0
         stands_still = beat and before and beat.progress == before.progress
         self.idle_s = self.idle_s + gap if stands_still else 0.0
-        self._has_begun = self._has_begun or beat is not None
+        self._has_begun = self._has_begun or touched_at > 0
         return self.silent_s < (self.times.silence if self._has_begun else self.times.start)
+
+
+def _touched_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def _key(beat: Beat | None) -> tuple[str, int] | None:

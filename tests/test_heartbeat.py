@@ -15,7 +15,7 @@ import pytest
 
 from fakes import FAST, FakeEngine
 from launch import ROOT
-from sdlora import runs
+from sdlora import heartbeat, runs
 from sdlora.commands.runs import say_run
 from sdlora.events import RunState, Step
 from sdlora.heartbeat import Beat, Heart, Times, Watch, read_beat, silence_and_idleness
@@ -125,6 +125,22 @@ def test_a_heart_beats_by_itself_and_counts_progress(tmp_path: Path) -> None:
     time.sleep(0.05)
     assert read_beat(path) == last, "it has ended"
     assert last and last.process == identity(os.getpid())
+
+
+def test_a_full_disk_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, path = Clock(), tmp_path / "heartbeat"
+    write_beat(path, 1)
+    watched = watch(path, clock)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(heartbeat.os, "write", full)
+    for number in range(30):
+        clock.now += 5
+        os.utime(path, (number, number))
+        Heart(path)._write(number)
+        assert watched.look()
 
 
 def test_a_heart_without_its_folder_beats_on_in_silence(tmp_path: Path) -> None:
