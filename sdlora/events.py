@@ -7,12 +7,17 @@ a test needs to know about a run, whoever runs it and whether or not it is still
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from sdlora.messages import Message, printable
+from sdlora.append_only import Series
+from sdlora.event_types import checks_of
+from sdlora.messages import Message, readable
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -176,24 +181,99 @@ EVENTS: dict[str, type[Event]] = {
 }  # fmt: skip
 
 
-def to_line(event: Event) -> str:
-    """One line of JSON without its newline. Messages are there as neutral text, and under
-    `templates` as what they are filled from."""
-    row = {"event": type(event).__name__, **asdict(event)}
+_CHECKS = {name: checks_of(kind) for name, kind in EVENTS.items()}
+
+
+def to_line(event: Event, **more: Any) -> str:
+    """One line of JSON without its newline, which UTF-8 can hold whatever the event says. Messages
+    are there as neutral text, and under `templates` as what they are filled from."""
+    row = {"event": type(event).__name__, **asdict(event), **more}
     filled = {n: v.to_json() for n, v in vars(event).items() if isinstance(v, Message) and v.values}
-    row |= {"templates": filled} if filled else {}
-    return printable(json.dumps(row, ensure_ascii=False))
+    line = json.dumps({**row, **({"templates": filled} if filled else {})}, ensure_ascii=False)
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", line)
 
 
-def from_line(line: str) -> Event:
-    """The event of a line; fields a newer version added are left out. ValueError: not an event."""
-    said = json.loads(line)
-    kind = EVENTS.get(said.pop("event", "")) if isinstance(said, dict) else None
+def from_line(line: str | bytes) -> Event:
+    """The event of a line; fields a newer version added are left out. ValueError: not an event, or
+    one whose fields are of other types."""
+    return from_row(parsed(line))
+
+
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """The table that a line holds. ValueError: none."""
+    try:
+        row = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(row, dict):
+        raise ValueError("not an event")
+    return row
+
+
+_NUMBER = r"-?\d{1,17}(?:\.\d+)?(?:e[+-]?\d{1,2})?"
+_STEP_LINE = re.compile(
+    rf'\{{"event": "Step", "at": ({_NUMBER}), "step": (\d{{1,15}}), "total": (\d{{1,15}}), '
+    rf'"loss": ({_NUMBER}), "learning_rate": ({_NUMBER}|null), "seconds_left": ({_NUMBER}|null)\}}'
+)
+
+
+def plain_step(line: str) -> Step | None:
+    """The event of a line that is a step with its loss as `to_line` writes it, the same as from
+    `from_line`; None of every other line. Long runs consist of these: it is read several times
+    faster."""
+    match = _STEP_LINE.fullmatch(line)
+    if match is None:
+        return None
+    at, step, total, loss, rate, left = match.groups()
+    return Step(
+        int(step), int(total), float(loss),
+        None if rate == "null" else float(rate),
+        None if left == "null" else float(left),
+        at=float(at),
+    )  # fmt: skip
+
+
+def from_row(row: dict[str, Any]) -> Event:
+    """The event of a parsed line. ValueError: as `from_line`."""
+    name = row.get("event")
+    kind = EVENTS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ValueError(f"not an event: {line[:80]}")
-    known = {f.name for f in fields(kind)}
-    said |= {name: Message.from_json(row) for name, row in said.pop("templates", {}).items()}
-    return kind(**{key: value for key, value in said.items() if key in known})
+        raise ValueError("not an event")
+    checks = _CHECKS[kind.__name__]
+    values = {name: check(row[name]) for name, check in checks.items() if name in row}
+    for part, value in values.items():
+        if not isinstance(value, int | float) and value and part != "path":
+            values[part] = _as_text(value)
+    if "templates" in row:
+        values |= _messages(row["templates"], values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"not an event: {error}") from None
+
+
+def _as_text(value: Any) -> Any:
+    """The same without lone surrogates, which no page and no terminal can show. A path keeps them:
+    they stand for bytes of its name."""
+    if isinstance(value, str):
+        return value if value.isascii() else readable(value)
+    if isinstance(value, list):
+        return [_as_text(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_as_text(name): _as_text(entry) for name, entry in value.items()}
+    return value
+
+
+def _messages(templates: Any, values: dict[str, Any]) -> dict[str, Message]:
+    """Field -> message of the templates that can be filled; elsewhere the neutral text is used."""
+    messages: dict[str, Message] = {}
+    for name, row in templates.items() if isinstance(templates, dict) else ():
+        try:
+            if isinstance(values.get(name), str):
+                messages[name] = Message.from_json(row)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            continue
+    return messages
 
 
 @dataclass(frozen=True)
@@ -211,13 +291,13 @@ class RunState:
     phase_total: int = 0
     seconds_left: float | None = None
     ahead: int = 0
-    losses: tuple[tuple[int, float], ...] = ()
-    validations: tuple[Validated, ...] = ()
+    losses: Sequence[tuple[int, float]] = Series()
+    validations: Sequence[Validated] = Series()
     checkpoint: int | None = None  # the step of the last one; None: there is none
-    samples: tuple[SampleReady, ...] = ()
+    samples: Sequence[SampleReady] = Series()
     measured: Measured | None = None
-    captions: tuple[Captioned, ...] = ()
-    warnings: tuple[Warned, ...] = ()
+    captions: Sequence[Captioned] = Series()
+    warnings: Sequence[Warned] = Series()
     details: dict[str, str] = field(default_factory=dict)
     result: str = ""
     result_step: int = 0  # whose the result is: an earlier one, where patience went back to it
@@ -225,6 +305,9 @@ class RunState:
     error: str = ""
     advice: str = ""
     started_at: float | None = None
+    unreadable: int = 0  # lines that are no events, and were left out
+    silent_s: float = 0.0  # since its process last gave a sign of life
+    idle_s: float = 0.0  # since it last got anything done
 
     @property
     def ended(self) -> bool:
@@ -242,66 +325,66 @@ class RunState:
         return next((one for one in reversed(self.validations) if one.best), None)
 
 
-def _step(state: RunState, event: Step) -> RunState:
-    losses = state.losses
+Draft = dict[str, Any]  # the fields of a RunState while events are folded into it
+
+
+def _append(draft: Draft, name: str, row: Any) -> None:
+    rows = draft[name]
+    draft[name] = (rows if isinstance(rows, Series) else Series(rows)).appended(row)
+
+
+def _step(draft: Draft, event: Step) -> None:
     if event.loss is not None:
-        losses = (*losses, (event.step, event.loss))
-    return replace(
-        state, status="running", phase="", step=event.step, total=event.total,
-        losses=losses, seconds_left=event.seconds_left,
+        _append(draft, "losses", (event.step, event.loss))
+    draft.update(
+        status="running", phase="", step=event.step, total=event.total,
+        seconds_left=event.seconds_left,
     )  # fmt: skip
 
 
-def _resumed(state: RunState, event: Resumed) -> RunState:
-    return replace(
-        state, step=event.step, error="", advice="",
-        losses=tuple(row for row in state.losses if row[0] <= event.step),
-        validations=tuple(one for one in state.validations if one.step <= event.step),
-        samples=tuple(one for one in state.samples if one.step <= event.step),
+def _resumed(draft: Draft, event: Resumed) -> None:
+    draft.update(
+        step=event.step, error="", advice="",
+        losses=Series(row for row in draft["losses"] if row[0] <= event.step),
+        validations=Series(past for past in draft["validations"] if past.step <= event.step),
+        samples=Series(sample for sample in draft["samples"] if sample.step <= event.step),
     )  # fmt: skip
 
 
-_FOLDS: dict[type[Event], Any] = {
-    Queued: lambda s, e: replace(
-        s, status="queued", ahead=e.ahead, error="", advice="", warnings=(), started_at=None
+def _progress(draft: Draft, event: Progress) -> None:
+    status = "loading" if draft["started_at"] is None else "running"
+    draft.update(status=status, phase=event.what, phase_done=event.done, phase_total=event.total)
+
+
+_FOLDS: dict[type[Event], Callable[[Draft, Any], None]] = {
+    Queued: lambda d, e: d.update(
+        status="queued", ahead=e.ahead, error="", advice="", warnings=Series(), started_at=None
     ),
     Resumed: _resumed,
-    Validated: lambda s, e: replace(s, validations=(*s.validations, e)),
-    Checkpoint: lambda s, e: replace(s, checkpoint=e.step),
-    Started: lambda s, e: replace(
-        s,
-        status="running",
-        what=e.what,
-        total=e.total,
-        details=e.details,
-        phase="",
-        started_at=e.at,
+    Validated: lambda d, e: _append(d, "validations", e),
+    Checkpoint: lambda d, e: d.update(checkpoint=e.step),
+    Started: lambda d, e: d.update(
+        status="running", what=e.what, total=e.total, details=e.details, phase="", started_at=e.at
     ),
-    Progress: lambda s, e: replace(
-        s,
-        status="loading" if s.started_at is None else "running",
-        phase=e.what,
-        phase_done=e.done,
-        phase_total=e.total,
-    ),
+    Progress: _progress,
     Step: _step,
-    SampleReady: lambda s, e: replace(s, samples=(*s.samples, e)),
-    Saved: lambda s, e: replace(s, result=e.path, result_step=e.step),
-    Measured: lambda s, e: replace(s, measured=e),
-    Captioned: lambda s, e: replace(s, captions=(*s.captions, e)),
-    Warned: lambda s, e: replace(s, warnings=(*s.warnings, e)),
-    Done: lambda s, e: replace(
-        s, status="done", phase="", result=e.path or s.result, seconds=e.seconds, seconds_left=0.0
+    SampleReady: lambda d, e: _append(d, "samples", e),
+    Saved: lambda d, e: d.update(result=e.path, result_step=e.step),
+    Measured: lambda d, e: d.update(measured=e),
+    Captioned: lambda d, e: _append(d, "captions", e),
+    Warned: lambda d, e: _append(d, "warnings", e),
+    Done: lambda d, e: d.update(
+        status="done", phase="", result=e.path or d["result"], seconds=e.seconds, seconds_left=0.0
     ),
-    Stopped: lambda s, e: replace(s, status="stopped", phase="", result=e.path or s.result),
-    Paused: lambda s, e: replace(s, status="paused", phase=""),
-    Failed: lambda s, e: replace(s, status="failed", phase="", error=e.message, advice=e.advice),
+    Stopped: lambda d, e: d.update(status="stopped", phase="", result=e.path or d["result"]),
+    Paused: lambda d, e: d.update(status="paused", phase=""),
+    Failed: lambda d, e: d.update(status="failed", phase="", error=e.message, advice=e.advice),
 }
 
 
 def fold(events: Iterable[Event], state: RunState | None = None) -> RunState:
-    """The state after `events`, starting from `state`."""
-    state = state or RunState()
+    """The state after `events`, starting from `state`; in time linear in the events."""
+    draft = dict(vars(state or RunState()))
     for event in events:
-        state = _FOLDS[type(event)](state, event)
-    return state
+        _FOLDS[type(event)](draft, event)
+    return RunState(**draft)

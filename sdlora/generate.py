@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from sdlora.families import open_family
 from sdlora.families.base import Family
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
-from sdlora.painting.album import keep, shown_model
+from sdlora.painting.album import keep, shown_model, written_when_room
 from sdlora.painting.painter import Painter
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.wordbook import Wordbook
@@ -99,9 +100,11 @@ class Engine:
         with closing(painter.paint(request, sheet)) as painting:
             for image in painting:
                 if image is not None:
-                    paths.append(
-                        str(keep(image, self.workspace.outputs, request, sheet, len(paths)))
-                    )
+                    outputs, index = self.workspace.outputs, len(paths)
+                    write = partial(keep, image, outputs, request, sheet, index)
+                    seed = sheet.wishes[index].seed
+                    path = yield from written_when_room(write, outputs, seed, should_stop)
+                    paths.append(str(path))
                     yield _ready(paths, request, sheet)
                     continue
                 step += 1

@@ -65,6 +65,22 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+def readable(text: str) -> str:
+    """Text that every terminal, page and file can hold: bytes of a file's name that are not UTF-8
+    as Windows-1252 reads them, half a character as the replacement character."""
+    return text if text.isascii() else _SURROGATE.sub(_as_letter, text)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _as_letter(half: re.Match[str]) -> str:
+    code = ord(half[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python names a byte that is not UTF-8 (PEP 383)
+        return bytes((code - 0xDC00,)).decode("cp1252", "replace")
+    return "\N{REPLACEMENT CHARACTER}"
+
+
 TEXT = Surface(str, str)
 COMMAND = Surface(flag, str)
 PAGE = Surface(label, lambda path: path.name or str(path), page=True)
@@ -137,27 +153,10 @@ def _sentence(text: str, template: str) -> str:
 
 
 def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
-    if not values:
-        return printable(str(template))
-    words = {name: surface.words(value) for name, value in values.items()}
-    return printable(template.format_map(words))
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can write: bytes of a file's name that are not UTF-8 as Windows-1252 reads
-    them, a half of a character as the replacement character."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        return "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python names a byte that is not UTF-8 (PEP 383)
-        return bytes((code - 0xDC00,)).decode("cp1252", "replace")
-    return "\N{REPLACEMENT CHARACTER}" if 0xD800 <= code <= 0xDFFF else character
+    if values:
+        words = {name: surface.words(value) for name, value in values.items()}
+        template = template.format_map(words)
+    return readable(str(template))
 
 
 def _plain(value: Any) -> Any:
@@ -166,11 +165,11 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
-    return value if type(value) in (bool, int, float) else printable(str(value))
+    return value if type(value) in (bool, int, float) else readable(str(value))
 
 
 def _to_json(value: Any) -> Any:
-    """A value as plain JSON types, a file's name in its printable form."""
+    """A value as plain JSON types, a file's name in its readable form."""
     if isinstance(value, Message):
         return value.to_json()
     if isinstance(value, Setting):
@@ -178,7 +177,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, PerSurface):
         return {"command": value.command, "page": value.page}
     if isinstance(value, PurePath):
-        return {"path": printable(str(value))}
+        return {"path": readable(str(value))}
     return list(map(_to_json, value)) if isinstance(value, tuple) else value
 
 

@@ -15,12 +15,19 @@ ROOT = Path(__file__).parent.parent
 NICE = 10
 
 
+_HELD = "SDLORA_HELD"  # in the environment of a process that waits for `release`
+
+
 def start_detached(
-    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    held: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Run `python ARGUMENTS` in a session of its own, so that it outlives us and our terminal.
 
     Both outputs are appended to `log`, not sent to a pipe: a pipe nobody reads stops the writer.
+    `held`: it does nothing before `release`, and ends where we end before that.
     """
     own_session: dict[str, object] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -30,13 +37,32 @@ def start_detached(
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **(environment or {})},
+            env={
+                **{name: value for name, value in os.environ.items() if name != _HELD},
+                **({_HELD: "1"} if held else {}),
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONUTF8": "1",
+                **(environment or {}),
+            },
             **own_session,  # type: ignore[call-overload]
         )
+
+
+def release(child: subprocess.Popen[bytes]) -> None:
+    """Let a process begin that was started held."""
+    if child.stdin:
+        with contextlib.suppress(OSError), child.stdin:  # it may have died already
+            child.stdin.write(b"go")
+
+
+def wait_for_release() -> None:
+    """Wait to be let go of, where this process was started held; end where nobody is left to."""
+    if os.environ.pop(_HELD, "") and sys.stdin.buffer.read() != b"go":
+        raise SystemExit("the process that started this one ended before it could begin")
 
 
 def identity(pid: int) -> str | None:
@@ -46,7 +72,7 @@ def identity(pid: int) -> str | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         return f"{pid}:{_began(process)}"
-    except (psutil.Error, OSError):
+    except (psutil.Error, OSError, OverflowError, ValueError):
         return None
 
 
@@ -63,16 +89,17 @@ def _began(process: psutil.Process) -> str:
 def alive(process_identity: str) -> bool:
     """True while that very process lives."""
     pid = process_identity.partition(":")[0]
-    return pid.isdigit() and identity(int(pid)) == process_identity
+    is_number = pid.isascii() and pid.isdigit() and len(pid) < 12
+    return is_number and identity(int(pid)) == process_identity
 
 
-def end(process_identity: str, wait_s: float = 10.0) -> None:
-    """Ask the process and its children to end; after `wait_s` make them."""
+def end(process_identity: str, wait_s: float = 10.0, children: bool = True) -> None:
+    """Ask the process and its `children` to end; after `wait_s` make them."""
     if not alive(process_identity):
         return
     parent = psutil.Process(int(process_identity.partition(":")[0]))
     try:
-        tree = [*parent.children(recursive=True), parent]
+        tree = [*(parent.children(recursive=True) if children else ()), parent]
     except psutil.Error:
         return
     for process in tree:

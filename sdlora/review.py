@@ -60,8 +60,9 @@ class Suggestion:
 
 def lora_files(folder: Path) -> list[tuple[int, Path]]:
     """(step, file) of every checkpoint's LoRA in a run's folder, by step."""
-    found = (folder / "state").glob("step-*/*-step-*.safetensors")
-    return sorted((int(path.stem.rpartition("-")[2]), path) for path in found)
+    files = (folder / "state").glob("step-*/*-step-*.safetensors")
+    steps = ((path.stem.rpartition("-")[2], path) for path in files)
+    return sorted((int(step), path) for step, path in steps if step.isascii() and step.isdigit())
 
 
 def loras_by_step(folder: Path, state: RunState) -> dict[int, Path]:

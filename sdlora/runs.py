@@ -1,4 +1,5 @@
-"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  state/  stop  pid`.
+"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  state/  stop  pid
+heartbeat`.
 
 It is the only thing the trainer, the worker, the command and the page share. Who can read the
 folder can follow a run; who can create the file `stop` in it can end it. What a training needs to
@@ -14,26 +15,46 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
-from sdlora.events import Event, Failed, Queued, RunState, Stopped, fold, from_line, to_line
+from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
+from sdlora.heartbeat import TIMES, Heart
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
-from sdlora.processes import alive, identity
-from sdlora.requests import REQUESTS, Request, answered, ask, asked
+from sdlora.messages import Message, readable
+from sdlora.processes import identity, wait_for_release
+from sdlora.requests import REQUESTS, Request, answered, ask, asked, content
 from sdlora.resume import check_finished, write_changes
+from sdlora.run_paths import relative_to_run, workspace_of
+from sdlora.run_reader import (
+    EVENTS_FILE,
+    HEARTBEAT_FILE,
+    LOG_FILE,
+    PID_FILE,
+    Follower,
+    owner,
+    pid_alive,
+    read,
+    recorded,
+    resume_hint,
+)
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace, make_folder, publish, sync_folder
 
-SETTINGS_FILE, EVENTS_FILE, LOG_FILE = "settings.json", "events.jsonl", "log.txt"
-PID_FILE = "pid"
+SETTINGS_FILE = "settings.json"
+__all__ = [
+    "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
+    "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
+    "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
+    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now",
+]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
@@ -44,9 +65,26 @@ def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
 
 
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
-    """A folder of its own for a piece of work, its settings written."""
-    folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
-    publish(folder / SETTINGS_FILE, lambda to: to.write_text(settings.to_json(), encoding="utf-8"))
+    """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
+    if not workspace.root.is_dir():
+        raise RunError(
+            "the workspace {root} is gone: it was moved or deleted; start the program again with "
+            "--workspace DIR",
+            root=workspace.root,
+        )
+    try:
+        folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
+        text = settings.to_json()
+        publish(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
+    except (OSError, UnicodeEncodeError) as error:
+        raise RunError(
+            "nothing can be written to {root}: {why}; {advice}",
+            root=workspace.root,
+            why=getattr(error, "strerror", None) or error,
+            advice="make room on that disk and try again"
+            if getattr(error, "errno", 0) in _FULL
+            else "see to that and try again",
+        ) from None
     return folder
 
 
@@ -71,43 +109,61 @@ def _open_events(folder: Path) -> FileIO:
     return lines
 
 
+def _line(event: Event, folder: Path, workspace: Path | None) -> bytes:
+    path = getattr(event, "path", "")
+    return to_line(event, **relative_to_run(path, folder, workspace)).encode() + b"\n"
+
+
 def say(folder: Path, event: Event) -> None:
     """Add one event to the folder, for a run that cannot speak for itself."""
     with _open_events(folder) as lines:
-        lines.write(to_line(event).encode() + b"\n")
+        lines.write(_line(event, folder, workspace_of(folder)))
 
 
-def record(events: Iterable[Event], folder: Path) -> Iterator[Event]:
-    """Pass `events` on, each written to the folder first. An exception becomes a `Failed` event:
-    the user's own mistakes by their sentence, anything else with its traceback in the log."""
+def record(events: Iterable[Event], folder: Path, beat_s: float = TIMES.beat) -> Iterator[Event]:
+    """Pass `events` on, each written to the folder first, with a heartbeat every `beat_s`. An
+    exception becomes a `Failed` event: the user's own mistakes by their sentence, anything else
+    with its traceback in the log."""
+    wait_for_release()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
-    lines, unsaid = _open_events(folder), b""
+    lines, unsaid, workspace = _open_events(folder), b"", workspace_of(folder)
 
     def written(event: Event) -> Event:
         nonlocal unsaid
-        unsaid += to_line(event).encode() + b"\n"
+        unsaid += _line(event, folder, workspace)
         # Of a full disk: what it did not take is kept, and tried again with the next line
         with contextlib.suppress(OSError):
             unsaid = unsaid[lines.write(unsaid) :]
         return event
 
+    with Heart(folder / HEARTBEAT_FILE, beat_s) as heart:
+        try:
+            for event in events:
+                heart.advance()
+                yield written(event)
+        except SdloraError as error:
+            yield written(Failed(error.message))
+        except Exception as error:
+            yield written(failure(error, log_error(folder / LOG_FILE), folder))
+        finally:
+            with contextlib.suppress(OSError):
+                lines.close()
+
+
+def log_error(log: Path) -> Path | None:
+    """Add the traceback of the exception that is being handled to a log; None: it takes none."""
     try:
-        for event in events:
-            yield written(event)
-    except SdloraError as error:
-        yield written(Failed(error.message))
-    except Exception as error:
-        with contextlib.suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-        yield written(failure(error, folder))
-    finally:
-        with contextlib.suppress(OSError):
-            lines.close()
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exc(file=file)
+    except (OSError, ValueError):
+        return None
+    return log
 
 
-def failure(error: Exception, folder: Path) -> Failed:
-    """What to tell of an error nobody expected, and of what memory, disk and device may do."""
+def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
+    """What to tell of an error nobody expected, and of what memory, disk and device may do. `log`
+    is where its traceback was written."""
     name = type(error).__name__
     if name == "OutOfMemoryError":
         return Failed(
@@ -115,65 +171,14 @@ def failure(error: Exception, folder: Path) -> Failed:
             "use a smaller batch_size or resolution, or turn gradient_checkpointing on",
         )
     if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
-        return Failed(f"the device failed: {error}", "a training goes on from its last checkpoint")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        said = f"the disk is full: {error.filename or folder} could not be written"
-        return Failed(said, "make room; a training goes on from its last checkpoint")
-    return Failed(f"{name}: {error}", f"the full report is in {folder / LOG_FILE}")
-
-
-def how_to_go_on(state: RunState, folder: Path) -> str:
-    """What to do about a run that died."""
-    log = f"see {folder / LOG_FILE}"
-    if state.checkpoint is None:
-        return log
-    return f"resume it, and it goes on from step {state.checkpoint}; {log}"
-
-
-@dataclass
-class Follower:
-    """Reads a folder's events as they come, each line once."""
-
-    folder: Path
-    state: RunState = RunState()
-    _offset: int = 0
-
-    def poll(self) -> RunState:
-        """The state now. A process that died without a word is a failed run."""
-        died = self._died()  # asked first: what it wrote before it died is read after
-        self.news()
-        if self.state.ended or not died:
-            return self.state
-        lost = f"the process ended without a word at step {self.state.step}"
-        return fold([Failed(lost, how_to_go_on(self.state, self.folder))], self.state)
-
-    def news(self) -> list[Event]:
-        """What was said since the last look; the state knows it from here on."""
-        said = list(self._lines())
-        self.state = fold(said, self.state)
-        return said
-
-    def _lines(self) -> Iterator[Event]:
-        path = self.folder / EVENTS_FILE
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            block = file.read()
-        whole = block[: block.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        # not splitlines(): a prompt may hold one of the other characters that it splits at
-        for line in filter(None, whole.decode("utf-8", errors="replace").split("\n")):
-            with contextlib.suppress(ValueError, TypeError):  # a line torn by a kill
-                yield from_line(line)
-
-    def _died(self) -> bool:
-        return (self.folder / PID_FILE).exists() and not _pid_alive(self.folder)
-
-
-def read(folder: Path) -> RunState:
-    """The state of the run in `folder`, read from its beginning."""
-    return Follower(folder).poll()
+        message = Message("the device failed: {why}", why=error)
+        return Failed(message, "a training goes on from its last checkpoint")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        file = Path(os.fsdecode(error.filename)) if error.filename else folder
+        message = Message("the disk is full: {file} could not be written", file=file)
+        return Failed(message, "make room; a training goes on from its last checkpoint")
+    advice = Message("the full report is in {log}", log=log) if log else ""
+    return Failed(Message("{error}: {why}", error=name, why=error), advice)
 
 
 def stop(folder: Path, now: bool = False) -> None:
@@ -189,7 +194,7 @@ def stop_asked(folder: Path) -> bool:
 
 def stop_asked_now(folder: Path) -> bool:
     """True when somebody asked the run to end without finishing its step."""
-    return stop_asked(folder) and (folder / "stop").read_text(encoding="utf-8") == _NOW
+    return content(folder, "stop") == _NOW
 
 
 def request(folder: Path, wish: Request) -> None:
@@ -197,8 +202,10 @@ def request(folder: Path, wish: Request) -> None:
     state = read(folder)
     if state.ended or state.status == "queued":
         raise RunError(
-            f"the run {folder.name!r} is {state.status}: it cannot {REQUESTS[wish]}; only a run "
-            "that goes on can"
+            "the run {name} is {status}: it cannot {wish}; only a run that goes on can",
+            name=repr(readable(folder.name)),
+            status=state.status,
+            wish=REQUESTS[wish],
         )
     ask(folder, wish)
 
@@ -207,16 +214,21 @@ def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
     """Make a training that ended before its time ready to go on, with `changes` of its settings;
     what it was. BusyError: it goes on already; RunError: it is finished, and no steps are added;
     SettingsError: one of the changes cannot be made."""
-    state, job = read(folder), queue.job_of(folder)
-    waits = job is not None and job.status in ("queued", "running")
+    state, job, name = read(folder), queue.job_of(folder), repr(folder.name)
+    waits = job is not None and job.waits
     # one that was killed before it said anything is nobody's, though it has not ended
-    if not state.ended and (waits or _pid_alive(folder)):
-        raise BusyError(f"the run {folder.name!r} is {state.status}; there is nothing to resume")
+    if waits or (not state.ended and pid_alive(folder)):
+        raise BusyError(
+            "the run {name} is {status}; there is nothing to resume",
+            name=name,
+            status=read(folder, queue).status,
+        )
     check_finished(folder.name, state, changes or {})
     if changes:
         write_changes(folder, TrainSettings.load(folder / SETTINGS_FILE), changes)
     answered(folder, *REQUESTS)
-    (folder / PID_FILE).unlink(missing_ok=True)
+    for file in (PID_FILE, HEARTBEAT_FILE):
+        (folder / file).unlink(missing_ok=True)
     say(folder, Queued())
     return state
 
@@ -228,34 +240,47 @@ def resume(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
     queue.submit("train", folder)
 
 
-def _pid_alive(folder: Path) -> bool:
-    pid = folder / PID_FILE
-    return pid.exists() and alive(pid.read_text(encoding="utf-8"))
-
-
 def cancel(folder: Path, queue: Queue) -> None:
     """Take the work out of the queue; if it runs already, ask it to stop."""
     if queue.cancel(folder):
-        say(folder, Stopped())
+        with contextlib.suppress(OSError):  # of a folder that takes nothing the queue knows it
+            say(folder, Stopped())
     else:
         stop(folder)
 
 
 def run_folders(runs: Path) -> list[Path]:
-    """The folders of all runs, newest first."""
-    settings = [p / SETTINGS_FILE for p in runs.iterdir()] if runs.is_dir() else []
-    written = [(p.stat().st_mtime_ns, p.parent) for p in settings if p.is_file()]
+    """The folders of all runs, newest first; also those whose settings or events are damaged."""
+    dated = [(_began(folder), folder) for folder in _entries(runs)]
+    written = [(when, folder) for when, folder in dated if when is not None]
     return [folder for _, folder in sorted(written, reverse=True)]
 
 
-def list_runs(runs: Path) -> dict[str, RunState]:
-    """Name -> state of every run in the folder, newest first."""
-    return {folder.name: read(folder) for folder in run_folders(runs)}
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [*folder.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _began(folder: Path) -> int | None:
+    """When a run was asked for; None: it is no run."""
+    for file in (SETTINGS_FILE, EVENTS_FILE):
+        with contextlib.suppress(OSError, ValueError):
+            return (folder / file).lstat().st_mtime_ns
+    return None
+
+
+def list_runs(runs: Path, queue: Queue | None = None) -> dict[str, RunState]:
+    """Name -> state of every run in the folder, newest first. One that cannot be read is there as
+    a failure that says why."""
+    return {readable(folder.name): read(folder, queue) for folder in run_folders(runs)}
 
 
 def find_run(runs: Path, name: str) -> Path:
     """The folder of the run `name`. SettingsError with near names when there is none."""
-    names = [folder.name for folder in run_folders(runs)]
-    if name not in names:
-        raise SettingsError(f"there is no run {name!r}.{did_you_mean(name, names)}")
-    return runs / name
+    folders = {readable(folder.name): folder for folder in run_folders(runs)}
+    if name not in folders:
+        near = did_you_mean(name, folders)
+        raise SettingsError("there is no run {name}.{near}", name=repr(name), near=near)
+    return folders[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import json
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.errors import DataError, SettingsError
+from sdlora.messages import readable
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -311,6 +313,11 @@ class Workspace:
         return self.jobs / "worker.log"
 
     @property
+    def worker_heartbeat(self) -> Path:
+        """The worker's sign of life."""
+        return self.jobs / "worker.heartbeat"
+
+    @property
     def cache(self) -> Path:
         """What can be made again: encoded pictures and captions, unpacked archives."""
         return self.root / "cache"
@@ -346,11 +353,20 @@ class Workspace:
 
     def dataset_folders(self) -> dict[str, Path]:
         """Name -> folder of every picture set on offer: the user's own and those that ship."""
-        found: dict[str, Path] = {}
+        folders = self._dataset_folders()
+        return {path.name: path for path in folders if readable(path.name) == path.name}
+
+    def unusable_datasets(self) -> list[str]:
+        """The names of folders that cannot be offered, for they are not UTF-8."""
+        names = [path.name for path in self._dataset_folders()]
+        return [readable(name) for name in names if readable(name) != name]
+
+    def _dataset_folders(self) -> list[Path]:
+        folders: list[Path] = []
         for parent in (TRAINING_DATA, self.datasets):
-            if parent.is_dir():
-                found |= {p.name: p for p in sorted(parent.iterdir()) if p.is_dir()}
-        return found
+            with contextlib.suppress(OSError):
+                folders += [path for path in sorted(parent.iterdir()) if os.path.isdir(path)]
+        return folders
 
     def ships(self, folder: Path) -> bool:
         """Whether a picture set is one that came with the program, and stays as it is."""

@@ -31,6 +31,7 @@ from sdlora.events import (
     Validated,
     Warned,
 )
+from sdlora.heartbeat import Times
 from sdlora.kinds import Kind, MeasureSettings
 from sdlora.presets import with_preset
 from sdlora.prompt import infotext, write_png
@@ -161,7 +162,7 @@ FAKES: dict[Kind, Work] = {
 }
 
 
-def fake_command(kind: Kind, folder: Path, workspace: Workspace) -> list[str]:
+def fake_command(kind: str, folder: Path, workspace: Workspace) -> list[str]:
     """Do it by `python -m fakes`, as its child process would."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
@@ -171,12 +172,17 @@ def fake_command(kind: Kind, folder: Path, workspace: Workspace) -> list[str]:
 
 
 def do(kind: Kind, folder: str, root: str) -> None:
-    for _ in runs.record(FAKES[kind](Path(folder), Workspace.open(root)), Path(folder)):
+    events = FAKES[kind](Path(folder), Workspace.open(root))
+    for _ in runs.record(events, Path(folder), FAST.beat):
         pass
 
 
-def fake_worker(root: str | Path, idle_s: float = 60) -> Worker:
-    return Worker(Workspace.open(root), FakeEngine, fake_command, idle_s, poll_s=0.02)
+FAST = Times(beat=0.1, silence=2.0, start=30.0, ask_first=0.3, terminate=0.5)
+
+
+def fake_worker(root: str | Path, idle_s: float = 60, times: Times = FAST) -> Worker:
+    space = Workspace.open(root)
+    return Worker(space, FakeEngine, fake_command, idle_s, poll_s=0.02, times=times)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from launch import REQUIREMENTS, ROOT, pins
 # Module -> layer; imports point down, or sideways without a circle. The longest pattern counts.
 LAYERS = {
     "sdlora": 0,
+    "sdlora.append_only": 0,
     "sdlora.errors": 0,
+    "sdlora.event_types": 0,
     "sdlora.events": 0,
     "sdlora.messages": 0,
     "sdlora.by_group": 1,
@@ -50,7 +52,11 @@ LAYERS = {
     "sdlora.generate": 5,
     "sdlora.training*": 6,
     "sdlora.train": 6,
+    "sdlora.heartbeat": 2,
     "sdlora.kinds": 7,
+    "sdlora.run_paths": 7,
+    "sdlora.run_reader": 7,
+    "sdlora.supervise": 7,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
     "sdlora.worker": 7,
@@ -74,11 +80,14 @@ TORCH_FREE = (
     *("sdlora.messages", "sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.kinds", "sdlora.work", "sdlora.kohya*", "sdlora.review", "sdlora.data*"),
+    *("sdlora.append_only", "sdlora.event_types", "sdlora.heartbeat"),
+    *("sdlora.run_paths", "sdlora.run_reader", "sdlora.supervise"),
     *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
+    *("sdlora.heartbeat", "sdlora.supervise"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.kinds", "sdlora.processes"),
     "sdlora.lora.library",
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 
 from sdlora.cli import main
 from sdlora.errors import RunError
-from sdlora.events import SampleReady, Warned
+from sdlora.events import Progress, SampleReady, Warned
 from sdlora.generate import Engine
 from sdlora.lora.file import write_lora
 from sdlora.lora.library import Library
+from sdlora.painting import album
 from sdlora.painting.album import keep, parameters
 from sdlora.painting.painter import Painter
 from sdlora.prompt import parse_infotext, read_parameters, request_of
@@ -181,7 +182,7 @@ def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-def test_a_picture_that_the_disk_does_not_take_is_named(
+def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
     tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
@@ -191,6 +192,30 @@ def test_a_picture_that_the_disk_does_not_take_is_named(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(RunError, match=r"-7\.\w+ .* could not be saved: No space .* seed 7"):
+    with pytest.raises(OSError, match="No space"):
         keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, 0)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_full_disk_is_waited_for_with_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(album, "LOOK_EVERY_S", 0.0)
+    outcomes: list[Path | OSError] = [OSError(28, "No space left"), OSError(28, "No space left")]
+
+    def write() -> Path:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    outcomes.append(tmp_path / "1.png")
+    warned, waits, *more = album.written_when_room(write, tmp_path, 7, lambda: False)
+    assert isinstance(warned, Warned) and str(tmp_path) in warned.message and not more
+    assert isinstance(waits, Progress) and not outcomes
+    for error, stops in ((OSError(28, "No space left"), True), (OSError(5, "I/O error"), False)):
+        outcomes.append(error)
+        with pytest.raises(
+            RunError, match=f"of seed 7 could not be saved in {tmp_path}: {error.strerror}"
+        ):
+            list(album.written_when_room(write, tmp_path, 7, lambda stops=stops: stops))

@@ -359,7 +359,7 @@ def test_a_dead_workers_job_wakes_another(workspace: Path, monkeypatch: pytest.M
         started.append(arguments)
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
 
-    monkeypatch.setattr("webui.studio.start_detached", start)
+    monkeypatch.setattr("sdlora.supervise.start_detached", start)
     studio = Studio(Workspace.open(workspace))
     run = studio.start(ImageRequest.of({}))
     studio.run(run.folder)

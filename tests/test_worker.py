@@ -39,7 +39,7 @@ def queue(space: Workspace) -> Queue:
     return Queue(space.database)
 
 
-def wait_until(true: Callable[[], object], within_s: float = 30) -> None:
+def wait_until(true: Callable[[], object], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, "waited too long"
@@ -231,7 +231,9 @@ def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue
         with worker_process(space) as process:
             assert process.wait() == -signal.SIGKILL
     work(space)
-    assert runs.read(killer).error == "the worker died 2 times over this request"
+    assert runs.read(killer).error == (
+        "the worker died or did not answer over this request, 2 times"
+    )
     assert runs.read(fine).status == "done"
 
 
@@ -302,4 +304,4 @@ def test_a_sudden_end_is_not_mistaken_for_one_with_words(space: Workspace, queue
     assert "ended without a word" in runs.read(folder).error
     runs.say(folder, Stopped("lora", 4))
     assert runs.read(folder) == RunState(status="stopped", result="lora")
-    assert isinstance(runs.failure(MemoryError("x"), folder), Failed)
+    assert isinstance(runs.failure(MemoryError("x"), None, folder), Failed)

@@ -42,12 +42,17 @@ def known_cost(studio: Studio, settings: TrainSettings) -> Cost | None:
 
 def begun(run: Run) -> int:
     """When a run was asked for, for comparing."""
-    return (run.folder / runs.SETTINGS_FILE).stat().st_mtime_ns
+    try:
+        return (run.folder / runs.SETTINGS_FILE).stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return 0
 
 
 def cost_of(measured: Measured) -> Cost:
     """What a measurement tells."""
-    return Cost(measured.training_s / measured.steps, (measured.peak_gib, measured.free_gib))
+    return Cost(
+        measured.training_s / max(1, measured.steps), (measured.peak_gib, measured.free_gib)
+    )
 
 
 def _told(studio: Studio, run: Run, settings: TrainSettings) -> bool:

@@ -34,7 +34,7 @@ class Follower:
         try:
             run = self.studio.start(settings())
         except SdloraError as error:
-            return {self.notice: markup.problem(str(error))}
+            return {self.notice: markup.problem(error.message)}
         except (OSError, sqlite3.Error) as error:
             return {self.notice: markup.problem(failed_disk(error))}
         return self.view(run)
@@ -47,8 +47,11 @@ class Follower:
     def stop(self, name: str) -> Any:
         """Ask a run to end after its step; when that was asked already, end it at once."""
         run = self.find(name)
-        if run and run.stopping:
-            runs.stop(run.folder, now=True)
-        elif run and run.live:
-            runs.cancel(run.folder, self.studio.queue)
+        try:
+            if run and run.stopping:
+                self.studio.end_now(run)
+            elif run and run.live:
+                runs.cancel(run.folder, self.studio.queue)
+        except SdloraError as error:
+            return {self.notice: markup.problem(error.message)}
         return self.tick(name)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sdlora.events import RunState, SampleReady, Validated, Warned
+from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
-from sdlora.messages import PAGE, Message, as_message, printable
+from sdlora.messages import PAGE, Message, as_message, readable
 from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
@@ -39,7 +40,7 @@ STATUS_WORDS = {
 
 def esc(text: object) -> str:
     """Text as HTML shows it, in an element or in a quoted attribute."""
-    return html.escape(printable(str(text)), quote=True)
+    return html.escape(readable(str(text)), quote=True)
 
 
 def about(seconds: float) -> str:
@@ -81,11 +82,14 @@ def status_line(state: RunState) -> str:
         return f"Finished in {about(state.seconds)}" if state.seconds else "Finished"
     if state.status in ("stopped", "paused", "failed"):
         return f"At step {state.step} of {state.total}" if state.step else ""
+    if state.silent_s >= SILENCE_SHOWN_S:
+        return f"Does not answer for {about(state.silent_s)}; it is ended if that goes on"
+    still = f" · no progress for {about(state.idle_s)}" if state.idle_s >= IDLE_SHOWN_S else ""
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
-        return state.phase[:1].upper() + state.phase[1:] + counted
+        return state.phase[:1].upper() + state.phase[1:] + counted + still
     left = f" · about {about(state.seconds_left)} left" if state.seconds_left is not None else ""
-    return f"Step {state.step} of {state.total}{left}"
+    return f"Step {state.step} of {state.total}{still or left}"
 
 
 def _bar(state: RunState) -> str:

@@ -102,6 +102,7 @@ def on_open(
     return {
         **generate.view(studio, making, next(iter(requests), None)),
         **train.view(studio, training, shown),
+        training.notice: markup.notices(studio.problems()),
         **wanted,
         **train.summed_up(studio, training, {**sent, **wanted}),
         **train.suggest_names(studio, training, pictures),

@@ -20,7 +20,8 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from sdlora.errors import BusyError, SettingsError
+from sdlora.errors import BusyError, RunError, SettingsError
+from sdlora.heartbeat import TIMES
 from sdlora.messages import Message
 from sdlora.workspace import Workspace
 from webui import page, theme
@@ -142,17 +143,22 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
     if first:
         listener.close()
         return _point_to(first.note, open_browser)
+    ended = threading.Event()
     try:
         sweep_for_ever(workspace.uploads)
         server = _Server(_config(make_app(studio)))
         studio.wake()
+        tending = (TIMES.beat, ended)
+        threading.Thread(target=studio.tend, args=tending, daemon=True).start()
         print(f"sdlora is at {address}\nCtrl+C ends the page; a training goes on.", flush=True)
         if open_browser:
             _open(address)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     finally:
-        studio.queue.leave_seat("page")
+        ended.set()
+        with suppress(RunError):  # the workspace may be gone
+            studio.queue.leave_seat("page")
         listener.close()
     return 0
 

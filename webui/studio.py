@@ -6,20 +6,22 @@ All of it can be read from disk again: a page that dies loses nothing.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from sdlora import runs
 from sdlora.checked import Settings
-from sdlora.errors import ModelError, SettingsError
-from sdlora.events import Failed, RunState, SampleReady, fold
+from sdlora.errors import ModelError, RunError, SettingsError
+from sdlora.events import RunState, SampleReady, Warned
 from sdlora.families import detect_family
 from sdlora.jobs import Queue
 from sdlora.kinds import Kind
 from sdlora.lora.library import Library
-from sdlora.processes import alive, identity, start_detached
+from sdlora.messages import Message, readable
 from sdlora.requests import REQUESTS, asked
+from sdlora.supervise import WorkerKeeper, end_now
 from sdlora.workspace import TRAINING_DATA, Workspace
 from webui.loras import Loras
 from webui.media import Media
@@ -43,7 +45,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name, by which the page knows it."""
-        return self.folder.name
+        return readable(self.folder.name)
 
     @property
     def live(self) -> bool:
@@ -56,7 +58,8 @@ class Run:
         s = self.state
         counts = (s.step, s.phase_done, s.ahead, s.checkpoint)
         lengths = tuple(map(len, (s.samples, s.warnings, s.validations, s.captions)))
-        return f"{self.name} {s.status} {s.phase} {counts} {lengths} {sorted(self.asked)}"
+        signs = (s.silent_s // 5, s.idle_s // 60, s.unreadable, s.error)
+        return f"{self.name} {s.status} {s.phase} {counts} {lengths} {signs} {sorted(self.asked)}"
 
 
 class Studio:
@@ -71,7 +74,7 @@ class Studio:
         self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
         self._followers: dict[Path, runs.Follower] = {}
         self._lock = threading.Lock()
-        self._worker = ""
+        self.keeper = WorkerKeeper(workspace, self.queue)
 
     def start(self, settings: Settings) -> Run:
         """Put work into the queue and see that somebody works on it. SettingsError: the workspace
@@ -87,32 +90,48 @@ class Studio:
         self.wake()
 
     def wake(self) -> None:
-        """Start the worker, unless it lives or is just starting."""
-        with self._lock:
-            if self.queue.holder("worker") or alive(self._worker):
-                return
-            arguments = ["-m", "sdlora.worker", "--workspace", str(self.workspace.root)]
-            process = start_detached(arguments, self.workspace.worker_log)
-            self._worker = identity(process.pid) or ""
+        """Start the worker, unless it lives or is just starting; replace one that does not answer.
+        RunError: the workspace is gone."""
+        self.keeper.wake()
+
+    def tend(self, every_s: float, ended: threading.Event) -> None:
+        """See until `ended` that somebody works on what waits, also while no browser looks."""
+        while not ended.wait(every_s):
+            with suppress(RunError):
+                if self.queue.busy():
+                    self.wake()
+
+    def end_now(self, run: Run) -> None:
+        """End a run as it stands, within seconds, whatever its process does."""
+        runs.stop(run.folder, now=True)
+        threading.Thread(target=end_now, args=(run.folder, self.queue), daemon=True).start()
 
     def run(self, folder: Path) -> Run:
         """A run's state, with its place in the queue; wakes a worker for one that needs it."""
         with self._lock:
-            follower = self._followers.setdefault(folder, runs.Follower(folder))
+            follower = self._followers.get(folder)
+            if follower is None:
+                follower = self._followers[folder] = runs.Follower(folder, queue=self.queue)
             state = follower.poll()
-        if state.status == "queued":
-            state = self._in_queue(folder, state)
         if not state.ended:
-            self.wake()
+            with suppress(RunError):
+                self.wake()
         return Run(folder, state, frozenset(wish for wish in REQUESTS if asked(folder, wish)))
 
-    def _in_queue(self, folder: Path, state: RunState) -> RunState:
-        job = self.queue.job_of(folder)
-        if job and job.status in ("queued", "running"):
-            return replace(state, ahead=self.queue.ahead(job))
-        if (folder / runs.PID_FILE).exists():  # started by the command, without the queue
-            return state
-        return fold([Failed("it is not in the queue any more", "start it again")], state)
+    def problems(self) -> list[Warned]:
+        """What of the workspace cannot be shown, each by its name."""
+        warnings = [
+            Warned(
+                Message("the picture set {name} is left out: its name is not UTF-8", name=name),
+                "rename its folder",
+            )
+            for name in self.workspace.unusable_datasets()
+        ]
+        try:
+            self.queue.busy()
+        except RunError as error:
+            warnings.append(Warned(error.message))
+        return warnings
 
     def trainings(self) -> list[Run]:
         """Every training, newest first."""
@@ -130,7 +149,11 @@ class Studio:
 
     def latest(self, kind: Kind, most: int = RECENT) -> list[Run]:
         """The newest work of a kind, newest first."""
-        return [self.run(job.folder) for job in self.queue.latest(kind, most)]
+        try:
+            jobs = self.queue.latest(kind, most)
+        except RunError:  # `problems` tells it
+            return []
+        return [self.run(job.folder) for job in jobs]
 
     def going_on(self, kind: Kind) -> Run | None:
         """The newest work of a kind, while there is more to come of it."""
@@ -141,7 +164,10 @@ class Studio:
         return self._key(run.folder)
 
     def _key(self, folder: Path) -> str:
-        return folder.relative_to(self.workspace.root).as_posix()
+        try:
+            return readable(folder.relative_to(self.workspace.root).as_posix())
+        except ValueError:  # the queue may say anything
+            return readable(str(folder))
 
     def find(self, key: str) -> Run | None:
         """The run that the page calls so; only one that it has shown is found."""

@@ -22,7 +22,7 @@ from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, wr
 from sdlora.data.folder import Problem
 from sdlora.data.preflight import Preflight, Row, check
 from sdlora.events import Measured, Warned
-from sdlora.messages import printable
+from sdlora.messages import readable
 from sdlora.presets import with_preset
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
@@ -178,5 +178,5 @@ def dataset(options: argparse.Namespace) -> int:
     settings = tool.settings.of({**tool.usual, **given(options, tool.settings)})
     for said in tool.act(settings, Workspace.open(options.workspace)):
         text = json.dumps(said.facts, ensure_ascii=False) if options.json else said.words
-        print(printable(text))
+        print(readable(text))
     return 0

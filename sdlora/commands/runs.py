@@ -14,13 +14,16 @@ from sdlora.commands.flags import add_flags, add_shared_flags, given
 from sdlora.commands.terminal import OnInterrupt, Printer, clock, follow
 from sdlora.commands.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
-from sdlora.events import Event, RunState, Validated
+from sdlora.events import Event, Failed, RunState, Validated
+from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.jobs import Queue
+from sdlora.messages import COMMAND, as_message, readable
 from sdlora.prompt.tags import written
 from sdlora.requests import REQUESTS
 from sdlora.resume import MAY_CHANGE
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
+from sdlora.supervise import WorkerKeeper, end_now
 from sdlora.workspace import Workspace, publish
 
 Act = Callable[[Path, Workspace, argparse.Namespace], int]
@@ -35,6 +38,9 @@ def add_run_verbs(parser: argparse.ArgumentParser) -> None:
         one = verbs.add_parser(name, help=words, description=words)
         one.add_argument("name", nargs="?", help="name of the run")
         add_shared_flags(one)
+        if name == "stop":
+            words = "end it within seconds, without the step that it is at; also the second `stop`"
+            one.add_argument("--now", action="store_true", help=words)
         if name == "grid":
             add_flags(one, GridSettings, but=("run",))
         if name == "resume":
@@ -48,7 +54,7 @@ def runs_verb(options: argparse.Namespace) -> int:
     """List, show, stop, pause or resume trainings."""
     workspace = Workspace.open(options.workspace)
     if options.what == "list":
-        for name, state in runs.list_runs(workspace.runs).items():
+        for name, state in runs.list_runs(workspace.runs, Queue(workspace.database)).items():
             say_run(name, state, options.json)
         return DONE
     if not options.name:
@@ -65,11 +71,13 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
             "seconds_left": state.seconds_left, "result": state.result, "error": state.error,
             "loss": state.losses[-1][1] if state.losses else None,
             "checkpoint": state.checkpoint, "resumable": state.resumable,
+            "unreadable": state.unreadable, "silent_s": state.silent_s, "idle_s": state.idle_s,
         }  # fmt: skip
         print(json.dumps(facts, ensure_ascii=False))
         return
     left = f", {clock(state.seconds_left)} left" if state.seconds_left and not state.ended else ""
-    end = state.error or state.result
+    end = as_message(state.error).on(COMMAND) or readable(state.result)
+    left = _signs(state) or left
     on = f" (resumes from step {state.checkpoint})" if state.resumable else ""
     print(
         f"{name}: {state.status}, step {state.step} of {state.total}{left}"
@@ -77,12 +85,21 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
     )  # fmt: skip
 
 
+def _signs(state: RunState) -> str:
+    """What the heartbeat of a run says, where that is worth a word."""
+    if state.silent_s >= SILENCE_SHOWN_S:
+        return f", does not answer for {clock(state.silent_s)}"
+    return f", no progress for {clock(state.idle_s)}" if state.idle_s >= IDLE_SHOWN_S else ""
+
+
 def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """All of a run: its curves as a picture, its samples by step, which LoRA to take."""
-    state = runs.read(folder)
-    say_run(folder.name, state, options.json)
+    state = runs.read(folder, Queue(workspace.database))
+    say_run(readable(folder.name), state, options.json)
     if options.json:
         return DONE
+    if state.unreadable:
+        print(f"  {runs.EVENTS_FILE}: lines that cannot be read, left out: {state.unreadable}")
     for key, value in state.details.items():
         print(f"  {key}: {value}")
     for warned in state.warnings:
@@ -110,10 +127,17 @@ def _figure_words(figure: Validated) -> str:
 
 
 def stop(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """End it after the present step; the LoRA is kept, and it can be resumed."""
-    if runs.read(folder).ended:
-        raise SdloraError(f"the run {folder.name!r} has already ended")
-    runs.cancel(folder, Queue(workspace.database))
+    """End it after the present step; the LoRA is kept, and it can be resumed. Asked again, or with
+    --now: end it within seconds, with what it last saved."""
+    queue = Queue(workspace.database)
+    state = runs.read(folder, queue)
+    if state.ended:
+        raise SdloraError("the run {name} has already ended", name=repr(folder.name))
+    if state.status != "queued" and (options.now or runs.stop_asked(folder)):
+        end_now(folder, queue)
+        return DONE
+    runs.cancel(folder, queue)
+    WorkerKeeper(workspace, queue).replace_silent()
     return DONE
 
 
@@ -131,6 +155,7 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
     queue = Queue(workspace.database)
     if queue.holder("worker"):  # it owns the device
         runs.resume(folder, queue, changes)
+        WorkerKeeper(workspace, queue).replace_silent()
         print(f"{folder.name} waits in the queue; python launch.py runs show {folder.name}")
         return DONE
     runs.reopen(folder, queue, changes)
@@ -145,7 +170,8 @@ def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
         its = runs.start(settings, workspace, queue)
         print("the page's worker draws it, after what waits there already", file=sys.stderr)
         with OnInterrupt(lambda: runs.cancel(its, queue)):
-            state = follow(watched(its, queue), Printer(options.json))
+            keeper = WorkerKeeper(workspace, queue)
+            state = follow(watched(its, queue, keeper), Printer(options.json))
     else:
         its = runs.new_folder(settings, workspace)
         with OnInterrupt(lambda: runs.stop(its)):
@@ -155,13 +181,20 @@ def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     return DONE if state.status == "done" else FAILED
 
 
-def watched(folder: Path, queue: Queue) -> Iterator[Event]:
-    """What the worker says of the work in `folder`, until it has ended. RunError: it is gone."""
+def watched(folder: Path, queue: Queue, keeper: WorkerKeeper) -> Iterator[Event]:
+    """What the worker says of the work in `folder`, until it has ended. A worker that does not
+    answer is replaced. RunError: it is gone."""
     follower = runs.Follower(folder)
     while not follower.state.ended:
-        if not queue.holder("worker"):
+        if queue.holder("worker"):
+            keeper.wake()
+        elif not keeper.is_replacing:
             raise RunError("the worker is gone that should have done this; ask for it again")
+        job = queue.job_of(folder)
         yield from follower.news()
+        if job and not job.waits and not follower.state.ended:  # the queue alone knows the end
+            yield Failed(job.reason)
+            return
         time.sleep(0.1)
 
 

@@ -24,7 +24,7 @@ from sdlora.data.looks import PICTURE_SUFFIXES, Look, look_at
 from sdlora.data.picture_files import BROKEN, FORMATS_SAID
 from sdlora.data.problems import Problem, grouped
 from sdlora.errors import DataError
-from sdlora.messages import Message, Setting, printable
+from sdlora.messages import Message, Setting, readable
 from sdlora.settings import CaptionLines, MissingCaptions
 
 __all__ = ["Example", "Problem", "Reading", "black_masks", "grouped", "list_captions"]
@@ -122,12 +122,12 @@ def _is_label(file: Path) -> bool:
 def _repeats(file: Path) -> tuple[int, str]:
     """(repeats, words) of the folder that a picture is in."""
     kohya = _KOHYA_FOLDER.fullmatch(file.parent.name)
-    return (int(kohya[1]), printable(kohya[2])) if kohya else (1, "")
+    return (int(kohya[1]), readable(kohya[2])) if kohya else (1, "")
 
 
 def _as_words(stem: str) -> str:
     """'01_red_ball (2)' -> 'red ball'."""
-    return _NUMBER.sub("", " ".join(re.split(r"[\s_]+", printable(stem)))).strip()
+    return _NUMBER.sub("", " ".join(re.split(r"[\s_]+", readable(stem)))).strip()
 
 
 class _Scan:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from PIL import Image
 
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
+from sdlora.events import Event, Progress, Warned
+from sdlora.messages import Message
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
@@ -18,14 +22,40 @@ from sdlora.settings import ImageRequest
 from sdlora.workspace import publish_new
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
+
+
+def written_when_room(
+    write: Callable[[], Path], folder: Path, seed: int, should_stop: Callable[[], bool]
+) -> Generator[Event, None, Path]:
+    """The picture of a seed that `write` saves in `folder`. A full disk is waited for, with the
+    picture kept in memory. RunError: it cannot be saved, or somebody stopped waiting."""
+    waits = False
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            why = error.strerror or error
+            message = Message(
+                "the picture of seed {seed} could not be saved in {folder}: {why}",
+                seed=seed, folder=folder, why=why,
+            )  # fmt: skip
+            if error.errno not in _FULL or should_stop():
+                raise RunError(message) from None
+        if not waits:
+            waits = True
+            yield Warned(message, "make room on that disk, and it goes on by itself")
+            yield Progress("waiting for room on the disk")
+        time.sleep(LOOK_EVERY_S)
 
 
 def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
     """Write image `index` of a request into folder/<day>/, in the format asked for, under a name
     that no other file has. The day is that of the request's beginning.
 
-    Where that cannot hold its text it becomes a PNG, and the sheet says so. RunError: the disk does
+    Where that cannot hold its text it becomes a PNG, and the sheet says so. OSError: the disk does
     not take it.
     """
     now = time.localtime()
@@ -33,22 +63,12 @@ def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, 
     day = folder / time.strftime("%Y-%m-%d", time.localtime(sheet.prepared_at))
     path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[request.image_format]}"
     text, rest = parameters(request, sheet, index, image.size), details(request, sheet, index)
-    try:
-        if request.image_format != "png":
-            try:
-                return write_exif(image, path, text, rest, publish=publish_new)
-            except SettingsError as error:
-                sheet.tell([f"{error}; it is one"], [index])
-        return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
-    except OSError as error:
-        raise RunError(
-            "the picture {file} of {folder} could not be saved: {why}; make room there or give "
-            "write access, then ask for seed {seed} again",
-            file=path,
-            folder=str(day),
-            why=error.strerror or str(error),
-            seed=seed,
-        ) from None
+    if request.image_format != "png":
+        try:
+            return write_exif(image, path, text, rest, publish=publish_new)
+        except SettingsError as error:
+            sheet.tell([f"{error}; it is one"], [index])
+    return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
 
 
 def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int, int]) -> str:

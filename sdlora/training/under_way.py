@@ -75,7 +75,9 @@ class Training:
         """Before the first step of this process: known is what a checkpoint says, or nothing; that
         the largest batch fits into memory; what the base model makes of the pictures held out."""
         if self.family.device.type != "cpu":  # there nobody says that memory is short
+            yield Progress("trying a step of the largest size")
             yield from self.rehearse()
+        yield Progress("measuring the base model")
         yield from self.validation.see_base()
         if begun:
             self.restore(begun)
@@ -86,7 +88,9 @@ class Training:
         sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
         yield from self.room.check(self.settings, self.step, *sizes)
         if self.step == 0 and self.validation.wanted:
+            yield Progress("validating")
             yield from self.validation.measure(0)
+        yield Progress("taking the first step")
 
     def started(self) -> Started:
         """What a user wants to know before the first step."""
