@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sdlora.checked import Settings
+from sdlora.checked import InvalidValue, Settings, validated
 from sdlora.learning import AdapterSettings, ObjectiveSettings
+from sdlora.messages import Setting
 
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
@@ -214,7 +215,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     def _plain_name(cls, name: str) -> str:
         from sdlora.workspace import checked_name
 
-        return checked_name(name)
+        return str(validated(checked_name, name))
 
     @model_validator(mode="before")
     @classmethod
@@ -229,9 +230,11 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}"
-            )
+            raise InvalidValue(
+                "{warmup} = {few} is more than {steps} = {all}",
+                warmup=Setting("warmup_steps"), few=self.warmup_steps,
+                steps=Setting("steps"), all=self.steps,
+            )  # fmt: skip
         return self
 
 

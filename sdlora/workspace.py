@@ -55,9 +55,9 @@ def checked_name(name: str) -> str:
         or _RESERVED.fullmatch(tidy)
     ):
         raise SettingsError(
-            f"{name[:80]!r} cannot be a name; use 1 to 80 letters, digits, spaces, '.', '_' or "
-            "'-', not starting or ending with a dot"
-        )
+            "{name!r} cannot be a name; use 1 to 80 letters, digits, spaces, '.', '_' or '-', not "
+            "starting or ending with a dot", name=name[:80],
+        )  # fmt: skip
     return tidy
 
 
@@ -245,8 +245,10 @@ class Workspace:
         """A set of that name, else the folder that it is the path of. DataError: neither."""
         path = self.dataset_folders().get(name, Path(name).expanduser())
         if not path.is_dir():
-            said = f"there is no folder {name}; give a folder of pictures, or a set's name"
-            raise DataError(said)
+            raise DataError(
+                "there is no folder {folder}; give a folder of pictures, or a set's name",
+                folder=Path(name),
+            )
         return path
 
     def model_source(self, model: str) -> str:
