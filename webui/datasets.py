@@ -15,6 +15,7 @@ from sdlora.data.images import BROKEN
 from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
+from sdlora.messages import Message
 from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, free_path, publish
 
 
@@ -47,7 +48,10 @@ def named(workspace: Workspace, source: str) -> str:
     folder = workspace.dataset_folders().get(name.strip())
     if folder is None:
         sets = ", ".join(sorted(workspace.dataset_folders()))
-        raise DataError(f"{source[:80]!r} is none of the sets {sets}; add the pictures as a set")
+        raise DataError(
+            "{source!r} is none of the sets {sets}; add the pictures as a set",
+            source=source[:80], sets=sets,
+        )  # fmt: skip
     return f"{times}*{folder}" if times else str(folder)
 
 
@@ -71,7 +75,10 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
     name = checked_name(name)
     if (there := TRAINING_DATA / name).exists():
         whose = "ships with sdlora" if workspace.ships(there) else f"is in {TRAINING_DATA.name}/"
-        raise DataError(f"a set called {name!r} {whose}; choose another name for this one")
+        raise DataError(
+            "a set called {name!r} {whose}; choose another name for this one",
+            name=name, whose=whose,
+        )  # fmt: skip
     added = Added(workspace.datasets / name)
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     if archives:
@@ -81,13 +88,15 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
         stems |= _keep(file, added, check_picture) or {}
         added.pictures = len(stems)
     if not stems:
-        reasons = "\n".join(added.problems)
-        raise DataError(f"none of the files is a picture that can be used\n{reasons}".strip())
+        first = (
+            "none of the files is a picture that can be used" if files else "drop pictures first"
+        )
+        raise DataError(Message.of_lines([first, *added.problems]))
     for file in (f for f in files if f.suffix.lower() not in PICTURE_SUFFIXES):
         if file.suffix.lower() not in CAPTION_SUFFIXES:
-            added.problems.append(f"{file.name} is neither a picture nor a caption")
+            added.problems.append(Message("{file} is neither a picture nor a caption", file=file))
         elif file.stem not in stems:
-            added.problems.append(f"{file.name} belongs to none of these pictures")
+            added.problems.append(Message("{file} belongs to none of these pictures", file=file))
         elif _keep(file, added, read_caption, stems[file.stem]):
             added.captions += 1
     return added
@@ -97,7 +106,9 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     """A zip becomes a set of its own, its folders kept, once it was looked at in `unpacked`."""
     if count > 1 or added.folder.exists():
         what = "there is a set of that name" if added.folder.exists() else "drop it by itself"
-        raise DataError(f"{archives[0].name} is not added: {what}; a zip becomes a set of its own")
+        raise DataError(
+            "{file} is not added: {why}; a zip becomes a set of its own", file=archives[0], why=what
+        )
     folder, problems = unpack(archives[0], unpacked)
     try:
         examples, wrong = scan_folder(folder)
@@ -106,7 +117,10 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
         shutil.rmtree(folder, ignore_errors=True)
     added.pictures = len(examples)
     added.captions = sum(bool(example.caption) for example in examples)
-    added.problems = [f"{p.path.name} {p.what}" for p in [*problems, *wrong]]
+    added.problems = [
+        Message("{file} {fault}", file=problem.path, fault=problem.what)
+        for problem in [*problems, *wrong]
+    ]
     return added
 
 
@@ -118,7 +132,8 @@ def _keep(
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
     except (*BROKEN, SdloraError) as error:
-        added.problems.append(f"{file.name} is left out: {error}")
+        why = error.message if isinstance(error, SdloraError) else str(error)
+        added.problems.append(Message("{file} is left out: {why}", file=file, why=why))
         return None
     path = free_path(added.folder / name)
     publish(path, lambda to: shutil.copyfile(file, to))
@@ -129,4 +144,4 @@ def check_picture(path: Path) -> None:
     """Read a picture to its end. DataError, with the reason, when it cannot be used."""
     seen = look_at(path)
     if not seen.digest:
-        raise DataError(f"it {seen.what}")
+        raise DataError("it {fault}", fault=seen.what)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from sdlora import runs
 from sdlora.checked import Settings
-from sdlora.errors import SdloraError
+from sdlora.errors import BusyError, SettingsError
+from sdlora.kinds import KINDS, Kind, kind_of
+from sdlora.startable import check_startable
 from webui import markup
+from webui.notice import Answer, Updates
 from webui.studio import Run, Studio
 
-Updates = dict[Component, Any]
+MOST_COMPARED = 50  # jobs that a new one may be the same as
 
 
 @dataclass(frozen=True)
@@ -23,28 +26,56 @@ class Follower:
     """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen."""
 
     studio: Studio
-    notice: Component
     find: Callable[[str], Run | None]
     view: Callable[[Run | None], Updates]
+    _starting: Any = field(default_factory=threading.Lock)
 
-    def start(self, settings: Callable[[], Settings]) -> Updates:
-        """Put work into the queue; what is wrong with the settings is said on the tab."""
-        try:
-            run = self.studio.start(settings())
-        except SdloraError as error:
-            return {self.notice: markup.problem(str(error))}
-        return self.view(run)
+    def start(self, settings: Settings, wish: str = "", card: str = "") -> Answer:
+        """Put work into the queue and say so; `wish` is the name that it was to have, `card` the
+        element that shows it. SdloraError: it could not begin; BusyError: the very same waits or
+        runs already, as after a second click."""
+        with self._starting:
+            check_startable(settings, self.studio.workspace)
+            if twin := self._twin(settings):
+                same = _SAME.get(kind_of(settings), "the same")
+                state, name = _STATES[twin.state.status], twin.name
+                raise BusyError(f"{same} {{state}} already; {_OTHER}", state=state, name=name)
+            run = self.studio.start(settings)
+        return Answer(self.view(run), markup.queued(run, wish, card))
+
+    def _twin(self, settings: Settings) -> Run | None:
+        """The live run with these very settings; one that draws a seed is like no other."""
+        if getattr(settings, "seed", 0) < 0:
+            return None
+        kind, given = kind_of(settings), settings.given()
+        live = (run for run in self.studio.latest(kind, MOST_COMPARED) if run.live)
+        return next((run for run in live if _given(run, KINDS[kind].settings) == given), None)
 
     def tick(self, name: str, seen: str = "") -> Any:
         """The run as it is now, unless the screen has `seen` just that."""
         run = self.find(name)
         return gr.skip() if run and run.version == seen else self.view(run)
 
-    def stop(self, name: str) -> Any:
+    def stop(self, name: str) -> Updates:
         """Ask a run to end after its step; when that was asked already, end it at once."""
         run = self.find(name)
         if run and run.stopping:
             runs.stop(run.folder, now=True)
         elif run and run.live:
             runs.cancel(run.folder, self.studio.queue)
-        return self.tick(name)
+        return self.view(self.find(name))
+
+
+_SAME: dict[Kind, str] = {
+    "train": "this training, with the same settings throughout, is there as {name!r} and",
+    "generate": "this request, with the same settings and seed,",
+}
+_STATES = {"queued": "waits in the queue", "loading": "is getting ready", "running": "is running"}
+_OTHER = "change a setting to queue another"
+
+
+def _given(run: Run, kind: type[Settings]) -> dict[str, Any] | None:
+    try:
+        return kind.load(run.folder / runs.SETTINGS_FILE).given()
+    except SettingsError:
+        return None

@@ -9,8 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.errors import SdloraError
-from webui import markup
+from sdlora.errors import RunError
 from webui.loras import Wish
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
@@ -60,21 +59,18 @@ def _wire_use(
     def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
         run = studio.training(sent[shown])
         if run is None or not run.state.result:
-            return {making.notice: ""}
+            raise RunError("the training is not there any more, or has left no LoRA")
         return hand_over(run, Path(run.state.result).stem, sent)
 
     def use_step(sent: Mapping[Component, Any]) -> dict[Any, Any]:
         run = studio.training(sent[shown])
-        try:
-            tag = after.kept(run, sent[after.step]).stem
-        except SdloraError as error:
-            return {after.said: markup.problem(str(error))}
+        tag = after.kept(run, sent[after.step]).stem
         return hand_over(run, tag, sent) if run else {}
 
-    target = [making.prompt, making.notice, tabs, *making.chooser.views]
+    target = [making.prompt, tabs, *making.chooser.views]
     inputs = {shown, making.prompt, *making.chooser.asked}
-    training.training.use.click(use, inputs=inputs, outputs=target, **QUICK)
-    after.use.click(use_step, {*inputs, after.step}, [*target, after.said], **QUICK)
+    training.training.notice.answer(training.training.use.click, use, inputs, target)
+    after.notice.answer(after.use.click, use_step, {*inputs, after.step}, target)
 
 
 def on_open(

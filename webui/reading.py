@@ -10,12 +10,13 @@ from pathlib import Path
 from sdlora.errors import LoraFileError, ModelError
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
+from sdlora.messages import Message
 from sdlora.prompt import LoraTag
 from sdlora.prompt.chunks import Tokenize, Unit
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.prompt.view import ChunkView, Stage, View, view
 from sdlora.prompt.wordbook import Wordbook
-from webui.markup import esc
+from webui.markup import beside, esc, sentence
 from webui.studio import Studio
 
 
@@ -92,10 +93,13 @@ def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
     try:
         entry = studio.library.find(tag.name)
     except LoraFileError as error:
-        return Use(tag, problem=str(error))
+        return Use(tag, problem=error.message)
     said = entry.facts.problem
     if not said and base and entry.family not in ("", base):
-        said = f"{entry.name} is for {BASES[entry.family].title}, not for this model"
+        said = Message(
+            "{name} is for {base}, not for this model",
+            name=entry.name, base=BASES[entry.family].title,
+        )  # fmt: skip
     return Use(tag, entry, said)
 
 
@@ -109,7 +113,8 @@ def counter(reading: Reading, asked: Asked) -> str:
     found = [use for use in reading.uses if use.entry and not use.problem]
     parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
     line = " · ".join(parts)
-    said = "".join(f"<p>{esc(one)}</p>" for one in reading.problems)
+    lines = dict.fromkeys(map(sentence, reading.problems))
+    said = "".join(f"<p>{esc(line)}</p>" for line in lines)
     notice = f'<div class="notice">{said}</div>' if said else ""  # no alert while it is typed
     return f'<p class="count" role="status">{line}</p>{notice}'
 
@@ -163,9 +168,9 @@ def _chunk(chunk: ChunkView, counted: bool) -> str:
 
 def _row(use: Use, steps: int) -> str:
     if use.problem or use.entry is None:
-        return f'<dt>{esc(use.tag.name)}</dt><dd class="bad">{esc(use.problem)}</dd>'
+        return f'<dt>{esc(use.tag.name)}</dt><dd class="bad">{esc(sentence(use.problem))}</dd>'
     said = f"{weights(use.tag, steps)} · {use.entry.full_name}"
-    other = [f"; {path} has the same name" for path in use.entry.also]
+    other = [f"; {beside(path)} has the same name" for path in use.entry.also]
     return f"<dt>{esc(use.tag.name)}</dt><dd>{esc(said + ''.join(other))}</dd>"
 
 

@@ -339,7 +339,7 @@ def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_
         prompt.fill("something else")
         page.evaluate(DROP)
         expect(prompt).to_have_value("a red ball")
-        expect(page.locator("#generate-notice")).to_contain_text("dropped.png")
+        expect(page.locator("#restored-notice")).to_contain_text("dropped.png")
 
 
 def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
