@@ -48,6 +48,7 @@ LAYERS = {
     "sdlora.training*": 6,
     "sdlora.train": 6,
     "sdlora.kinds": 7,
+    "sdlora.startable": 7,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
     "sdlora.worker": 7,
@@ -71,13 +72,14 @@ TORCH_FREE = (
     *("sdlora.messages", "sdlora.by_group", "sdlora.checked", "sdlora.learning"),
     *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
     *("sdlora.kinds", "sdlora.work", "sdlora.kohya", "sdlora.review", "sdlora.data*"),
+    "sdlora.startable",
     *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.kinds", "sdlora.processes"),
-    "sdlora.lora.library",
+    *("sdlora.startable", "sdlora.lora.library"),
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
     "sdlora.messages",

@@ -91,7 +91,7 @@ def test_no_text_becomes_markup(studio: Studio) -> None:
 def test_the_page_reads_while_it_is_typed(browser: Browser) -> None:
     browser.set("prompt", "a cat <lora:nobody:1>")
     browser.fire(browser.ids["prompt"], "change")
-    assert "there is no LoRA" in browser.value("counter")
+    assert "There is no LoRA" in browser.value("counter")
     assert "a cat" in browser.value("parsed")
 
 
@@ -112,10 +112,10 @@ def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browse
     browser.fire(browser.ids["picture-token"], "change")
     assert (browser.value("prompt"), browser.value("seed")) == ("a red ball", 8), "its own seed"
     assert browser.labelled("Guidance") == 3.5 and browser.labelled("Count") == 1
-    assert "are set" in browser.value("generate-notice")
+    assert "are set." in browser.value("restored-notice")
     browser.set("picture-token", "no-such-token 2")
     browser.fire(browser.ids["picture-token"], "change")
-    assert "not there any more" in browser.value("generate-notice")
+    assert "not there any more" in browser.value("restored-notice")
 
 
 def test_a_dropped_picture_tells_what_is_missing(browser: Browser, tmp_path: Path) -> None:
@@ -128,12 +128,12 @@ def test_a_dropped_picture_tells_what_is_missing(browser: Browser, tmp_path: Pat
     browser.upload("picture-file", path)
     assert browser.value("prompt") == "a cat <lora:nobody:1>"
     assert browser.value("negative-prompt") == "fog" and browser.labelled("Sampler") == "euler_a"
-    said = browser.value("generate-notice")
+    said = browser.value("restored-notice")
     assert "abcdef012345" in said and "dreamy" in said
     assert browser.labelled("Model") == "starter", "a picture never chooses what is opened"
     Image.new("RGB", (8, 8)).save(path)
     browser.upload("picture-file", path)
-    assert "says nothing of how it was made" in browser.value("generate-notice")
+    assert "says nothing of how it was made" in browser.value("restored-notice")
 
 
 def test_a_form_changes_only_what_it_is_told() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdlora import requests, runs
-from sdlora.events import Measured, RunState
+from sdlora.events import Measured, RunState, Started
 from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
 from sdlora.review import GridSettings
@@ -20,8 +20,8 @@ from surfing import Browser, StudioWithoutWorker, working
 from webui import markup
 from webui.costs import Cost, known_cost
 from webui.guards import HEADERS
+from webui.prompt_tags import with_tag
 from webui.studio import Run, Studio
-from webui.tabs.generate import with_tag
 
 STEPS = preset("starter", "style")["steps"]
 
@@ -44,7 +44,7 @@ def test_generate_shows_the_pictures_and_what_was_not_used(
         pass
     browser.tick()
     card = browser.value("generate-card")
-    assert "Done" in card and "there is no LoRA named &lt;nobody&gt;" in card
+    assert "Done" in card and "There is no LoRA named &lt;nobody&gt;." in card
     assert not browser.prop("cancel", "interactive")
     shown = browser.value("pictures")
     assert shown.count("<img") == 2 and "seed 8" in shown
@@ -67,7 +67,7 @@ def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
     assert not studio.queue.busy()
     browser.set_labelled("Guidance", 5)
     browser.click("generate")
-    assert browser.value("generate-notice") == ""
+    assert "Queued. Starts in a moment." in browser.value("generate-notice")
 
 
 def test_cancel_takes_the_request_out_of_the_queue(studio: Studio, browser: Browser) -> None:
@@ -133,6 +133,10 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Bro
     run = studio.start(TrainSettings.of({"name": "long", "data": "x", "steps": 5000}))
     studio.queue.claim("somebody")
     browser.open()
+    assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
+    runs.say(run.folder, Started("training", 5000))
+    browser.open()
+    assert browser.prop("stop", "value") == "Stop and keep"
     browser.click("stop")
     assert runs.stop_asked(run.folder) and not runs.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
@@ -195,6 +199,11 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     assert browser.value("take-step") == 60, "nothing was held out, so it is the last"
     browser.set("take-step", steps[0])
     browser.click("before-after")
+    assert "The run has drawn no samples" in browser.value("grid-notice")
+    assert "name some in Prompts." in browser.value("grid-notice")
+    assert not studio.queue.busy(), "refused before the work"
+    browser.set_labelled("Prompts", "a house")
+    browser.click("before-after")
     assert "Drawing the comparison" in browser.value("grid-card")
     with working(studio):
         pass
@@ -219,7 +228,7 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     browser.set_labelled("Strengths", "much")
     browser.click("compare")
     assert "Strengths, entry 1, must be a number; &#x27;much&#x27; was given." in browser.value(
-        "grid-card"
+        "grid-notice"
     )
     browser.click("keep")
     tag = f"my neon-step-{steps[0]:06}"
@@ -234,7 +243,7 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     browser.set("take-step", steps[1])
     shutil.rmtree(folder / "state" / f"step-{steps[1]}")
     browser.click("use-step")
-    assert f"there is no LoRA of step {steps[1]}" in browser.value("kept")
+    assert f"There is no LoRA of step {steps[1]}" in browser.value("kept")
 
 
 def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> None:

@@ -94,9 +94,13 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
         raise DataError(Message.of_lines([first, *added.problems]))
     for file in (f for f in files if f.suffix.lower() not in PICTURE_SUFFIXES):
         if file.suffix.lower() not in CAPTION_SUFFIXES:
-            added.problems.append(Message("{file} is neither a picture nor a caption", file=file))
+            added.problems.append(
+                Message("{file} is neither a picture nor a caption", file=file.name)
+            )
         elif file.stem not in stems:
-            added.problems.append(Message("{file} belongs to none of these pictures", file=file))
+            added.problems.append(
+                Message("{file} belongs to none of these pictures", file=file.name)
+            )
         elif _keep(file, added, read_caption, stems[file.stem]):
             added.captions += 1
     return added
@@ -118,7 +122,7 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     added.pictures = len(examples)
     added.captions = sum(bool(example.caption) for example in examples)
     added.problems = [
-        Message("{file} {fault}", file=problem.path, fault=problem.what)
+        Message("{file} {fault}", file=problem.path.name, fault=problem.what)
         for problem in [*problems, *wrong]
     ]
     return added
@@ -133,7 +137,7 @@ def _keep(
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
     except (*BROKEN, SdloraError) as error:
         why = error.message if isinstance(error, SdloraError) else str(error)
-        added.problems.append(Message("{file} is left out: {why}", file=file, why=why))
+        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=why))
         return None
     path = free_path(added.folder / name)
     publish(path, lambda to: shutil.copyfile(file, to))

@@ -263,6 +263,11 @@ def offers(typed: str, entries: Sequence[LoraEntry]) -> str:
     )
 
 
+def edited(number: int, text: str) -> str:
+    """A prompt for the page's script to put into its box, in answer to the click of that number."""
+    return f'<i data-number="{int(number)}" data-text="{esc(text)}"></i>'
+
+
 def _unusable(entries: Sequence[LoraEntry]) -> str:
     if not entries:
         return ""

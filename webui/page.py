@@ -12,6 +12,7 @@ from gradio.components import Component
 from sdlora.errors import RunError
 from webui.loras import Wish
 from webui.parts import QUICK, html
+from webui.prompt_tags import with_tag
 from webui.studio import Run, Studio
 from webui.tabs import generate, train
 
@@ -52,7 +53,7 @@ def _wire_use(
 
     def hand_over(run: Run, tag: str, sent: Mapping[Component, Any]) -> dict[Any, Any]:
         found = train.called(studio, run, tag)
-        text = generate.with_tag(sent[making.prompt] or "", *found)
+        text = with_tag(sent[making.prompt] or "", *found)
         there = making.chooser.show(studio, making.chooser.wish(studio, sent))
         return {making.prompt: text, **there, tabs: gr.Tabs(selected="generate")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.prompt.view import ChunkView, Stage, View, view
 from sdlora.prompt.wordbook import Wordbook
 from webui.markup import beside, esc, sentence
+from webui.prompt_tags import meaning, own_tags
 from webui.studio import Studio
 
 
@@ -51,6 +53,7 @@ class Reading:
     problems: tuple[str, ...]
     steps: int
     counted: bool = True
+    chosen: tuple[str, ...] = ()  # full names of the files that the prompt's own tags use
 
 
 def read(studio: Studio, asked: Asked) -> Reading:
@@ -64,6 +67,9 @@ def read(studio: Studio, asked: Asked) -> Reading:
     positive, negative = (view(text.text, steps, tokenize or _whole) for text in texts)
     base = studio.model_base(asked.model)
     uses = tuple(_use(studio, tag, base) for tag in (*positive.loras, *negative.loras))
+    first = uses[: len(positive.loras)]
+    used = {use.entry.full_name for use in first if use.entry and not use.problem}
+    own = dict.fromkeys(meaning(studio.library, token) for token in own_tags(asked.prompt))
     said = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
     missing = [use.problem for use in uses if use.problem]
     return Reading(
@@ -73,7 +79,12 @@ def read(studio: Studio, asked: Asked) -> Reading:
         tuple(dict.fromkeys((*said, *missing))),
         steps,
         tokenize is not None,
+        tuple(name for name in own if name in used),
     )
+
+
+def _is_used(use: Use) -> bool:
+    return use.entry is not None and not use.problem
 
 
 @lru_cache(maxsize=4)
@@ -110,13 +121,14 @@ def counter(reading: Reading, asked: Asked) -> str:
     parts = [_counts(reading.positive.stages)] if reading.counted else []
     if reading.counted and reading.negative:
         parts.append(f"negative {_counts(reading.negative.stages)}")
-    found = [use for use in reading.uses if use.entry and not use.problem]
+    found = [use for use in reading.uses if _is_used(use)]
     parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
     line = " · ".join(parts)
     lines = dict.fromkeys(map(sentence, reading.problems))
     said = "".join(f"<p>{esc(line)}</p>" for line in lines)
     notice = f'<div class="notice">{said}</div>' if said else ""  # no alert while it is typed
-    return f'<p class="count" role="status">{line}</p>{notice}'
+    chosen = esc(json.dumps(reading.chosen))
+    return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>{notice}'
 
 
 def _counts(stages: Iterable[Stage]) -> str:

@@ -22,6 +22,7 @@ from sdlora.data.looks import PICTURE_SUFFIXES, Look, look_at
 from sdlora.data.metadata import TABLES, read_table
 from sdlora.errors import DataError
 from sdlora.events import Warned
+from sdlora.messages import Message
 from sdlora.settings import CaptionLines, MissingCaptions
 
 MASK_MARK = "-masklabel"
@@ -56,7 +57,7 @@ class Problem:
 
     def warned(self) -> Warned:
         """The problem as a run says it."""
-        return Warned(f"{self.path.name} {self.what}", self.advice)
+        return Warned(Message("{file} {fault}", file=self.path.name, fault=self.what), self.advice)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def grouped(problems: Iterable[Problem], most: int = 3) -> list[Warned]:
             said += [problem.warned() for problem in some]
         else:
             names = ", ".join(problem.path.name for problem in some[:most])
-            said.append(Warned(f"{len(some)} files ({names} ...): each {what}", advice))
+            template = "{count} files ({names} ...): each {fault}"
+            message = Message(template, count=len(some), names=names, fault=what)
+            said.append(Warned(message, advice))
     return said
 
 
@@ -242,7 +245,7 @@ class _Scan:
         elif missing == "file_name" and (named := _as_words(file.stem)):
             caption, said = named, f"captioned {named!r} after its name"
         else:
-            caption, said = "", "learnt without a caption"
+            caption, said = "", "learnt by the trigger word alone, if any"
         if fault:
             self.problem(fault.path, f"{fault.what}; {file.name} is {said}", ADVICE)
         else:

@@ -75,7 +75,9 @@ class Training:
         """Before the first step of this process: known is what a checkpoint says, or nothing; that
         the largest batch fits into memory; what the base model makes of the pictures held out."""
         if self.family.device.type != "cpu":  # there nobody says that memory is short
+            yield Progress("trying the largest step")
             yield from self.rehearse()
+        yield Progress("measuring the base model")
         yield from self.validation.see_base()
         if begun:
             self.restore(begun)
@@ -210,8 +212,12 @@ class Training:
         """Draw what has been learnt so far."""
         prompts = [*self.settings.sample_prompts] or spread(self.dataset.captions)
         folder, seed = self.folder / "samples", self.settings.seed
+
+        def ends() -> bool:
+            return should_stop() or asked(self.folder, "pause")
+
         with self.learner.as_kept():
-            yield from draw_samples(self.family, prompts, seed, self.step, folder, should_stop)
+            yield from draw_samples(self.family, prompts, seed, self.step, folder, ends)
         self.pace.sampled()
 
     def measure(self) -> Iterator[Event]:

@@ -174,12 +174,3 @@ def _title(run: Run) -> str:
     except SdloraError:
         return run.name
     return prompt if len(prompt) <= 120 else f"{prompt[:117]}…"
-
-
-def with_tag(prompt: str, name: str, words: tuple[str, ...], weight: float) -> str:
-    """The prompt with a LoRA's tag and the words that call it, each unless it is there already."""
-    tag = f"<lora:{name}:{weight:g}>"
-    missing = [word for word in words if word.lower() not in prompt.lower()]
-    if f"<lora:{name}:".lower() not in prompt.lower():
-        missing.append(tag)
-    return ", ".join(filter(None, [prompt.strip().rstrip(","), *missing]))
