@@ -23,6 +23,7 @@ from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_y
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, fold, from_line, to_line
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
+from sdlora.messages import Message, PerSurface, Setting
 from sdlora.processes import alive, identity
 from sdlora.requests import REQUESTS, Request, answered, ask, asked
 from sdlora.workspace import Workspace, make_folder, publish, sync_folder
@@ -109,22 +110,35 @@ def failure(error: Exception, folder: Path) -> Failed:
     if name == "OutOfMemoryError":
         return Failed(
             "the device ran out of memory",
-            "use a smaller batch_size or resolution, or turn gradient_checkpointing on",
-        )
+            Message(
+                "use a smaller {batch} or {resolution}, or turn {checkpointing} on",
+                batch=Setting("batch_size"), resolution=Setting("resolution"),
+                checkpointing=Setting("gradient_checkpointing"),
+            ),
+        )  # fmt: skip
     if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
-        return Failed(f"the device failed: {error}", "a training goes on from its last checkpoint")
+        said = Message("the device failed: {why}", why=error)
+        return Failed(said, "a training goes on from its last checkpoint")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        said = f"the disk is full: {error.filename or folder} could not be written"
+        file = Path(str(error.filename or folder))
+        said = Message("the disk is full: {file} could not be written", file=file)
         return Failed(said, "make room; a training goes on from its last checkpoint")
-    return Failed(f"{name}: {error}", f"the full report is in {folder / LOG_FILE}")
+    said = Message("{kind}: {why}", kind=name, why=error)
+    return Failed(said, Message("the full report is in {log}", log=_log_of(folder)))
 
 
-def how_to_go_on(state: RunState, folder: Path) -> str:
+def _log_of(folder: Path) -> PerSurface:
+    """A run's log as each surface can tell of it: by its path, or by the name of its folder."""
+    return PerSurface(str(folder / LOG_FILE), f"{LOG_FILE} of the folder {folder.name}")
+
+
+def how_to_go_on(state: RunState, folder: Path) -> Message:
     """What to do about a run that died."""
-    log = f"see {folder / LOG_FILE}"
+    log = Message("see {log}", log=_log_of(folder))
     if state.checkpoint is None:
         return log
-    return f"resume it, and it goes on from step {state.checkpoint}; {log}"
+    template = "resume it, and it goes on from step {step}; {log}"
+    return Message(template, step=state.checkpoint, log=log)
 
 
 @dataclass
@@ -141,7 +155,7 @@ class Follower:
         self.news()
         if self.state.ended or not died:
             return self.state
-        lost = f"the process ended without a word at step {self.state.step}"
+        lost = Message("the process ended without a word at step {step}", step=self.state.step)
         return fold([Failed(lost, how_to_go_on(self.state, self.folder))], self.state)
 
     def news(self) -> list[Event]:
@@ -194,9 +208,9 @@ def request(folder: Path, wish: Request) -> None:
     state = read(folder)
     if state.ended or state.status == "queued":
         raise RunError(
-            f"the run {folder.name!r} is {state.status}: it cannot {REQUESTS[wish]}; only a run "
-            "that goes on can"
-        )
+            "the run {name!r} is {state}: it cannot {wish}; only a run that goes on can",
+            name=folder.name, state=state.status, wish=REQUESTS[wish],
+        )  # fmt: skip
     ask(folder, wish)
 
 
@@ -207,9 +221,15 @@ def reopen(folder: Path, queue: Queue) -> RunState:
     waits = job is not None and job.status in ("queued", "running")
     # one that was killed before it said anything is nobody's, though it has not ended
     if not state.ended and (waits or _pid_alive(folder)):
-        raise BusyError(f"the run {folder.name!r} is {state.status}; there is nothing to resume")
+        raise BusyError(
+            "the run {name!r} is {state}; there is nothing to resume",
+            name=folder.name, state=state.status,
+        )  # fmt: skip
     if state.status == "done":
-        raise RunError(f"the run {folder.name!r} is finished: its LoRA is {state.result}")
+        lora = Path(state.result)
+        raise RunError(
+            "the run {name!r} is finished: its LoRA is {lora}", name=folder.name, lora=lora
+        )
     answered(folder, *REQUESTS)
     (folder / PID_FILE).unlink(missing_ok=True)
     say(folder, Queued())
@@ -252,5 +272,6 @@ def find_run(runs: Path, name: str) -> Path:
     """The folder of the run `name`. SettingsError with near names when there is none."""
     names = [folder.name for folder in run_folders(runs)]
     if name not in names:
-        raise SettingsError(f"there is no run {name!r}.{did_you_mean(name, names)}")
+        near = did_you_mean(name, names)
+        raise SettingsError("there is no run {name!r}.{near}", name=name, near=near)
     return runs / name

@@ -103,7 +103,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studi
     assert all(browser.http.get(link).headers["content-type"] == "image/webp" for link in address)
     browser.set("pictures-choice", None)
     browser.click("check-pictures")
-    assert 'role="alert"' in browser.value("check-notice")
+    assert 'role="alert"' in browser.value("measure-notice")
 
 
 def test_what_the_preflight_says_is_escaped(studio: Studio) -> None:
@@ -128,8 +128,8 @@ def test_the_page_reaches_sets_alone(studio: Studio, tmp_path: Path, field: str)
     browser.set("pictures-choice", "zibo")
     browser.set_labelled(label(field), str(tmp_path))
     browser.click("check-pictures")
-    assert "none of the sets" in browser.value("check-notice")
-    assert "secret" not in browser.value("check-notice") and not browser.value("preflight")
+    assert "none of the sets" in browser.value("measure-notice")
+    assert "secret" not in browser.value("measure-notice") and not browser.value("preflight")
     many = field in ("more_data", "regularisation")
     browser.set_labelled(label(field), "2*neon_lighting" if many else "neon_lighting")
     browser.click("check-pictures")

@@ -1,4 +1,4 @@
-"""A card and the prompt agree: on what is used, what a click writes, and what a second one takes."""
+"""A card and the prompt agree: on what is used, what a click writes, what a second one takes."""
 
 from pathlib import Path
 

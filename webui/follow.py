@@ -13,6 +13,7 @@ from sdlora import runs
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, SettingsError
 from sdlora.kinds import KINDS, Kind, kind_of
+from sdlora.messages import Message
 from sdlora.startable import check_startable
 from webui import markup
 from webui.notice import Answer, Updates
@@ -37,9 +38,9 @@ class Follower:
         with self._starting:
             check_startable(settings, self.studio.workspace)
             if twin := self._twin(settings):
-                same = _SAME.get(kind_of(settings), "the same")
-                state, name = _STATES[twin.state.status], twin.name
-                raise BusyError(f"{same} {{state}} already; {_OTHER}", state=state, name=name)
+                template = _TWINS.get(kind_of(settings), "the same {state} already")
+                state = _STATES[twin.state.status]
+                raise BusyError(Message(template, state=state, name=twin.name))
             run = self.studio.start(settings)
         return Answer(self.view(run), markup.queued(run, wish, card))
 
@@ -66,12 +67,13 @@ class Follower:
         return self.view(self.find(name))
 
 
-_SAME: dict[Kind, str] = {
-    "train": "this training, with the same settings throughout, is there as {name!r} and",
-    "generate": "this request, with the same settings and seed,",
+_TWINS: dict[Kind, str] = {
+    "train": "this training is there as {name!r} and {state} already, with the same settings "
+    "throughout; change one of them to queue another",
+    "generate": "this request {state} already, with the same settings and seed; change one of them "
+    "to queue another",
 }
 _STATES = {"queued": "waits in the queue", "loading": "is getting ready", "running": "is running"}
-_OTHER = "change a setting to queue another"
 
 
 def _given(run: Run, kind: type[Settings]) -> dict[str, Any] | None:

@@ -370,8 +370,8 @@ def measured(run: Run) -> str:
     said = success(words)
     if told.peak_gib < ROOMY * told.free_gib:
         return said
-    tight = f"That is nearly all of the memory that was free on {told.device}"
-    return said + notices([Warned(f"{tight}.", NEED_LESS)])
+    template = "that is nearly all of the memory that was free on {device}"
+    return said + notices([Warned(Message(template, device=told.device), NEED_LESS)])
 
 
 def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:

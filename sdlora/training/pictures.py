@@ -49,8 +49,9 @@ def check_same(then: Prints, now: Prints) -> None:
     """RunError naming what is missing, new or changed since the training began."""
     if said := changes(then, now):
         raise RunError(
-            f"the pictures, captions or lists are not those that this training began with; {said}. "
-            "Put them back as they were and resume, or start a new training"
+            "the pictures, captions or lists are not those that this training began with; "
+            "{changes}. Put them back as they were and resume, or start a new training",
+            changes=said,
         )
 
 

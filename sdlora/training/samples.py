@@ -48,7 +48,7 @@ def draw_samples(
             yield Warned(
                 Message(
                     "no sample of {prompt!r} at step {step}: {why}", prompt=prompt, step=step,
-                    why=error.message if isinstance(error, SdloraError) else error,
+                    why=error,
                 ),
                 "training goes on",
             )  # fmt: skip

@@ -54,7 +54,6 @@ class TrainTab:
     describing: Describing
     summary: Component
     notice: Notice
-    check_notice: Notice
     start: Component
     training: Training
 
@@ -89,7 +88,6 @@ def build(studio: Studio) -> TrainTab:
             with gr.Row(elem_classes="row-fields"):
                 look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
                 measure = gr.Button("Measure time and memory", size="sm", elem_id="measure")
-            check_notice = Notice("check-notice")
             measured = Errand(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
             _own_pictures(studio, pictures)
@@ -111,7 +109,7 @@ def build(studio: Studio) -> TrainTab:
             training = Training(studio)
     tab = TrainTab(
         form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, describing,
-        summary, notice, check_notice, start, training,
+        summary, notice, start, training,
     )  # fmt: skip
     _wire(studio, tab)
     _wire_captions(studio, tab, edits)
@@ -180,7 +178,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
 def _wire_looks(studio: Studio, tab: TrainTab) -> None:
     """What can be known of a training before it starts."""
     inputs = tab.inputs
-    tab.check_notice.answer(
+    tab.measured.notice.answer(
         tab.look.click, lambda sent: {tab.preflight: checked(studio, tab, sent)},
         inputs, [tab.preflight], show_progress="minimal",
     )  # fmt: skip
