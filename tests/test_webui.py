@@ -300,6 +300,9 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     assert browser.value("measure-card") == "", "it was of the choice before"
     browser.click("measure")
     browser.click("measure")
+    assert "The same waits in the queue already." in browser.value("measure-notice")
+    browser.set("trigger-word", "another word")
+    browser.click("measure")
     waiting = [run.state.status for run in studio.latest("measure")]
     assert waiting == ["queued", "stopped", "done"], "one at a time"
     browser.click("measure-cancel")

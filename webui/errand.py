@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,7 +12,6 @@ from gradio.components import Component
 from sdlora import runs
 from sdlora.checked import Settings
 from sdlora.kinds import KINDS, Kind
-from sdlora.startable import check_startable
 from webui import markup
 from webui.follow import Follower
 from webui.notice import Notice, Updates
@@ -57,9 +57,8 @@ class Errand:
 
     def start(self, settings: Settings) -> Updates:
         """Put it into the queue. SdloraError: it could not begin."""
-        check_startable(settings, self.studio.workspace)
-        self._end_others(settings)
-        return self._follower.start(settings).updates  # its card says the rest, right here
+        first = partial(self._end_others, settings)
+        return self._follower.start(settings, first=first).updates  # its card says the rest
 
     def _end_others(self, settings: Settings) -> None:
         """End what goes on of the same, for the screen shows one."""

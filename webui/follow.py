@@ -31,16 +31,23 @@ class Follower:
     view: Callable[[Run | None], Updates]
     _starting: Any = field(default_factory=threading.Lock)
 
-    def start(self, settings: Settings, wish: str = "", card: str = "") -> Answer:
+    def start(
+        self,
+        settings: Settings,
+        wish: str = "",
+        card: str = "",
+        first: Callable[[], None] = lambda: None,
+    ) -> Answer:
         """Put work into the queue and say so; `wish` is the name that it was to have, `card` the
-        element that shows it. SdloraError: it could not begin; BusyError: the very same waits or
-        runs already, as after a second click."""
+        element that shows it, `first` what is done before, once nothing is wrong. SdloraError: it
+        could not begin; BusyError: the very same waits or runs, as after a second click."""
         with self._starting:
             check_startable(settings, self.studio.workspace)
             if twin := self._twin(settings):
                 template = _TWINS.get(kind_of(settings), "the same {state} already")
                 state = _STATES[twin.state.status]
                 raise BusyError(Message(template, state=state, name=twin.name))
+            first()
             run = self.studio.start(settings)
         return Answer(self.view(run), markup.queued(run, wish, card))
 

@@ -67,7 +67,7 @@ def success(message: str, card: str = "") -> str:
 def queued(run: Run, wish: str = "", card: str = "") -> str:
     """That a run waits now, and as what; `wish` is the name that it was to have."""
     renamed = wish and run.name != wish
-    template = "queued as {name}" if wish else "queued"
+    template = "Queued as {name}" if wish else "Queued"
     template += ", because {wish} exists" if renamed else ""
     first = Message(template, name=run.name, wish=wish) if wish else template
     return success(Message.of_lines([first, status_line(run.state)]), card)
