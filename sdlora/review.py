@@ -13,11 +13,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, field_validator
 
-from sdlora.checked import InvalidValue, Settings, validated
+from sdlora.checked import Settings, validated
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
 from sdlora.lora.header import body_hash, read_head, shapes_in
-from sdlora.messages import Message, PerSurface, Setting
+from sdlora.messages import Message, PerSurface
 from sdlora.settings import TrainSettings
 from sdlora.workspace import checked_name, free_path, publish
 
@@ -48,18 +48,6 @@ class GridSettings(Settings):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         return str(validated(checked_name, name))
-
-    @field_validator("strengths")
-    @classmethod
-    def _each_once(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
-        """Without 0, which is the base model that stands before them in any case."""
-        others = tuple(strength for strength in dict.fromkeys(strengths) if strength)
-        if not others:
-            raise InvalidValue(
-                "{setting} must name a weight other than 0, for the base model is drawn anyway",
-                setting=Setting("strengths"),
-            )
-        return others
 
 
 @dataclass(frozen=True)

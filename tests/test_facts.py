@@ -71,11 +71,16 @@ def test_a_damaged_sidecar_is_left_out_by_name(said: str, tmp_path: Path) -> Non
     assert facts.trigger_words == ["zibo"] and not facts.problem
 
 
-@pytest.mark.parametrize("weight", ["NaN", "1e999", "-11", '"0.8"', "[1]", "true", "9" * 400])
+@pytest.mark.parametrize("weight", ["NaN", "1e999", "-11", '"strong"', "[1]", "true", "9" * 400])
 def test_a_weight_that_is_none_is_left_out(weight: str, tmp_path: Path) -> None:
     beside(lora(tmp_path / "a.safetensors"), ".json", f'{{"preferred weight": {weight}}}')
     assert only(tmp_path).preferred_weight is None
-    assert "is not within ±10" in only(tmp_path).notes[0]
+    assert "is not a number within ±10" in only(tmp_path).notes[0]
+
+
+def test_a_preferred_weight_may_be_text(tmp_path: Path) -> None:
+    beside(lora(tmp_path / "a.safetensors"), ".json", '{"preferred weight": "0.7"}')
+    assert (only(tmp_path).preferred_weight, only(tmp_path).notes) == (0.7, [])
 
 
 @pytest.mark.parametrize("said", [{"preferred weight": 0}, {"preferred weight": None}, {}])

@@ -10,7 +10,7 @@ from fakes import write_lora
 from sdlora import runs
 from sdlora.checked import Settings
 from sdlora.data.describing import DescribeSettings
-from sdlora.errors import SdloraError, SettingsError
+from sdlora.errors import SdloraError
 from sdlora.events import Done, SampleReady, Saved, Started
 from sdlora.kinds import MeasureSettings
 from sdlora.messages import PAGE
@@ -87,9 +87,3 @@ def test_is_refused_at_once(
     shown = " ".join(caught.value.message.sentences(PAGE))
     assert shown.startswith(sentence)
     assert f"{root}" not in shown or "model" in values, "a path of the server's"
-
-
-def test_weights_of_a_comparison_are_each_drawn_once() -> None:
-    assert GridSettings.of({"run": "a", "strengths": (0, 1, 0.5, 1)}).strengths == (1, 0.5)
-    with pytest.raises(SettingsError, match="strengths must name a weight other than 0"):
-        GridSettings.of({"run": "a", "strengths": (0,)})

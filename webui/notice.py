@@ -32,10 +32,6 @@ class Answer:
     html: str = ""
 
 
-def _unmarked(error: SdloraError | None) -> Updates:
-    return {}
-
-
 class Notice:
     """One place for answers, built where it stands, and its × beside it."""
 
@@ -52,22 +48,22 @@ class Notice:
         inputs: Any,
         outputs: Iterable[Component],
         *,
-        marks: Callable[[SdloraError | None], Updates] = _unmarked,
+        marks: Callable[[SdloraError], str] = lambda error: "",
         **options: Any,
     ) -> Any:
         """Have `act` answer an `event` such as `button.click`; what it raises stands here, and else
-        what it tells, or nothing. `marks` are updates that show which fields an error is about;
-        None: about none any more."""
+        what it tells, or nothing. `marks` makes the HTML that shows which fields an error is
+        about: it goes with the notice."""
 
         def acted(*sent: Any) -> Updates:
             try:
                 done = act(*sent)
             except SdloraError as error:
-                return {**marks(error), self._place: markup.problem(error)}
+                return {self._place: markup.problem(error) + marks(error)}
             except OSError as error:  # of a disk that is full, or read only
                 return {self._place: markup.problem(_of_a_disk(error))}
             told = done if isinstance(done, Answer) else Answer(done)
-            return {**told.updates, **marks(None), self._place: told.html}
+            return {**told.updates, self._place: told.html}
 
         return event(acted, inputs, [*outputs, self._place], **{**QUICK, **options})
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from math import nan
 from operator import itemgetter
 from os.path import basename
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from sdlora.lora.header import Head, read_head, shapes_in
 from sdlora.lora.index import Facts
 from sdlora.lora.kinds import layers_of
 from sdlora.lora.walk import Found
+from sdlora.messages import Message
 
 MAX_SIDECAR = 2**20  # bytes
 MAX_TEXT, MAX_WORDS, MAX_TAGS = 2_000, 64, 24  # letters; trigger words; tags, as A1111 shows
@@ -154,9 +156,14 @@ def _weight(said: Any, notes: list[str]) -> float | None:
     """A weight to begin with; A1111 writes 0 for none."""
     if not said:
         return None
-    if type(said) in (int, float) and abs(said) <= MAX_WEIGHT:
-        return float(said)
-    notes.append(f"the preferred weight {plain(said, 40)!r} is not within ±{MAX_WEIGHT:g}")
+    try:
+        weight = nan if isinstance(said, bool) else float(said)  # some programs write it as text
+    except (TypeError, ValueError, OverflowError):
+        weight = nan
+    if abs(weight) <= MAX_WEIGHT:
+        return weight or None
+    template = "the preferred weight {given!r} is not a number within ±{limit:g}"
+    notes.append(Message(template, given=plain(said, 40), limit=MAX_WEIGHT))
     return None
 
 
