@@ -1,5 +1,7 @@
 """What the page tells of a prompt while it is typed, and a picture's settings taken over."""
 
+import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,23 @@ def test_the_page_reads_while_it_is_typed(browser: Browser) -> None:
     browser.fire(browser.ids["prompt"], "change")
     assert "There is no LoRA" in browser.value("counter")
     assert "a cat" in browser.value("parsed")
+
+
+def test_a_card_asks_what_the_prompt_becomes(browser: Browser) -> None:
+    name = "neon_lighting"
+    asked = {"prompt": "a house # later", "name": name, "number": 3}
+    browser.set("lora-clicked", json.dumps(asked))
+    browser.fire(browser.ids["lora-clicked"], "change")
+    answer = html.unescape(browser.value("lora-edited"))
+    assert 'data-number="3"' in answer and "a house # later\n" in answer
+    prompts = {f"a <lora:{name}:1>": [name], f"a <lora:{name}:x>": [], f"# <lora:{name}:1>": []}
+    for prompt, chosen in prompts.items():
+        browser.set("prompt", prompt)
+        browser.fire(browser.ids["prompt"], "change")
+        assert f'data-chosen="{html.escape(json.dumps(chosen))}"' in browser.value("counter")
+    browser.set("lora-clicked", json.dumps({**asked, "name": "gone"}))
+    browser.fire(browser.ids["lora-clicked"], "change")
+    assert "There is no LoRA &#x27;gone&#x27;" in browser.value("lora-notice")
 
 
 def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browser) -> None:
