@@ -140,7 +140,7 @@ def suggestion(folder: Path, state: RunState) -> Suggestion | None:
     if state.result:
         reason = Message("it is the last, and no pictures were held out to compare it by")
         if best:
-            template = "its loss on the pictures held out is the lowest, {loss:.4f}"
+            template = "its loss on the pictures held out is the best, {loss:.4f}"
             reason = Message(template, loss=best.loss)
         return Suggestion(state.result_step, Path(state.result), reason)
     if files:

@@ -94,7 +94,7 @@ def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
     page.set("lora-name", "fin")
     page.click("start")
     assert "Queued as fin." in page.value("train-notice")
-    assert 'href="#run-card"' in page.value("train-notice")
+    assert 'data-show="run-card"' in page.value("train-notice")
     page.click("start")
     assert "is there as &#x27;fin&#x27; and waits in the queue already" in page.value(
         "train-notice"

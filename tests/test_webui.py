@@ -67,7 +67,7 @@ def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
     assert not studio.queue.busy()
     browser.set_labelled("Guidance", 5)
     browser.click("generate")
-    assert "Queued. Starts in a moment." in browser.value("generate-notice")
+    assert "Queued." in browser.value("generate-notice")
 
 
 def test_cancel_takes_the_request_out_of_the_queue(studio: Studio, browser: Browser) -> None:

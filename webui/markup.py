@@ -60,7 +60,8 @@ def problem(error: SdloraError | str) -> str:
 
 def success(message: str, card: str = "") -> str:
     """What has been done; `card` is the element to look at."""
-    link = f' <a href="#{esc(card)}">Show it</a>' if card else ""
+    show = f'<button type="button" class="show" data-show="{esc(card)}">Show it</button>'
+    link = f" {show}" if card else ""
     return f'<div class="notice good" role="status"><p>{esc(sentence(message))}{link}</p></div>'
 
 
@@ -70,7 +71,8 @@ def queued(run: Run, wish: str = "", card: str = "") -> str:
     template = "Queued as {name}" if wish else "Queued"
     template += ", because {wish} exists" if renamed else ""
     first = Message(template, name=run.name, wish=wish) if wish else template
-    return success(Message.of_lines([first, status_line(run.state)]), card)
+    others = [status_line(run.state)] if run.state.ahead else []
+    return success(Message.of_lines([first, *others]), card)
 
 
 def notices(warnings: Iterable[Warned]) -> str:

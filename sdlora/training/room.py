@@ -54,7 +54,7 @@ class Room:
                 if error.errno not in FULL:
                     raise
                 said = Message(
-                    "the disk of {folder} has {free} free: {why}",
+                    "{why}: the disk of {folder} has {free} free",
                     folder=self.folder, free=in_words(self.free), why=error.strerror,
                 )  # fmt: skip
             if not emptied:
