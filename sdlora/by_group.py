@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar, get_args
 
+from sdlora.checked import InvalidValue
 from sdlora.errors import did_you_mean
 
 TargetGroup = Literal["attention", "self_attention", "cross_attention", "feed_forward", "conv"]
@@ -24,12 +25,12 @@ def by_group(words: Iterable[str], read: Callable[[str], ValueT]) -> dict[str, V
     for word in words:
         group, equals, text = word.partition("=")
         if not equals or group not in GROUPS:
-            raise ValueError(
-                f"{word!r} is not GROUP=VALUE, such as conv=4; the groups are "
-                f"{', '.join(GROUPS)}.{did_you_mean(group, GROUPS)}"
-            )
+            raise InvalidValue(
+                "{word!r} is not GROUP=VALUE, such as conv=4; the groups are {groups}.{near}",
+                word=word, groups=GROUPS, near=did_you_mean(group, GROUPS),
+            )  # fmt: skip
         if group in values:
-            raise ValueError(f"{group} is there twice")
+            raise InvalidValue("{group} is given twice", group=group)
         values[group] = read(text)
     return values
 

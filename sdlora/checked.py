@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdlora.errors import SettingsError, did_you_mean
-from sdlora.messages import Message, Setting
+from sdlora.messages import Message, Setting, as_message
 
 MAX_TEXT = 100_000  # letters of any text, prompts too
 SHOWN_VALUE = 80  # letters of a wrong value that a message repeats
 MORE = "More"  # the group of fields that belong to no other
+# pydantic's type of an error -> what is accepted; values are those of its `ctx`
+_ACCEPTED = {
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have {max_length} characters at most",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} entries at most",
+    "literal_error": "must be one of {expected}",
+    "missing": "must be given",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of less than 4300 digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_unicode": "must be text",
+    "tuple_type": "must be a list",
+}
+_SELF_EVIDENT = {"missing", "string_too_short", "string_too_long", "too_long", "too_short"}
+_LONGEST_GIVEN = 80  # characters of a wrong value that are repeated
+
+
+class InvalidValue(ValueError):
+    """A validator's own sentence, as a template with named values: pydantic keeps of a ValueError
+    no more than its text, and hands the error itself over."""
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.message = Message(template, **values) if values else as_message(template)
+        super().__init__(self.message)
 
 
 class Settings(BaseModel):
@@ -32,8 +69,8 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            rows = [(_field(cls, row), _message(cls, row)) for row in error.errors()]
-            fields = {name: message for name, message in rows if name}
+            rows = [(row["loc"], _message(cls, row)) for row in error.errors()]
+            fields = {n: message for loc, message in rows for n in _fields(cls, loc, message)}
             whole = Message.of_lines(message for _, message in rows)
             raise SettingsError(whole, fields=fields) from None
 
@@ -66,27 +103,53 @@ class Settings(BaseModel):
         return json.dumps(self.given(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _field(cls: type[Settings], error: Any) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    return name if name in cls.model_fields else ""
+def validated(check: Callable[[Any], Any], value: Any) -> Any:
+    """`check(value)` in a validator: a SettingsError becomes the field's own, beside the others."""
+    try:
+        return check(value)
+    except SettingsError as error:
+        raise InvalidValue(error.message) from None
+
+
+def accepted(error: Any) -> str:
+    """What pydantic's `error` says would be accepted: "must be 1 or more"."""
+    template = _ACCEPTED.get(error["type"])
+    return template.format_map(_bounds(error)) if template else str(error["msg"])
+
+
+def _bounds(error: Any) -> dict[str, Any]:
+    """The values of an error's `ctx`; 1, not 1.0, of a field that takes fractions."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in error.get("ctx", {}).items()
+    }
+
+
+def _fields(cls: type[Settings], loc: tuple[Any, ...], message: Message) -> list[str]:
+    """Names of the fields that an error is about: where it was found, else those it speaks of."""
+    spoken = [v.name for v in message.values.values() if isinstance(v, Setting)]
+    return [str(n) for n in loc[:1] or spoken if n in cls.model_fields]
 
 
 def _message(cls: type[Settings], error: Any) -> Message:
-    name = ".".join(str(part) for part in error["loc"]) or "settings"
-    if error["type"] == "extra_forbidden":
-        near = did_you_mean(name, cls.model_fields)
+    name, *inside = error["loc"] or ("",)
+    kind, why = error["type"], error.get("ctx", {}).get("error")
+    if kind == "extra_forbidden":
+        near = did_you_mean(str(name), cls.model_fields)
         return Message("there is no setting {name!r}.{near}", name=name, near=near)
+    if isinstance(why, InvalidValue):
+        return why.message
+    if not name:
+        return as_message(error["msg"].removeprefix("Value error, "))
+    setting: Any = Setting(str(name))
+    if inside:  # of several values
+        place = int(inside[0]) + 1 if str(inside[0]).isdigit() else inside[0]
+        setting = Message("{setting}, entry {place},", setting=setting, place=place)
+    given, values = repr(error["input"]), {**_bounds(error), "setting": setting}
+    given = given if len(given) <= _LONGEST_GIVEN else f"{given[:_LONGEST_GIVEN]}…"
+    if kind in _SELF_EVIDENT:
+        return Message(f"{{setting}} {_ACCEPTED[kind]}", **values)
+    if kind in _ACCEPTED:
+        return Message(f"{{setting}} {_ACCEPTED[kind]}; {{given}} was given", **values, given=given)
     why = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing" or not error["loc"]:
-        return Message("{setting}: {why}", setting=Setting(name), why=why)
-    if error["type"] == "string_too_long":
-        return Message(
-            "{setting} has {given:,} letters; {most:,} at most are taken: shorten it",
-            setting=Setting(name),
-            given=len(error["input"]),
-            most=error["ctx"]["max_length"],
-        )
-    given = repr(error["input"])
-    if len(given) > SHOWN_VALUE:
-        given = f"{given[:SHOWN_VALUE]}…"
-    return Message("{setting} = {given}: {why}", setting=Setting(name), given=given, why=why)
+    return Message("{setting} cannot be {given}: {why}", setting=setting, given=given, why=why)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sdlora.data.caption_files import EMPTY
-from sdlora.data.describing import DescribeSettings
+from sdlora.data.describing import NEEDS_ONNX, DescribeSettings
 from sdlora.data.edit import Change, write
 from sdlora.data.folder import open_captions
 from sdlora.data.images import load_rgb
@@ -31,6 +31,7 @@ from sdlora.data.problems import Problem
 from sdlora.device import pick_device
 from sdlora.errors import ModelError
 from sdlora.events import Event, Progress
+from sdlora.messages import Setting
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # Of a picture that a chatting model sees, which costs a token per 28 x 28
@@ -91,14 +92,16 @@ def _said(say: Describe, images: Sequence[Image.Image]) -> list[str]:
         return say(images)
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"the memory is too small to describe {len(images)} pictures together; give a smaller "
-            "--batch-size, or a smaller model"
-        ) from None
+            "the memory is too small to describe {count} pictures together; give a smaller "
+            "{setting}, or a smaller model",
+            count=len(images), setting=Setting("batch_size"),
+        ) from None  # fmt: skip
 
 
 def _folder(model: str, kind: Kind) -> Path:
     """The model's folder, fetched from the hub unless it is one; what it says it is, is checked."""
     folder = Path(model).expanduser()
+    shown: Any = folder if folder.is_dir() else model
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -112,21 +115,28 @@ def _folder(model: str, kind: Kind) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=wanted))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
-                f"{model} is no folder, and the hub does not give it: {str(error)[:300]}"
-            ) from None
+                "{model} is no folder, and the hub does not give it: {why}",
+                model=model, why=str(error)[:300],
+            ) from None  # fmt: skip
     if kind.types:
         try:
             said = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError):
-            raise ModelError(f"{model} holds no model that can be read: no config.json") from None
+            raise ModelError(
+                "{model} holds no model that can be read: no config.json", model=shown
+            ) from None
         if said not in kind.types:
             known = ", ".join(kind.types)
-            raise ModelError(f"{model} is a {str(said)[:40]!r} model; this kind takes {known}")
+            raise ModelError(
+                "{model} is a {kind!r} model; this kind takes {known}",
+                model=shown, kind=str(said)[:40], known=known,
+            )  # fmt: skip
     if bringing := sorted(file.name for file in folder.glob("*config.json") if _names_code(file)):
         raise ModelError(
-            f"{model} wants to run code of its own ({', '.join(bringing)} names it), which is "
-            f"never done; take one that transformers knows, such as {kind.usual}"
-        )
+            "{model} wants to run code of its own ({files} names it), which is never done; take "
+            "one that transformers knows, such as {usual}",
+            model=shown, files=bringing, usual=kind.usual,
+        )  # fmt: skip
     return folder
 
 
@@ -157,12 +167,15 @@ class _Told:
             )
         except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError,
                 AttributeError, SafetensorError) as error:  # fmt: skip
-            raise ModelError(f"the model in {folder} cannot be opened: {error}") from None
+            raise ModelError(
+                "the model in {folder} cannot be opened: {why}", folder=folder, why=error
+            ) from None
         if lacking := sorted(told["missing_keys"]):
             raise ModelError(
-                f"the model in {folder} lacks {len(lacking)} of its weights, such as {lacking[0]}; "
-                "its files are of another kind, or not all there"
-            )
+                "the model in {folder} lacks {count} of its weights, such as {name}; its files are "
+                "of another kind, or not all there",
+                folder=folder, count=len(lacking), name=lacking[0],
+            )  # fmt: skip
         self.model.to(self.device).eval()
 
     def reader(self, transformers: Any, folder: Path) -> Any:
@@ -251,10 +264,7 @@ class _Tagger:
             onnxruntime: Any = import_module("onnxruntime")
             said: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         except ImportError:
-            raise ModelError(
-                "taggers need onnxruntime: run `pip install onnxruntime` in the environment of "
-                "this program, .venv beside launch.py"
-            ) from None
+            raise ModelError(NEEDS_ONNX) from None
         self.least = settings.threshold
         try:
             self.session: Any = onnxruntime.InferenceSession(
@@ -266,7 +276,9 @@ class _Tagger:
             # categories: 0 is general, 4 a character, 9 a rating
             self.tags = [(row["name"], row["category"] in ("0", "4")) for row in rows]
         except (said.Fail, said.InvalidProtobuf, said.NoSuchFile, OSError, KeyError) as error:
-            raise ModelError(f"the tagger in {folder} cannot be opened: {error}") from None
+            raise ModelError(
+                "the tagger in {folder} cannot be opened: {why}", folder=folder, why=error
+            ) from None
         self.input = self.session.get_inputs()[0]
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:

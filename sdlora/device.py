@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from sdlora.errors import DeviceError
+from sdlora.messages import Setting
 from sdlora.settings import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +33,8 @@ def pick_dtype(device: torch.device, precision: Precision = "auto") -> tuple[tor
         return _fitting_dtype(device)
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError(
-            "precision = fp16 needs a GPU; this computer's processor takes fp32, bf16 or auto"
+            "{setting} = fp16 needs a GPU; this computer's processor takes fp32, bf16 or auto",
+            setting=Setting("precision"),
         )
     return DTYPES[precision], f"precision = {precision} was set"
 

@@ -29,6 +29,7 @@ from sdlora.device import generator_for
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress, Warned
 from sdlora.families.base import Family
+from sdlora.messages import Message, Setting
 from sdlora.settings import TrainSettings
 
 Cond = Mapping[str, Tensor]
@@ -224,7 +225,8 @@ def encode_dataset(
         yield Progress("encoding captions", len(texts), len(captions))
     encoder.cache.trim()
     if encoder.cache.problem:
-        said = f"what was encoded is not kept for the next training: {encoder.cache.problem}"
+        template = "what was encoded is not kept for the next training: {why}"
+        said = Message(template, why=encoder.cache.problem)
         yield Warned(said, "this training goes on from memory")
     return Dataset(items, tuple(groups), texts, settings, wording.lists)
 
@@ -301,7 +303,9 @@ class _Encoder:
         try:
             mask = load(example.mask)
         except BROKEN as error:
-            raise DataError(f"{example.mask} changed while it was read: {error}") from None
+            raise DataError(
+                "{file} changed while it was read: {why}", file=example.mask, why=error
+            ) from None
         pixels, least = bucket.width // cells, self.settings.unmasked_weight
         seen = torch.stack([load_weights(mask, bucket, view, pixels) for view in views])
         return least + (1 - least) * seen
@@ -327,14 +331,16 @@ def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -
             raise ValueError("it is another picture now")
     except BROKEN as error:
         raise DataError(
-            f"{example.image} changed while it was read: {error}. Put it back as it was and resume"
-        ) from None
+            "{file} changed while it was read: {why}. Put it back as it was and resume",
+            file=example.image, why=error,
+        ) from None  # fmt: skip
     latents = family.encode_images(pixels[None].to(family.device))[0].float().cpu()
     if not latents.isfinite().all():
         raise DataError(
-            f"{example.image.name} cannot be encoded: the model's picture encoder overflows in "
-            f"{family.dtype}. Train with precision fp32 or bf16"
-        )
+            "{file} cannot be encoded: the model's picture encoder overflows in {dtype}. Train "
+            "with {setting} fp32 or bf16",
+            file=example.image.name, dtype=family.dtype, setting=Setting("precision"),
+        )  # fmt: skip
     return latents
 
 

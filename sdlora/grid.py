@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.device import pick_device, pick_dtype
-from sdlora.errors import SettingsError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
 from sdlora.families import open_family
 from sdlora.families.base import Family
@@ -19,7 +19,7 @@ from sdlora.generate import render
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
 from sdlora.prompt.tags import written
-from sdlora.review import GridSettings, chosen, loras_by_step
+from sdlora.review import GridSettings, chosen, loras_by_step, prompts_of
 from sdlora.runs import SETTINGS_FILE, find_run, read
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace, publish
@@ -64,10 +64,7 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     files = loras_by_step(run, state)
     if settings.checkpoints:
         files = {step: chosen(files, step) for step in settings.checkpoints}
-    prompts = settings.prompts or tuple(dict.fromkeys(one.prompt for one in state.samples))
-    if not prompts:
-        raise SettingsError("the run has drawn no samples; name prompts with --prompts TEXT ...")
-    cells = cells_of(prompts, files, settings.strengths)
+    cells = cells_of(prompts_of(settings, state), files, settings.strengths)
     yield Progress("loading the model")
     family = _opened(run, workspace)
     library = Library(dict.fromkeys(path.parent for path in files.values()))
@@ -130,7 +127,8 @@ def lay_out(rows: Sequence[Row], heads: list[str]) -> Image.Image:
     return sheet
 
 
-def _shortened(words: str, most: int = 18) -> str:
-    """A prompt in lines of `most` letters, four at the most."""
-    lines = [words[at : at + most] for at in range(0, len(words), most)]
+def _shortened(text: str, width: int = 18) -> str:
+    """A prompt in four lines of `width` letters at the most, broken between words; only a word that
+    is longer than a line is broken itself."""
+    lines = textwrap.wrap(text, width)
     return "\n".join([*lines[:4], *["…"] * (len(lines) > 4)])

@@ -5,7 +5,7 @@ Parts of `TrainSettings`; apart only because a page holds no more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from sdlora.by_group import TEXT_ENCODER, TargetGroup, by_group, of_group
-from sdlora.checked import Settings
+from sdlora.checked import InvalidValue, Settings, accepted
+from sdlora.messages import Setting
 
 AdapterKind = Literal["lora", "dora", "rslora", "pissa", "loha", "lokr", "oft"]
 DoraAxis = Literal["input", "output"]
@@ -97,23 +98,37 @@ class AdapterSettings(Settings):
     @field_validator(*(f"group_{name}" for name in _OF_A_GROUP))
     @classmethod
     def _can_be_read(cls, words: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        by_group(words, _reader(cls, str(info.field_name).removeprefix("group_")))
+        name = str(info.field_name)
+        try:
+            by_group(words, _reader(cls, name.removeprefix("group_")))
+        except InvalidValue as error:
+            why = error.message
+            raise InvalidValue("{setting}: {why}", setting=Setting(name), why=why) from None
         return words
 
     @model_validator(mode="after")
     def _kind_can(self) -> Self:
         if self.lora_plus_ratio != 1 and self.adapter not in TWO_MATRICES:
-            raise ValueError(
-                f"lora_plus_ratio is for {', '.join(TWO_MATRICES)}; {self.adapter} has no upper "
-                "matrix: leave it at 1"
-            )
+            raise InvalidValue(
+                "{setting} is for {kinds}; {adapter} has no upper matrix: leave it at 1",
+                setting=Setting("lora_plus_ratio"), kinds=TWO_MATRICES, adapter=self.adapter,
+            )  # fmt: skip
         if not (self.train_unet or self.train_text_encoder):
-            raise ValueError("nothing learns: turn train_unet or train_text_encoder on")
+            raise InvalidValue(
+                "nothing learns: turn {unet} or {text_encoder} on",
+                unet=Setting("train_unet"), text_encoder=Setting("train_text_encoder"),
+            )  # fmt: skip
         drops = self.dropout or any(self._said("dropout").values())
         if self.adapter == "oft" and (self.max_norm or drops):
-            raise ValueError("oft turns weights and adds nothing: no dropout and no max_norm")
+            raise InvalidValue(
+                "oft turns weights and adds nothing: set {dropout} and {max_norm} to 0",
+                dropout=Setting("dropout"), max_norm=Setting("max_norm"),
+            )  # fmt: skip
         if self.adapter == "pissa" and self.max_norm:
-            raise ValueError("max_norm is not for pissa, whose matrices begin large: leave it at 0")
+            raise InvalidValue(
+                "{setting} is not for pissa, whose matrices begin large: leave it at 0",
+                setting=Setting("max_norm"),
+            )
         return self
 
     @model_validator(mode="after")
@@ -194,10 +209,11 @@ class ObjectiveSettings(Settings):
     @model_validator(mode="after")
     def _levels_in_order(self) -> Self:
         if self.min_timestep >= self.max_timestep:
-            raise ValueError(
-                f"min_timestep = {self.min_timestep} must be below max_timestep = "
-                f"{self.max_timestep}"
-            )
+            raise InvalidValue(
+                "{least} = {min} must be below {most} = {max}",
+                least=Setting("min_timestep"), min=self.min_timestep,
+                most=Setting("max_timestep"), max=self.max_timestep,
+            )  # fmt: skip
         return self
 
 
@@ -212,10 +228,7 @@ def _reader(settings: type[AdapterSettings], name: str) -> Any:
         try:
             return adapter.validate_python(text)
         except ValidationError as error:
-            raise ValueError(f"{text!r}: {_first(error.errors())}") from None
+            why = accepted(error.errors()[0])
+            raise InvalidValue("{text!r} {why}", text=text, why=why) from None
 
     return read
-
-
-def _first(errors: Sequence[Any]) -> str:
-    return str(errors[0]["msg"])

@@ -160,7 +160,9 @@ def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a message keeps it: what has no meaning of its own here becomes its text."""
+    """A value as a message keeps it: what has no meaning of its own here becomes its text. An error
+    of ours stands for its message."""
+    value = value.message if isinstance(getattr(value, "message", None), Message) else value
     if isinstance(value, (Message, Setting, PerSurface, PurePath)):
         return value
     if isinstance(value, (list, tuple)):

@@ -70,7 +70,9 @@ class DDPM:
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise ModelError(
-                f"this model predicts {prediction!r}; {' and '.join(PREDICTIONS)} can be trained"
+                "this model predicts {prediction!r}; {known} can be trained",
+                prediction=prediction,
+                known=list(PREDICTIONS),
             )
         return cls(DDPMScheduler.from_config(config).alphas_cumprod.float(), prediction)
 

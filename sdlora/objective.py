@@ -15,6 +15,7 @@ from torch import Tensor
 from sdlora.encode import Batch
 from sdlora.errors import SettingsError
 from sdlora.families.base import Family
+from sdlora.messages import Setting
 from sdlora.noise import ALL_LEVELS, DDPM, Levels, noise_like
 from sdlora.settings import TrainSettings
 
@@ -60,8 +61,9 @@ class Objective:
         if settings.zero_terminal_snr:
             if noise.prediction == "epsilon":
                 raise SettingsError(
-                    "zero_terminal_snr = True needs a model that predicts v: this one predicts the "
-                    "noise, of which a picture of noise alone says nothing new. Leave it off"
+                    "{setting} needs a model that predicts v: this one predicts the noise, of "
+                    "which a picture of noise alone says nothing new. Leave it off",
+                    setting=Setting("zero_terminal_snr"),
                 )
             noise = noise.rescaled()
         levels = Levels(

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sdlora.errors import SettingsError, did_you_mean
+from sdlora.messages import Message, Setting
 from sdlora.settings import TrainSettings
 
 
@@ -81,17 +82,24 @@ def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The optimizer of that name, to be called with (groups, weight_decay=).
     SettingsError: there is none, or its package is not installed."""
     if name not in OPTIMIZERS:
-        hint = did_you_mean(name, OPTIMIZERS)
-        raise SettingsError(f"optimizer = {name!r}; choose one of {', '.join(OPTIMIZERS)}.{hint}")
+        raise _about_optimizer(
+            "{setting} = {name!r}; choose one of {known}.{near}", name=name,
+            known=list(OPTIMIZERS), near=did_you_mean(name, OPTIMIZERS),
+        )  # fmt: skip
     row = OPTIMIZERS[name]
     try:
         kind = getattr(importlib.import_module(row.module), row.name)
     except ImportError:
-        raise SettingsError(
-            f"optimizer = {name!r} needs the package {row.package}: install it with "
-            f"`python -m pip install {row.package}`, or use adamw"
-        ) from None
+        raise _about_optimizer(
+            "{setting} = {name!r} needs the package {package}: install it with `python -m pip "
+            "install {package}`, or use adamw", name=name, package=row.package,
+        ) from None  # fmt: skip
     return partial(kind, **row.options)
+
+
+def _about_optimizer(template: str, **values: Any) -> SettingsError:
+    message = Message(template, setting=Setting("optimizer"), **values)
+    return SettingsError(message, fields={"optimizer": message})
 
 
 def try_optimizer(name: str, device: torch.device) -> None:
@@ -103,9 +111,10 @@ def try_optimizer(name: str, device: torch.device) -> None:
     try:
         make_optimizer(name, [([probe], 1e-4)], weight_decay=0.0).step()
     except (RuntimeError, OSError) as error:
-        raise SettingsError(
-            f"optimizer = {name!r} does not run on this {device.type}, use adamw: {error}"
-        ) from None
+        raise _about_optimizer(
+            "{setting} = {name!r} does not run on this {device}, use adamw: {why}",
+            name=name, device=device.type, why=error,
+        ) from None  # fmt: skip
 
 
 def make_optimizer(

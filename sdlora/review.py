@@ -13,10 +13,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, field_validator
 
-from sdlora.checked import Settings
-from sdlora.errors import RunError
+from sdlora.checked import Settings, validated
+from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
 from sdlora.lora.header import body_hash, read_head, shapes_in
+from sdlora.messages import Message, PerSurface
 from sdlora.settings import SEEDS, TrainSettings
 from sdlora.workspace import checked_name, publish_new
 
@@ -46,7 +47,7 @@ class GridSettings(Settings):
     @field_validator("run")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        return checked_name(name)
+        return str(validated(checked_name, name))
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,34 @@ def loras_by_step(folder: Path, state: RunState) -> dict[int, Path]:
     if state.result and last.is_file():
         files.setdefault(state.result_step, last)
     if not files:
-        raise RunError(f"the run {folder.name!r} has no LoRA yet: python launch.py runs save NAME")
+        raise RunError(
+            "the run {name!r} has no LoRA yet: {advice}", name=folder.name,
+            advice=PerSurface("python launch.py runs save NAME", "press Save now while it runs"),
+        )  # fmt: skip
     return dict(sorted(files.items()))
 
 
 def chosen(files: Mapping[int, Path], step: int) -> Path:
     """The LoRA of a step. RunError: the run has none of that step."""
     if step not in files:
-        there = ", ".join(map(str, files))
-        raise RunError(f"there is no LoRA of step {step}; the run has those of {there}")
+        raise RunError(
+            "there is no LoRA of step {step}; the run has those of {steps}",
+            step=step, steps=list(files),
+        )  # fmt: skip
     return files[step]
+
+
+def prompts_of(settings: GridSettings, state: RunState) -> tuple[str, ...]:
+    """The prompts of a comparison: those asked for, else those that the run has sampled.
+    SettingsError: there are neither."""
+    prompts = settings.prompts or tuple(dict.fromkeys(one.prompt for one in state.samples))
+    if not prompts:
+        wrong = Message(
+            "the run has drawn no samples whose prompts could be taken; name some in {setting}",
+            setting=PerSurface("--prompts TEXT ...", "Prompts"),
+        )
+        raise SettingsError(wrong, fields={"prompts": wrong})
+    return prompts
 
 
 def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
@@ -100,10 +119,13 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
         same = (path for path in before if path.is_file() and body_hash(path) == numbers)
         return next(same, None) or publish_new(wish, lambda to: shutil.copyfile(source, to))
     except FileNotFoundError:
-        said = f"the checkpoint of step {step} is gone; newer ones took its place"
-        raise RunError(said) from None
+        raise RunError(
+            "the checkpoint of step {step} is gone; newer ones took its place", step=step
+        ) from None
     except OSError as error:
-        raise RunError(f"the LoRA of step {step} could not be copied: {error.strerror}") from None
+        raise RunError(
+            "the LoRA of step {step} could not be copied: {why}", step=step, why=error.strerror
+        ) from None
 
 
 def suggestion(folder: Path, state: RunState) -> Suggestion | None:
@@ -111,19 +133,20 @@ def suggestion(folder: Path, state: RunState) -> Suggestion | None:
     files, best = dict(lora_files(folder)), state.best
     if best and best.step in files and best.step != state.result_step:
         later = state.validations[-1]
-        reason = (
-            f"after step {best.step} the pictures held out were told best, with a loss of "
-            f"{best.loss:.4f}; at the end it was {later.loss or 0:.4f}"
-        )
+        reason = Message(
+            "after step {step} the loss on the pictures held out was lowest, {loss:.4f}; at the "
+            "end it was {last:.4f}", step=best.step, loss=best.loss, last=later.loss or 0.0,
+        )  # fmt: skip
         return Suggestion(best.step, files[best.step], reason)
     if state.result:
-        told = "it is the last, and no pictures were held out that would tell an earlier one better"
+        reason = Message("it is the last, and no pictures were held out to compare it by")
         if best:
-            told = f"it tells the pictures held out best, with a loss of {best.loss:.4f}"
-        return Suggestion(state.result_step, Path(state.result), told)
+            template = "its loss on the pictures held out is the best, {loss:.4f}"
+            reason = Message(template, loss=best.loss)
+        return Suggestion(state.result_step, Path(state.result), reason)
     if files:
         step = max(files)
-        return Suggestion(step, files[step], f"step {step} is the last that was saved")
+        return Suggestion(step, files[step], Message("step {step} is the last saved", step=step))
     return None
 
 
@@ -151,8 +174,11 @@ def draw_curves(state: RunState, title: str) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     _write(pen, (EDGE, 18), title, INK, 18)
+    steps = [step for lines in panels for line in lines for step, _ in line.points]
+    last = max(steps, default=1) or 1  # one axis for all panels
     for number, lines in enumerate(panels):
-        _panel(pen, 60 + number * (PANEL + 50), [line for line in lines if line.points])
+        top = 60 + number * (PANEL + 50)
+        _panel(pen, top, [line for line in lines if line.points], last)
     return sheet
 
 
@@ -165,10 +191,9 @@ def averaged(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
     return smooth
 
 
-def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_Line]) -> None:
-    every = [point for line in lines for point in line.points]
-    most = max((value for _, value in every), default=1.0) * 1.05 or 1.0
-    last = max((step for step, _ in every), default=1) or 1
+def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_Line], last: int) -> None:
+    values = [value for line in lines for _, value in line.points]
+    most = max(values, default=1.0) * 1.05 or 1.0
 
     def place(step: float, value: float) -> tuple[float, float]:
         x = EDGE + (WIDTH - 2 * EDGE) * step / last

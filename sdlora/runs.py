@@ -25,7 +25,7 @@ from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
 from sdlora.heartbeat import TIMES, Heart
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
-from sdlora.messages import Message, readable
+from sdlora.messages import Message, Setting, readable
 from sdlora.processes import identity, wait_for_release
 from sdlora.requests import REQUESTS, Request, answered, ask, asked, content
 from sdlora.resume import check_finished, write_changes
@@ -168,8 +168,12 @@ def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
     if name == "OutOfMemoryError":
         return Failed(
             "the device ran out of memory",
-            "use a smaller batch_size or resolution, or turn gradient_checkpointing on",
-        )
+            Message(
+                "use a smaller {batch} or {resolution}, or turn {checkpointing} on",
+                batch=Setting("batch_size"), resolution=Setting("resolution"),
+                checkpointing=Setting("gradient_checkpointing"),
+            ),
+        )  # fmt: skip
     if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
         message = Message("the device failed: {why}", why=error)
         return Failed(message, "a training goes on from its last checkpoint")

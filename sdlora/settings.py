@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sdlora.checked import Settings
+from sdlora.checked import InvalidValue, Settings, validated
 from sdlora.learning import AdapterSettings, ObjectiveSettings
+from sdlora.messages import Setting
 
 MOST_STEPS = 200_000
 Goal = Literal["style", "character", "object"]
@@ -243,7 +244,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     def _plain_name(cls, name: str) -> str:
         from sdlora.workspace import checked_name
 
-        return checked_name(name)
+        return str(validated(checked_name, name))
 
     @model_validator(mode="before")
     @classmethod
@@ -259,15 +260,20 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     @classmethod
     def _share_or_whole_steps(cls, steps: float) -> float:
         if steps >= 1 and steps != int(steps):
-            raise ValueError("use a whole number of steps, or a share of all steps below 1")
+            raise InvalidValue(
+                "{setting} must be a whole number of steps, or a share of all below 1; {given:g} "
+                "was given", setting=Setting("warmup_steps"), given=steps,
+            )  # fmt: skip
         return steps
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.epochs is None and self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps = {self.warmup_steps:g} is more than steps = {self.steps}"
-            )
+            raise InvalidValue(
+                "{warmup} = {few:g} is more than {steps} = {all}",
+                warmup=Setting("warmup_steps"), few=self.warmup_steps,
+                steps=Setting("steps"), all=self.steps,
+            )  # fmt: skip
         return self
 
     @property

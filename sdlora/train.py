@@ -131,6 +131,7 @@ def prepare(
     if split.held_out:
         measured = yield from encode_dataset(family, split.held_out, plainly(settings), *kept)
     chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
+    yield Progress("preparing the adapter")
     prompts = unrelated_prompts(settings, family.name, gathered.trigger, bool(split.held_out))
     validation = Validation(family, settings, measured, prompts)
     learns = family, dataset, validation, prints, others_prints

@@ -381,8 +381,10 @@ class Workspace:
         """A set of that name, else the folder that it is the path of. DataError: neither."""
         path = self.dataset_folders().get(name, Path(name).expanduser())
         if not path.is_dir():
-            said = f"there is no folder {name}; give a folder of pictures, or a set's name"
-            raise DataError(said)
+            raise DataError(
+                "there is no folder {folder}; give a folder of pictures, or a set's name",
+                folder=Path(name),
+            )
         return path
 
     def model_source(self, model: str) -> str:

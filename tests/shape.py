@@ -57,6 +57,7 @@ LAYERS = {
     "sdlora.run_paths": 7,
     "sdlora.run_reader": 7,
     "sdlora.supervise": 7,
+    "sdlora.startable": 7,
     "sdlora.runs": 7,
     "sdlora.jobs": 7,
     "sdlora.worker": 7,
@@ -82,6 +83,7 @@ TORCH_FREE = (
     *("sdlora.kinds", "sdlora.work", "sdlora.kohya*", "sdlora.review", "sdlora.data*"),
     *("sdlora.append_only", "sdlora.event_types", "sdlora.heartbeat"),
     *("sdlora.run_paths", "sdlora.run_reader", "sdlora.supervise"),
+    "sdlora.startable",
     *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
@@ -89,7 +91,7 @@ WEBUI_MAY = (
     *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.heartbeat", "sdlora.supervise"),
     *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.kinds", "sdlora.processes"),
-    "sdlora.lora.library",
+    *("sdlora.startable", "sdlora.lora.library"),
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
     "sdlora.messages",

@@ -116,7 +116,7 @@ def test_the_page_opens_lists_the_good_and_names_the_damaged(space: Workspace) -
     browser = Browser(StudioWithoutWorker(space))
     assert browser.http.get("/").status_code == 200
     browser.open()
-    assert "caf\xe9" in browser.value("train-notice")
+    assert "caf\xe9" in browser.value("workspace-problems")
     assert "fine" in space.dataset_folders() and NOT_UTF8 not in space.dataset_folders()
     shown = {run.name: run.state for run in StudioWithoutWorker(space).trainings()}
     assert shown["good"].status == "done"

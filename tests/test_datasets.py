@@ -55,7 +55,7 @@ def test_a_set_is_named_not_placed(studio: Studio, tmp_path: Path, name: str) ->
 
 
 def test_a_set_of_nothing_or_of_ours_is_refused(studio: Studio, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of the files is a picture"):
+    with pytest.raises(DataError, match="drop pictures first"):
         datasets.add(studio.workspace, "mine", [])
     with pytest.raises(DataError, match="ships with sdlora"):
         datasets.add(studio.workspace, "zibo", [picture(tmp_path / "cat.png")])
@@ -102,7 +102,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studi
     assert all(browser.http.get(link).headers["content-type"] == "image/webp" for link in address)
     browser.set("pictures-choice", None)
     browser.click("check-pictures")
-    assert 'role="alert"' in browser.value("preflight")
+    assert 'role="alert"' in browser.value("measure-notice")
 
 
 def test_what_the_preflight_says_is_escaped(studio: Studio) -> None:
@@ -127,8 +127,8 @@ def test_the_page_reaches_sets_alone(studio: Studio, tmp_path: Path, field: str)
     browser.set("pictures-choice", "zibo")
     browser.set_labelled(label(field), str(tmp_path))
     browser.click("check-pictures")
-    assert "none of the sets" in browser.value("preflight")
-    assert "secret" not in browser.value("preflight")
+    assert "none of the sets" in browser.value("measure-notice")
+    assert "secret" not in browser.value("measure-notice") and not browser.value("preflight")
     many = field in ("more_data", "regularisation")
     browser.set_labelled(label(field), "2*neon_lighting" if many else "neon_lighting")
     browser.click("check-pictures")
@@ -168,7 +168,7 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None
     browser.set_labelled("Remove tag", "sea")
     browser.click("captions-show")
     said = browser.value("captions-said")
-    assert "1 captions would change" in said and "<b>cat" not in said and "dog&lt;/b&gt;" in said
+    assert "1 caption would change" in said and "<b>cat" not in said and "dog&lt;/b&gt;" in said
     assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
     browser.click("captions-write")
     assert (folder / "a.txt").read_text() == "zibo, <b>dog</b>\n"

@@ -140,11 +140,10 @@ def test_a_model_that_is_none_and_a_set_that_ships_are_told(
     studio: Studio, mine: Path, browser: Browser, model: Path
 ) -> None:
     ask(browser, mine / "nothing")
-    do_the_work(studio)
-    browser.tick()
-    assert "nothing is no folder" in browser.value("describe-card")
+    assert "is neither a folder here nor a hub id" in browser.value("describe-notice")
+    assert not studio.queue.busy(), "refused before the work"
     assert not browser.prop("describe-write", "visible")
     browser.set("pictures-choice", "zibo")
     browser.click("describe")
-    assert "Choose a set of your own" in browser.value("describe-card")
+    assert "Choose a set of your own" in browser.value("describe-notice")
     assert not studio.queue.busy()

@@ -71,17 +71,11 @@ def test_a_damaged_sidecar_is_left_out_by_name(said: str, tmp_path: Path) -> Non
     assert facts.trigger_words == ["zibo"] and not facts.problem
 
 
-@pytest.mark.parametrize(
-    ("weight", "why"),
-    [
-        *((number, "within ±10") for number in ("NaN", "1e999", "-11", '"-11"', "9" * 300)),
-        *((other, "a number") for other in ('"high"', '"0,8"', '"1e999"', "[1]", "true")),
-    ],
-)
-def test_a_weight_that_is_none_is_left_out(weight: str, why: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", ["NaN", "1e999", "-11", '"strong"', "[1]", "true", "9" * 400])
+def test_a_weight_that_is_none_is_left_out(weight: str, tmp_path: Path) -> None:
     beside(lora(tmp_path / "a.safetensors"), ".json", f'{{"preferred weight": {weight}}}')
     assert only(tmp_path).preferred_weight is None
-    assert f"is not {why}" in only(tmp_path).notes[0]
+    assert "is not a number within ±10" in only(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize("weight", ["0.7", '"0.7"', '" +.70 "'])

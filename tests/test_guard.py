@@ -109,7 +109,7 @@ def test_a_training_that_comes_apart_without_a_wrong_number_goes_back_too(
     said = "its loss on the pictures that it learns is "
     assert f"it diverges at step 12, {said}" in told and "back to step 0" in told
     assert only(Resumed, events).step == 0 and not [e for e in events if isinstance(e, Checkpoint)]
-    assert said in run.error and "Lower the learning_rate" in run.error
+    assert said in run.error and "Lower learning_rate" in run.error
     assert list(space.loras.iterdir()) == []
     assert [file.name for file in (tmp_path / "run-1" / "lora").iterdir()] == [
         "zibo-step-000012.safetensors"

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdlora.events import Failed, RunState, SampleReady, Started, Step, Validated, Warned, fold
+from sdlora.errors import DataError, SdloraError, SettingsError
+from sdlora.events import (
+    Failed,
+    Progress,
+    RunState,
+    SampleReady,
+    Started,
+    Step,
+    Validated,
+    Warned,
+    fold,
+)
+from sdlora.messages import Setting
 from sdlora.workspace import Workspace
 from surfing import StudioWithoutWorker
 from webui import markup
@@ -53,6 +65,10 @@ def test_no_text_becomes_markup(studio: Studio, text: str, tmp_path: Path) -> No
         (RunState(status="loading", phase="loading the model"), "Loading the model …"),
         (RunState(status="running", phase="encoding", phase_total=9, phase_done=4), "4 of 9"),
         (RunState(status="running", step=3, total=9), "Step 3 of 9"),
+        (
+            RunState(status="running", step=3, total=9, phase="drawing samples", phase_total=4),
+            "Step 3 of 9 · drawing samples 0 of 4",
+        ),
         (RunState(status="running", step=3, total=9, seconds_left=200), "about 3 min left"),
         (RunState(status="done", seconds=8000), "Finished in 2 h 13 min"),
         (RunState(status="stopped", step=3, total=9), "At step 3 of 9"),
@@ -60,6 +76,35 @@ def test_no_text_becomes_markup(studio: Studio, text: str, tmp_path: Path) -> No
 )
 def test_status_lines(state: RunState, said: str) -> None:
     assert said in markup.status_line(state)
+
+
+def test_a_bar_stays_that_of_the_steps_while_samples_are_drawn() -> None:
+    state = fold([Started("t", 9), Step(3, 9), Progress("drawing samples", 1, 4)])
+    assert 'max="9" value="3"' in markup.run_card(Run(Path("x"), state), "x")
+    state = fold([Progress("encoding captions", 4, 21)])
+    assert 'max="21" value="4"' in markup.run_card(Run(Path("x"), state), "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("the disk is full", "The disk is full."),
+        (DataError("{file} is damaged", file=Path("/srv/secret/a b.png")), "a b.png is damaged."),
+        (
+            SettingsError("{s} is too low\nand {t} too high", s=Setting("steps"), t="x"),
+            "Steps is too low.</p><p>And x too high.",
+        ),
+    ],
+)
+def test_errors_are_whole_sentences_in_words_of_the_page(
+    error: SdloraError | str, shown: str
+) -> None:
+    assert f"<p>{shown}</p>" in markup.problem(error) and "/srv" not in markup.problem(error)
+
+
+def test_one_warning_stands_once() -> None:
+    same = [Warned("the cache is full"), Warned("The cache is full."), Warned("the cache is full.")]
+    assert markup.notices(same).count("<li>") == 1
 
 
 def test_loss_curve_stays_small_and_in_its_box() -> None:

@@ -91,7 +91,9 @@ def test_settings_errors_name_each_wrong_field():
     with pytest.raises(SettingsError) as caught:
         Sums.of({"batch_size": "many", "steps": "few", "stepz": 1})
     assert set(caught.value.fields) == {"batch_size", "steps"}
-    assert caught.value.fields["batch_size"].on(PAGE).startswith("Batch size = 'many':")
+    assert caught.value.fields["batch_size"].on(PAGE) == (
+        "Batch size must be a whole number; 'many' was given"
+    )
     assert caught.value.message.on(COMMAND).splitlines()[2] == (
         "there is no setting 'stepz'. Did you mean steps?"
     )

@@ -1,5 +1,7 @@
 """What the page tells of a prompt while it is typed, and a picture's settings taken over."""
 
+import html
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -126,8 +128,25 @@ def test_no_text_becomes_markup(studio: Studio) -> None:
 def test_the_page_reads_while_it_is_typed(browser: Browser) -> None:
     browser.set("prompt", "a cat <lora:nobody:1>")
     browser.fire(browser.ids["prompt"], "change")
-    assert "there is no LoRA" in browser.value("counter")
+    assert "There is no LoRA" in browser.value("counter")
     assert "a cat" in browser.value("parsed")
+
+
+def test_a_card_asks_what_the_prompt_becomes(browser: Browser) -> None:
+    name = "neon_lighting"
+    asked = {"prompt": "a house # later", "name": name, "number": 3}
+    browser.set("lora-clicked", json.dumps(asked))
+    browser.fire(browser.ids["lora-clicked"], "change")
+    answer = html.unescape(browser.value("lora-edited"))
+    assert 'data-number="3"' in answer and "a house # later\n" in answer
+    prompts = {f"a <lora:{name}:1>": [name], f"a <lora:{name}:x>": [], f"# <lora:{name}:1>": []}
+    for prompt, chosen in prompts.items():
+        browser.set("prompt", prompt)
+        browser.fire(browser.ids["prompt"], "change")
+        assert f'data-chosen="{html.escape(json.dumps(chosen))}"' in browser.value("counter")
+    browser.set("lora-clicked", json.dumps({**asked, "name": "gone"}))
+    browser.fire(browser.ids["lora-clicked"], "change")
+    assert "There is no LoRA &#x27;gone&#x27;" in browser.value("lora-notice")
 
 
 def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browser) -> None:
@@ -147,10 +166,10 @@ def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browse
     browser.fire(browser.ids["picture-token"], "change")
     assert (browser.value("prompt"), browser.value("seed")) == ("a red ball", 8), "its own seed"
     assert browser.labelled("Guidance") == 3.5 and browser.labelled("Count") == 1
-    assert "are set" in browser.value("generate-notice")
+    assert "are set." in browser.value("restored-notice")
     browser.set("picture-token", "no-such-token 2")
     browser.fire(browser.ids["picture-token"], "change")
-    assert "not there any more" in browser.value("generate-notice")
+    assert "not there any more" in browser.value("restored-notice")
 
 
 def test_a_dropped_picture_tells_what_is_missing(browser: Browser, tmp_path: Path) -> None:
@@ -163,12 +182,12 @@ def test_a_dropped_picture_tells_what_is_missing(browser: Browser, tmp_path: Pat
     browser.upload("picture-file", path)
     assert browser.value("prompt") == "a cat <lora:nobody:1>"
     assert browser.value("negative-prompt") == "fog" and browser.labelled("Sampler") == "euler_a"
-    said = browser.value("generate-notice")
+    said = browser.value("restored-notice")
     assert "abcdef012345" in said and "dreamy" in said
     assert browser.labelled("Model") == "starter", "a picture never chooses what is opened"
     Image.new("RGB", (8, 8)).save(path)
     browser.upload("picture-file", path)
-    assert "says nothing of how it was made" in browser.value("generate-notice")
+    assert "says nothing of how it was made" in browser.value("restored-notice")
 
 
 def test_a_form_changes_only_what_it_is_told() -> None:

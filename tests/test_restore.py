@@ -112,7 +112,7 @@ def test_our_own_picture_is_its_whole_request(space: Workspace) -> None:
     values, problems = request_of(own(asked, seed=9, index=2), Library.of(space), space)
     kept = {key: asked[key] for key in ("prompt", "negative_prompt", "steps", "hires_scale")}
     assert values == {**kept, "sampler": "euler_a", "seed": 9, "count": 1}
-    assert "no setting 'future'" in problems[0] and "height = 63" in problems[1]
+    assert "no setting 'future'" in problems[0] and "height must be a multiple of 8" in problems[1]
 
 
 def test_what_was_drawn_wins_where_the_lists_are_others(space: Workspace) -> None:

@@ -23,6 +23,8 @@ from sdlora.events import (
     Paused,
     Progress,
     Resumed,
+    SampleReady,
+    Started,
     Step,
     Stopped,
     Validated,
@@ -190,6 +192,27 @@ def test_a_stopped_run_goes_on_and_replaces_its_own_lora(runs: Interrupted) -> N
     assert events[-1].path == str(path), "a name of its own, not stopped-2"  # type: ignore[attr-defined]
     assert read_body(path) == read_body(Path(done[-1].path)) != before  # type: ignore[attr-defined]
     assert runs.run(settings, broken)[-1].path == str(path)  # type: ignore[attr-defined]
+
+
+def test_a_pause_does_not_wait_for_samples(runs: Interrupted) -> None:
+    """Asked for while the first of them is drawn: the others are named, not drawn."""
+    prompts = {"sample_every": 1, "sample_prompts": ("a", "b", "c")}
+    settings, folder, events = runs.settings(**prompts), runs.folder(), list[Event]()
+    for event in train(settings, runs.space, folder):
+        events.append(event)
+        if isinstance(event, SampleReady):
+            ask(folder, "pause")
+    assert len([e for e in events if isinstance(e, SampleReady)]) == 1
+    assert isinstance(events[-1], Paused) and events[-1].step == 1
+    told = [e.message for e in events if isinstance(e, Warned)]
+    assert any(text.startswith("2 of 3 samples of step 1 are not drawn") for text in told)
+
+
+def test_no_phase_before_the_first_step_goes_on_unnamed(runs: Interrupted) -> None:
+    events = runs.run(runs.settings(), runs.folder())
+    started = next(n for n, event in enumerate(events) if isinstance(event, Started))
+    phases = [event.what for event in events[:started] if isinstance(event, Progress)]
+    assert phases[-2:] == ["preparing the adapter", "measuring the base model"]
 
 
 def test_a_paused_run_goes_on(runs: Interrupted) -> None:

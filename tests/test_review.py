@@ -11,9 +11,10 @@ from sdlora.cli import main
 from sdlora.errors import LoraFileError, RunError, SettingsError
 from sdlora.events import Done, RunState, SampleReady, Saved, Started, Step, Validated, fold
 from sdlora.generate import render
-from sdlora.grid import SIDE, draw_grid
+from sdlora.grid import SIDE, _shortened, draw_grid
 from sdlora.lora.library import Library
 from sdlora.review import (
+    DRIFT,
     HELD_OUT,
     SMOOTH,
     GridSettings,
@@ -78,6 +79,28 @@ def test_the_curves_are_where_the_figures_are() -> None:
     with_drift = draw_curves(ended(*held, Validated(10, 0.8, drift=0.1)), "zibo")
     assert with_drift.size[1] > height
     draw_curves(fold([Step(1, 2, loss=0.0)]), "one point at zero")
+
+
+def test_both_panels_have_the_steps_of_the_longer_one() -> None:
+    held = [Validated(step, 0.8, drift=0.5) for step in (0, 5)]  # the losses go on to step 10
+    image = draw_curves(ended(*held), "zibo")
+    inks = {
+        colour: [
+            x
+            for x in range(image.size[0] * 2 // 3)  # left of the legend
+            if any(image.getpixel((x, y)) == rgb(colour) for y in range(0, image.size[1], 1))
+        ]
+        for colour in (HELD_OUT, DRIFT)
+    }
+    assert max(inks[DRIFT]) == pytest.approx(image.size[0] / 2, abs=4), "half of the axis"
+    assert max(inks[HELD_OUT]) == pytest.approx(max(inks[DRIFT]), abs=4)
+
+
+def test_prompts_break_between_words() -> None:
+    lines = _shortened("a green tree, snow background, at dusk").split("\n")
+    assert lines == ["a green tree, snow", "background, at", "dusk"]
+    assert _shortened("x" * 20) == f"{'x' * 18}\nxx", "a word that is too long by itself"
+    assert _shortened("word " * 40).endswith("…")
 
 
 def rgb(colour: str) -> tuple[int, ...]:

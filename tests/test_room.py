@@ -110,7 +110,7 @@ def test_a_checkpoint_that_does_not_fit_is_left_out_and_the_next_is_tried(
     events = runs.run(settings, folder)
     (said,) = [message for message in told(events) if "no checkpoint" in message]
     assert "no checkpoint of step 2: No space left on device" in said
-    assert re.search(r"\d [MG]iB are free in .*, 0\.2 MiB are needed", said)
+    assert re.search(r"has [\d.]+ [MG]iB free; 0\.2 MiB are needed", said)
     assert [e.step for e in events if isinstance(e, Checkpoint)] == [4, 6]
     assert sums(whole) == sums(folder) and disk.waited == 0
     assert not list((folder / "state").glob(".writing*"))

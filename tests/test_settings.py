@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sdlora.errors import SettingsError, near
+from sdlora.messages import PAGE
 from sdlora.presets import EFFORTS, GOALS, families, preset, with_preset
 from sdlora.settings import ImageRequest, TrainSettings
 
@@ -17,23 +18,29 @@ LEAST = {"data": "pictures", "name": "neon"}
     ("values", "said"),
     [
         ({"stepz": 5}, "there is no setting 'stepz'. Did you mean steps"),
-        ({"steps": 0}, "steps = 0: "),
-        ({"steps": "many"}, "steps = 'many': "),
-        ({"learning_rate": float("nan")}, "learning_rate = nan: "),
-        ({"learning_rate": 0}, "learning_rate = 0: "),
-        ({"dropout": 1}, "dropout = 1: "),
-        ({"targets": ()}, "targets = (): "),
-        ({"targets": ("atention",)}, "targets.0 = 'atention': "),
+        ({"steps": 0}, "steps must be 1 or more; 0 was given"),
+        ({"steps": "many"}, "steps must be a whole number; 'many' was given"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number; nan was given"),
+        ({"learning_rate": 0}, "learning_rate must be more than 0; 0 was given"),
+        ({"dropout": 1}, "dropout must be less than 1; 1 was given"),
+        ({"targets": ()}, "targets must have 1 or more entries"),
+        (
+            {"targets": ("atention",)},
+            "targets, entry 1, must be one of 'attention', 'self_attention'",
+        ),
         ({"group_rank": ("convs=3",)}, "'convs=3' is not GROUP=VALUE"),
         ({"group_rank": ("convs=3",)}, "Did you mean conv?"),
-        ({"group_rank": ("conv=0",)}, "'0': Input should be greater than or equal to 1"),
-        ({"group_rank": ("conv=2", "conv=3")}, "conv is there twice"),
+        ({"group_rank": ("conv=0",)}, "group_rank: '0' must be 1 or more"),
+        ({"group_rank": ("conv=2", "conv=3")}, "conv is given twice"),
         ({"group_learning_rate": ("conv",)}, "such as conv=4"),
-        ({"adapter": "oft", "group_dropout": ("conv=0.1",)}, "no dropout"),
-        ({"goal": "person"}, "goal = 'person': "),
+        ({"adapter": "oft", "group_dropout": ("conv=0.1",)}, "set dropout and max_norm to 0"),
+        (
+            {"goal": "person"},
+            "goal must be one of 'style', 'character' or 'object'; 'person' was given",
+        ),
         ({"name": "../x"}, "'../x' cannot be a name"),
         ({"name": "a" * 81}, "cannot be a name"),
-        ({"seed": 2**32}, "seed = 4294967296: "),
+        ({"seed": 2**32}, "seed must be less than 4294967296; 4294967296 was given"),
         ({"steps": 10, "warmup_steps": 20}, "warmup_steps = 20 is more than steps = 10"),
     ],
 )
@@ -59,8 +66,57 @@ def test_every_mistake_is_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("values", "sentence", "fields"),
+    [
+        ({"steps": -5}, "Steps must be 1 or more; -5 was given.", {"steps"}),
+        (
+            {"resolution": 65.5},
+            "Resolution must be a whole number; 65.5 was given.",
+            {"resolution"},
+        ),
+        ({"name": "a/b"}, "'a/b' cannot be a name; use 1 to 80 letters, ", {"name"}),
+        ({"group_rank": ("conv=x",)}, "Group rank: 'x' must be a whole number.", {"group_rank"}),
+        (
+            {"steps": 10, "warmup_steps": 20},
+            "Warmup steps = 20 is more than Steps = 10.",
+            {"steps", "warmup_steps"},
+        ),
+        ({"adapter": "pissa", "max_norm": 1}, "Max norm is not for pissa", {"max_norm"}),
+    ],
+)
+def test_on_the_page_a_mistake_names_fields_as_the_form_does(
+    values: dict[str, Any], sentence: str, fields: set[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        TrainSettings.of({**LEAST, **values})
+    assert caught.value.message.sentences(PAGE)[0].startswith(sentence)
+    assert caught.value.fields.keys() == fields
+
+
+def test_a_bad_name_hides_no_other_mistake() -> None:
+    with pytest.raises(SettingsError) as caught:
+        TrainSettings.of({**LEAST, "name": "../x", "steps": 0, "rank": 0})
+    assert caught.value.fields.keys() == {"name", "steps", "rank"}
+
+
+def _texts_of_pydantic(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        TrainSettings.of({**LEAST, **values})
+    return [text for text in caught.value.message.sentences(PAGE) if "Input should" in text]
+
+
+def test_no_field_speaks_in_the_words_of_the_library() -> None:
+    for name in TrainSettings.model_fields:
+        for wrong in ("\udc80", -1e9, 1e9, [object()], None, {"a": 1}, "x", "", [], True, 0.3):
+            try:
+                TrainSettings.of({**LEAST, name: wrong})
+            except SettingsError:
+                assert _texts_of_pydantic({name: wrong}) == [], (name, wrong)
+
+
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(SettingsError, match="data: "):
+    with pytest.raises(SettingsError, match="data must be given"):
         TrainSettings.of({"name": "x"})
 
 

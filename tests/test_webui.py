@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sdlora import requests, runs
-from sdlora.events import Measured, RunState
+from sdlora.events import Measured, RunState, Started
 from sdlora.kinds import MeasureSettings
 from sdlora.presets import preset, with_preset
 from sdlora.review import GridSettings
@@ -22,8 +22,8 @@ from surfing import Browser, StudioWithoutWorker, working
 from webui import markup, server
 from webui.costs import Cost, known_cost
 from webui.guards import HEADERS
+from webui.prompt_tags import with_tag
 from webui.studio import Run, Studio
-from webui.tabs.generate import with_tag
 
 STEPS = preset("starter", "style")["steps"]
 
@@ -46,7 +46,7 @@ def test_generate_shows_the_pictures_and_what_was_not_used(
         pass
     browser.tick()
     card = browser.value("generate-card")
-    assert "Done" in card and "there is no LoRA named &lt;nobody&gt;" in card
+    assert "Done" in card and "There is no LoRA named &lt;nobody&gt;." in card
     assert not browser.prop("cancel", "interactive")
     shown = browser.value("pictures")
     assert shown.count("<img") == 2 and "seed 8" in shown
@@ -96,11 +96,11 @@ def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
 ) -> None:
     browser.set_labelled("Guidance", 1000)
     browser.click("generate")
-    assert "guidance = 1000" in browser.value("generate-notice")
+    assert "Guidance must be 50 or less; 1000 was given." in browser.value("generate-notice")
     assert not studio.queue.busy()
     browser.set_labelled("Guidance", 5)
     browser.click("generate")
-    assert browser.value("generate-notice") == ""
+    assert "Queued." in browser.value("generate-notice")
 
 
 def test_cancel_takes_the_request_out_of_the_queue(studio: Studio, browser: Browser) -> None:
@@ -166,6 +166,10 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Bro
     run = studio.start(TrainSettings.of({"name": "long", "data": "x", "steps": 5000}))
     studio.queue.claim("somebody")
     browser.open()
+    assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
+    runs.say(run.folder, Started("training", 5000))
+    browser.open()
+    assert browser.prop("stop", "value") == "Stop and keep"
     browser.click("stop")
     assert runs.stop_asked(run.folder) and not runs.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
@@ -228,6 +232,11 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     assert browser.value("take-step") == 60, "nothing was held out, so it is the last"
     browser.set("take-step", steps[0])
     browser.click("before-after")
+    assert "The run has drawn no samples" in browser.value("grid-notice")
+    assert "name some in Prompts." in browser.value("grid-notice")
+    assert not studio.queue.busy(), "refused before the work"
+    browser.set_labelled("Prompts", "a house")
+    browser.click("before-after")
     assert "Drawing the comparison" in browser.value("grid-card")
     with working(studio):
         pass
@@ -251,7 +260,9 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     assert browser.http.get(shown.split('href="')[1].split('"')[0]).status_code == 200
     browser.set_labelled("Strengths", "much")
     browser.click("compare")
-    assert "strengths.0 = &#x27;much&#x27;" in browser.value("grid-card")
+    assert "Strengths, entry 1, must be a number; &#x27;much&#x27; was given." in browser.value(
+        "grid-notice"
+    )
     browser.click("keep")
     tag = f"my neon-step-{steps[0]:06}"
     assert f"&lt;lora:{tag}:0.8&gt;" in browser.value("kept")
@@ -265,7 +276,7 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     browser.set("take-step", steps[1])
     shutil.rmtree(folder / "state" / f"step-{steps[1]}")
     browser.click("use-step")
-    assert f"there is no LoRA of step {steps[1]}" in browser.value("kept")
+    assert f"There is no LoRA of step {steps[1]}" in browser.value("kept")
 
 
 def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> None:
@@ -321,6 +332,9 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     assert settings.data.endswith("zibo") and not runs.run_folders(studio.workspace.runs)
     assert browser.value("measure-card") == "", "it was of the choice before"
     browser.click("measure")
+    browser.click("measure")
+    assert "The same waits in the queue already." in browser.value("measure-notice")
+    browser.set("trigger-word", "another word")
     browser.click("measure")
     waiting = [run.state.status for run in studio.latest("measure")]
     assert waiting == ["queued", "stopped", "done"], "one at a time"

@@ -10,10 +10,10 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora.data.edit import CaptionSettings, Change, editing, planned, undo, write
-from sdlora.errors import DataError, SdloraError
+from sdlora.errors import DataError
 from webui.form import Form
-from webui.markup import esc, problem
-from webui.parts import QUICK, html
+from webui.markup import esc
+from webui.notice import Answer, Notice
 from webui.studio import Studio
 
 MOST_SHOWN = 30
@@ -34,19 +34,16 @@ def build(studio: Studio, pictures: Component) -> list[Any]:
             show = gr.Button("Show what changes", size="sm", elem_id="captions-show")
             change = gr.Button("Change them", size="sm", elem_id="captions-write")
             back = gr.Button("Take back", size="sm", elem_id="captions-undo")
-        said = html(elem_id="captions-said")
+        notice = Notice("captions-said")
     inputs = {pictures, *form.fields.values()}
 
-    def asked(sent: Mapping[Component, Any], act: Act) -> dict[Component, Any]:
-        try:
-            folder = own_folder(studio, sent[pictures])
-            values = {"data": str(folder), **form.read(sent)}
-            return {said: act(folder, CaptionSettings.of(values))}
-        except SdloraError as error:
-            return {said: problem(error.message)}
+    def asked(sent: Mapping[Component, Any], act: Act) -> Answer:
+        folder = own_folder(studio, sent[pictures])
+        values = {"data": str(folder), **form.read(sent)}
+        return Answer(html=act(folder, CaptionSettings.of(values)))
 
     _, *others = [
-        button.click(lambda sent, act=act: asked(sent, act), inputs, [said], **QUICK)
+        notice.answer(button.click, lambda sent, act=act: asked(sent, act), inputs, [])
         for button, act in ((show, shown), (change, changed), (back, taken_back))
     ]
     return others
@@ -90,6 +87,8 @@ def _list(changes: Sequence[Change], what: str) -> str:
         for c in changes[:MOST_SHOWN]
     )
     left = len(changes) - MOST_SHOWN
-    more = f"<li>and {left} more</li>" if left > 0 else ""
-    count = f"{len(changes)} captions {what}." if changes else "No caption changes."
-    return f'<p class="hint">{esc(count)}</p><ul class="changes">{rows}{more}</ul>'
+    more = f"<li>And {left} more.</li>" if left > 0 else ""
+    many = "1 caption" if len(changes) == 1 else f"{len(changes)} captions"
+    count = f"{many} {what}." if changes else "No caption changes."
+    listed = f'<ul class="changes">{rows}{more}</ul>' if rows else ""
+    return f'<div class="notice" role="status"><p>{esc(count)}</p>{listed}</div>'

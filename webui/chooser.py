@@ -5,6 +5,7 @@ Only some are shown, and more when asked for. Names are completed from the same 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from webui import datasets, markup
 from webui.loras import ANY_BASE, FITTING, ORDERS, Wish
+from webui.notice import Notice, Updates
 from webui.parts import QUICK, html
+from webui.prompt_tags import toggled
 from webui.studio import Studio
 
 AT_ONCE = 24  # cards
@@ -45,6 +48,10 @@ class Chooser:
         # the page's script writes what is typed after <lora: here, and shows what comes back
         self.typed = gr.Textbox(label="LoRA name", elem_classes="unseen", elem_id="lora-typed")
         self.offers = html(elem_id="lora-offers")
+        # and here the card that was clicked, with the prompt; what comes back replaces that
+        self.clicked = gr.Textbox(label="Card", elem_classes="unseen", elem_id="lora-clicked")
+        self.edited = html(elem_id="lora-edited")
+        self.notice = Notice("lora-notice")
         self.model: Component | None = None
 
     @property
@@ -71,12 +78,20 @@ class Chooser:
         def offer(typed: str) -> str:
             return markup.offers(typed, studio.loras.begin_with(typed.strip(), OFFERED))
 
+        def click(sent: str) -> Updates:
+            asked = json.loads(sent)
+            entry = studio.library.find(asked["name"])
+            weight = markup.usual_weight(entry)
+            text = toggled(studio.library, asked["prompt"], entry, weight)
+            return {self.edited: markup.edited(asked["number"], text)}
+
         last: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
         for part in self.asked:  # a picture's settings may change the model, too
             part.change(anew, self.asked, self.views, **last)
         self.more.click(further, {*self.asked, self.count}, self.views, **QUICK)
         self.timer.tick(anew, self.asked, self.views, **QUICK)
         self.typed.change(offer, [self.typed], [self.offers], **last)
+        self.notice.answer(self.clicked.change, click, [self.clicked], [self.edited])
 
     def wish(self, studio: Studio, sent: Mapping[Component, Any]) -> Wish:
         """What somebody looks for, as the page sent it."""

@@ -17,6 +17,7 @@ from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.picture_files import BROKEN
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
+from sdlora.messages import Message
 from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, publish_new
 
 
@@ -49,7 +50,10 @@ def named(workspace: Workspace, source: str) -> str:
     folder = workspace.dataset_folders().get(name.strip())
     if folder is None:
         sets = ", ".join(sorted(workspace.dataset_folders()))
-        raise DataError(f"{source[:80]!r} is none of the sets {sets}; add the pictures as a set")
+        raise DataError(
+            "{source!r} is none of the sets {sets}; add the pictures as a set",
+            source=source[:80], sets=sets,
+        )  # fmt: skip
     return f"{times}*{folder}" if times else str(folder)
 
 
@@ -73,7 +77,10 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
     name = checked_name(name)
     if (there := TRAINING_DATA / name).exists():
         whose = "ships with sdlora" if workspace.ships(there) else f"is in {TRAINING_DATA.name}/"
-        raise DataError(f"a set called {name!r} {whose}; choose another name for this one")
+        raise DataError(
+            "a set called {name!r} {whose}; choose another name for this one",
+            name=name, whose=whose,
+        )  # fmt: skip
     added = Added(workspace.datasets / name)
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     if archives:
@@ -84,13 +91,19 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
             stems |= {file.stem: Path(kept).stem, file.name: kept}
             added.pictures += 1
     if not stems:
-        reasons = "\n".join(added.problems)
-        raise DataError(f"none of the files is a picture that can be used\n{reasons}".strip())
+        first = (
+            "none of the files is a picture that can be used" if files else "drop pictures first"
+        )
+        raise DataError(Message.of_lines([first, *added.problems]))
     for file in (f for f in files if f.suffix.lower() not in PICTURE_SUFFIXES):
         if not is_caption_file(file.name):
-            added.problems.append(f"{file.name} is neither a picture nor a caption")
+            added.problems.append(
+                Message("{file} is neither a picture nor a caption", file=file.name)
+            )
         elif file.stem not in stems:
-            added.problems.append(f"{file.name} belongs to none of these pictures")
+            added.problems.append(
+                Message("{file} belongs to none of these pictures", file=file.name)
+            )
         elif _keep(file, added, _check_caption, stems[file.stem]):
             added.captions += 1
     return added
@@ -108,7 +121,9 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     """A zip becomes a set of its own, its folders kept, once it was looked at in `unpacked`."""
     if count > 1 or added.folder.exists():
         what = "there is a set of that name" if added.folder.exists() else "drop it by itself"
-        raise DataError(f"{archives[0].name} is not added: {what}; a zip becomes a set of its own")
+        raise DataError(
+            "{file} is not added: {why}; a zip becomes a set of its own", file=archives[0], why=what
+        )
     folder, problems = unpack(archives[0], unpacked)
     try:
         examples, wrong = scan_folder(folder)
@@ -117,7 +132,10 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
         shutil.rmtree(folder, ignore_errors=True)
     added.pictures = len(examples)
     added.captions = sum(bool(example.caption) for example in examples)
-    added.problems = [f"{p.path.name} {p.what}" for p in [*problems, *wrong]]
+    added.problems = [
+        Message("{file} {fault}", file=problem.path.name, fault=problem.what)
+        for problem in [*problems, *wrong]
+    ]
     return added
 
 
@@ -127,7 +145,8 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
     except (*BROKEN, SdloraError) as error:
-        added.problems.append(f"{file.name} is left out: {error}")
+        why = error.message if isinstance(error, SdloraError) else str(error)
+        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=why))
         return None
     path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
     return path.name

@@ -18,10 +18,10 @@ from sdlora.errors import DataError, SdloraError
 from webui import markup
 from webui.captions import own_folder
 from webui.errand import Errand
-from webui.follow import Updates
 from webui.form import Form
 from webui.markup import esc
-from webui.parts import QUICK, html
+from webui.notice import Updates
+from webui.parts import html
 from webui.studio import Run, Studio
 
 SAID_OF = {
@@ -76,12 +76,13 @@ class Describing:
         self.errand.wire(self.write, self.back)
         shown, views = self.errand.shown, [self.write, self.back, *self.errand.views]
         inputs = {self.pictures, *self.form.fields.values()}
-        self.describe.click(
-            lambda sent: self.errand.start(lambda: self._asked(sent)), inputs, views, **QUICK
+        notice = self.errand.notice
+        notice.answer(
+            self.describe.click, lambda sent: self.errand.start(self._asked(sent)), inputs, views
         )
         return [
-            self.write.click(lambda key: self._act(key, written), [shown], views, **QUICK),
-            self.back.click(lambda key: self._act(key, taken_back), [shown], views, **QUICK),
+            notice.answer(self.write.click, lambda key: self._act(key, written), [shown], views),
+            notice.answer(self.back.click, lambda key: self._act(key, taken_back), [shown], views),
         ]
 
     def opened(self) -> Updates:
@@ -101,12 +102,9 @@ class Describing:
 
     def _act(self, key: str, act: Any) -> Updates:
         run = self.studio.find(key)
-        try:
-            if run is None:
-                raise DataError("those captions are not there any more; describe them again")
-            act(self.studio, run)
-        except (SdloraError, OSError) as error:  # of a disk that is full, or read only
-            return {self.errand.card: markup.problem(str(error))}
+        if run is None:
+            raise DataError("those captions are not there any more; describe them again")
+        act(self.studio, run)
         return self.errand.show(run)
 
     def _buttons(self, run: Run | None) -> Updates:

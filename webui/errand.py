@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,8 @@ from sdlora import runs
 from sdlora.checked import Settings
 from sdlora.kinds import KINDS, Kind
 from webui import markup
-from webui.follow import Follower, Updates
+from webui.follow import Follower
+from webui.notice import Notice, Updates
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 
@@ -35,11 +37,12 @@ class Errand:
         beside: Callable[[Run | None], Updates] = lambda run: {},
     ) -> None:
         self.studio, self.kind, self.result, self.beside = studio, kind, result, beside
+        self.notice = Notice(f"{kind}-notice")
         self.card = html(elem_id=f"{kind}-card")
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id=f"{kind}-cancel")
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
-        self._follower = Follower(studio, self.card, studio.find, self.show)
+        self._follower = Follower(studio, studio.find, self.show)
 
     @property
     def views(self) -> list[Component]:
@@ -50,19 +53,19 @@ class Errand:
         """Follow what is on screen, and all that depends on it."""
         tick, views = self._follower.tick, [*self.views, *beside]
         self.timer.tick(tick, [self.shown, self.seen], views, **QUICK)
-        self.cancel.click(self._follower.stop, [self.shown], views, **QUICK)
+        self.notice.answer(self.cancel.click, self._follower.stop, [self.shown], views)
 
-    def start(self, settings: Callable[[], Settings]) -> Updates:
-        """Put it into the queue; what is wrong with the settings is said in its place."""
-        return self._follower.start(lambda: self._instead(settings()))
+    def start(self, settings: Settings) -> Updates:
+        """Put it into the queue. SdloraError: it could not begin."""
+        first = partial(self._end_others, settings)
+        return self._follower.start(settings, first=first).updates  # its card says the rest
 
-    def _instead(self, settings: Settings) -> Settings:
-        """These settings; what goes on of the same is ended, for the screen shows one."""
+    def _end_others(self, settings: Settings) -> None:
+        """End what goes on of the same, for the screen shows one."""
         place = KINDS[self.kind].wish(settings, self.studio.workspace).parent
         for run in self.studio.latest(self.kind):
             if run.live and run.folder.parent == place:
                 runs.cancel(run.folder, self.studio.queue)
-        return settings
 
     def show(self, run: Run | None) -> Updates:
         """Updates that bring a run of this kind onto the screen; None: nothing."""

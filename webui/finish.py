@@ -13,14 +13,15 @@ from gradio.components import Component
 from sdlora import runs
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import SampleReady
+from sdlora.messages import Message
+from sdlora.prompt.tags import written
 from sdlora.review import GridSettings, keep, loras_by_step, suggestion
 from webui import markup
 from webui.errand import Errand
-from webui.follow import Updates
 from webui.form import Form
 from webui.markup import esc
 from webui.media import Media
-from webui.parts import QUICK, html
+from webui.notice import Answer, Notice, Updates
 from webui.studio import Run, Studio
 
 
@@ -45,23 +46,24 @@ class Finish:
             with gr.Row(elem_classes="row-fields"):
                 self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
                 self.use = gr.Button("Use this checkpoint", size="sm", elem_id="use-step")
-            self.said = html(elem_id="kept")
+            self.notice = Notice("kept")
 
     @property
     def views(self) -> list[Component]:
         """What changes with the training on screen."""
-        return [self.place, self.step, self.said, *self.errand.views]
+        return [self.place, self.step, *self.errand.views]
 
     def wire(self, shown: Component) -> None:
         """`shown` is the name of the training on screen."""
         self.errand.wire()
         inputs = {shown, self.step, *self.form.fields.values()}
         for button, ask in ((self.compare, self._everything), (self.pairs, self._before_after)):
-            button.click(
-                lambda sent, ask=ask: self.errand.start(lambda: self._asked(sent, shown, ask)),
-                inputs, self.errand.views, **QUICK,
+            self.errand.notice.answer(
+                button.click,
+                lambda sent, ask=ask: self.errand.start(self._asked(sent, shown, ask)),
+                inputs, self.errand.views,
             )  # fmt: skip
-        self.keep.click(self._keep, [shown, self.step], [self.said], **QUICK)
+        self.notice.answer(self.keep.click, self._keep, [shown, self.step], [])
 
     def show(self, run: Run | None) -> Updates:
         """Updates for the training on screen."""
@@ -76,7 +78,6 @@ class Finish:
                 [(_called(run, step, best.step if best else -1), step) for step in steps],
                 value=best.step if best and best.step in steps else steps[-1],
             ),
-            self.said: "",
             **self.errand.show(self.studio.run(newest) if newest else None),
         }
 
@@ -88,13 +89,11 @@ class Finish:
             raise RunError("choose a checkpoint first")
         return keep(run.folder, run.state, int(step), self.studio.workspace.loras)
 
-    def _keep(self, name: str, step: int) -> str:
-        try:
-            tag = self.kept(self.studio.training(name), step).stem
-        except SdloraError as error:
-            return markup.problem(str(error))
-        words = f"Kept. In a prompt it is <lora:{tag}:{markup.USUAL_WEIGHT:g}>"
-        return f'<div class="notice good" role="status"><p>{esc(words)}</p></div>'
+    def _keep(self, name: str, step: int | None) -> Answer:
+        file = self.kept(self.studio.training(name), step)
+        words = "Kept. In a prompt it is {tag}"
+        tag = written(file.stem, markup.USUAL_WEIGHT)
+        return Answer(html=markup.success(Message(words, tag=tag)))
 
     def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:
         if self.studio.training(sent[shown]) is None:
@@ -106,6 +105,8 @@ class Finish:
 
     def _before_after(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
         """One LoRA at the weight that a click on it gives."""
+        if sent[self.step] is None:
+            raise RunError("choose a checkpoint first")
         return {"checkpoints": (sent[self.step],), "strengths": (markup.USUAL_WEIGHT,)}
 
 
@@ -126,7 +127,7 @@ def comparison(media: Media, run: Run) -> str:
     try:
         settings = GridSettings.load(run.folder / runs.SETTINGS_FILE)
     except SdloraError as error:
-        return markup.problem(str(error))
+        return markup.problem(error)
     by_prompt: dict[str, list[SampleReady]] = {}
     for sample in run.state.samples:
         by_prompt.setdefault(sample.prompt, []).append(sample)

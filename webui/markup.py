@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sdlora.errors import SdloraError
 from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.lora.bases import BASES
@@ -51,15 +52,33 @@ def about(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def problem(message: str) -> str:
+def problem(error: SdloraError | str) -> str:
     """A mistake of the user's, one sentence a line."""
-    lines = "".join(f"<p>{esc(line)}</p>" for line in as_message(message).sentences(PAGE))
+    message = error.message if isinstance(error, SdloraError) else as_message(error)
+    lines = "".join(f"<p>{esc(line)}</p>" for line in message.sentences(PAGE))
     return f'<div class="notice bad" role="alert">{lines}</div>' if lines else ""
+
+
+def success(message: str, card: str = "") -> str:
+    """What has been done; `card` is the element to look at."""
+    show = f'<button type="button" class="show" data-show="{esc(card)}">Show it</button>'
+    link = f" {show}" if card else ""
+    return f'<div class="notice good" role="status"><p>{esc(sentence(message))}{link}</p></div>'
+
+
+def queued(run: Run, wish: str = "", card: str = "") -> str:
+    """That a run waits now, and as what; `wish` is the name that it was to have."""
+    renamed = wish and run.name != wish
+    template = "Queued as {name}" if wish else "Queued"
+    template += ", because {wish} exists" if renamed else ""
+    first = Message(template, name=run.name, wish=wish) if wish else template
+    others = [status_line(run.state)] if run.state.ahead else []
+    return success(Message.of_lines([first, *others]), card)
 
 
 def notices(warnings: Iterable[Warned]) -> str:
     """What is not used as the user meant, and what to do about it."""
-    said = {(_sentence(w.message), _sentence(w.advice)): None for w in warnings}
+    said = {(sentence(w.message), sentence(w.advice)): None for w in warnings}
     items = "".join(
         f"<li>{esc(message)}{f' <em>{esc(advice)}</em>' if advice else ''}</li>"
         for message, advice in said
@@ -69,7 +88,8 @@ def notices(warnings: Iterable[Warned]) -> str:
     return f'<div class="notice" role="status"><p>Worth knowing</p><ul>{items}</ul></div>'
 
 
-def _sentence(message: str) -> str:
+def sentence(message: str) -> str:
+    """A message in the page's words: whole sentences, one after the other."""
     return " ".join(as_message(message).sentences(PAGE))
 
 
@@ -84,19 +104,23 @@ def status_line(state: RunState) -> str:
         return f"At step {state.step} of {state.total}" if state.step else ""
     if state.silent_s >= SILENCE_SHOWN_S:
         return f"Does not answer for {about(state.silent_s)}; it is ended if that goes on"
-    still = f" · no progress for {about(state.idle_s)}" if state.idle_s >= IDLE_SHOWN_S else ""
+    parts = [f"Step {state.step} of {state.total}"] if state.total and state.step else []
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
-        return state.phase[:1].upper() + state.phase[1:] + counted + still
-    left = f" · about {about(state.seconds_left)} left" if state.seconds_left is not None else ""
-    return f"Step {state.step} of {state.total}{still or left}"
+        parts.append(state.phase + counted)
+    if state.idle_s >= IDLE_SHOWN_S:
+        parts.append(f"no progress for {about(state.idle_s)}")
+    elif state.seconds_left is not None and parts:
+        parts.append(f"about {about(state.seconds_left)} left")
+    line = " · ".join(parts) or f"Step {state.step} of {state.total}"
+    return line[:1].upper() + line[1:]
 
 
 def _bar(state: RunState) -> str:
     if state.ended or state.status == "queued":
         return ""
     done, total = state.step, state.total
-    if state.phase:
+    if state.phase and not (done and total):  # between steps the bar stays that of the steps
         done, total = state.phase_done, state.phase_total
     known = f' max="{total}" value="{done}"' if total else ""
     return f'<progress aria-label="Progress"{known}></progress>'
@@ -159,7 +183,7 @@ def _acts(link: str, name: str) -> str:
 
 def restored(name: str, problems: Sequence[str]) -> str:
     """What became of a picture's settings."""
-    done = f'<div class="notice good" role="status"><p>Settings of {esc(name)} are set.</p></div>'
+    done = success(Message("the settings of {name} are set", name=name))
     return done + notices(Warned(problem) for problem in problems)
 
 
@@ -184,8 +208,11 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
     own = f"weight {weight:g}" if facts.preferred_weight else ""
     base = base_title(entry.family) if with_base else ""
     kind = " · ".join(filter(None, (*facts.kinds[:1], ranked, own, base, entry.folder)))
-    same = [f"{path} has the same name; this file is used" for path in entry.also]
-    notes = "".join(f"<em>{esc(note)}</em>" for note in (*facts.notes, *same))
+    same = [
+        Message("{other} has the same name; this file is used", other=beside(path))
+        for path in entry.also
+    ]
+    notes = "".join(f"<em>{esc(sentence(note))}</em>" for note in (*facts.notes, *same))
     return (
         f'<button type="button" class="chip" data-tag="{name}" data-words="{put_in}" '
         f'data-weight="{weight:g}" aria-pressed="false" style="--hue:{hue}" '
@@ -194,6 +221,11 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
         f"<small>{words}</small><small>{esc(kind)}</small>{notes}</span>"
         "</button>"
     )
+
+
+def beside(path: Path) -> str:
+    """A file as it is told from another of its name: with the folder that it lies in."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def base_title(family: str) -> str:
@@ -210,17 +242,17 @@ def lora_cards(found: Found, cards: Sequence[str], wish: Wish) -> str:
     """The LoRAs on offer, and what there is to say about those that are not."""
     if found.reading:
         return '<p class="hint" role="status">Reading the LoRA files …</p>'
-    said = [esc(problem) for problem in found.problems]
+    lines = [sentence(problem) for problem in found.problems]
     if not found.total:
-        said.append("None yet. Train one, or put a .safetensors file into loras/.")
+        lines.append("None yet. Train one, or put a .safetensors file into loras/.")
     elif not found.usable:
-        said.append("None fits." if wish.words else "None is for this base model.")
+        lines.append("None fits." if wish.words else "None is for this base model.")
     elif len(cards) < len(found.usable):
-        said.append(f"{len(cards)} of {len(found.usable):,} shown")
+        lines.append(f"{len(cards)} of {len(found.usable):,} shown.")
     if found.other_base and wish.base == FITTING:
         more = "1 more is" if found.other_base == 1 else f"{found.other_base:,} more are"
-        said.append(f"{more} for other base models")
-    hint = f'<p class="hint" role="status">{". ".join(said)}</p>' if said else ""
+        lines.append(f"{more} for other base models.")
+    hint = f'<p class="hint" role="status">{esc(" ".join(lines))}</p>' if lines else ""
     group = f'<div class="chips" role="group" aria-label="LoRAs">{"".join(cards)}</div>'
     return (group if cards else "") + hint + _unusable(found.broken)
 
@@ -239,10 +271,17 @@ def offers(typed: str, entries: Sequence[LoraEntry]) -> str:
     )
 
 
+def edited(number: int, text: str) -> str:
+    """A prompt for the page's script to put into its box, in answer to the click of that number."""
+    return f'<i data-number="{int(number)}" data-text="{esc(text)}"></i>'
+
+
 def _unusable(entries: Sequence[LoraEntry]) -> str:
     if not entries:
         return ""
-    rows = "".join(f"<dt>{esc(e.full_name)}</dt><dd>{esc(e.problem)}</dd>" for e in entries[:50])
+    rows = "".join(
+        f"<dt>{esc(e.full_name)}</dt><dd>{esc(sentence(e.problem))}</dd>" for e in entries[:50]
+    )
     left = f"<p>and {len(entries) - 50:,} more</p>" if len(entries) > 50 else ""
     files = "1 file" if len(entries) == 1 else f"{len(entries):,} files"
     return (
@@ -303,7 +342,8 @@ def checkpoints(steps: Sequence[int], state: RunState, advice: str) -> str:
         loss = f", loss on pictures held out {one.loss:.4f}" if one and one.loss is not None else ""
         best = " <b>best</b>" if one and one.best and state.best == one else ""
         rows.append(f"<li>Step {step}{loss}{best}</li>")
-    hint = f'<p class="hint">Which one to take: {esc(advice)}.</p>' if advice else ""
+    which = Message("which one to take: {advice}", advice=advice)
+    hint = f'<p class="hint">{esc(sentence(which))}</p>' if advice else ""
     if not rows:
         return hint
     many = f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}"
@@ -335,22 +375,19 @@ def measured(run: Run) -> str:
         said = "Systems end a process like that when the memory is full."
         return notices([Warned(said, NEED_LESS)]) if killed else ""
     words = f"{taken(cost_of(told), told.steps)} Samples and the start come on top."
-    said = f'<div class="notice good" role="status"><p>{esc(words)}</p></div>'
+    said = success(words)
     if told.peak_gib < ROOMY * told.free_gib:
         return said
-    tight = f"That is nearly all of the memory that was free on {told.device}"
-    return said + notices([Warned(f"{tight}.", NEED_LESS)])
+    template = "that is nearly all of the memory that was free on {device}"
+    return said + notices([Warned(Message(template, device=told.device), NEED_LESS)])
 
 
 def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
     """What a training will do, in one line."""
     if not pictures:
         return '<p class="hint">Choose a set of pictures.</p>'
-    seen = settings.steps * settings.batch_size * settings.gradient_accumulation / pictures
-    times = max(1, round(seen))
     took = taken(cost, settings.steps) if cost else "The time left is shown once it runs."
-    said = f"{pictures} pictures, {settings.steps} steps: each is seen about {times} times."
-    return f'<p class="hint">{esc(said)} {esc(took)}</p>'
+    return f'<p class="hint">{pictures} pictures, {settings.steps} steps. {esc(took)}</p>'
 
 
 def added(result: Added) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.errors import SdloraError
+from sdlora.errors import RunError
 from webui import markup
 from webui.calls import Page
 from webui.loras import Wish
 from webui.parts import QUICK, html
+from webui.prompt_tags import with_tag
 from webui.studio import Run, Studio
 from webui.tabs import generate, train
 
@@ -28,6 +29,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The whole page over one workspace."""
     with Page(title="sdlora", analytics_enabled=False) as page:
         html(HEAD)
+        problems = html(elem_id="workspace-problems")
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab("Generate", id="generate", render_children=True):
                 making = generate.build(studio)
@@ -35,9 +37,11 @@ def build(studio: Studio) -> gr.Blocks:
                 training = train.build(studio)
 
         def opened(request: gr.Request) -> dict[Any, Any]:
-            return on_open(studio, tabs, making, training, request.query_params.get("run", ""))
+            named = request.query_params.get("run", "")
+            shown = on_open(studio, tabs, making, training, named)
+            return {**shown, problems: markup.notices(studio.problems())}
 
-        outputs = [tabs, training.pictures, *making.views, *training.views]
+        outputs = [tabs, problems, training.pictures, *making.views, *training.views]
         outputs += making.chooser.views
         outputs += [*training.measured.views, *training.describing.views]
         page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
@@ -54,28 +58,25 @@ def _wire_use(
 
     def hand_over(run: Run, tag: str, sent: Mapping[Component, Any]) -> dict[Any, Any]:
         found = train.called(studio, run, tag)
-        text = generate.with_tag(sent[making.prompt] or "", *found)
+        text = with_tag(sent[making.prompt] or "", *found)
         there = making.chooser.show(studio, making.chooser.wish(studio, sent))
         return {making.prompt: text, **there, tabs: gr.Tabs(selected="generate")}
 
     def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
         run = studio.training(sent[shown])
         if run is None or not run.state.result:
-            return {making.notice: ""}
+            raise RunError("the training is not there any more, or has left no LoRA")
         return hand_over(run, Path(run.state.result).stem, sent)
 
     def use_step(sent: Mapping[Component, Any]) -> dict[Any, Any]:
         run = studio.training(sent[shown])
-        try:
-            tag = after.kept(run, sent[after.step]).stem
-        except SdloraError as error:
-            return {after.said: markup.problem(str(error))}
+        tag = after.kept(run, sent[after.step]).stem
         return hand_over(run, tag, sent) if run else {}
 
-    target = [making.prompt, making.notice, tabs, *making.chooser.views]
+    target = [making.prompt, tabs, *making.chooser.views]
     inputs = {shown, making.prompt, *making.chooser.asked}
-    training.training.use.click(use, inputs=inputs, outputs=target, **QUICK)
-    after.use.click(use_step, {*inputs, after.step}, [*target, after.said], **QUICK)
+    training.training.notice.answer(training.training.use.click, use, inputs, target)
+    after.notice.answer(after.use.click, use_step, {*inputs, after.step}, target)
 
 
 def on_open(
@@ -102,7 +103,6 @@ def on_open(
     return {
         **generate.view(studio, making, next(iter(requests), None)),
         **train.view(studio, training, shown),
-        training.notice: markup.notices(studio.problems()),
         **wanted,
         **train.summed_up(studio, training, {**sent, **wanted}),
         **train.suggest_names(studio, training, pictures),

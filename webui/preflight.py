@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sdlora.data.folder import Problem, grouped
 from sdlora.data.preflight import Preflight, Row
 from webui.costs import Cost
-from webui.markup import esc, notices, taken
+from webui.markup import esc, notices, sentence, taken
 from webui.media import Media
 
 MOST_CARDS = 60
@@ -53,7 +53,9 @@ def _card(row: Row, media: Media) -> str:
     facts += ["regularisation"] if row.example.regularisation else []
     facts += ["held out"] if row.held_out else []
     facts += ["masked"] if row.example.mask else []
-    wrong = "".join(f"<em>{esc(problem.beside(row.example.image))}</em>" for problem in problems)
+    wrong = "".join(
+        f"<em>{esc(sentence(problem.beside(row.example.image)))}</em>" for problem in problems
+    )
     return (
         f'<figure class="{"worth" if problems else ""}">{_shot(row, media)}<figcaption>'
         f"<b>{esc(name)}</b><small>{esc(' · '.join(facts))}</small>"

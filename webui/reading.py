@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,8 @@ from sdlora.prompt.chunks import Tokenize, Unit
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.prompt.view import ChunkView, Stage, View, view
 from sdlora.prompt.wordbook import Wordbook
-from webui.markup import esc
+from webui.markup import beside, esc, sentence
+from webui.prompt_tags import meaning, own_tags
 from webui.studio import Studio
 
 MAX_READ = 20_000  # letters of a prompt that are read anew with every key
@@ -54,6 +56,7 @@ class Reading:
     problems: tuple[str, ...]
     steps: int
     counted: bool = True
+    chosen: tuple[str, ...] = ()  # full names of the files that the prompt's own tags use
 
 
 def read(studio: Studio, asked: Asked) -> Reading:
@@ -70,6 +73,9 @@ def read(studio: Studio, asked: Asked) -> Reading:
     positive, negative = (view(text.text, steps, tokenize or _whole) for text in texts)
     base = studio.model_base(asked.model)
     uses = tuple(_use(studio, tag, base) for tag in (*positive.loras, *negative.loras))
+    first = uses[: len(positive.loras)]
+    used = {use.entry.full_name for use in first if use.entry and not use.problem}
+    own = dict.fromkeys(meaning(studio.library, token) for token in own_tags(asked.prompt))
     said = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
     missing = [use.problem or (use.entry.note if use.entry else "") for use in uses]
     return Reading(
@@ -79,6 +85,7 @@ def read(studio: Studio, asked: Asked) -> Reading:
         tuple(dict.fromkeys(filter(None, (*said, *missing)))),
         steps,
         tokenize is not None,
+        tuple(name for name in own if name in used),
     )
 
 
@@ -92,6 +99,10 @@ def _too_long(letters: int) -> Message:
         letters=letters,
         most=MAX_READ,
     )
+
+
+def _is_used(use: Use) -> bool:
+    return use.entry is not None and not use.problem
 
 
 @lru_cache(maxsize=4)
@@ -111,10 +122,13 @@ def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
     try:
         entry = studio.library.find(tag.name)
     except LoraFileError as error:
-        return Use(tag, problem=str(error))
+        return Use(tag, problem=error.message)
     said = entry.facts.problem
     if not said and base and entry.family not in ("", base):
-        said = f"{entry.name} is for {BASES[entry.family].title}, not for this model"
+        said = Message(
+            "{name} is for {base}, not for this model",
+            name=entry.name, base=BASES[entry.family].title,
+        )  # fmt: skip
     return Use(tag, entry, said)
 
 
@@ -125,12 +139,14 @@ def counter(reading: Reading, asked: Asked) -> str:
     parts = [_counts(reading.positive.stages)] if reading.counted else []
     if reading.counted and reading.negative:
         parts.append(f"negative {_counts(reading.negative.stages)}")
-    found = [use for use in reading.uses if use.entry and not use.problem]
+    found = [use for use in reading.uses if _is_used(use)]
     parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
     line = " · ".join(parts)
-    said = "".join(f"<p>{esc(one)}</p>" for one in reading.problems)
+    lines = dict.fromkeys(map(sentence, reading.problems))
+    said = "".join(f"<p>{esc(line)}</p>" for line in lines)
     notice = f'<div class="notice">{said}</div>' if said else ""  # no alert while it is typed
-    return f'<p class="count" role="status">{line}</p>{notice}'
+    chosen = esc(json.dumps(reading.chosen))
+    return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>{notice}'
 
 
 def _counts(stages: Iterable[Stage]) -> str:
@@ -182,9 +198,9 @@ def _chunk(chunk: ChunkView, counted: bool) -> str:
 
 def _row(use: Use, steps: int) -> str:
     if use.problem or use.entry is None:
-        return f'<dt>{esc(use.tag.name)}</dt><dd class="bad">{esc(use.problem)}</dd>'
+        return f'<dt>{esc(use.tag.name)}</dt><dd class="bad">{esc(sentence(use.problem))}</dd>'
     said = f"{weights(use.tag, steps)} · {use.entry.full_name}"
-    other = [f"; {path} has the same name" for path in use.entry.also]
+    other = [f"; {beside(path)} has the same name" for path in use.entry.also]
     return f"<dt>{esc(use.tag.name)}</dt><dd>{esc(said + ''.join(other))}</dd>"
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from sdlora.errors import DataError
 from sdlora.prompt import read_parameters
 from sdlora.prompt.restore import request_of
 from webui import markup
 from webui.form import Form
-from webui.parts import QUICK
+from webui.notice import Answer, Notice
 from webui.studio import Studio
 from webui.uploads import discard
 
@@ -24,39 +22,36 @@ class Restorer:
     """The components, built where it stands. The page's script hands it what is dropped anywhere
     on the page, and the token of a picture whose settings are wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Notice) -> None:
+        self.notice = notice
         self.file = gr.UploadButton(
             "Settings of a picture", size="sm", file_types=KINDS, elem_id="picture-file"
         )
         self.token = gr.Textbox(label="Picture", elem_classes="unseen", elem_id="picture-token")
 
-    def wire(self, studio: Studio, form: Form, notice: Component) -> None:
+    def wire(self, studio: Studio, form: Form) -> None:
         """Bring what a picture says into the form, and what is missing into the notice."""
-        outputs = [notice, *form.fields.values()]
+        parts = [*form.fields.values()]
 
-        def dropped(path: str | None) -> dict[Component, Any]:
+        def dropped(path: str | None) -> Answer:
             picture = Path(path) if path else None
             try:
-                return restore(studio, form, notice, picture)
+                return restore(studio, form, picture)
             finally:
                 discard(filter(None, [picture]), studio.workspace.uploads)
 
-        def wanted(said: str) -> dict[Component, Any]:
-            return restore(studio, form, notice, studio.media.path(said.partition(" ")[0]))
+        def wanted(said: str) -> Answer:
+            return restore(studio, form, studio.media.path(said.partition(" ")[0]))
 
-        self.file.upload(dropped, [self.file], outputs, **QUICK)
-        self.token.change(wanted, [self.token], outputs, **QUICK)
+        self.notice.answer(self.file.upload, dropped, [self.file], parts)
+        self.notice.answer(self.token.change, wanted, [self.token], parts)
 
 
-def restore(
-    studio: Studio, form: Form, notice: Component, picture: Path | None
-) -> dict[Component, Any]:
-    """Updates that set what the picture says of its making, and tell what of it is not here."""
+def restore(studio: Studio, form: Form, picture: Path | None) -> Answer:
+    """Updates that set what the picture says of its making, and what of it is not here. DataError:
+    it says nothing."""
     if picture is None:
-        return {notice: markup.problem("the picture is not there any more")}
-    try:
-        recalled = read_parameters(picture)
-    except DataError as error:
-        return {notice: markup.problem(error.message)}
+        raise DataError("the picture is not there any more")
+    recalled = read_parameters(picture)
     values, problems = request_of(recalled, studio.library, studio.workspace)
-    return {**form.change(values), notice: markup.restored(picture.name, problems)}
+    return Answer(dict(form.change(values)), markup.restored(picture.name, problems))

@@ -9,12 +9,13 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora import runs
-from sdlora.errors import SdloraError
+from sdlora.errors import RunError
 from sdlora.requests import Request
 from sdlora.review import lora_files, suggestion
 from webui import markup
 from webui.finish import Finish
-from webui.follow import Follower, Updates
+from webui.follow import Follower
+from webui.notice import Notice, Updates
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 
@@ -35,7 +36,7 @@ class Training:
         with gr.Row(elem_classes="row-fields"):
             self.save = gr.Button("Save now", size="sm", visible=False, elem_id="save-now")
             self.sample = gr.Button("Sample now", size="sm", visible=False, elem_id="sample-now")
-        self.notice = html(elem_id="run-notice")
+        self.notice = Notice("run-notice")
         self.samples = html(elem_id="samples")
         self.checkpoints = html(elem_id="checkpoints")
         self.finish = Finish(studio)
@@ -46,19 +47,25 @@ class Training:
     def views(self) -> list[Component]:
         """What changes when the training on screen does."""
         buttons = (self.use, self.resume, self.pause, self.stop, self.save, self.sample)
-        own = (self.card, self.curve, self.samples, self.checkpoints, self.history, self.notice)
+        own = (self.card, self.curve, self.samples, self.checkpoints, self.history)
         return [*buttons, *own, *self.finish.views, self.shown, self.seen, self.timer]
 
     def wire(self, studio: Studio, follower: Follower) -> None:
         """What the buttons ask of the training on screen."""
 
-        def ask(wish: Request) -> Callable[[str], Any]:
+        def ask(wish: Request) -> Callable[[str], Updates]:
             return lambda name: self._act(
                 follower, name, lambda run: runs.request(run.folder, wish)
             )
 
-        def resume(name: str) -> Any:
+        def resume(name: str) -> Updates:
             return self._act(follower, name, studio.resume)
+
+        def choose(name: str) -> Updates:
+            return self._act(follower, name, lambda run: None)
+
+        def answer(event: Callable[..., Any], act: Callable[[str], Updates]) -> None:
+            self.notice.answer(event, act, [self.shown], self.views)
 
         asks: tuple[tuple[Component, Request], ...] = (
             (self.pause, "pause"),
@@ -66,21 +73,19 @@ class Training:
             (self.sample, "sample"),
         )
         for button, wish in asks:
-            button.click(ask(wish), [self.shown], self.views, **QUICK)
-        self.resume.click(resume, [self.shown], self.views, **QUICK)
-        self.stop.click(follower.stop, [self.shown], self.views, **QUICK)
-        self.history.input(follower.tick, [self.history], self.views, **QUICK)
+            answer(button.click, ask(wish))
+        answer(self.resume.click, resume)
+        answer(self.stop.click, follower.stop)
+        self.notice.answer(self.history.input, choose, [self.history], self.views)
         self.finish.wire(self.shown)
         self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
 
-    def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Any:
+    def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Updates:
         run = follower.find(name)
-        try:
-            if run:
-                act(run)
-        except SdloraError as error:
-            return {self.notice: markup.problem(str(error))}
-        return follower.tick(name)
+        if run is None:
+            raise RunError("there is no training {name!r} any more", name=name)
+        act(run)
+        return follower.view(follower.find(name))
 
     def show(self, studio: Studio, run: Run | None) -> Updates:
         """Updates that bring a training onto the screen; None: there has been none."""
@@ -96,7 +101,6 @@ class Training:
             self.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
             self.checkpoints: _checkpoints(run),
             self.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
-            self.notice: "",
             **self.finish.show(run),
             self.shown: run.name,
             self.seen: run.version,
@@ -106,7 +110,7 @@ class Training:
     def _buttons(self, run: Run) -> Updates:
         """What can be asked of a training as it stands, and no more than that."""
         state, works = run.state, run.state.status == "running" and not run.stopping
-        stop = "Stop now, without the last steps" if run.stopping else "Stop and keep"
+        stop = _STOP[state.status in ("queued", "loading"), run.stopping]
         again = "Resume" if state.checkpoint is not None else "Start again"
         pausing, saving, sampling = (wish in run.asked for wish in ("pause", "save", "sample"))
         return {
@@ -123,6 +127,15 @@ class Training:
                 "Sampling …" if sampling else "Sample now", visible=works, interactive=not sampling
             ),
         }
+
+
+# By whether there is nothing yet that could be kept, and whether it was asked to stop before
+_STOP = {
+    (True, False): "Cancel",
+    (True, True): "Cancel at once",
+    (False, False): "Stop and keep",
+    (False, True): "Stop now, without the last steps",
+}
 
 
 def _checkpoints(run: Run) -> str:

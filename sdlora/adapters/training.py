@@ -19,6 +19,7 @@ from sdlora.errors import DeviceError
 from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile
 from sdlora.lora.vocabulary import first_code_names
+from sdlora.messages import Setting
 from sdlora.settings import TrainSettings
 
 Place = tuple[str, str]  # part, path in it
@@ -119,8 +120,9 @@ def compile_blocks(family: Family, backend: str = "inductor") -> None:
     (docs.pytorch.org, regional compilation). DeviceError: what it needs is not there."""
     if family.device.type == "cuda" and not importlib.util.find_spec("triton"):
         raise DeviceError(
-            "compile_blocks = True needs the package triton: install it with `python -m pip "
-            "install triton` (triton-windows on Windows), or leave it off"
+            "{setting} needs the package triton: install it with `python -m pip install triton` "
+            "(triton-windows on Windows), or leave it off",
+            setting=Setting("compile_blocks"),
         )
     family.denoiser.compile_repeated_blocks(backend=backend)
 

@@ -8,6 +8,11 @@ from pydantic import Field
 
 from sdlora.checked import Settings
 
+NEEDS_ONNX = (
+    "taggers need onnxruntime: run `pip install onnxruntime` in the environment of this program, "
+    ".venv beside launch.py"
+)
+
 
 class DescribeSettings(Settings):
     """Let a model write captions. Without --write it only shows them."""

@@ -236,7 +236,7 @@ class _Scan:
         elif missing == "file_name" and (named := _as_words(file.stem)):
             caption, done = named, Message("captioned {words!r} after its name", words=named)
         else:
-            caption, done = "", Message("learnt without a caption")
+            caption, done = "", Message("learnt by the trigger word alone, if any")
         if fault:
             what = Message("{why}; its picture is {done}", why=fault.what, done=done)
             self.problem(fault.path, what, ADVICE)

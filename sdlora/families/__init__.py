@@ -69,7 +69,9 @@ def open_family(source: str, dtype: torch.dtype, device: torch.device) -> Family
     classes = {kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL)}
     folder = Path(source).expanduser()
     if folder.is_file():
-        raise ModelError(f"{source} is a single file; a diffusers folder or a hub id can be opened")
+        raise ModelError(
+            "{file} is a single file; a diffusers folder or a hub id can be opened", file=folder
+        )
     if not folder.is_dir():
         index = hub.index_of(source, INDEX)
         kind = classes[_checked_index(index)]
@@ -84,13 +86,19 @@ def _checked_index(path: Path) -> str:
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in FAMILIES.values():
         known = " and ".join(sorted(set(FAMILIES.values())))
-        raise ModelError(f"{path.parent} is a {str(pipeline)[:80]} model; {known} are known")
+        raise ModelError(
+            "{folder} is a {kind} model; {known} are known",
+            folder=path.parent, kind=str(pipeline)[:80], known=known,
+        )  # fmt: skip
     for part, says in index.items():
         if part.startswith("_") or not isinstance(says, list) or part in _NEVER_LOADED:
             continue
         kind = ".".join(str(word) for word in says)
         if not re.fullmatch(_PARTS.get(part, ""), kind):
-            raise ModelError(f"{path} names {kind[:80]!r} as its {part[:80]}; that is not loaded")
+            raise ModelError(
+                "{file} names {kind!r} as its {part}; that is not loaded",
+                file=path, kind=kind[:80], part=part[:80],
+            )  # fmt: skip
     return pipeline
 
 
@@ -99,12 +107,16 @@ def _check_parts(folder: Path) -> None:
     for part in _PARTS.keys() & _read(folder / INDEX).keys():
         files = ("tokenizer.json", "vocab.json") if part.startswith("tokenizer") else ("",)
         if not any((folder / part / file).exists() for file in files):
-            raise ModelError(f"the model in {folder} is not complete: its {part} is not there")
+            raise ModelError(
+                "the model in {folder} is not complete: its {part} is not there",
+                folder=folder, part=part,
+            )  # fmt: skip
     config = folder / "unet" / "config.json"
     if config.is_file() and _read(config).get("time_cond_proj_dim") is not None:
         raise ModelError(
-            f"the model in {folder} has its guidance distilled into it (LCM); such models are not "
-            "supported"
+            "the model in {folder} has its guidance distilled into it (LCM); such models are not "
+            "supported",
+            folder=folder,
         )
 
 
@@ -113,10 +125,11 @@ def _read(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise ModelError(
-            f"{path.parent} is not a diffusers model: {path.name} is not there"
-        ) from None
+            "{folder} is not a diffusers model: {file} is not there",
+            folder=path.parent, file=path.name,
+        ) from None  # fmt: skip
     except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
+        raise ModelError("{file} is damaged: {why}", file=path, why=error) from None
     if not isinstance(table, dict):
-        raise ModelError(f"{path} is damaged: it is not a table")
+        raise ModelError("{file} is damaged: it is not a table", file=path)
     return table

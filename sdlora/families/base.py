@@ -107,7 +107,9 @@ class Family(ABC):
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True, **cls.no_parts
             )
         except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"the model in {folder} cannot be opened: {error}") from None
+            raise ModelError(
+                "the model in {folder} cannot be opened: {why}", folder=folder, why=error
+            ) from None
         return cls(name, pipeline, device, dtype)
 
     @abstractmethod

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from math import nan
 from operator import itemgetter
 from os.path import basename
 from typing import Any, NamedTuple
@@ -161,13 +162,14 @@ def _weight(said: Any, notes: list[str]) -> float | None:
     """A weight to begin with; A1111 writes 0 for none."""
     if not said:
         return None
-    is_number = type(said) in (int, float) or isinstance(said, str) and _NUMBER.fullmatch(said)
-    if is_number and abs(weight := float(said)) <= MAX_WEIGHT:
+    try:
+        weight = nan if isinstance(said, bool) else float(said)  # some programs write it as text
+    except (TypeError, ValueError, OverflowError):
+        weight = nan
+    if abs(weight) <= MAX_WEIGHT:
         return weight or None
-    why = f"within ±{MAX_WEIGHT:g}" if is_number else "a number"
-    notes.append(
-        Message("the preferred weight {said!r} is not {why}", said=plain(said, 40), why=why)
-    )
+    template = "the preferred weight {given!r} is not a number within ±{limit:g}"
+    notes.append(Message(template, given=plain(said, 40), limit=MAX_WEIGHT))
     return None
 
 

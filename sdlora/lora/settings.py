@@ -9,7 +9,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdlora.checked import Settings
+from sdlora.checked import InvalidValue, Settings
+from sdlora.messages import Setting
 
 Method = Literal["linear", "concat", "ties", "dare", "dare_ties"]
 Names = Literal["auto", "kohya", "peft"]
@@ -63,7 +64,11 @@ class Blending(Settings):
     @model_validator(mode="after")
     def _a_weight_each(self) -> Self:
         if self.weights and len(self.weights) != len(self.files):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.files)} files")
+            raise InvalidValue(
+                "{weights} weights for {files} files",
+                weights=len(self.weights),
+                files=len(self.files),
+            )
         return self
 
     @property
@@ -129,7 +134,10 @@ class ResizeSettings(Cut, Reading, Making):
     @model_validator(mode="after")
     def _says_how(self) -> Self:
         if self.rank is None and self.keep is None:
-            raise ValueError("say to which rank, or how much to keep: --rank 8 or --keep 0.95")
+            raise InvalidValue(
+                "say to which rank, or how much to keep: {rank} 8 or {keep} 0.95",
+                rank=Setting("rank"), keep=Setting("keep"),
+            )  # fmt: skip
         return self
 
 

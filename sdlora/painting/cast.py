@@ -104,9 +104,9 @@ class Cast:
                 file, its_hash = self._opened(path, read_inversion, partial(_sha256, path))
                 if self.blend.fit(file).words.keys() != file.embeddings.keys():
                     raise LoraFileError(
-                        f"it is for {inversion_base(file)}; the open model is "
-                        f"{self.blend.family.title}"
-                    )
+                        "it is for {base}; the open model is {model}",
+                        base=inversion_base(file), model=self.blend.family.title,
+                    )  # fmt: skip
             except (LoraFileError, OSError) as error:
                 sheet.tell([f"the textual inversion {name!r} is not used: {error}"])
                 continue

@@ -29,7 +29,9 @@ def table(family: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"the presets in {path} cannot be read: {error}") from None
+        raise SettingsError(
+            "the presets in {path} cannot be read: {why}", path=path, why=error
+        ) from None
 
 
 def preset(family: str, goal: Goal, effort: Effort = "balanced") -> dict[str, Any]:

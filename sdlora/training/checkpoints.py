@@ -81,15 +81,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         facts = json.loads((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:
-            raise SdloraError(f"{path} has format {facts['format']}; this program reads {FORMAT}")
+            raise SdloraError(
+                "{path} has format {format}; this program reads {ours}",
+                path=path, format=facts["format"], ours=FORMAT,
+            )  # fmt: skip
         if facts["sha256"] != _digest({k: v for k, v in facts.items() if k != "sha256"}):
-            raise RunError(f"{path / FACTS_FILE} is not what was written there")
+            raise RunError("{file} is not what was written there", file=path / FACTS_FILE)
         for name, seal in facts["files"].items():
             if _seal(path / name) != seal:
-                raise RunError(f"{path / name} is not what was written there")
+                raise RunError("{file} is not what was written there", file=path / name)
         return Checkpoint(path, int(facts["step"]), facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"the checkpoint {path} cannot be read: {error}") from None
+        raise RunError(
+            "the checkpoint {path} cannot be read: {why}", path=path, why=error
+        ) from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

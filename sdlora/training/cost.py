@@ -21,6 +21,7 @@ from sdlora.encode import encode_dataset
 from sdlora.errors import DeviceError
 from sdlora.events import Done, Event, Measured, Progress
 from sdlora.families import open_family
+from sdlora.messages import Setting
 from sdlora.training.learner import Learner
 from sdlora.training.memory import OUT_OF_MEMORY
 from sdlora.workspace import Workspace
@@ -54,9 +55,11 @@ def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
             _wait(device)
     except OUT_OF_MEMORY:
         raise DeviceError(
-            f"a step of {len(examples)} pictures does not fit into the {free:.1f} GiB that are "
-            "free; choose gradient_checkpointing, a smaller batch_size or a smaller resolution"
-        ) from None
+            "a step of {count} pictures does not fit into the {free:.1f} GiB that are free; choose "
+            "{checkpointing}, a smaller {batch} or a smaller {resolution}",
+            count=len(examples), free=free, checkpointing=Setting("gradient_checkpointing"),
+            batch=Setting("batch_size"), resolution=Setting("resolution"),
+        ) from None  # fmt: skip
     step_s = (time.monotonic() - began) / (STEPS - 1)
     whole = step_s * share * settings.steps
     yield Measured(str(device), step_s, whole, settings.steps, peak[0], free)

@@ -13,6 +13,7 @@ import torch
 
 from sdlora.errors import DataError
 from sdlora.events import Warned
+from sdlora.messages import Message, Setting
 from sdlora.training.learner import Learnt
 
 MOST_UNSOUND, WITHIN = 2, 200  # steps left out among the last ones; one more and it has diverged
@@ -32,18 +33,25 @@ class Reading:
     def warnings(self) -> Iterator[Warned]:
         """One for each step that was left out."""
         for step, names in self.unsound:
-            said = f"step {step} was left out, for its loss or gradient is not a number; pictures:"
-            yield Warned(f"{said} {', '.join(names)}", "look at these, or lower the learning_rate")
+            yield Warned(
+                Message(
+                    "step {step} was left out, for its loss or gradient is not a number; pictures: "
+                    "{names}", step=step, names=names,
+                ),
+                Message("look at these, or lower {rate}", rate=Setting("learning_rate")),
+            )  # fmt: skip
 
     def diverged(self, step: int, why: str, kept: Path) -> DataError:
         """Why a training ends here."""
         names = sorted({name for _, some in self.unsound for name in some})
-        pictures = f"; the last pictures: {', '.join(names)}" if names else ""
+        pictures = Message("; the last pictures: {names}", names=names) if names else ""
         return DataError(
-            f"the training diverged at step {step}: {why}, also at half the learning rate"
-            f"{pictures}. What was learnt is kept as {kept}. Lower the learning_rate or the alpha"
-            f"{', or leave these pictures out' if names else ''}"
-        )
+            "the training diverged at step {step}: {why}, also at half the learning rate"
+            "{pictures}. What was learnt is kept as {kept}. Lower {rate} or {alpha}{or_leave_out}",
+            step=step, why=why, pictures=pictures, kept=kept,
+            rate=Setting("learning_rate"), alpha=Setting("alpha"),
+            or_leave_out=", or leave these pictures out" if names else "",
+        )  # fmt: skip
 
 
 @dataclass

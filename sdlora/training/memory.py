@@ -13,6 +13,7 @@ import torch
 
 from sdlora.errors import DeviceError
 from sdlora.events import Event, Warned
+from sdlora.messages import Message, Setting
 from sdlora.settings import TrainSettings
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -41,7 +42,8 @@ def making_do(its: Frugal, act: Callable[[], ResultT]) -> Generator[Event, None,
             torch.cuda.empty_cache()
         settings, told = next_rung(its.settings)
         its.use(settings)
-        yield Warned(f"the device ran out of memory; {told}", "pictures and order are the same")
+        message = Message("the device ran out of memory; {remedy}", remedy=told)
+        yield Warned(message, "pictures and order are the same")
 
 
 def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
@@ -50,17 +52,27 @@ def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
     if not settings.gradient_checkpointing:
         return (
             settings.model_copy(update={"gradient_checkpointing": True}),
-            "gradient_checkpointing is on: what a step remembers is computed twice instead",
+            Message(
+                "{setting} is on: what a step remembers is computed twice instead",
+                setting=Setting("gradient_checkpointing"),
+            ),
         )
     if settings.batch_size > 1:
         smaller = max(n for n in range(1, settings.batch_size) if whole % n == 0)
         parts = {"batch_size": smaller, "gradient_accumulation": whole // smaller}
-        told = f"{whole} pictures per step are computed {smaller} at a time"
+        told = Message(
+            "{whole} pictures per step are computed {few} at a time", whole=whole, few=smaller
+        )
         return settings.model_copy(update=parts), told
     if not settings.offload:
-        told = "offload is on: what a step remembers is kept in main memory"
+        told = Message(
+            "{setting} is on: what a step remembers is kept in main memory",
+            setting=Setting("offload"),
+        )
         return settings.model_copy(update={"offload": True}), told
     raise DeviceError(
-        "the device ran out of memory, with gradient_checkpointing, offload and one picture at a "
-        "time. Use a smaller resolution or rank, train fewer layers, or close what else uses it"
-    )
+        "the device ran out of memory, with {checkpointing}, {offload} and one picture at a time. "
+        "Use a smaller {resolution} or {rank}, train fewer layers, or close what else uses it",
+        checkpointing=Setting("gradient_checkpointing"), offload=Setting("offload"),
+        resolution=Setting("resolution"), rank=Setting("rank"),
+    )  # fmt: skip

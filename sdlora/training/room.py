@@ -19,6 +19,7 @@ from sdlora.cache import Cache
 from sdlora.cadence import times_left
 from sdlora.errors import RunError
 from sdlora.events import Event, Progress, Warned
+from sdlora.messages import Message, Setting
 from sdlora.settings import TrainSettings
 from sdlora.training.checkpoints import checkpoint_folders
 
@@ -53,20 +54,25 @@ class Room:
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                said = f"{error.strerror}: {in_words(self.free)} are free in {self.folder}"
+                said = Message(
+                    "{why}: the disk of {folder} has {free} free",
+                    folder=self.folder, free=in_words(self.free), why=error.strerror,
+                )  # fmt: skip
             if not emptied:
                 emptied = True
                 freed = Cache(self.cache).trim()
                 if freed:
-                    yield Warned(f"{said}; the cache was emptied of {in_words(freed)}", "")
+                    size_freed = in_words(freed)
+                    template = "{why}; the cache was emptied of {freed}"
+                    yield Warned(Message(template, why=said, freed=size_freed), "")
                     continue
-            said = f"{said}, {in_words(size)} are needed"
+            said = Message("{why}; {size} are needed", why=said, size=in_words(size))
             if not wait:
                 raise RunError(said)
             if not told:
                 told = True
                 advice = "make room, and it goes on by itself; what was learnt waits in memory"
-                yield Warned(f"{said}; it waits", advice)
+                yield Warned(Message("{why}; it waits", why=said), advice)
                 yield Progress("waiting for room on the disk")
             time.sleep(LOOK_EVERY_S)
 
@@ -79,16 +85,23 @@ class Room:
         least = min(more, 1) * checkpoint + 2 * lora  # in the run's folder, and where prompts look
         if free < least:
             raise RunError(
-                f"the disk of {self.folder} has {in_words(free)} free, and this training needs at "
-                f"least {in_words(least)}, for a checkpoint and its LoRA. Make room and resume it"
-            )
+                "the disk of {folder} has {free} free, and this training needs at least {least}, "
+                "for a checkpoint and its LoRA. Make room and resume it",
+                folder=self.folder, free=in_words(free), least=in_words(least),
+            )  # fmt: skip
         if free < (needed := more * checkpoint + 2 * lora):
             yield Warned(
-                f"the disk of {self.folder} has {in_words(free)} free, and this training writes up "
-                f"to {in_words(needed)}: {more} checkpoints of {in_words(checkpoint)} each and "
-                "its LoRA",
-                "make room, or lower keep_checkpoints; a checkpoint that does not fit is left out",
-            )
+                Message(
+                    "the disk of {folder} has {free} free, and this training writes up to "
+                    "{needed}: {more} checkpoints of {each} each and its LoRA",
+                    folder=self.folder, free=in_words(free), needed=in_words(needed), more=more,
+                    each=in_words(checkpoint),
+                ),
+                Message(
+                    "make room, or lower {keep}; a checkpoint that does not fit is left out",
+                    keep=Setting("keep_checkpoints"),
+                ),
+            )  # fmt: skip
 
     def _checkpoints_to_come(self, settings: TrainSettings, step: int) -> int:
         """How many more there will be at once. One is written before the oldest is taken away; the

@@ -37,7 +37,10 @@ def draw_samples(
     should_stop: Callable[[], bool] = never,
 ) -> Iterator[Event]:
     """Draw what has been learnt, each prompt from the same noise every time, into `folder`."""
+    drawn = 0
     for index, prompt in enumerate(prompts):
+        if should_stop():
+            break
         yield Progress("drawing samples", index, len(prompts))
         own = (seed + index) % 2**32
         try:
@@ -49,11 +52,23 @@ def draw_samples(
                 path = folder / f"step-{step:06}-{index}.png"
                 publish(path, partial(image.save, format="png"))
                 yield SampleReady(str(path), step, prompt, own, report)
+            drawn += len(images)
         except SAMPLE_FAILURES as error:
-            message = "no sample of {prompt!r} at step {step}: {why}"
-            why = error.message if isinstance(error, SdloraError) else error
-            filled = Message(message, prompt=prompt, step=step, why=why)
-            yield Warned(filled, "training goes on")
+            yield Warned(
+                Message(
+                    "no sample of {prompt!r} at step {step}: {why}", prompt=prompt, step=step,
+                    why=error.message if isinstance(error, SdloraError) else error,
+                ),
+                "training goes on",
+            )  # fmt: skip
+            drawn += 1
+    if drawn < len(prompts):
+        yield Warned(
+            Message(
+                "{count} of {all} samples of step {step} are not drawn: the training was asked to "
+                "end or to pause", count=len(prompts) - drawn, all=len(prompts), step=step,
+            )
+        )  # fmt: skip
 
 
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:

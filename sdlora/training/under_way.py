@@ -17,6 +17,7 @@ from sdlora.families.base import Family
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.metadata import TrainingFacts, count_tags, training_metadata
 from sdlora.lora.recipe import recipe_metadata, versions
+from sdlora.messages import Message, Setting
 from sdlora.optim import unused
 from sdlora.pace import Pace
 from sdlora.requests import Request, answered, asked
@@ -179,8 +180,13 @@ class Training:
         self.pace.go_on(self.step)
         yield Resumed(self.step)
         yield Warned(
-            f"it diverges at step {at}, {why}: back to step {self.step}, from where it goes on at "
-            "half the learning rate",
+            Message(
+                "it diverges at step {at}, {why}: back to step {step}, from where it goes on at "
+                "half the learning rate",
+                at=at,
+                why=why,
+                step=self.step,
+            ),
             "if that does not help either, the training ends",
         )
         return True
@@ -214,8 +220,12 @@ class Training:
         """Draw what has been learnt so far."""
         prompts = prompts_from(self.settings.sample_prompts, self.dataset.captions)
         folder, seed = self.folder / "samples", self.settings.seed
+
+        def ends() -> bool:
+            return should_stop() or asked(self.folder, "pause")
+
         with self.learner.as_kept():
-            yield from draw_samples(self.family, prompts, seed, self.step, folder, should_stop)
+            yield from draw_samples(self.family, prompts, seed, self.step, folder, ends)
         self.pace.sampled()
 
     def measure(self) -> Iterator[Event]:
@@ -226,7 +236,9 @@ class Training:
         if alarm := self.validation.alarm():
             yield alarm
         if self.validation.patience_is_over:
-            said = f"{self.settings.patience} validations without a new best: it ends here"
+            said = Message(
+                "{count} validations without a new best: it ends here", count=self.settings.patience
+            )
             yield Warned(said, "what is kept is the best checkpoint")
         self.pace.sampled()
 
@@ -254,7 +266,8 @@ class Training:
             self.not_saved += 1
             if self.not_saved == 1 or wait:  # those between say nothing new
                 advice = "training goes on, and tries every checkpoint that is due"
-                yield Warned(f"no checkpoint of step {self.step}: {error}", advice)
+                said = Message("no checkpoint of step {step}: {why}", step=self.step, why=error)
+                yield Warned(said, advice)
             return
         self.not_saved = 0
         self.good, self.saved_step = (self.step, state), self.step
@@ -267,7 +280,8 @@ class Training:
         try:
             checkpoints.prune(self.folder, keep, lambda step: bool(best and step == best.step))
         except OSError as error:
-            yield Warned(f"an old checkpoint could not be taken away: {error}", "training goes on")
+            said = Message("an old checkpoint could not be taken away: {why}", why=error)
+            yield Warned(said, "training goes on")
 
     def restore(self, begun: checkpoints.Checkpoint) -> None:
         """Know what a checkpoint knows."""
@@ -286,10 +300,13 @@ class Training:
         if said := changes(then, self.validation_prints):
             self.validation.restore({"figures": [], "alarmed": False})
             yield Warned(
-                f"the pictures of validation_data are not those of before; {said}. Losses on them "
-                f"up to step {begun.step} cannot be compared with those to come",
+                Message(
+                    "the pictures of {setting} are not those of before; {changes}. Losses on them "
+                    "up to step {step} cannot be compared with those to come",
+                    setting=Setting("validation_data"), changes=said, step=begun.step,
+                ),
                 "best and patience begin anew",
-            )
+            )  # fmt: skip
 
     def lora(self, name: str) -> LoraFile:
         """The adapter as it is now, with all that other programs like to know of it."""
@@ -324,7 +341,10 @@ class Training:
         publish = partial(publish_lora, self.lora, wish, self.folder, self.workspace.loras)
         path = yield from self.room.written(publish, 2 * self.learner.lora_bytes, wait=True)
         if path.stem != wish:
-            said = f"there is a LoRA named {wish} already, so this one is {path.stem}"
-            yield Warned(said, f"use it as <lora:{path.stem}:0.8>")
+            said = Message(
+                "there is a LoRA named {wish} already, so this one is {name}",
+                wish=wish, name=path.stem,
+            )  # fmt: skip
+            yield Warned(said, Message("use it as <lora:{name}:0.8>", name=path.stem))
         yield Saved(str(path), self.step)
         return str(path)

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageStat
 from sdlora.encode import Dataset
 from sdlora.events import Event, Validated, Warned
 from sdlora.families.base import Family
+from sdlora.messages import Message, Setting
 from sdlora.presets import unrelated
 from sdlora.settings import TrainSettings
 from sdlora.training.samples import SAMPLE_FAILURES, draw_plainly
@@ -110,7 +111,7 @@ class Validation:
 
     def _unmeasured(self, error: Exception) -> Warned:
         self.prompts = ()
-        said = f"how far unrelated pictures drift is not measured: {error}"
+        said = Message("how far unrelated pictures drift is not measured: {why}", why=error)
         return Warned(said, "training goes on")
 
     def alarm(self) -> Warned | None:
@@ -124,16 +125,27 @@ class Validation:
         now = self.figures[-1]
         if not best.step:
             return Warned(
-                "what it learns does not carry over: on the pictures held out the base model was "
-                f"better (loss {best.loss:.4f}) than the LoRA is now ({now.loss:.4f})",
-                "a lower learning_rate or more pictures help; those held out should be of one kind "
-                "with the others, captions too",
-            )
+                Message(
+                    "what it learns does not carry over: on the pictures held out the base model "
+                    "was better (loss {best:.4f}) than the LoRA is now ({now:.4f})",
+                    best=best.loss, now=now.loss,
+                ),
+                Message(
+                    "a lower {rate} or more pictures help; those held out should be of one kind "
+                    "with the others, captions too", rate=Setting("learning_rate"),
+                ),
+            )  # fmt: skip
         return Warned(
-            "it begins to learn the pictures by heart: on those held out it was best after step "
-            f"{best.step} (loss {best.loss:.4f}) and is worse now ({now.loss:.4f})",
-            f"use the LoRA of step {best.step}; more pictures, a lower rank or fewer steps help",
-        )
+            Message(
+                "overfitting begins: on the pictures held out it was best after step {step} (loss "
+                "{best:.4f}) and is worse now ({now:.4f})",
+                step=best.step, best=best.loss, now=now.loss,
+            ),
+            Message(
+                "use the LoRA of step {step}; more pictures, a lower {rank} or fewer steps help",
+                step=best.step, rank=Setting("rank"),
+            ),
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

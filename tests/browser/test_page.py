@@ -274,10 +274,38 @@ def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, worksp
         expect(chip).to_have_attribute("aria-pressed", "true")
         chip.focus()
         page.keyboard.press("Enter")
-        expect(prompt).to_have_value("a cat, fine grain")
+        expect(prompt).to_have_value("a cat")
         expect(chip).to_have_attribute("aria-pressed", "false")
         prompt.fill("x <lora:film_grain:0.3>")
         expect(chip).to_have_attribute("aria-pressed", "true")
+        prompt.fill("x <lora:film_grain:bad>")
+        expect(chip).to_have_attribute("aria-pressed", "false")
+        prompt.fill("a house # later")
+        chip.click()
+        expect(prompt).to_have_value("a house # later\nfine grain, <lora:film_grain:0.8>")
+        expect(chip).to_have_attribute("aria-pressed", "true")
+        prompt.press("Control+z")
+        expect(prompt).to_have_value("a house # later")
+
+
+def test_an_answer_stays_while_something_runs_and_goes_by_its_close_button(
+    browser: Browser, fake_site: str, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.png"
+    Image.new("RGB", (8, 8)).save(bare)
+    with tab(browser, fake_site) as page:
+        page.locator("#prompt textarea").fill("slow")
+        page.get_by_label("Steps", exact=True).first.fill("500")
+        page.locator("#generate").click()
+        expect(page.locator("#generate-card .line")).to_contain_text("Step", timeout=PATIENT_MS)
+        page.locator("xpath=//*[@id='picture-file']/..//input[@type='file']").set_input_files(bare)
+        answer = page.locator("#restored-notice .notice")
+        expect(answer).to_contain_text("bare.png")
+        page.wait_for_timeout(3000)  # some refreshes
+        expect(answer).to_contain_text("bare.png")
+        page.locator("#restored-notice-close").focus()
+        page.keyboard.press("Enter")
+        expect(answer).to_have_count(0)
 
 
 def test_weights_and_names_by_key(browser: Browser, fake_site: str) -> None:
@@ -339,7 +367,7 @@ def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_
         prompt.fill("something else")
         page.evaluate(DROP)
         expect(prompt).to_have_value("a red ball")
-        expect(page.locator("#generate-notice")).to_contain_text("dropped.png")
+        expect(page.locator("#restored-notice")).to_contain_text("dropped.png")
 
 
 def test_keys_and_theme(browser: Browser, fake_site: str) -> None:

@@ -10,6 +10,8 @@
   document.addEventListener("click", (event) => {
     const group = event.target.closest("[data-group]");
     if (group) group.setAttribute("aria-expanded", String(group.getAttribute("aria-expanded") !== "true"));
+    const show = event.target.closest("[data-show]");
+    if (show) document.getElementById(show.dataset.show)?.scrollIntoView({ block: "center" });
     if (event.target.closest("#theme-switch")) {
       setTheme(document.body.classList.contains("dark") ? "light" : "dark");
     }

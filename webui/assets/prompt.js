@@ -17,42 +17,41 @@
 
   // LoRA cards ------------------------------------------------------------------------------------
 
-  const literally = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-  const tagOf = (name) => {
-    const said = literally(name);
-    return new RegExp(
-      `,?\\s*(?:<lora:\\s*${said}\\s*(?::[^<>]*)?>|(?<![\\w<:/\\\\.@#-])lora:${said}(?::[^\\s,;<>()|]*)?(?=[\\s,;<()|\\]}]|$))`,
-      "i",
-    );
-  };
-
-  // A card is pressed as long as its tag is in the prompt, however it came there.
+  // What a tag means is read by the server alone: it tells with every reading of the prompt which
+  // files its tags use, and what the prompt becomes when a card is clicked.
   const markCards = () => {
-    const text = promptBox()?.value ?? "";
+    const chosen = JSON.parse(document.querySelector("#counter [data-chosen]")?.dataset.chosen ?? "[]");
     for (const card of document.querySelectorAll(".chip")) {
-      const pressed = String(tagOf(card.dataset.tag).test(text));
+      const pressed = String(chosen.includes(card.dataset.tag));
       if (card.getAttribute("aria-pressed") !== pressed) card.setAttribute("aria-pressed", pressed);
     }
   };
 
-  // Words as they are meant, without the backslashes that keep brackets from weighing them.
-  const plainWords = (text) => text.replace(/\\([^])/g, "$1").toLowerCase();
-
+  const clicks = []; // cards whose clicks are not answered yet, the first of them asked about
+  let asked = { number: 0, prompt: "" };
+  const send = () => {
+    if (!clicks.length) return;
+    asked = { number: asked.number + 1, prompt: promptBox().value };
+    const box = document.querySelector("#lora-clicked :is(textarea, input)");
+    box.value = JSON.stringify({ ...asked, name: clicks[0].dataset.tag });
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    const { number } = asked;
+    setTimeout(() => number === asked.number && clicks.splice(0), 10_000); // no answer is to come
+  };
   const toggle = (card) => {
+    clicks.push(card);
+    if (clicks.length === 1) send();
+  };
+  const answered = () => {
+    const answer = document.querySelector("#lora-edited [data-number]")?.dataset;
+    if (!clicks.length || Number(answer?.number) !== asked.number) return;
     const box = promptBox();
-    const { tag, words, weight } = card.dataset;
-    let text = box.value;
-    if (tagOf(tag).test(text)) {
-      text = text.replace(tagOf(tag), "").replace(/^[\s,]+/, "");
-    } else {
-      const spoken = plainWords(text);
-      const missing = words.split(", ").filter((word) => word && !spoken.includes(plainWords(word)));
-      const parts = [text.trim().replace(/,$/, ""), ...missing, `<lora:${tag}:${weight}>`];
-      text = parts.filter(Boolean).join(", ");
-    }
-    replace(box, 0, box.value.length, text);
-    markCards();
-    card.focus();
+    if (box.value === asked.prompt) {
+      const card = clicks.shift();
+      replace(box, 0, box.value.length, answer.text);
+      card.focus();
+    } // else it was typed on meanwhile: ask again
+    send();
   };
 
   // Ctrl + Up and Down ----------------------------------------------------------------------------
@@ -239,7 +238,6 @@
       return accept(option);
     });
     document.addEventListener("input", (event) => {
-      if (event.target === promptBox()) markCards();
       if (event.target.matches(boxes)) look(event.target);
     });
     document.addEventListener("focusout", (event) => {
@@ -248,11 +246,12 @@
     let seen; // what the names on offer were asked with
     new MutationObserver(() => {
       markCards();
+      answered();
       const typed = list()?.dataset.typed;
       if (typed === seen) return;
       seen = typed;
       offer();
-    }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-typed"] });
+    }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-typed", "data-number", "data-chosen"] });
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
   else begin();

@@ -11,12 +11,12 @@ from gradio.components import Component
 
 from sdlora import runs
 from sdlora.errors import SdloraError
-from sdlora.prompt.scanner import plain_words
 from sdlora.settings import ImageRequest
 from webui import markup, reading
 from webui.chooser import Chooser
 from webui.follow import Follower
 from webui.form import Form
+from webui.notice import Answer, Notice
 from webui.parts import QUICK, html
 from webui.restoring import Restorer
 from webui.studio import Run, Studio
@@ -42,7 +42,7 @@ class GenerateTab:
     restorer: Restorer
     generate: Component
     cancel: Component
-    notice: Component
+    notice: Notice
     card: Component
     pictures: Component
     earlier: Component
@@ -53,7 +53,7 @@ class GenerateTab:
     @property
     def views(self) -> list[Component]:
         """What changes when the request on screen does."""
-        own = (self.card, self.pictures, self.earlier, self.cancel, self.notice)
+        own = (self.card, self.pictures, self.earlier, self.cancel)
         return [*own, self.shown, self.seen, self.timer]
 
 
@@ -69,11 +69,11 @@ def build(studio: Studio) -> GenerateTab:
                 cancel = gr.Button(
                     "Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90
                 )
-            notice = html(elem_id="generate-notice")
+            notice, restored = Notice("generate-notice"), Notice("restored-notice")
             with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
                 parsed = html(elem_id="parsed")
             chooser = Chooser()
-            restorer = _settings(studio, form)
+            restorer = _settings(studio, form, restored)
         with gr.Column(scale=6, min_width=320, elem_classes="made"):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
@@ -86,12 +86,12 @@ def build(studio: Studio) -> GenerateTab:
     return tab
 
 
-def _settings(studio: Studio, form: Form) -> Restorer:
+def _settings(studio: Studio, form: Form, restored: Notice) -> Restorer:
     with gr.Row(elem_classes="row-fields"):
         form.add("steps", "guidance", "count", compact=True, min_width=80)
         form.add("seed", compact=True, min_width=110, elem_id="seed")
     with gr.Row(elem_classes="row-fields"):
-        restorer = Restorer()
+        restorer = Restorer(restored)
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False):
@@ -115,15 +115,15 @@ def _last_seed(studio: Studio) -> int:
 
 
 def _wire(studio: Studio, tab: GenerateTab) -> None:
-    follower = Follower(studio, tab.notice, studio.request, lambda run: view(studio, tab, run))
+    follower = Follower(studio, studio.request, lambda run: view(studio, tab, run))
 
-    def generate(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        return follower.start(lambda: ImageRequest.of(tab.form.read(sent)))
+    def generate(sent: Mapping[Component, Any]) -> Answer:
+        return follower.start(ImageRequest.of(tab.form.read(sent)), card="generate-card")
 
-    tab.generate.click(generate, inputs=set(tab.form.fields.values()), outputs=tab.views, **QUICK)
-    tab.cancel.click(follower.stop, inputs=[tab.shown], outputs=tab.views, **QUICK)
+    tab.notice.answer(tab.generate.click, generate, set(tab.form.fields.values()), tab.views)
+    tab.notice.answer(tab.cancel.click, follower.stop, [tab.shown], tab.views)
     tab.chooser.wire(studio, tab.form.fields["model"])
-    tab.restorer.wire(studio, tab.form, tab.notice)
+    tab.restorer.wire(studio, tab.form)
     _wire_reading(studio, tab)
     tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
@@ -162,7 +162,6 @@ def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, A
         tab.pictures: markup.gallery(run.state.samples, studio.media, reuse=True),
         tab.earlier: earlier,
         tab.cancel: gr.Button(interactive=run.live and not run.stopping),
-        tab.notice: "",
         tab.shown: run.name,
         tab.seen: run.version,
         tab.timer: gr.Timer(active=run.live),
@@ -175,13 +174,3 @@ def _title(run: Run) -> str:
     except SdloraError:
         return run.name
     return prompt if len(prompt) <= 120 else f"{prompt[:117]}…"
-
-
-def with_tag(prompt: str, name: str, words: tuple[str, ...], weight: float) -> str:
-    """The prompt with a LoRA's tag and the words that call it, each unless it is there already."""
-    tag = f"<lora:{name}:{weight:g}>"
-    spoken = plain_words(prompt).lower()
-    missing = [word for word in words if plain_words(word).lower() not in spoken]
-    if f"<lora:{name}:".lower() not in prompt.lower():
-        missing.append(tag)
-    return ", ".join(filter(None, [prompt.strip().rstrip(","), *missing]))

@@ -26,6 +26,7 @@ from webui.errand import Errand
 from webui.follow import Follower
 from webui.form import Form
 from webui.loras import prompt_words
+from webui.notice import Answer, Notice
 from webui.parts import QUICK, html
 from webui.studio import Run, Studio
 from webui.training import Training
@@ -55,7 +56,7 @@ class TrainTab:
     measured: Errand
     describing: Describing
     summary: Component
-    notice: Component
+    notice: Notice
     start: Component
     training: Training
 
@@ -67,7 +68,7 @@ class TrainTab:
     @property
     def views(self) -> list[Component]:
         """What changes when the training on screen does."""
-        return [self.notice, *self.training.views]
+        return self.training.views
 
     @property
     def suggested(self) -> list[Component]:
@@ -105,7 +106,7 @@ def build(studio: Studio) -> TrainTab:
             form.add("effort")
             summary = html(elem_id="summary")
             start = gr.Button("Start training", variant="primary", elem_id="start")
-            notice = html(elem_id="train-notice")
+            notice = Notice("train-notice")
             _advanced(studio, form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
             training = Training(studio)
@@ -129,22 +130,16 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
             elem_id="files",
         )
         add = gr.Button("Add these pictures", elem_id="add")
-        said = html(elem_id="add-notice")
+        notice = Notice("add-notice")
 
-    def added(name: str, paths: list[str] | None) -> dict[Component, Any]:
-        try:
-            result = datasets.add(studio.workspace, name, [Path(p) for p in paths or ()])
-        except SdloraError as error:
-            return {said: markup.problem(str(error))}
+    def added(name: str, paths: list[str] | None) -> Answer:
+        result = datasets.add(studio.workspace, name, [Path(p) for p in paths or ()])
         discard(map(Path, paths or ()), studio.workspace.uploads)
         sets = sorted(studio.workspace.dataset_folders())
-        return {
-            said: markup.added(result),
-            files: None,
-            pictures: gr.Dropdown(sets, value=result.folder.name),
-        }
+        chosen = gr.Dropdown(sets, value=result.folder.name)
+        return Answer({files: None, pictures: chosen}, markup.added(result))
 
-    add.click(added, inputs=[name, files], outputs=[said, files, pictures], **QUICK)
+    notice.answer(add.click, added, [name, files], [files, pictures])
 
 
 def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
@@ -158,9 +153,7 @@ def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
 
 
 def _wire(studio: Studio, tab: TrainTab) -> None:
-    follower = Follower(
-        studio, tab.notice, studio.training, lambda run: tab.training.show(studio, run)
-    )
+    follower = Follower(studio, studio.training, lambda run: tab.training.show(studio, run))
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         names = suggest_names(studio, tab, sent[tab.pictures])
@@ -170,9 +163,9 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         shown = suggest_values(studio, tab, sent)
         return {**shown, **summed_up(studio, tab, {**sent, **shown}), **measured_still(studio, tab)}
 
-    def start(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        begun = follower.start(lambda: TrainSettings.of(values(studio, tab, sent)))
-        return {tab.notice: "", **begun}
+    def start(sent: Mapping[Component, Any]) -> Answer:
+        settings = TrainSettings.of(values(studio, tab, sent))
+        return follower.start(settings, settings.name, "run-card")
 
     suggested, inputs = [*tab.suggested, *tab.measured.views], tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
@@ -182,24 +175,24 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
     _wire_looks(studio, tab)
-    tab.start.click(start, inputs=inputs, outputs=tab.views, **QUICK)
+    tab.notice.answer(tab.start.click, start, inputs, tab.views)
     tab.training.wire(studio, follower)
 
 
 def _wire_looks(studio: Studio, tab: TrainTab) -> None:
     """What can be known of a training before it starts."""
     inputs = tab.inputs
-    tab.look.click(
-        lambda sent: {tab.preflight: checked(studio, tab, sent)},
-        inputs, [tab.preflight], **{**QUICK, "show_progress": "minimal"},
+    tab.measured.notice.answer(
+        tab.look.click, lambda sent: {tab.preflight: checked(studio, tab, sent)},
+        inputs, [tab.preflight], show_progress="minimal",
     )  # fmt: skip
     tab.measured.wire()
     tab.measured.card.change(
         lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK
     )
-    tab.measure.click(
-        lambda sent: tab.measured.start(lambda: to_measure(studio, tab, sent)),
-        inputs, tab.measured.views, **QUICK,
+    tab.measured.notice.answer(
+        tab.measure.click, lambda sent: tab.measured.start(to_measure(studio, tab, sent)),
+        inputs, tab.measured.views,
     )  # fmt: skip
 
 
@@ -290,19 +283,16 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
 
 
 def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
-    """Every picture as the training would see it, or why there would be none."""
-    try:
-        given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
-        settings = with_preset(given, family_of(studio, tab, sent))
-        found = check(settings, studio.workspace)
-    except SdloraError as error:
-        return markup.problem(str(error))
+    """Every picture as the training would see it. SdloraError: why there would be none."""
+    given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+    settings = with_preset(given, family_of(studio, tab, sent))
+    found = check(settings, studio.workspace)
     return preflight.report(found, studio.media, known_cost(studio, settings))
 
 
 def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
     """Updates that bring a training onto the screen; None: there has been none."""
-    return {tab.notice: "", **tab.training.show(studio, run)}
+    return tab.training.show(studio, run)
 
 
 def called(studio: Studio, run: Run, tag: str) -> tuple[str, tuple[str, ...], float]:
