@@ -20,19 +20,21 @@ Updates = dict[Component, Any]
 
 @dataclass(frozen=True)
 class Follower:
-    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen."""
+    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen,
+    `marks` makes what marks the fields that an error names."""
 
     studio: Studio
     notice: Component
     find: Callable[[str], Run | None]
     view: Callable[[Run | None], Updates]
+    marks: Callable[[SdloraError], str] = lambda error: ""
 
     def start(self, settings: Callable[[], Settings]) -> Updates:
         """Put work into the queue; what is wrong with the settings is said on the tab."""
         try:
             run = self.studio.start(settings())
         except SdloraError as error:
-            return {self.notice: markup.problem(str(error))}
+            return {self.notice: markup.problem(error.message) + self.marks(error)}
         return self.view(run)
 
     def tick(self, name: str, seen: str = "") -> Any:

@@ -100,7 +100,7 @@ def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
 
 
 def counter(reading: Reading, asked: Asked) -> str:
-    """One line under the prompt, and under it what will not be used as it was meant."""
+    """One line under the prompt."""
     if not asked.prompt.strip() and not asked.negative_prompt.strip():
         return ""
     parts = [_counts(reading.positive.stages)] if reading.counted else []
@@ -108,10 +108,13 @@ def counter(reading: Reading, asked: Asked) -> str:
         parts.append(f"negative {_counts(reading.negative.stages)}")
     found = [use for use in reading.uses if use.entry and not use.problem]
     parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
-    line = " · ".join(parts)
+    return f'<p class="count" role="status">{" · ".join(parts)}</p>'
+
+
+def unused(reading: Reading) -> str:
+    """What will not be used as it was meant; no alert while it is typed."""
     said = "".join(f"<p>{esc(one)}</p>" for one in reading.problems)
-    notice = f'<div class="notice">{said}</div>' if said else ""  # no alert while it is typed
-    return f'<p class="count" role="status">{line}</p>{notice}'
+    return f'<div class="notice">{said}</div>' if said else ""
 
 
 def _counts(stages: Iterable[Stage]) -> str:

@@ -1,0 +1,79 @@
+// What is typed stays in the browser: for this tab, and for the next one that opens.
+window.sdloraDrafts = (() => {
+  "use strict";
+
+  const WAIT_MS = 150;
+  const key = (place) => `sdlora-draft-${place}`;
+  const same = (a, b) => JSON.stringify(a ?? "") === JSON.stringify(b ?? "");
+  let isReady = false; // before that the fields hold what the page began with, not what was typed
+  const drafts = {}; // place -> the fields that somebody has set
+  const held = {}; // place -> what every field holds
+  const waiting = {};
+
+  // A browser may forbid storage, or have none left: then a draft lives as long as its page.
+  const read = (store, place) => {
+    try {
+      return store.getItem(key(place));
+    } catch {
+      return null;
+    }
+  };
+  const write = (store, place, text) => {
+    try {
+      store.setItem(key(place), text);
+    } catch {
+      // nothing to do: see above
+    }
+  };
+
+  const save = (place) => {
+    clearTimeout(waiting[place]);
+    delete waiting[place];
+    const text = JSON.stringify(drafts[place]);
+    for (const store of [sessionStorage, localStorage]) write(store, place, text);
+  };
+
+  const parsed = (text) => {
+    try {
+      return JSON.parse(text) ?? {};
+    } catch {
+      return {};
+    }
+  };
+
+  // Some field has changed: `ids` are those of all fields by name, `values` what they hold, `usual`
+  // the JSON of what they hold while nobody sets them.
+  const typed = (place, ids, usual, values) => {
+    const before = held[place];
+    const names = Object.keys(ids);
+    held[place] = Object.fromEntries(names.map((name, at) => [name, values[at]]));
+    const changed = before ? names.filter((name) => !same(before[name], held[place][name])) : [];
+    const detail = changed.map((name) => ids[name]);
+    document.dispatchEvent(new CustomEvent("sdlora-changed", { detail }));
+    if (!isReady) return;
+    const defaults = parsed(usual);
+    drafts[place] = Object.fromEntries(
+      Object.entries(held[place]).filter(([name, value]) => !same(value, defaults[name])),
+    );
+    clearTimeout(waiting[place]);
+    waiting[place] = setTimeout(save, WAIT_MS, place);
+  };
+
+  // The drafts to begin with: this tab's own, else the last of any tab.
+  const stored = (places) =>
+    places.map((place) => {
+      const text = read(sessionStorage, place) ?? read(localStorage, place) ?? "";
+      if (text) write(sessionStorage, place, text);
+      drafts[place] = parsed(text || "{}");
+      return text;
+    });
+
+  const stash = (place) => {
+    write(sessionStorage, `${place}-before-reset`, JSON.stringify(drafts[place] ?? {}));
+    return [];
+  };
+  const stashed = (place) => [read(sessionStorage, `${place}-before-reset`) ?? ""];
+
+  addEventListener("pagehide", () => Object.keys(waiting).forEach(save));
+  return { typed, stored, stash, stashed, ready: () => (isReady = true) };
+})();
