@@ -24,9 +24,14 @@ WORDS = {
 }  # fmt: skip
 
 
-def another(settings: type[Any], name: str, beside: Mapping[str, Any] | None = None) -> Any:
-    """A value other than the default that the settings accept, with those of `beside`."""
+def another(
+    settings: type[Any], name: str, beside: Mapping[str, Any] | None = None, usual: Any = None
+) -> Any:
+    """A value that is neither the default nor `usual` and that the settings accept, with those of
+    `beside`."""
     for value in _candidates(settings, name):
+        if value == usual:
+            continue
         try:
             settings.of({**REQUIRED[settings], **(beside or {}), name: value})
         except SdloraError:

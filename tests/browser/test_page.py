@@ -4,99 +4,20 @@ With the stand-ins of `fakes` it is about the page alone; with the starter model
 Screenshots go to the test's own folder, or to $SDLORA_SCREENSHOTS.
 """
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import (
-    Browser,
-    ConsoleMessage,
-    Locator,
-    Page,
-    Request,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.numpy import save_file
 
-from launch import ROOT
-from sdlora import runs
+from driving import PATIENT_MS, SCREENSHOTS, site, tab
 from sdlora.workspace import STARTER_MODEL
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-CHROMIUM_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
-SCREENSHOTS = os.environ.get("SDLORA_SCREENSHOTS", "")
-# Importing torch, and training, on a busy machine; for pictures no limit that it could break
-PATIENT_MS = 24 * 3_600_000 if SCREENSHOTS else 400_000
 HAS_MODEL = (STARTER_MODEL / "model_index.json").exists()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
-        yield started
-        started.close()
-
-
-@contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**os.environ, "PYTHONPATH": paths, **environment}
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.terminate()
-            running.wait(30)
-
-
-@contextmanager
-def site(workspace: Path) -> Iterator[str]:
-    """The real server, started by the real command; its address."""
-    # no --port: it takes the next free one itself, whatever other tests start at the same moment
-    with process("-m", "sdlora.cli", "serve", "--workspace", str(workspace)) as running:
-        assert running.stdout
-        said = running.stdout.readline()
-        assert "http://127.0.0.1:" in said
-        yield said.split()[-1]
-
-
-@contextmanager
-def tab(browser: Browser, address: str, **look: str) -> Iterator[Page]:
-    """A page with its own browser profile; whatever it complains of fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **look)  # type: ignore[arg-type]
-    page = context.new_page()
-    complaints: list[str] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            complaints.append(message.text)
-
-    def asked(request: Request) -> None:
-        if not request.url.startswith((address.split("?")[0].rstrip("/"), "data:", "blob:")):
-            complaints.append(f"asked {request.url}")
-
-    page.on("console", hear)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", asked)
-    page.goto(address)
-    patience = max(30_000, PATIENT_MS if SCREENSHOTS else 0)
-    expect(page.locator("#loras :is(button, p)").first).to_be_attached(timeout=patience)
-    yield page
-    context.close()
-    assert not complaints
 
 
 def card(page: Page, place: str, status: str) -> Locator:
@@ -151,14 +72,6 @@ def whole_loop(
         picture = page.locator("#pictures img")
         expect(picture).to_have_count(1)
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
-
-
-@pytest.fixture
-def fake_site(workspace: Path) -> Iterator[str]:
-    with process("-m", "fakes", str(workspace)), site(workspace) as address:
-        yield address
-        for folder in runs.run_folders(workspace / "runs"):
-            runs.stop(folder)  # a training would outlive its worker, as it is meant to
 
 
 def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
