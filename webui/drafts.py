@@ -1,6 +1,6 @@
 """What is typed into a tab, kept in the browser: it survives a reload and a restarted server.
 
-The page's script stores what differs from the usual values whenever a field changes, for the
+The page's script stores what differs from the usual values whenever something is done, for the
 browser's tab and for the next new one. A page that opens hands it to the server with its first
 request, so that defaults, presets and the draft arrive as one update.
 """
@@ -21,6 +21,7 @@ from webui.follow import Updates
 from webui.form import Form
 from webui.parts import QUICK
 
+KEEP = "() => { window.sdloraDrafts?.collect(); return []; }"
 READY = "() => { window.sdloraDrafts?.ready(); return []; }"
 
 
@@ -34,6 +35,9 @@ class Draft:
         self.usual = gr.Textbox(label="Usual values", elem_id=f"{place}-usual", **hidden)
         # the page's script hands over the stored draft in its place
         self.stored = gr.Textbox(label="Draft", elem_id=f"{place}-draft", **hidden)
+        # pressed by the script a moment after something was done; every field's own event would
+        # be a hundred calls when a preset fills the form
+        self.collect = gr.Button("Keep the draft", elem_id=f"{place}-collect", **hidden)
         self.reset = gr.Button("Reset all fields", size="sm", elem_id=f"{place}-reset")
         self.undo = gr.Button("Undo the reset", size="sm", visible=False, elem_id=f"{place}-undo")
 
@@ -46,8 +50,7 @@ class Draft:
         """Keep what these components hold; `fill` brings a draft into the form, {} its defaults."""
         ids = json.dumps({name: part.elem_id for name, part in held.items()})
         call = f"window.sdloraDrafts?.typed({json.dumps(self.place)}, {ids}, "
-        gr.on(
-            [part.change for part in held.values()],  # type: ignore[attr-defined]
+        self.collect.click(
             None,
             [self.usual, *held.values()],
             None,
@@ -66,8 +69,10 @@ class Draft:
             f"() => window.sdloraDrafts.{name}({json.dumps(self.place)})"
             for name in ("stash", "stashed")
         )
-        self.reset.click(reset, None, changed, js=stash, **QUICK)
-        self.undo.click(undo, [self.stored], changed, js=stashed, **QUICK)
+        begun = self.reset.click(reset, None, changed, js=stash, **QUICK)
+        undone = self.undo.click(undo, [self.stored], changed, js=stashed, **QUICK)
+        for event in (begun, undone):
+            event.then(None, js=KEEP, **QUICK)
 
 
 def stored(*drafts: Draft) -> str:

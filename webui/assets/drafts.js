@@ -2,13 +2,14 @@
 window.sdloraDrafts = (() => {
   "use strict";
 
-  const WAIT_MS = 150;
+  const WAITS_MS = [100, 1_500, 6_000, 20_000]; // a pause in typing, and what the server answers to it
   const key = (place) => `sdlora-draft-${place}`;
   const same = (a, b) => JSON.stringify(a ?? "") === JSON.stringify(b ?? "");
   let isReady = false; // before that the fields hold what the page began with, not what was typed
   const drafts = {}; // place -> the fields that somebody has set
   const held = {}; // place -> what every field holds
-  const waiting = {};
+  const places = new Set();
+  let waiting = [];
 
   // A browser may forbid storage, or have none left: then a draft lives as long as its page.
   const read = (store, place) => {
@@ -27,8 +28,6 @@ window.sdloraDrafts = (() => {
   };
 
   const save = (place) => {
-    clearTimeout(waiting[place]);
-    delete waiting[place];
     const text = JSON.stringify(drafts[place]);
     for (const store of [sessionStorage, localStorage]) write(store, place, text);
   };
@@ -41,8 +40,18 @@ window.sdloraDrafts = (() => {
     }
   };
 
-  // Some field has changed: `ids` are those of all fields by name, `values` what they hold, `usual`
-  // the JSON of what they hold while nobody sets them.
+  // Something was done: what all fields hold now is asked for, once it has come to rest.
+  const collect = () => {
+    for (const place of places) document.getElementById(`${place}-collect`)?.click();
+  };
+  const done = (event) => {
+    if (event.target.id?.endsWith("-collect")) return;
+    waiting.forEach(clearTimeout);
+    waiting = WAITS_MS.map((wait) => setTimeout(collect, wait));
+  };
+
+  // What the fields hold: `ids` are theirs by name, `values` what each holds, `usual` the JSON
+  // of what they hold while nobody sets them.
   const typed = (place, ids, usual, values) => {
     const before = held[place];
     const names = Object.keys(ids);
@@ -55,13 +64,13 @@ window.sdloraDrafts = (() => {
     drafts[place] = Object.fromEntries(
       Object.entries(held[place]).filter(([name, value]) => !same(value, defaults[name])),
     );
-    clearTimeout(waiting[place]);
-    waiting[place] = setTimeout(save, WAIT_MS, place);
+    save(place);
   };
 
   // The drafts to begin with: this tab's own, else the last of any tab.
-  const stored = (places) =>
-    places.map((place) => {
+  const stored = (asked) =>
+    asked.map((place) => {
+      places.add(place);
       const text = read(sessionStorage, place) ?? read(localStorage, place) ?? "";
       if (text) write(sessionStorage, place, text);
       drafts[place] = parsed(text || "{}");
@@ -74,6 +83,7 @@ window.sdloraDrafts = (() => {
   };
   const stashed = (place) => [read(sessionStorage, `${place}-before-reset`) ?? ""];
 
-  addEventListener("pagehide", () => Object.keys(waiting).forEach(save));
-  return { typed, stored, stash, stashed, ready: () => (isReady = true) };
+  for (const kind of ["input", "change", "click"]) document.addEventListener(kind, done, true);
+  addEventListener("pagehide", collect);
+  return { typed, stored, stash, stashed, collect, ready: () => (isReady = true) };
 })();
