@@ -24,10 +24,6 @@ def card(page: Page, place: str, status: str) -> Locator:
     return page.locator(f"#{place} .pill.{status}")
 
 
-def set_field(page: Page, place: str, label: str, value: str) -> None:
-    page.locator(place).get_by_label(label, exact=True).fill(value)
-
-
 def start_training(page: Page, name: str, steps: int, sample_every: int) -> None:
     page.get_by_role("tab", name="Train").click()
     page.locator("#pictures-choice input").click()
@@ -38,11 +34,11 @@ def start_training(page: Page, name: str, steps: int, sample_every: int) -> None
     expect(page.locator("#thumbs img")).to_have_count(20)
     page.locator("#lora-name textarea, #lora-name input").fill(name)
     page.get_by_role("button", name="Advanced").click()
-    set_field(page, "#advanced", "Steps", str(steps))
+    page.locator("#train-steps input").fill(str(steps))
     find = page.locator("#advanced").get_by_role("searchbox")
     find.fill("samples none")
-    expect(page.locator("#advanced").get_by_label("Steps", exact=True)).to_be_hidden()
-    set_field(page, "#advanced", "Sample every", str(sample_every))
+    expect(page.locator("#train-steps")).to_be_hidden()
+    page.locator("#train-sample-every input").fill(str(sample_every))
     find.fill("")
     page.get_by_role("button", name="Start training").click()
 
@@ -66,7 +62,7 @@ def whole_loop(
         expect(prompt).to_be_visible()
         expect(prompt).to_have_value("neon lighting, <lora:my neon:0.8>")
         prompt.fill("a red ball, neon lighting, <lora:my neon:0.8>")
-        page.get_by_label("Steps", exact=True).first.fill(str(picture_steps))
+        page.locator("#generate-steps input").fill(str(picture_steps))
         prompt.press("Control+Enter")
         expect(card(page, "generate-card", "done")).to_be_visible(timeout=PATIENT_MS)
         picture = page.locator("#pictures img")
@@ -235,7 +231,7 @@ def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_
     with tab(browser, fake_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("a red ball")
-        page.get_by_label("Count", exact=True).first.fill("2")
+        page.locator("#generate-count input").fill("2")
         prompt.press("Control+Enter")
         expect(page.locator("#pictures img")).to_have_count(2, timeout=PATIENT_MS)
         page.locator("#pictures a.picture").first.click()
@@ -259,9 +255,12 @@ def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
     with tab(browser, fake_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("slow")
-        page.get_by_label("Steps", exact=True).first.fill("500")
+        page.locator("#generate-steps input").fill("500")
         prompt.press("Control+Enter")
         expect(page.locator("#generate-card .line")).to_contain_text("Step")
+        page.keyboard.press("Escape")
+        expect(prompt).not_to_be_focused()
+        expect(card(page, "generate-card", "running")).to_be_visible()
         page.keyboard.press("Escape")
         expect(card(page, "generate-card", "stopped")).to_be_visible()
         page.locator("#theme-switch").click()
