@@ -50,6 +50,14 @@ window.sdloraDrafts = (() => {
     waiting = WAITS_MS.map((wait) => setTimeout(collect, wait));
   };
 
+  // An empty number stands for its usual value, that of a preset too, and shows it.
+  const hint = (ids, defaults) => {
+    for (const [name, id] of Object.entries(ids)) {
+      const box = defaults[name] && document.querySelector(`#${id}.number input`);
+      if (box && box.placeholder !== defaults[name]) box.placeholder = defaults[name];
+    }
+  };
+
   // What the fields hold: `ids` are theirs by name, `values` what each holds, `usual` the JSON
   // of what they hold while nobody sets them.
   const typed = (place, ids, usual, values) => {
@@ -61,6 +69,7 @@ window.sdloraDrafts = (() => {
     document.dispatchEvent(new CustomEvent("sdlora-changed", { detail }));
     if (!isReady) return;
     const defaults = parsed(usual);
+    hint(ids, defaults);
     drafts[place] = Object.fromEntries(
       Object.entries(held[place]).filter(([name, value]) => !same(value, defaults[name])),
     );
