@@ -165,9 +165,9 @@ def test_what_is_wrong_is_marked_and_found(browser: Browser, fake_site: str) -> 
         expect(page.locator("#unused")).to_contain_text("nobod")
         assert page.locator("#generate").bounding_box() == top, "what is told pushes nothing away"
         page.locator("#prompt textarea").fill("a cat")
-        page.evaluate("sessionStorage.setItem('sdlora-draft-generate', JSON.stringify("
-                      "{prompt: 'a cat', steps: '2.7', hires_scale: '99'}))")  # fmt: skip
-        page.evaluate("window.sdloraDrafts.stored(['generate'])")
+        page.get_by_role("button", name="More settings").click()
+        page.evaluate(WRITE, {"generate-hires-scale": "99"})
+        page.wait_for_function("sessionStorage['sdlora-draft-generate']?.includes('99')")
         page.reload()
         expect(page.locator("#generate-steps input")).to_have_value("2.7")
         page.locator("#generate").click()
