@@ -48,6 +48,8 @@ def open_everything(page: Page) -> None:
     """Every accordion of the tab, those within it, and every group."""
     while (closed := page.locator(".gr-accordion > button:not(.open):visible")).count():
         closed.first.click()
+    expect(page.locator(".find-setting:visible")).to_have_count(1)
+    page.wait_for_timeout(500)  # for what was folded to be there as a whole
     page.evaluate(
         "document.querySelectorAll('[data-group][aria-expanded=false]').forEach("
         "(title) => title.offsetParent && title.click())"
@@ -165,8 +167,8 @@ def test_what_is_wrong_is_marked_and_found(browser: Browser, fake_site: str) -> 
         expect(page.locator("#unused")).to_contain_text("nobod")
         assert page.locator("#generate").bounding_box() == top, "what is told pushes nothing away"
         page.locator("#prompt textarea").fill("a cat")
-        page.get_by_role("button", name="More settings").click()
-        page.evaluate(WRITE, {"generate-hires-scale": "99"})
+        open_everything(page)
+        page.locator("#generate-hires-scale input").fill("99")
         page.wait_for_function("sessionStorage['sdlora-draft-generate']?.includes('99')")
         page.reload()
         expect(page.locator("#generate-steps input")).to_have_value("2.7")
@@ -219,6 +221,7 @@ def test_what_is_typed_outlives_a_reload_and_a_new_server(
         page.evaluate(WRITE, where)
         page.wait_for_function("sessionStorage['sdlora-draft-train']?.includes('rank')")
         page.reload()
+        show_tab(page, "Train")
         expect(page.locator("#lora-name :is(input, textarea)")).to_have_value("mine")
         assert held(page) == where
         other = context.new_page()
@@ -228,6 +231,7 @@ def test_what_is_typed_outlives_a_reload_and_a_new_server(
         other.wait_for_function("localStorage['sdlora-draft-generate'].includes('dog')")
     with site(workspace, "--port", port) as address:
         page.goto(address)
+        show_tab(page, "Train")
         expect(page.locator("#lora-name :is(input, textarea)")).to_have_value("mine")
         assert held(page) == where, "this tab's own, not the other's"
         page.locator("#train-reset").click()
