@@ -19,7 +19,7 @@ from sdlora.generate import render
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
 from sdlora.prompt.tags import written
-from sdlora.review import GridSettings, chosen, loras_by_step, prompts_of
+from sdlora.review import GridSettings, chosen, columns, loras_by_step, prompts_of
 from sdlora.runs import SETTINGS_FILE, find_run, read
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace, publish
@@ -64,7 +64,8 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     files = loras_by_step(run, state)
     if settings.checkpoints:
         files = {step: chosen(files, step) for step in settings.checkpoints}
-    cells = cells_of(prompts_of(settings, state), files, settings.strengths)
+    strengths = columns(settings.strengths)
+    cells = cells_of(prompts_of(settings, state), files, strengths)
     yield Progress("loading the model")
     family = _opened(run, workspace)
     library = Library(dict.fromkeys(path.parent for path in files.values()))
@@ -81,7 +82,7 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
         yield SampleReady(str(path), cell.step, cell.prompt, settings.seed, at)
         pace.stepped(number)
         yield Step(number, len(cells), seconds_left=pace.seconds_left(number))
-    sheet = lay_out(rows_of(drawn), [f"{strength:g}" for strength in (0.0, *settings.strengths)])
+    sheet = lay_out(rows_of(drawn), [f"{strength:g}" for strength in (0.0, *strengths)])
     path = publish(into / "grid.png", partial(sheet.save, format="png"))
     yield Done(str(path), time.monotonic() - began)
 

@@ -50,6 +50,12 @@ class GridSettings(Settings):
         return str(validated(checked_name, name))
 
 
+def columns(strengths: Sequence[float]) -> tuple[float, ...]:
+    """The strengths to draw beside the base model's picture, which is that of strength 0: each
+    other one once."""
+    return tuple(dict.fromkeys(filter(None, strengths))) or tuple(strengths[:1])
+
+
 @dataclass(frozen=True)
 class Suggestion:
     """The LoRA to take, and after which step it was that."""

@@ -58,8 +58,10 @@ class Browser:
         return self.values[self.ids[elem_id]]
 
     def fire(self, target: int | None, event: str, query: str = "") -> None:
-        """Run the handler of an event, and take in what it changes."""
-        (one,) = [d for d in self.config["dependencies"] if [target, event] in d["targets"]]
+        """Run the handler of an event, and take in what it changes. What the page's script does by
+        itself is not done."""
+        handlers = [d for d in self.config["dependencies"] if [target, event] in d["targets"]]
+        (one,) = [d for d in handlers if d["backend_fn"]]
         body = {
             "fn_index": one["id"],
             "data": [self.values[i] for i in one["inputs"]],

@@ -1,27 +1,95 @@
 """Every setting has its place in a form, and comes back from it as it went in."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from filled_in import another
+from sdlora.errors import SettingsError
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
-from surfing import StudioWithoutWorker
-from webui.form import Form, component, widget
+from surfing import Browser, StudioWithoutWorker
+from webui import fields, theme
+from webui.drafts import recall
+from webui.form import Form, component, marks, widget
+from webui.studio import Studio
 from webui.tabs import generate, train
 
+BOTH = pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
 
-@pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
+
+@pytest.fixture
+def studio(workspace: Path) -> Studio:
+    return StudioWithoutWorker(Workspace.open(workspace))
+
+
+def through_component(part: Any, value: Any) -> Any:
+    """A value as a component of Gradio's hands it to the page, and takes it back from there."""
+    sent = part.postprocess(value)
+    return part.preprocess(json.loads(json.dumps(getattr(sent, "root", sent))))
+
+
+@BOTH
 def test_every_setting_has_a_component(settings: type[Any]) -> None:
     for name, field in settings.model_fields.items():
         part = component(settings, name)
         assert part.label.lower() == name.replace("_", " ")
         assert part.info == field.description
-        row, _ = widget(field)
-        if not field.is_required() and field.default is not None:
-            assert row.parse(part.value) == field.default, name
+
+
+@BOTH
+def test_every_setting_comes_back_from_its_component_and_unset_stays_unset(
+    settings: type[Any],
+) -> None:
+    form = Form(settings)
+    form.add(*settings.model_fields)
+    begun = {part: through_component(part, part.value) for part in form.fields.values()}
+    assert form.read(begun) == {}, "what nobody set"
+    for name, field in settings.model_fields.items():
+        part = form.fields[name]
+        value = another(settings, name)
+        held = through_component(part, fields.shown(field, value))
+        assert fields.read(field, held) == value, name
+        assert form.read({**begun, part: held}) == {name: value}
+        unset = through_component(part, fields.shown(field, fields.default(field)))
+        assert form.read({**begun, part: unset}) == {}, name
+
+
+NUMBERS = [
+    (name, settings)
+    for settings in (TrainSettings, ImageRequest)
+    for name, field in settings.model_fields.items()
+    if widget(field)[1] in (int, float)
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), NUMBERS)
+def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
+    name: str, settings: type[Any]
+) -> None:
+    form = Form(settings)
+    form.add(name)
+    (part,) = form.fields.values()
+    required = {"data": "x", "name": "y"} if settings is TrainSettings else {}
+    assert form.read({part: ""}) == form.read({part: "  "}) == form.read({part: None}) == {}
+    typed = ["abc", "1,5", "nan", "1e999", "9" * 30, "-9" * 30, "0x10", "1 2"]
+    typed += ["2.7", "1.00001"] if widget(settings.model_fields[name])[1] is int else []
+    for text in typed:
+        values = {**required, **form.read({part: text})}
+        with pytest.raises(SettingsError) as caught:
+            settings.of(values)
+        assert name in caught.value.fields, text
+
+
+@pytest.mark.parametrize("number", [0, 7, -1, 2**53 + 1, 2**64 - 1, 0.1, 5e-5, 1e-12, 1.5, 1e22])
+def test_a_number_s_text_is_exact(number: float) -> None:
+    text = fields.number_text(number)
+    assert fields.parsed_number(text) == number
+    assert not text.endswith(".0") and "e-0" not in text
 
 
 def test_a_form_reads_back_what_it_shows() -> None:
@@ -34,25 +102,61 @@ def test_a_form_reads_back_what_it_shows() -> None:
     shown = form.show(values)
     assert form.read(shown) == values
     assert TrainSettings.of(form.read(shown)) == TrainSettings.of(values)
-    wiped = {**shown, form.fields["rank"]: None, form.fields["resolution"]: None}
+    wiped = {**shown, form.fields["rank"]: "", form.fields["resolution"]: ""}
     assert form.read(wiped).keys() == values.keys() - {"rank", "resolution"}
     blank = {**shown, form.fields["sample_prompts"]: " \n b \n\n"}
     assert form.read(blank)["sample_prompts"] == ("b",)
 
 
-@pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
+def test_what_is_half_typed_counts_as_the_default_in_a_preview() -> None:
+    form = Form(ImageRequest)
+    form.add("steps", "seed", "prompt")
+    sent = dict(zip(form.fields.values(), ("2.7", "5", "a cat"), strict=True))
+    names = ("steps", "seed", "prompt")
+    assert form.acceptable(sent, *names) == {"steps": 20, "seed": 5, "prompt": "a cat"}
+
+
+def test_an_error_marks_the_fields_it_names() -> None:
+    form = Form(ImageRequest, "generate", "more-settings")
+    form.add("steps", "guidance", "width")
+    with pytest.raises(SettingsError) as caught:
+        ImageRequest.of({"steps": 2.7, "width": "<b>", "count": 0})
+    said = marks(caught.value, form)
+    assert 'data-fold="more-settings"' in said and "<b>" not in said
+    assert "generate-steps" in said and "generate-width" in said
+    assert "guidance" not in said and "count" not in said, "of this form, and named"
+    assert marks(SettingsError("something else"), form) == ""
+
+
+def test_a_draft_comes_back_as_far_as_this_version_has_it() -> None:
+    form = Form(TrainSettings, "train")
+    form.add("rank", "adapter", "targets", "flip", "sample_prompts")
+    draft = {
+        "rank": 8, "adapter": "hada", "targets": ["conv", "gone"], "flip": True,
+        "sample_prompts": "a\nb", "retired": "x" * 500, "pictures": "mine",
+    }  # fmt: skip
+    updates, problems = recall(draft, form, beside=["pictures"])
+    held = {name: updates[part] for name, part in form.fields.items() if part in updates}
+    assert held == {"rank": "8", "flip": True, "sample_prompts": "a\nb"}
+    said = "\n".join(problems)
+    assert "hada" in said and "gone" in said and "retired" in said
+    assert len(problems) == 3
+
+
+@BOTH
 def test_every_setting_stands_in_one_group(settings: type[Any]) -> None:
     shown = [name for names in settings.groups().values() for name in names]
     assert sorted(shown) == sorted(settings.model_fields)
 
 
-def test_every_setting_is_on_the_page_once(workspace: Path) -> None:
-    studio = StudioWithoutWorker(Workspace.open(workspace))
+def test_every_setting_is_on_the_page_once_under_an_id_of_its_own(studio: Studio) -> None:
     with gr.Blocks():
         asked, making = train.build(studio), generate.build(studio)
     on_page = [*asked.form.fields, *asked.advanced.fields]
     assert sorted([*on_page, "data"]) == sorted(TrainSettings.model_fields), "data is the set's"
     assert making.form.fields.keys() == ImageRequest.model_fields.keys()
+    parts = [*asked.held.values(), *making.form.fields.values()]
+    assert len({part.elem_id for part in parts} - {None}) == len(parts)
 
 
 def test_the_rest_of_a_form_comes_by_groups() -> None:
@@ -70,3 +174,64 @@ def test_the_rest_of_a_form_comes_by_groups() -> None:
     assert len(titles) == len(Odd.groups()) - 1, "nothing of the first group is left"
     assert "More" in titles[-1] and list(form.fields)[-1] == "brand_new"
     assert [*form.fields].count("rank") == 1
+
+
+def test_style_asks_only_our_own_elements_for_their_state() -> None:
+    """Gradio's parts have states too: a rule for `[aria-expanded]` alone meets every dropdown."""
+    states = r"\[aria-(?:expanded|selected|pressed|checked|hidden|disabled|invalid)[^\]]*\]"
+    ours = re.compile(r"[.#][\w-]+$|\[data-[\w-]+(?:=[^\]]*)?\]$")
+    for text in (theme.CSS, *theme.SCRIPTS):
+        for found in re.finditer(states, text):
+            before = re.split(r"[\s>+~,(:\"'`]", text[: found.start()])[-1]
+            assert ours.search(before), f"{before}{found[0]} may be a part of Gradio's"
+
+
+def test_what_the_user_set_outlives_another_goal_and_other_pictures(
+    studio: Studio, browser: Browser
+) -> None:
+    usual = browser.value("train-steps")
+    for name, value in {"train-rank": "77", "lora-name": "mine", "train-effort": "fast"}.items():
+        browser.set(name, value)
+    browser.fire(browser.ids["train-effort"], "input")
+    assert browser.value("train-rank") == "77" and browser.value("train-steps") != usual
+    browser.set("pictures-choice", "zibo")
+    browser.fire(browser.ids["pictures-choice"], "change")
+    assert browser.value("lora-name") == "mine" and browser.value("trigger-word") == "zibo"
+
+
+def test_a_page_opens_with_its_drafts_and_a_reset_gives_the_defaults(
+    studio: Studio, browser: Browser
+) -> None:
+    draft = {"rank": "9", "effort": "fast", "pictures": "zibo", "name": "mine", "old": 1}
+    browser.set("generate-draft", json.dumps({"prompt": "a cat", "seed": str(2**64 - 1)}))
+    browser.set("train-draft", json.dumps(draft))
+    browser.open()
+    assert (browser.value("prompt"), browser.value("seed")) == ("a cat", str(2**64 - 1))
+    assert browser.value("generate-steps") == "20"
+    assert browser.value("train-rank") == "9" and browser.value("lora-name") == "mine"
+    assert browser.value("pictures-choice") == "zibo" and browser.value("trigger-word") == "zibo"
+    assert "old" in browser.value("train-notice")
+    fast = browser.value("train-steps")
+    for tab in ("generate", "train"):
+        browser.click(f"{tab}-reset")
+    assert (browser.value("prompt"), browser.value("seed")) == ("", "-1")
+    assert browser.value("train-rank") != "9" and browser.value("train-effort") == "balanced"
+    assert browser.value("lora-name") != "mine" and browser.value("train-steps") != fast
+    browser.set("train-draft", json.dumps(draft))
+    browser.click("train-undo")
+    assert browser.value("train-rank") == "9" and browser.value("lora-name") == "mine"
+
+
+def test_a_pasted_text_with_settings_offers_to_take_them(browser: Browser) -> None:
+    prompt = browser.ids["prompt"]
+    browser.values[prompt] = "a cat, masterpiece: yes"
+    browser.fire(prompt, "change")
+    assert not browser.prop("take-settings", "visible")
+    text = "a cat\nNegative prompt: fog\nSteps: 33, Sampler: Euler a, CFG scale: 4, Seed: 5"
+    browser.values[prompt] = text
+    browser.fire(prompt, "change")
+    assert browser.prop("take-settings", "visible")
+    browser.click("take-settings")
+    assert browser.value("prompt") == "a cat" and browser.value("negative-prompt") == "fog"
+    assert (browser.value("generate-steps"), browser.value("seed")) == ("33", "5")
+    assert "are set" in browser.value("generate-notice")

@@ -39,7 +39,7 @@ def asked(prompt: str, **more: Any) -> Asked:
 
 def shown(studio: Studio, what: Asked) -> tuple[str, str]:
     seen = reading.read(studio, what)
-    return reading.counter(seen, what), reading.parsed(seen, what)
+    return reading.counter(seen, what) + reading.unused(seen), reading.parsed(seen, what)
 
 
 @needs_words
@@ -128,7 +128,7 @@ def test_no_text_becomes_markup(studio: Studio) -> None:
 def test_the_page_reads_while_it_is_typed(browser: Browser) -> None:
     browser.set("prompt", "a cat <lora:nobody:1>")
     browser.fire(browser.ids["prompt"], "change")
-    assert "There is no LoRA" in browser.value("counter")
+    assert "There is no LoRA" in browser.value("unused")
     assert "a cat" in browser.value("parsed")
 
 
@@ -164,8 +164,8 @@ def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browse
     browser.set_labelled("Guidance", 9)
     browser.set("picture-token", f"{token} 1")
     browser.fire(browser.ids["picture-token"], "change")
-    assert (browser.value("prompt"), browser.value("seed")) == ("a red ball", 8), "its own seed"
-    assert browser.labelled("Guidance") == 3.5 and browser.labelled("Count") == 1
+    assert (browser.value("prompt"), browser.value("seed")) == ("a red ball", "8"), "its own seed"
+    assert browser.labelled("Guidance") == "3.5" and browser.labelled("Count") == "1"
     assert "are set." in browser.value("restored-notice")
     browser.set("picture-token", "no-such-token 2")
     browser.fire(browser.ids["picture-token"], "change")
@@ -195,6 +195,6 @@ def test_a_form_changes_only_what_it_is_told() -> None:
         form = Form(ImageRequest)
         form.add("steps", "seed", "width")
     assert form.change({"steps": 3, "prompt": "x", "width": None}) == {
-        form.fields["steps"]: 3,
-        form.fields["width"]: None,
+        form.fields["steps"]: "3",
+        form.fields["width"]: "",
     }

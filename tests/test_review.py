@@ -137,9 +137,9 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     assert (rows, columns) == (2, 3)
     tiles = {sheet.crop(box(row, column)).tobytes() for row in range(2) for column in range(3)}
     assert len(tiles) == 5, "the base is the same in both rows, all others differ"
-    fewer = GridSettings.of({**values, "checkpoints": (4,), "strengths": (1.0,)})
+    fewer = GridSettings.of({**values, "checkpoints": (4,), "strengths": (0.0, 1.0, 1.0)})
     again = [e for e in draw_grid(fewer, space, into) if isinstance(e, SampleReady)]
-    assert [(e.step, e.report["strength"]) for e in again] == [(0, 0.0), (4, 1.0)]
+    assert [(e.step, e.report["strength"]) for e in again] == [(0, 0.0), (4, 1.0)], "each once"
     with pytest.raises(SettingsError, match="--prompts"):
         list(draw_grid(GridSettings.of({"run": "zibo"}), space, into))
     with pytest.raises(RunError, match="no LoRA of step 3; the run has those of 2, 4"):

@@ -96,7 +96,8 @@ def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
 ) -> None:
     browser.set_labelled("Guidance", 1000)
     browser.click("generate")
-    assert "Guidance must be 50 or less; 1000 was given." in browser.value("generate-notice")
+    said = browser.value("generate-notice")
+    assert "Guidance must be 50 or less" in said and "generate-guidance" in said, "and is marked"
     assert not studio.queue.busy()
     browser.set_labelled("Guidance", 5)
     browser.click("generate")
@@ -122,7 +123,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Brows
     (steps,) = [
         i
         for i, p in browser.parts.items()
-        if p["props"].get("label") == "Steps" and browser.values[i] == STEPS
+        if p["props"].get("label") == "Steps" and browser.values[i] == str(STEPS)
     ]
     browser.values[steps] = 20
     browser.click("start")

@@ -15,7 +15,7 @@ from sdlora.errors import RunError, SdloraError
 from sdlora.events import SampleReady
 from sdlora.messages import Message
 from sdlora.prompt.tags import written
-from sdlora.review import GridSettings, keep, loras_by_step, suggestion
+from sdlora.review import GridSettings, columns, keep, loras_by_step, suggestion
 from webui import markup
 from webui.errand import Errand
 from webui.form import Form
@@ -152,6 +152,7 @@ def _table(
     """Steps down, strengths across; the base model's picture before them."""
     places = {(one.step, one.report.get("strength")): one for one in some}
     plain = places.get((0, 0.0))
+    strengths = columns(strengths)
     heads = "".join(f'<th scope="col">{strength:g}</th>' for strength in (0.0, *strengths))
     rows = []
     for step in sorted({one.step for one in some} - {0}):

@@ -24,7 +24,8 @@ MOST_COMPARED = 50  # jobs that a new one may be the same as
 
 @dataclass(frozen=True)
 class Follower:
-    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen."""
+    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen,
+    `marks` makes what marks the fields that an error names."""
 
     studio: Studio
     find: Callable[[str], Run | None]

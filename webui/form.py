@@ -1,145 +1,55 @@
-"""Settings as a form: one component per field, its label, bounds and sentence from the field.
+"""Settings as a form: shown, read back, kept as a draft, and marked where something is wrong.
 
 What a form sends is checked by the settings themselves; nothing is written here a second time.
 """
 
 from __future__ import annotations
 
-import types
-import typing
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from pydantic.fields import FieldInfo
 
 from sdlora.checked import Settings
+from sdlora.errors import SdloraError
+from sdlora.messages import PAGE, Message, Setting, label
+from webui import fields
+from webui.fields import component, widget
+from webui.markup import esc
 from webui.parts import html
+
+__all__ = ["Form", "component", "label", "marker", "marks", "widget"]
 
 FIND = (
     '<input type="search" class="find-setting" placeholder="Find a setting" '
-    'aria-label="Find a setting">'
-)
-WIDEST_SLIDER = 100  # a range wider than this is set more easily by typing
-
-
-class Widget(NamedTuple):
-    """How fields of one type are shown and read back."""
-
-    fits: Callable[[Any], bool]
-    build: Callable[[FieldInfo, Any, dict[str, Any]], Component]
-    show: Callable[[Any], Any] = lambda value: value
-    parse: Callable[[Any], Any] = lambda value: value
-
-
-def label(name: str) -> str:
-    """'learning_rate' -> 'Learning rate'."""
-    return name.replace("_", " ").capitalize()
-
-
-def bounds(field: FieldInfo) -> dict[str, float]:
-    """The bounds of a number by their names: ge, gt, le, lt."""
-    return {
-        name: float(value)
-        for rule in field.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if (value := getattr(rule, name, None)) is not None
-    }
-
-
-def _number(field: FieldInfo, kind: Any, look: dict[str, Any]) -> Component:
-    limit, whole, compact = bounds(field), kind is int, look.pop("compact", False)
-    if not field.is_required() and field.default is None:
-        return gr.Number(placeholder="auto", precision=0 if whole else None, **look)
-    low, high = limit.get("ge"), limit.get("le", limit.get("lt"))
-    # Without a lowest value that it may have, a number spans magnitudes: a slider cannot set it.
-    if compact or low is None or high is None or high - low > WIDEST_SLIDER:
-        return gr.Number(precision=0 if whole else None, step=1 if whole else 0.0001, **look)
-    return gr.Slider(low, high, step=1 if whole else 0.1 if high > 1 else 0.01, **look)
-
-
-def _choices(kind: Any) -> list[tuple[str, str]]:
-    return [(value.replace("_", " "), value) for value in typing.get_args(kind)]
-
-
-def _is_tuple_of(kind: Any, origin: Any) -> bool:
-    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
-    return inner is origin or (inner is not None and typing.get_origin(inner) is origin)
-
-
-def _as_number(word: str) -> float | str:
-    """What is no number goes on as it is, for the settings to refuse it."""
-    try:
-        return float(word)
-    except ValueError:
-        return word
-
-
-# The first row that fits a field's type counts.
-WIDGETS = (
-    Widget(lambda kind: kind is bool, lambda field, kind, look: gr.Checkbox(**look)),
-    Widget(lambda kind: kind in (int, float), _number),
-    Widget(
-        lambda kind: typing.get_origin(kind) is Literal,
-        lambda field, kind, look: gr.Dropdown(_choices(kind), **look),
-    ),
-    Widget(
-        lambda kind: _is_tuple_of(kind, Literal),
-        lambda field, kind, look: gr.CheckboxGroup(_choices(typing.get_args(kind)[0]), **look),
-        show=list,
-        parse=tuple,
-    ),
-    Widget(
-        lambda kind: _is_tuple_of(kind, str),
-        lambda field, kind, look: gr.Textbox(lines=2, placeholder="one per line", **look),
-        show="\n".join,
-        parse=lambda text: tuple(line.strip() for line in text.splitlines() if line.strip()),
-    ),
-    Widget(
-        lambda kind: _is_tuple_of(kind, float) or _is_tuple_of(kind, int),
-        lambda field, kind, look: gr.Textbox(placeholder="numbers, a space between", **look),
-        show=lambda values: " ".join(f"{value:g}" for value in values),
-        parse=lambda text: tuple(map(_as_number, text.replace(",", " ").split())),
-    ),
-    Widget(lambda kind: kind is str, lambda field, kind, look: gr.Textbox(**look)),
+    'aria-label="Find a setting"><p class="hint" role="status" data-found></p>'
 )
 
 
-def widget(field: FieldInfo) -> tuple[Widget, Any]:
-    """The row for a field, and its type without `None`."""
-    kind: Any = field.annotation
-    if isinstance(kind, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    return next(row for row in WIDGETS if row.fits(kind)), kind
-
-
-def component(settings: type[Settings], name: str, compact: bool = False, **look: Any) -> Component:
-    """The component for one field, with its default. `compact`: no sentence, and no slider.
-
-    `look` are arguments of the Gradio component that shall be other than the field makes them.
-    """
-    field = settings.model_fields[name]
-    row, kind = widget(field)
-    value = None if field.is_required() or field.default is None else row.show(field.default)
-    said = {"label": label(name), "info": None if compact else field.description, "value": value}
-    if compact and kind in (int, float):
-        look["compact"] = True
-    return row.build(field, kind, {**said, **look})
+FIELD = "setting"  # the class of every field of a tab's form, for the page's script and style
 
 
 @dataclass(frozen=True)
 class Form:
-    """Some fields of a settings class, on the page."""
+    """Some fields of a settings class, on the page. `place` is what their ids begin with, `fold`
+    the id of the accordion that some of them stand in."""
 
     settings: type[Settings]
+    place: str = ""
+    fold: str = ""
     fields: dict[str, Component] = field(default_factory=dict)
 
     def add(self, *names: str, **look: Any) -> None:
         """Show these fields here."""
         for name in names:
-            self.fields[name] = component(self.settings, name, **look)
+            own: dict[str, Any] = {}
+            if self.place:
+                own["elem_id"] = look.get("elem_id", f"{self.place}-{name.replace('_', '-')}")
+                own["elem_classes"] = [FIELD, *look.get("elem_classes", ())]
+            self.fields[name] = component(self.settings, name, **{**look, **own})
 
     def add_rest(self, *elsewhere: str) -> None:
         """Show every field that is on the page neither here nor `elsewhere`, by its group: each
@@ -163,26 +73,92 @@ class Form:
         """What the user set: the values that are neither the preset's nor the default."""
         values: dict[str, Any] = {}
         for name, part in self.fields.items():
-            usual, given = (preset or {}).get(name, self._default(name)), sent[part]
-            if given is None and usual is not None:
-                continue  # a number that was wiped out is the usual one again
-            value = widget(self.settings.model_fields[name])[0].parse(given)
+            usual = (preset or {}).get(name, self._default(name))
+            value = fields.read(self.settings.model_fields[name], sent[part])
+            if value is None and usual is not None:
+                continue  # an emptied field stands for the usual value, which it then shows
             if value != usual:
                 values[name] = value
         return values
 
+    def acceptable(self, sent: Mapping[Component, Any], *names: str) -> dict[str, Any]:
+        """The values of these fields, for what is shown while somebody types: where one is no
+        number yet, or not within its bounds, the default."""
+        values = {name: self._default(name) for name in names}
+        given = self.read({part: sent.get(part) for part in self.fields.values()})
+        for name in names & given.keys():
+            try:
+                values[name] = getattr(self.settings.of({name: given[name]}), name)
+            except SdloraError:
+                continue
+        return values
+
+    def held(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What every component holds by its field's name when these values are in the form, and
+        its other fields at their defaults."""
+        return {
+            name: fields.shown(
+                self.settings.model_fields[name], values.get(name, self._default(name))
+            )
+            for name in self.fields
+        }
+
     def show(self, values: Mapping[str, Any]) -> dict[Component, Any]:
         """Updates that bring these values into the form, and its other fields to their defaults."""
-        return self.change({name: values.get(name, self._default(name)) for name in self.fields})
+        return {self.fields[name]: shown for name, shown in self.held(values).items()}
 
     def change(self, values: Mapping[str, Any]) -> dict[Component, Any]:
         """Updates that bring these values into the form; its other fields stay as they are."""
-        shown = {}
-        for name in self.fields.keys() & values.keys():
-            row, value = widget(self.settings.model_fields[name])[0], values[name]
-            shown[self.fields[name]] = value if value is None else row.show(value)
-        return shown
+        held = self.held(values)
+        return {self.fields[name]: held[name] for name in self.fields.keys() & values.keys()}
+
+    def recall(self, draft: Mapping[str, Any]) -> tuple[dict[Component, Any], list[Message]]:
+        """Updates that bring a draft back, which holds by field what the component held; and a
+        sentence for each part of it that this version cannot show."""
+        updates: dict[Component, Any] = {}
+        problems = []
+        for name in self.fields.keys() & draft.keys():
+            row, kind = widget(self.settings.model_fields[name])
+            shown = draft[name]
+            if kind in (int, float) and type(shown) in (int, float):
+                shown = fields.number_text(shown)  # of a version whose fields held numbers
+            if row.holds(shown, kind):
+                updates[self.fields[name]] = shown
+            else:
+                problems.append(
+                    Message(
+                        "{setting} is at its default again: the {given} of last time is not "
+                        "accepted any more",
+                        setting=Setting(name),
+                        given=_shortened(shown),
+                    )
+                )
+        return updates, problems
 
     def _default(self, name: str) -> Any:
-        info = self.settings.model_fields[name]
-        return None if info.is_required() else info.default
+        return fields.default(self.settings.model_fields[name])
+
+
+def _shortened(value: Any, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def marks(error: SdloraError, *forms: Form) -> str:
+    """What marks the fields that an error names, to be added to the notice that tells of it: the
+    page's script frames each, writes its sentence beneath it and brings the first into view."""
+    named: Mapping[str, Message] = getattr(error, "fields", {})
+    wrong = {
+        part.elem_id: " ".join(named[name].sentences(PAGE))
+        for form in forms
+        for name, part in form.fields.items()
+        if name in named and part.elem_id
+    }
+    fold = next((form.fold for form in forms if form.fold), "")
+    attributes = f'data-marks="{esc(json.dumps(wrong))}" data-fold="{esc(fold)}"'
+    return f"<div hidden {attributes}></div>" if wrong else ""
+
+
+def marker(*forms: Form) -> Callable[[SdloraError], str]:
+    """`marks` for these forms."""
+    return lambda error: marks(error, *forms)

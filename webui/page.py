@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora.errors import RunError
-from webui import markup
+from webui import drafts, markup
 from webui.calls import Page
 from webui.loras import Wish
 from webui.parts import QUICK, html
@@ -36,15 +36,28 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Train", id="train", render_children=True):
                 training = train.build(studio)
 
-        def opened(request: gr.Request) -> dict[Any, Any]:
-            named = request.query_params.get("run", "")
-            shown = on_open(studio, tabs, making, training, named)
+        def opened(generate_draft: str, train_draft: str, request: gr.Request) -> dict[Any, Any]:
+            stored = (drafts.parsed(generate_draft), drafts.parsed(train_draft))
+            asked_for = request.query_params.get("run", "")
+            shown = on_open(studio, tabs, (making, training), stored, asked_for)
             return {**shown, problems: markup.notices(studio.problems())}
 
-        outputs = [tabs, problems, training.pictures, *making.views, *training.views]
+        own = (making.draft, training.draft)
+        outputs = [
+            tabs,
+            problems,
+            making.draft.lost,
+            training.draft.lost,
+            *making.views,
+            *training.views,
+        ]
+        outputs += [*making.form.fields.values(), *training.held.values()]
         outputs += making.chooser.views
         outputs += [*training.measured.views, *training.describing.views]
-        page.load(opened, outputs=[*outputs, *training.suggested], **QUICK)
+        named = {part for part in training.suggested if part not in training.held.values()}
+        page.load(
+            opened, [one.stored for one in own], [*outputs, *named], js=drafts.stored(*own), **QUICK
+        ).then(None, js=drafts.READY, **QUICK)
         _wire_use(studio, tabs, making, training)
     page.queue(api_open=False, max_size=64)
     return page
@@ -82,33 +95,27 @@ def _wire_use(
 def on_open(
     studio: Studio,
     tabs: gr.Tabs,
-    making: generate.GenerateTab,
-    training: train.TrainTab,
+    built: tuple[generate.GenerateTab, train.TrainTab],
+    stored: tuple[Mapping[str, Any], Mapping[str, Any]],
     asked_for: str,
 ) -> dict[Any, Any]:
-    """What a newly opened page shows: the training its address names, else the one that runs."""
+    """What a newly opened page shows: what was typed last, and the training that its address
+    names, else the one that runs."""
+    making, training = built
     trainings, requests = studio.trainings(), studio.requests()
     live = next((run for run in trainings if run.live), None)
     named = studio.training(asked_for) if asked_for else None
     shown: Run | None = named or live or next(iter(trainings), None)
-    sets = sorted(studio.workspace.dataset_folders())
-    pictures = sets[0] if sets else None
-    sent = {
-        training.pictures: pictures,
-        **training.form.show({"name": "any"}),
-        **training.advanced.show({}),
-    }
-    wanted = train.suggest_values(studio, training, sent)
     to_training = {tabs: gr.Tabs(selected="train")} if named or live else {}
+    form = generate.refilled(making, stored[0])
+    model = form.get(making.form.fields["model"]) or "starter"
     return {
         **generate.view(studio, making, next(iter(requests), None)),
+        **form,
         **train.view(studio, training, shown),
-        **wanted,
-        **train.summed_up(studio, training, {**sent, **wanted}),
-        **train.suggest_names(studio, training, pictures),
-        training.pictures: gr.Dropdown(sets, value=pictures),
+        **train.refilled(studio, training, stored[1]),
         **training.describing.opened(),
         **training.measured.show(studio.going_on("measure")),
-        **making.chooser.show(studio, Wish(model_base=studio.model_base("starter"))),
+        **making.chooser.show(studio, Wish(model_base=studio.model_base(model))),
         **to_training,
     }

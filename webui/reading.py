@@ -133,7 +133,7 @@ def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
 
 
 def counter(reading: Reading, asked: Asked) -> str:
-    """One line under the prompt, and under it what will not be used as it was meant."""
+    """One line under the prompt."""
     if not asked.prompt.strip() and not asked.negative_prompt.strip():
         return ""
     parts = [_counts(reading.positive.stages)] if reading.counted else []
@@ -141,12 +141,16 @@ def counter(reading: Reading, asked: Asked) -> str:
         parts.append(f"negative {_counts(reading.negative.stages)}")
     found = [use for use in reading.uses if _is_used(use)]
     parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
+    chosen = esc(json.dumps(reading.chosen))
     line = " · ".join(parts)
+    return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>'
+
+
+def unused(reading: Reading) -> str:
+    """What will not be used as it was meant; no alert while it is typed."""
     lines = dict.fromkeys(map(sentence, reading.problems))
     said = "".join(f"<p>{esc(line)}</p>" for line in lines)
-    notice = f'<div class="notice">{said}</div>' if said else ""  # no alert while it is typed
-    chosen = esc(json.dumps(reading.chosen))
-    return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>{notice}'
+    return f'<div class="notice">{said}</div>' if said else ""
 
 
 def _counts(stages: Iterable[Stage]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import gradio as gr
+from gradio.components import Component
 
 from sdlora.errors import DataError
-from sdlora.prompt import read_parameters
+from sdlora.prompt import parse_infotext, read_parameters
+from sdlora.prompt.recalled import Recalled
 from sdlora.prompt.restore import request_of
 from webui import markup
 from webui.form import Form
@@ -20,10 +22,11 @@ KINDS = [".png", ".jpg", ".jpeg", ".webp"]
 
 class Restorer:
     """The components, built where it stands. The page's script hands it what is dropped anywhere
-    on the page, and the token of a picture whose settings are wanted."""
+    on the page, and the token of a picture whose settings are wanted. `offer` is a button to take
+    the settings of the text in the prompt, shown while it has some."""
 
-    def __init__(self, notice: Notice) -> None:
-        self.notice = notice
+    def __init__(self, notice: Notice, offer: Component) -> None:
+        self.notice, self.offer = notice, offer
         self.file = gr.UploadButton(
             "Settings of a picture", size="sm", file_types=KINDS, elem_id="picture-file"
         )
@@ -43,6 +46,11 @@ class Restorer:
         def wanted(said: str) -> Answer:
             return restore(studio, form, studio.media.path(said.partition(" ")[0]))
 
+        def pasted(text: str | None) -> Answer:
+            return taken_over(studio, form, parse_infotext(text or ""), "this text")
+
+        click = self.offer.click  # type: ignore[attr-defined]
+        self.notice.answer(click, pasted, [form.fields["prompt"]], parts)
         self.notice.answer(self.file.upload, dropped, [self.file], parts)
         self.notice.answer(self.token.change, wanted, [self.token], parts)
 
@@ -52,6 +60,16 @@ def restore(studio: Studio, form: Form, picture: Path | None) -> Answer:
     it says nothing."""
     if picture is None:
         raise DataError("the picture is not there any more")
-    recalled = read_parameters(picture)
+    return taken_over(studio, form, read_parameters(picture), picture.name)
+
+
+def taken_over(studio: Studio, form: Form, recalled: Recalled, source: str) -> Answer:
+    """Updates that set what was recalled from `source`, and what of it is not here."""
     values, problems = request_of(recalled, studio.library, studio.workspace)
-    return Answer(dict(form.change(values)), markup.restored(picture.name, problems))
+    return Answer(dict(form.change(values)), markup.restored(source, problems))
+
+
+def reads_as_settings(text: str) -> bool:
+    """True for a text that says how a picture was made, as programs write it into pictures."""
+    recalled = parse_infotext(text)
+    return bool(recalled.fields or recalled.details)

@@ -4,107 +4,24 @@ With the stand-ins of `fakes` it is about the page alone; with the starter model
 Screenshots go to the test's own folder, or to $SDLORA_SCREENSHOTS.
 """
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import (
-    Browser,
-    ConsoleMessage,
-    Locator,
-    Page,
-    Request,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.numpy import save_file
 
-from launch import ROOT
-from sdlora import runs
+from driving import PATIENT_MS, SCREENSHOTS, site, tab
 from sdlora.workspace import STARTER_MODEL
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-CHROMIUM_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
-SCREENSHOTS = os.environ.get("SDLORA_SCREENSHOTS", "")
-# Importing torch, and training, on a busy machine; for pictures no limit that it could break
-PATIENT_MS = 24 * 3_600_000 if SCREENSHOTS else 400_000
 HAS_MODEL = (STARTER_MODEL / "model_index.json").exists()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
-        yield started
-        started.close()
-
-
-@contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**os.environ, "PYTHONPATH": paths, **environment}
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.terminate()
-            running.wait(30)
-
-
-@contextmanager
-def site(workspace: Path) -> Iterator[str]:
-    """The real server, started by the real command; its address."""
-    # no --port: it takes the next free one itself, whatever other tests start at the same moment
-    with process("-m", "sdlora.cli", "serve", "--workspace", str(workspace)) as running:
-        assert running.stdout
-        said = running.stdout.readline()
-        assert "http://127.0.0.1:" in said
-        yield said.split()[-1]
-
-
-@contextmanager
-def tab(browser: Browser, address: str, **look: str) -> Iterator[Page]:
-    """A page with its own browser profile; whatever it complains of fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **look)  # type: ignore[arg-type]
-    page = context.new_page()
-    complaints: list[str] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            complaints.append(message.text)
-
-    def asked(request: Request) -> None:
-        if not request.url.startswith((address.split("?")[0].rstrip("/"), "data:", "blob:")):
-            complaints.append(f"asked {request.url}")
-
-    page.on("console", hear)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", asked)
-    page.goto(address)
-    patience = max(30_000, PATIENT_MS if SCREENSHOTS else 0)
-    expect(page.locator("#loras :is(button, p)").first).to_be_attached(timeout=patience)
-    yield page
-    context.close()
-    assert not complaints
 
 
 def card(page: Page, place: str, status: str) -> Locator:
     return page.locator(f"#{place} .pill.{status}")
-
-
-def set_field(page: Page, place: str, label: str, value: str) -> None:
-    page.locator(place).get_by_label(label, exact=True).fill(value)
 
 
 def start_training(page: Page, name: str, steps: int, sample_every: int) -> None:
@@ -117,11 +34,11 @@ def start_training(page: Page, name: str, steps: int, sample_every: int) -> None
     expect(page.locator("#thumbs img")).to_have_count(20)
     page.locator("#lora-name textarea, #lora-name input").fill(name)
     page.get_by_role("button", name="Advanced").click()
-    set_field(page, "#advanced", "Steps", str(steps))
+    page.locator("#train-steps input").fill(str(steps))
     find = page.locator("#advanced").get_by_role("searchbox")
     find.fill("samples none")
-    expect(page.locator("#advanced").get_by_label("Steps", exact=True)).to_be_hidden()
-    set_field(page, "#advanced", "Sample every", str(sample_every))
+    expect(page.locator("#train-steps")).to_be_hidden()
+    page.locator("#train-sample-every input").fill(str(sample_every))
     find.fill("")
     page.get_by_role("button", name="Start training").click()
 
@@ -145,20 +62,12 @@ def whole_loop(
         expect(prompt).to_be_visible()
         expect(prompt).to_have_value("neon lighting, <lora:my neon:0.8>")
         prompt.fill("a red ball, neon lighting, <lora:my neon:0.8>")
-        page.get_by_label("Steps", exact=True).first.fill(str(picture_steps))
+        page.locator("#generate-steps input").fill(str(picture_steps))
         prompt.press("Control+Enter")
         expect(card(page, "generate-card", "done")).to_be_visible(timeout=PATIENT_MS)
         picture = page.locator("#pictures img")
         expect(picture).to_have_count(1)
         assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
-
-
-@pytest.fixture
-def fake_site(workspace: Path) -> Iterator[str]:
-    with process("-m", "fakes", str(workspace)), site(workspace) as address:
-        yield address
-        for folder in runs.run_folders(workspace / "runs"):
-            runs.stop(folder)  # a training would outlive its worker, as it is meant to
 
 
 def test_whole_loop_with_stand_ins(browser: Browser, fake_site: str) -> None:
@@ -350,7 +259,7 @@ def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_
     with tab(browser, fake_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("a red ball")
-        page.get_by_label("Count", exact=True).first.fill("2")
+        page.locator("#generate-count input").fill("2")
         prompt.press("Control+Enter")
         expect(page.locator("#pictures img")).to_have_count(2, timeout=PATIENT_MS)
         page.locator("#pictures a.picture").first.click()
@@ -374,9 +283,12 @@ def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
     with tab(browser, fake_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("slow")
-        page.get_by_label("Steps", exact=True).first.fill("500")
+        page.locator("#generate-steps input").fill("500")
         prompt.press("Control+Enter")
         expect(page.locator("#generate-card .line")).to_contain_text("Step")
+        page.keyboard.press("Escape")
+        expect(prompt).not_to_be_focused()
+        expect(card(page, "generate-card", "running")).to_be_visible()
         page.keyboard.press("Escape")
         expect(card(page, "generate-card", "stopped")).to_be_visible()
         page.locator("#theme-switch").click()

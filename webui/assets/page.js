@@ -1,4 +1,4 @@
-// What the page does in the browser: keys, the address of a run.
+// What the page does in the browser: keys, the theme, the address of a run.
 (() => {
   "use strict";
 
@@ -8,8 +8,6 @@
   };
 
   document.addEventListener("click", (event) => {
-    const group = event.target.closest("[data-group]");
-    if (group) group.setAttribute("aria-expanded", String(group.getAttribute("aria-expanded") !== "true"));
     const show = event.target.closest("[data-show]");
     if (show) document.getElementById(show.dataset.show)?.scrollIntoView({ block: "center" });
     if (event.target.closest("#theme-switch")) {
@@ -23,28 +21,10 @@
       event.preventDefault();
       press("generate");
     } else if (event.key === "Escape") {
-      press("cancel");
+      // In a field it leaves the field, as a habit of the keyboard; only beside fields it cancels.
+      if (event.target.matches?.("input, textarea, select")) event.target.blur();
+      else press("cancel");
     }
-  });
-
-  // Settings are found by every word of their name and their sentence; a group shows its hits.
-  const findSetting = (search) => {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const tab = search.closest(".tabitem");
-    tab.toggleAttribute("data-finding", words.length > 0);
-    for (const group of tab.querySelectorAll(".group")) {
-      let hits = 0;
-      for (const field of group.querySelectorAll(".fields .form > .block")) {
-        const text = field.textContent.toLowerCase();
-        const hit = words.every((word) => text.includes(word));
-        field.toggleAttribute("data-miss", !hit);
-        hits += hit;
-      }
-      group.toggleAttribute("data-miss", !hits);
-    }
-  };
-  document.addEventListener("input", (event) => {
-    if (event.target.matches(".find-setting")) findSetting(event.target);
   });
 
   const setTheme = (name) => {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -14,17 +16,19 @@ from sdlora.errors import SdloraError
 from sdlora.settings import ImageRequest
 from webui import markup, reading
 from webui.chooser import Chooser
+from webui.drafts import Draft, lost, recall
 from webui.follow import Follower
-from webui.form import Form
+from webui.form import Form, marker
 from webui.notice import Answer, Notice
 from webui.parts import QUICK, html
-from webui.restoring import Restorer
+from webui.restoring import Restorer, reads_as_settings
 from webui.studio import Run, Studio
 
 PLACEHOLDER = (
     "What shall be in the picture? For example:\n"
     "impressionist style, a red house by the sea, <lora:impressionist_style:0.8>"
 )
+SEED_WIDTH = 215  # pixels, for the twenty digits of 64 bits
 # While it waits, what is typed meanwhile waits too, and only the last of it is read.
 DEBOUNCED = "(...values) => new Promise((done) => setTimeout(() => done(values), 150))"
 EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
@@ -37,9 +41,11 @@ class GenerateTab:
     form: Form
     prompt: Component
     counter: Component
+    unused: Component
     parsed: Component
     chooser: Chooser
     restorer: Restorer
+    draft: Draft
     generate: Component
     cancel: Component
     notice: Notice
@@ -59,7 +65,7 @@ class GenerateTab:
 
 def build(studio: Studio) -> GenerateTab:
     """The tab's components and what they do, inside an open `gr.Tab`."""
-    form = Form(ImageRequest)
+    form = Form(ImageRequest, "generate", "more-settings")
     with gr.Row(equal_height=False, elem_classes="making"):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)
@@ -70,48 +76,62 @@ def build(studio: Studio) -> GenerateTab:
                     "Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90
                 )
             notice, restored = Notice("generate-notice"), Notice("restored-notice")
+            unused = html(elem_id="unused")
             with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
                 parsed = html(elem_id="parsed")
+            offer = gr.Button(
+                "Take the settings of this text", size="sm", visible=False, elem_id="take-settings"
+            )
             chooser = Chooser()
-            restorer = _settings(studio, form, restored)
+            restorer, draft = _settings(studio, form, restored, offer)
         with gr.Column(scale=6, min_width=320, elem_classes="made"):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = GenerateTab(
-        form, form.fields["prompt"], counter, parsed, chooser, restorer, generate, cancel, notice,
-        card, pictures, earlier, shown, seen, timer,
+        form, form.fields["prompt"], counter, unused, parsed, chooser, restorer, draft, generate,
+        cancel, notice, card, pictures, earlier, shown, seen, timer,
     )  # fmt: skip
     _wire(studio, tab)
     return tab
 
 
-def _settings(studio: Studio, form: Form, restored: Notice) -> Restorer:
+def _settings(
+    studio: Studio, form: Form, restored: Notice, offer: Component
+) -> tuple[Restorer, Draft]:
     with gr.Row(elem_classes="row-fields"):
         form.add("steps", "guidance", "count", compact=True, min_width=80)
-        form.add("seed", compact=True, min_width=110, elem_id="seed")
+        form.add("seed", compact=True, min_width=SEED_WIDTH, elem_id="seed")
     with gr.Row(elem_classes="row-fields"):
-        restorer = Restorer(restored)
+        restorer = Restorer(restored, offer)
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
-    with gr.Accordion("More settings", open=False):
+    with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         form.add("negative_prompt", lines=2, elem_id="negative-prompt")
         models = studio.workspace.model_names()
-        form.fields["model"] = gr.Dropdown(
-            models, value="starter", allow_custom_value=True, label="Model",
-            info=ImageRequest.model_fields["model"].description,
-        )  # fmt: skip
+        form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         with gr.Row(elem_classes="row-fields"):
-            form.add("width", "height", "sampler", compact=True, min_width=90)
+            form.add("width", "height", compact=True, min_width=90)
+            form.add("sampler", compact=True, min_width=150)
         form.add_rest()
-    dice.click(lambda: -1, outputs=form.fields["seed"], **QUICK)
+    with gr.Row(elem_classes="row-fields resets"):
+        draft = Draft("generate")
+    draft.usual.value = json.dumps(form.held({}))
+    dice.click(lambda: "-1", outputs=form.fields["seed"], **QUICK)
     same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
-    return restorer
+    return restorer, draft
 
 
-def _last_seed(studio: Studio) -> int:
+def _last_seed(studio: Studio) -> str:
     newest = studio.recent_pictures(None, most=1)
-    return newest[0].seed if newest else -1
+    return str(newest[0].seed if newest else -1)
+
+
+def refilled(tab: GenerateTab, stored: Mapping[str, Any]) -> dict[Component, Any]:
+    """Updates that bring a draft back into the form. The other fields stay as they are: somebody
+    may be typing already."""
+    recalled, problems = recall(stored, tab.form)
+    return {**recalled, tab.draft.lost: lost(problems)}
 
 
 def _wire(studio: Studio, tab: GenerateTab) -> None:
@@ -120,10 +140,17 @@ def _wire(studio: Studio, tab: GenerateTab) -> None:
     def generate(sent: Mapping[Component, Any]) -> Answer:
         return follower.start(ImageRequest.of(tab.form.read(sent)), card="generate-card")
 
-    tab.notice.answer(tab.generate.click, generate, set(tab.form.fields.values()), tab.views)
+    fields = set(tab.form.fields.values())
+    marks = marker(tab.form)
+    tab.notice.answer(tab.generate.click, generate, fields, tab.views, marks=marks)
     tab.notice.answer(tab.cancel.click, follower.stop, [tab.shown], tab.views)
     tab.chooser.wire(studio, tab.form.fields["model"])
     tab.restorer.wire(studio, tab.form)
+    tab.draft.wire(
+        tab.form.fields,
+        tab.form.fields.values(),
+        lambda stored: {**tab.form.show({}), **refilled(tab, stored)},
+    )
     _wire_reading(studio, tab)
     tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
@@ -134,17 +161,20 @@ def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
     names = ("prompt", "negative_prompt", "model", "steps", "seed", "styles")
 
     def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        values = {name: ImageRequest.model_fields[name].default for name in names}
-        values |= tab.form.read({part: sent.get(part) for part in fields.values()})
-        asked = reading.Asked(**{name: values[name] for name in names})
+        asked = reading.Asked(**tab.form.acceptable(sent, *names))
         seen = reading.read(studio, asked)
-        return {tab.counter: reading.counter(seen, asked), tab.parsed: reading.parsed(seen, asked)}
+        return {
+            tab.counter: reading.counter(seen, asked),
+            tab.unused: reading.unused(seen),
+            tab.parsed: reading.parsed(seen, asked),
+            tab.restorer.offer: gr.Button(visible=reads_as_settings(asked.prompt)),
+        }
 
     gr.on(
         [fields[name].change for name in names],
         look,
         {fields[name] for name in names},
-        [tab.counter, tab.parsed],
+        [tab.counter, tab.unused, tab.parsed, tab.restorer.offer],
         trigger_mode="always_last",
         js=DEBOUNCED,
         **QUICK,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from sdlora.data.caption_files import SIDECAR_SUFFIXES
 from sdlora.data.preflight import check
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.kinds import MeasureSettings
+from sdlora.messages import Message
 from sdlora.presets import preset, with_preset
 from sdlora.prompt.scanner import escaped
 from sdlora.settings import TrainSettings
 from webui import captions, datasets, markup, preflight
 from webui.costs import known_cost
 from webui.describing import Describing
+from webui.drafts import Draft, lost, parsed, recall
 from webui.errand import Errand
 from webui.follow import Follower
-from webui.form import Form
+from webui.form import Form, marker
 from webui.loras import prompt_words
 from webui.notice import Answer, Notice
 from webui.parts import QUICK, html
@@ -38,6 +42,7 @@ GOALS = (
     ("Object: something", "object"),
 )
 MOST_THUMBS = 20
+SET_NAME = "my pictures"
 # Fields that name sets of pictures
 SETS = {"more_data", "regularisation", "masks", "validation_data"}
 
@@ -48,7 +53,9 @@ class TrainTab:
 
     form: Form
     advanced: Form
+    draft: Draft
     pictures: Component
+    set_name: Component
     thumbs: Component
     look: Component
     measure: Component
@@ -63,7 +70,14 @@ class TrainTab:
     @property
     def inputs(self) -> set[Component]:
         """What a training is started from."""
-        return {self.pictures, *self.form.fields.values(), *self.advanced.fields.values()}
+        fields = (*self.form.fields.values(), *self.advanced.fields.values())
+        return {self.pictures, self.draft.usual, *fields}
+
+    @property
+    def held(self) -> dict[str, Component]:
+        """What somebody fills in, by name."""
+        beside = {"pictures": self.pictures, "set_name": self.set_name}
+        return {**beside, **self.form.fields, **self.advanced.fields}
 
     @property
     def views(self) -> list[Component]:
@@ -74,12 +88,13 @@ class TrainTab:
     def suggested(self) -> list[Component]:
         """What the choice of pictures, goal or model fills in."""
         named = (self.form.fields["name"], self.form.fields["trigger_word"])
-        return [self.thumbs, self.preflight, self.summary, *named, *self.advanced.fields.values()]
+        shown = (self.thumbs, self.preflight, self.summary, self.draft.usual)
+        return [*shown, *named, *self.advanced.fields.values()]
 
 
 def build(studio: Studio) -> TrainTab:
     """The tab's components and what they do, inside an open `gr.Tab`."""
-    form, advanced = Form(TrainSettings), Form(TrainSettings)
+    form, advanced = (Form(TrainSettings, "train", "advanced") for _ in range(2))
     sets = sorted(studio.workspace.dataset_folders())
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
@@ -93,35 +108,34 @@ def build(studio: Studio) -> TrainTab:
                 measure = gr.Button("Measure time and memory", size="sm", elem_id="measure")
             measured = Errand(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
-            _own_pictures(studio, pictures)
+            set_name = _own_pictures(studio, pictures)
             edits = captions.build(studio, pictures)
             describing = Describing(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
                 form.add("trigger_word", elem_id="trigger-word", info="The words that call it")
-            form.fields["goal"] = gr.Radio(
-                GOALS, value="style", elem_classes="goals", label="Goal",
-                info=TrainSettings.model_fields["goal"].description,
-            )  # fmt: skip
+            form.add("goal", build=partial(gr.Radio, GOALS), elem_classes=["goals"])
             form.add("effort")
             summary = html(elem_id="summary")
             start = gr.Button("Start training", variant="primary", elem_id="start")
             notice = Notice("train-notice")
+            with gr.Row(elem_classes="row-fields resets"):
+                draft = Draft("train")
             _advanced(studio, form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
             training = Training(studio)
     tab = TrainTab(
-        form, advanced, pictures, thumbs, look, measure, checked_pictures, measured, describing,
-        summary, notice, start, training,
+        form, advanced, draft, pictures, set_name, thumbs, look, measure, checked_pictures,
+        measured, describing, summary, notice, start, training,
     )  # fmt: skip
     _wire(studio, tab)
     _wire_captions(studio, tab, edits)
     return tab
 
 
-def _own_pictures(studio: Studio, pictures: Component) -> None:
+def _own_pictures(studio: Studio, pictures: Component) -> Component:
     with gr.Accordion("Add your own pictures", open=False, elem_id="own-pictures"):
-        name = gr.Textbox(label="Name of the set", value="my pictures", elem_id="set-name")
+        name = gr.Textbox(label="Name of the set", value=SET_NAME, elem_id="set-name")
         files = gr.File(
             label="Drop pictures and captions (.txt of the same name) here, or one zip",
             file_count="multiple",
@@ -140,15 +154,13 @@ def _own_pictures(studio: Studio, pictures: Component) -> None:
         return Answer({files: None, pictures: chosen}, markup.added(result))
 
     notice.answer(add.click, added, [name, files], [files, pictures])
+    return name
 
 
 def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         models = studio.workspace.model_names()
-        form.fields["model"] = gr.Dropdown(
-            models, value="starter", allow_custom_value=True, label="Model",
-            info=TrainSettings.model_fields["model"].description,
-        )  # fmt: skip
+        form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         advanced.add_rest("data", *form.fields)
 
 
@@ -156,7 +168,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     follower = Follower(studio, studio.training, lambda run: tab.training.show(studio, run))
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        names = suggest_names(studio, tab, sent[tab.pictures])
+        names = suggest_names(studio, tab, sent)
         return {**names, **summed_up(studio, tab, sent), **measured_still(studio, tab)}
 
     def preset_for(sent: Mapping[Component, Any]) -> dict[Component, Any]:
@@ -174,8 +186,14 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     for name in ("steps", "batch_size"):
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
+    tab.draft.wire(
+        tab.held,
+        [*tab.form.fields.values(), tab.pictures, tab.set_name, *tab.suggested],
+        lambda stored: refilled(studio, tab, stored),
+    )
     _wire_looks(studio, tab)
-    tab.notice.answer(tab.start.click, start, inputs, tab.views)
+    marks = marker(tab.form, tab.advanced)
+    tab.notice.answer(tab.start.click, start, inputs, tab.views, marks=marks)
     tab.training.wire(studio, follower)
 
 
@@ -204,14 +222,14 @@ def measured_still(studio: Studio, tab: TrainTab) -> dict[Component, Any]:
 def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
     """What the captions say is looked at again when they have changed."""
     name = tab.form.fields["name"]
-    outputs = [tab.thumbs, tab.preflight, tab.form.fields["trigger_word"]]
+    outputs = [tab.thumbs, tab.preflight, tab.draft.usual, tab.form.fields["trigger_word"]]
 
-    def look_again(pictures: str | None) -> dict[Component, Any]:
-        found = suggest_names(studio, tab, pictures)
+    def look_again(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        found = suggest_names(studio, tab, sent)
         return {part: value for part, value in found.items() if part is not name}
 
     for event in (*edits, *tab.describing.wire()):
-        event.then(look_again, [tab.pictures], outputs, **QUICK)
+        event.then(look_again, tab.inputs, outputs, **QUICK)
 
 
 def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
@@ -245,17 +263,45 @@ def to_measure(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> 
     return MeasureSettings.of({**values(studio, tab, sent), "name": "measured"})
 
 
-def suggest_names(studio: Studio, tab: TrainTab, pictures: str | None) -> dict[Component, Any]:
-    """Name and trigger word for a set of pictures, and what is in it."""
-    folder = studio.workspace.dataset_folders().get(pictures or "")
+def usual_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+    """What the components hold while nobody has set them: what the pictures suggest, and what the
+    goal, the effort and the model want."""
+    sets = studio.workspace.dataset_folders()
+    folder = sets.get(sent[tab.pictures] or "")
+    names: dict[str, Any] = {}
+    if folder is not None:
+        trigger_word = datasets.look(folder).trigger_word
+        names = {"name": studio.free_name(folder.name), "trigger_word": trigger_word}
+    return {
+        "pictures": next(iter(sorted(sets)), None),
+        "set_name": SET_NAME,
+        **tab.form.held(names),
+        **tab.advanced.held(wanted_values(studio, tab, sent)),
+    }
+
+
+def suggestions(
+    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any], names: Iterable[str]
+) -> dict[Component, Any]:
+    """The usual values of these fields, except where somebody has set another one."""
+    before, now = parsed(sent.get(tab.draft.usual)), usual_values(studio, tab, sent)
+    held = tab.held
+    untouched = [n for n in names if sent.get(held[n]) in (None, "", before.get(n))]
+    return {tab.draft.usual: json.dumps(now), **{held[name]: now[name] for name in untouched}}
+
+
+def suggest_names(
+    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
+) -> dict[Component, Any]:
+    """Name and trigger word for the chosen set of pictures, and what is in it."""
+    folder = studio.workspace.dataset_folders().get(sent[tab.pictures] or "")
     if folder is None:
         return {tab.thumbs: "", tab.preflight: ""}
     found = datasets.look(folder)
     some = slice(0, MOST_THUMBS)
     label = f"{len(found.pictures)} pictures"
     return {
-        tab.form.fields["name"]: studio.free_name(folder.name),
-        tab.form.fields["trigger_word"]: found.trigger_word,
+        **suggestions(studio, tab, sent, ("name", "trigger_word")),
         tab.preflight: "",  # that of another set
         tab.thumbs: markup.thumbnails(
             found.pictures[some], studio.media, found.captions[some], label
@@ -267,7 +313,30 @@ def suggest_values(
     studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
     """The advanced fields as the goal, the effort and the model want them."""
-    return tab.advanced.show(wanted_values(studio, tab, sent))
+    return suggestions(studio, tab, sent, tab.advanced.fields)
+
+
+def refilled(studio: Studio, tab: TrainTab, stored: Mapping[str, Any]) -> dict[Component, Any]:
+    """Updates that begin the form anew: what is usual, and over it what a draft holds."""
+    recalled, problems = recall(stored, tab.form, tab.advanced, beside=("pictures", "set_name"))
+    sets = sorted(studio.workspace.dataset_folders())
+    pictures = stored.get("pictures")
+    if pictures and pictures not in sets:
+        problems.append(Message("the set of pictures {name!r} is not here any more", name=pictures))
+    if pictures not in sets:
+        pictures = sets[0] if sets else None
+    begun = {tab.pictures: pictures, **tab.form.show({}), **recalled}
+    usual = usual_values(studio, tab, begun)
+    sent = {part: usual[name] for name, part in tab.held.items()}
+    sent |= {**recalled, tab.pictures: pictures, tab.draft.usual: json.dumps(usual)}
+    return {
+        **sent,
+        **suggest_names(studio, tab, sent),
+        **summed_up(studio, tab, sent),
+        tab.set_name: stored.get("set_name") or SET_NAME,
+        tab.pictures: gr.Dropdown(sets, value=pictures),
+        tab.draft.lost: lost(problems),
+    }
 
 
 def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[Component, Any]:
