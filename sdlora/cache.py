@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sdlora.workspace import publish
+from sdlora.files import publish
 
 RESERVE_GIB = 2.0  # of the disk that is left to others
 

@@ -17,11 +17,11 @@ from sdlora.errors import LoraFileError, SettingsError
 from sdlora.families import INDEX
 from sdlora.families.base import Family
 from sdlora.families.single_file import single_file
+from sdlora.files import publish
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.changes import Pristine
 from sdlora.lora.file import LoraFile
 from sdlora.lora.groups import Losses
-from sdlora.workspace import publish
 
 
 @torch.no_grad()

@@ -17,8 +17,10 @@ from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.picture_files import BROKEN
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
+from sdlora.file_names import checked_name
+from sdlora.files import publish_new
 from sdlora.messages import Message
-from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, publish_new
+from sdlora.workspace import TRAINING_DATA, Workspace
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sdlora.commands.terminal import OnInterrupt, Printer, clock, follow
 from sdlora.commands.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, Failed, RunState, Validated
+from sdlora.files import publish
 from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.jobs import Queue
 from sdlora.messages import COMMAND, as_message, readable
@@ -24,7 +25,7 @@ from sdlora.resume import MAY_CHANGE
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
 from sdlora.supervise import WorkerKeeper, end_now
-from sdlora.workspace import Workspace, publish
+from sdlora.workspace import Workspace
 
 Act = Callable[[Path, Workspace, argparse.Namespace], int]
 

@@ -24,8 +24,8 @@ from sdlora.data.caption_files import EMPTY
 from sdlora.data.captions import read_text, said_lines, tags_of
 from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
+from sdlora.files import publish
 from sdlora.messages import Message
-from sdlora.workspace import publish
 
 BACKUPS = ".captions"
 _LIST = "changed.json"

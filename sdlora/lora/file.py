@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
+from sdlora.files import publish, publish_exactly
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.bases import base_of
 from sdlora.lora.formats import embedding_key, embeddings_of
@@ -35,7 +36,6 @@ from sdlora.lora.written import (
     peft_tensors,
     said_alphas,
 )
-from sdlora.workspace import publish, publish_exactly
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.errors import SettingsError
-from sdlora.workspace import publish
+from sdlora.files import publish
 
 PARAMETERS, DETAILS = "parameters", "sdlora"  # PNG chunks
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C

@@ -22,9 +22,9 @@ from uuid import uuid4
 from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
+from sdlora.files import make_folder, sync_folder
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.training.learner import State
-from sdlora.workspace import make_folder, sync_folder
 
 FORMAT = 1
 NUMBERS_FILE, FACTS_FILE = "numbers.safetensors", "state.json"

@@ -12,11 +12,11 @@ from sdlora.data.captions import spread
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Progress, SampleReady, Warned
 from sdlora.families.base import Family
+from sdlora.files import publish
 from sdlora.generate import never, render
 from sdlora.messages import Message
 from sdlora.prompt.escaping import escape_prompt
 from sdlora.settings import ImageRequest
-from sdlora.workspace import publish
 
 # What memory, disk or model may do to a sample without ending the training.
 SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError, OSError)
