@@ -147,8 +147,7 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
     except (*BROKEN, SdloraError) as error:
-        why = error.message if isinstance(error, SdloraError) else str(error)
-        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=why))
+        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=error))
         return None
     path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
     return path.name

@@ -26,6 +26,7 @@ from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
 from sdlora.files import publish
 from sdlora.messages import Message
+from sdlora.text_files import UnreadTextError
 
 BACKUPS = ".captions"
 _LIST = "changed.json"
@@ -158,7 +159,7 @@ def _text(path: Path) -> str:
     """A caption file's text; '' of one that cannot be read, which is another than was written."""
     try:
         return read_text(path)
-    except ValueError:
+    except UnreadTextError:
         return ""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdlora.errors import SettingsError
 from sdlora.messages import Message
-from sdlora.text_files import read_text_file
+from sdlora.text_files import UnreadTextError, read_text_file
 
 MAX_BYTES = 16 * 2**20
 _PLACE = "{prompt}"
@@ -60,8 +60,8 @@ def read_styles(path: Path) -> Styles:
     """
     try:
         text, problems = read_text_file(path, MAX_BYTES)
-    except ValueError as error:
-        raise SettingsError(_UNREADABLE, file=path, why=error.args[0]) from None
+    except UnreadTextError as error:
+        raise SettingsError(_UNREADABLE, file=path, why=error.message) from None
     text = _SEPARATOR_LINE.sub("", text)
     header = text.partition("\n")[0]
     try:
@@ -110,13 +110,13 @@ def _styles(names: list[str], rows: list[list[str]], path: Path) -> tuple[Styles
         cells = dict(zip(names, row, strict=False))
         name = cells.get(_NAME, "").strip()
         prompt = next(filter(None, (cells.get(column) for column in _COLUMNS)), "")
-        why = ""
+        why = None
         if any(cell.strip() for cell in row[len(names) :]):
-            why = "it has more cells than there are columns; put its texts in quotes"
+            why = Message("it has more cells than there are columns; put its texts in quotes")
         elif not name and any(cell.strip() for cell in row):
-            why = "it has no name"
+            why = Message("it has no name")
         elif name in styles:
-            why = f"there is a style {name[:80]!r} before it"
+            why = Message("there is a style {name!r} before it", name=name[:80])
         if why:
             shown = name[:80] or number
             problems.append(

@@ -56,8 +56,8 @@ def draw_samples(
         except SAMPLE_FAILURES as error:
             yield Warned(
                 Message(
-                    "no sample of {prompt!r} at step {step}: {why}", prompt=prompt, step=step,
-                    why=error.message if isinstance(error, SdloraError) else error,
+                    "no sample of {prompt!r} at step {step}: {why}",
+                    prompt=prompt, step=step, why=error,
                 ),
                 "training goes on",
             )  # fmt: skip
