@@ -44,7 +44,7 @@ from sdlora.run_reader import (
     resume_hint,
 )
 from sdlora.settings import TrainSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import Workspace, gone
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
@@ -68,11 +68,7 @@ def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
     """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
     if not workspace.root.is_dir():
-        raise RunError(
-            "the workspace {root} is gone: it was moved or deleted; start the program again with "
-            "--workspace DIR",
-            root=workspace.root,
-        )
+        raise gone(workspace.root)
     try:
         folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
         text = settings.to_json()

@@ -9,9 +9,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.errors import DataError, SettingsError
+from sdlora.errors import DataError, RunError, SettingsError
 from sdlora.files import make_folder
-from sdlora.messages import readable
+from sdlora.messages import PerSurface, readable
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -65,6 +65,15 @@ def _folders_called(parent: Path, name: str) -> list[Path]:
         return []
 
 
+def gone(root: Path) -> RunError:
+    """The error of a workspace that is not there any more."""
+    return RunError(
+        "the workspace {root} is gone: it was moved or deleted; start the program again {how}",
+        root=root,
+        how=PerSurface("with --workspace DIR", "with the folder where it is now"),
+    )
+
+
 @dataclass(frozen=True)
 class Workspace:
     """One folder that holds all a user makes: models, LoRAs, pictures, runs and outputs."""
@@ -91,9 +100,10 @@ class Workspace:
         except OSError as error:
             raise SettingsError(
                 "the workspace {folder} cannot be written ({why}); make it writable or choose "
-                "another with --workspace DIR",
-                folder=str(space.root),
-                why=error.strerror or str(error),
+                "another{how}",
+                folder=space.root,
+                why=error.strerror or error,
+                how=PerSurface(" with --workspace DIR", ""),
             ) from None
         return space
 
@@ -104,7 +114,7 @@ class Workspace:
             raise SettingsError(
                 "the workspace {folder} is not there any more; it was moved or deleted: start "
                 "sdlora again where it is now",
-                folder=str(self.root),
+                folder=self.root,
             )
 
     @property

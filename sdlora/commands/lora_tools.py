@@ -302,7 +302,9 @@ def _one_base(sources: Sequence[Path], files: Sequence[LoraFile]) -> str:
     found = [(name, base) for name, base in rows if base]
     if len({base for _, base in found}) > 1:
         said = ", ".join(f"{name} is for {BASES[base].title}" for name, base in found)
-        raise LoraFileError(f"LoRAs for different base models do not go together: {said}")
+        raise LoraFileError(
+            "LoRAs for different base models do not go together: {models}", models=said
+        )
     return found[0][1] if found else ""
 
 

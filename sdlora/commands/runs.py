@@ -59,7 +59,7 @@ def runs_verb(options: argparse.Namespace) -> int:
             say_run(name, state, options.json)
         return DONE
     if not options.name:
-        raise SdloraError(f"name a run: python launch.py runs {options.what} NAME")
+        raise SdloraError("name a run: python launch.py runs {verb} NAME", verb=options.what)
     _, act = VERBS[options.what]
     return act(runs.find_run(workspace.runs, options.name), workspace, options)
 
@@ -217,7 +217,9 @@ def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     try:
         settings = with_preset(settings, workspace.preset_family(settings.model))
     except SettingsError as error:
-        raise SettingsError(f"the settings of {folder.name!r} are not valid: {error}") from None
+        raise SettingsError(
+            "the settings of {run!r} are not valid: {why}", run=folder.name, why=error
+        ) from None
     print(kohya.write(settings), end="")
     return DONE
 

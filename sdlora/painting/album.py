@@ -67,7 +67,7 @@ def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, 
         try:
             return write_exif(image, path, text, rest, publish=publish_new)
         except SettingsError as error:
-            sheet.tell([f"{error}; it is one"], [index])
+            sheet.tell([Message("{why}; it is one", why=error)], [index])
     return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
 
 

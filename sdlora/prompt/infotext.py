@@ -113,7 +113,8 @@ def write_exif(
     note = b"" if details is None else f"{DETAILS}\0{json.dumps(details)}".encode()
     if its_format is None or len(comment) + len(note) > _LARGEST_EXIF:
         raise SettingsError(
-            f"{path.name} cannot hold this picture's text; a PNG can, whatever the text is"
+            "{file} cannot hold this picture's text; a PNG can, whatever the text is",
+            file=path.name,
         )
     exif = Image.Exif()
     place = exif.get_ifd(EXIF_IFD)

@@ -17,9 +17,10 @@ _PLACE = "{prompt}"
 _NAME, _COLUMNS = "name", ("prompt", "text")  # the second is that of A1111's first versions
 _SEPARATORS = (",", ";", "\t")  # the last two are a spreadsheet's
 _SEPARATOR_LINE = re.compile(r"\Asep=.\r?\n")  # which Excel puts first
+_CSV_COLUMNS = "name, prompt and negative_prompt"
 _UNREADABLE = (
-    "the styles in {file} cannot be read ({why}); it has to be a CSV file with the columns name, "
-    "prompt and negative_prompt"
+    "the styles in {file} cannot be read ({why}); it has to be a CSV file with the columns "
+    "{columns}"
 )
 
 
@@ -61,20 +62,23 @@ def read_styles(path: Path) -> Styles:
     try:
         text, problems = read_text_file(path, MAX_BYTES)
     except UnreadTextError as error:
-        raise SettingsError(_UNREADABLE, file=path, why=error.message) from None
+        raise SettingsError(
+            _UNREADABLE, file=path, why=error.message, columns=_CSV_COLUMNS
+        ) from None
     text = _SEPARATOR_LINE.sub("", text)
     header = text.partition("\n")[0]
     try:
         rows, unclosed = _rows(text, max(_SEPARATORS, key=header.count))
     except csv.Error as error:
-        raise SettingsError(_UNREADABLE, file=path, why=error) from None
+        raise SettingsError(_UNREADABLE, file=path, why=error, columns=_CSV_COLUMNS) from None
     names = [cell.strip().lower() for cell in rows[0]] if rows else []
     if rows and not (_NAME in names and set(_COLUMNS) & set(names)):
         raise SettingsError(
             "{file} has no columns name and prompt in its first line, which is {line!r}; its "
-            "columns have to be name, prompt and negative_prompt",
+            "columns have to be {columns}",
             file=path,
             line=header.strip()[:120],
+            columns=_CSV_COLUMNS,
         )
     styles, left_out = _styles(names, rows[1:], path)
     quotes = [

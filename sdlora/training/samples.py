@@ -63,12 +63,15 @@ def draw_samples(
             )  # fmt: skip
             drawn += 1
     if drawn < len(prompts):
-        yield Warned(
-            Message(
-                "{count} of {all} samples of step {step} are not drawn: the training was asked to "
-                "end or to pause", count=len(prompts) - drawn, all=len(prompts), step=step,
-            )
-        )  # fmt: skip
+        yield _undrawn(len(prompts) - drawn, len(prompts), step)
+
+
+def _undrawn(count: int, most: int, step: int) -> Warned:
+    template = (
+        "{count} of {most} samples of step {step} are not drawn: the training was asked to end or "
+        "to pause"
+    )
+    return Warned(Message(template, count=count, most=most, step=step))
 
 
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
