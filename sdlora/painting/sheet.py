@@ -11,7 +11,7 @@ from typing import Any
 from sdlora.adapters import Fit
 from sdlora.lora.file import LoraFile
 from sdlora.lora.library import LoraEntry
-from sdlora.messages import Message, as_message
+from sdlora.messages import RECORD, Message, as_message
 from sdlora.prompt.tags import LoraTag, Prompt
 
 
@@ -147,9 +147,9 @@ class Sheet:
             "prompt": wish.prompt,
             "negative_prompt": wish.negative_prompt,
             "loras": [asdict(use) for use in self.loras(image)],
-            "unused": {tag: why for tag, why in self.unused.items() if tag in named},
+            "unused": {n: why.on(RECORD) for n, why in self.unused.items() if n in named},
             "embeddings": self.words(image),
-            "problems": [told for told, which in self._problems.items() if image in which],
+            "problems": [p.on(RECORD) for p, which in self._problems.items() if image in which],
         }
 
 
