@@ -80,7 +80,9 @@ class Settings(BaseModel):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{path} cannot be read as settings: {error}") from None
+            raise SettingsError(
+                "{file} cannot be read as settings: {why}", file=path, why=error
+            ) from None
         return cls.of(cls.from_record(values) if isinstance(values, dict) else values)
 
     @classmethod

@@ -28,9 +28,10 @@ from sdlora.events import (
     Warned,
     to_line,
 )
+from sdlora.files import publish_new
 from sdlora.messages import COMMAND, Message
 from sdlora.settings import ImageRequest
-from sdlora.workspace import Workspace, publish_new
+from sdlora.workspace import Workspace
 
 # Verbs
 

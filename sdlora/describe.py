@@ -31,7 +31,7 @@ from sdlora.data.problems import Problem
 from sdlora.device import pick_device
 from sdlora.errors import ModelError
 from sdlora.events import Event, Progress
-from sdlora.messages import Setting
+from sdlora.messages import Message, Setting
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # Of a picture that a chatting model sees, which costs a token per 28 x 28
@@ -61,7 +61,9 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     told = {picture: files.read(picture) for picture in files.pictures}
     unread = [c.fault for c in told.values() if c.fault and c.fault.what != EMPTY]
     if not settings.every:
-        yield from (Problem(p.path, f"{p.what}; it stays as it is").warned() for p in unread)
+        for fault in unread:
+            what = Message("{what}; it stays as it is", what=fault.what)
+            yield Problem(fault.path, what).warned()
     waiting = [
         picture
         for picture, caption in told.items()

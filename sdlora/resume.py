@@ -13,9 +13,9 @@ from typing import Any
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
+from sdlora.files import publish
 from sdlora.messages import Message, PerSurface, Setting
 from sdlora.settings import TrainSettings
-from sdlora.workspace import publish
 
 RESUME_FILE = "resume.json"
 MAY_CHANGE = (

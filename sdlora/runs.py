@@ -22,6 +22,7 @@ from typing import Any
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
+from sdlora.files import make_folder, publish, sync_folder
 from sdlora.heartbeat import TIMES, Heart
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
@@ -43,7 +44,7 @@ from sdlora.run_reader import (
     resume_hint,
 )
 from sdlora.settings import TrainSettings
-from sdlora.workspace import Workspace, make_folder, publish, sync_folder
+from sdlora.workspace import Workspace, gone
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
@@ -67,11 +68,7 @@ def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
     """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
     if not workspace.root.is_dir():
-        raise RunError(
-            "the workspace {root} is gone: it was moved or deleted; start the program again with "
-            "--workspace DIR",
-            root=workspace.root,
-        )
+        raise gone(workspace.root)
     try:
         folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
         text = settings.to_json()

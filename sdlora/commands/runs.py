@@ -15,6 +15,7 @@ from sdlora.commands.terminal import OnInterrupt, Printer, clock, follow
 from sdlora.commands.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, Failed, RunState, Validated
+from sdlora.files import publish
 from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.jobs import Queue
 from sdlora.messages import COMMAND, as_message, readable
@@ -24,7 +25,7 @@ from sdlora.resume import MAY_CHANGE
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
 from sdlora.supervise import WorkerKeeper, end_now
-from sdlora.workspace import Workspace, publish
+from sdlora.workspace import Workspace
 
 Act = Callable[[Path, Workspace, argparse.Namespace], int]
 
@@ -58,7 +59,7 @@ def runs_verb(options: argparse.Namespace) -> int:
             say_run(name, state, options.json)
         return DONE
     if not options.name:
-        raise SdloraError(f"name a run: python launch.py runs {options.what} NAME")
+        raise SdloraError("name a run: python launch.py runs {verb} NAME", verb=options.what)
     _, act = VERBS[options.what]
     return act(runs.find_run(workspace.runs, options.name), workspace, options)
 
@@ -216,7 +217,9 @@ def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     try:
         settings = with_preset(settings, workspace.preset_family(settings.model))
     except SettingsError as error:
-        raise SettingsError(f"the settings of {folder.name!r} are not valid: {error}") from None
+        raise SettingsError(
+            "the settings of {run!r} are not valid: {why}", run=folder.name, why=error
+        ) from None
     print(kohya.write(settings), end="")
     return DONE
 

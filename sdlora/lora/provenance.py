@@ -108,7 +108,9 @@ def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
     try:
         small = load_rgb(picture)
     except BROKEN as error:
-        raise DataError(f"the picture {picture} cannot be read: {error}") from None
+        raise DataError(
+            "the picture {file} cannot be read: {why}", file=picture, why=error
+        ) from None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=85, optimize=True)

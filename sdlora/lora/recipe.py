@@ -17,6 +17,7 @@ from sdlora import __version__
 from sdlora.errors import LoraFileError
 from sdlora.events import Warned
 from sdlora.lora.header import read_header
+from sdlora.messages import Message
 from sdlora.settings import TrainSettings
 
 SETTINGS, PICTURES, VERSIONS = "sdlora_settings", "sdlora_pictures", "sdlora_versions"
@@ -65,8 +66,9 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe(TrainSettings.from_record(settings), said[PICTURES], dict(found))
     except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
-            f"{path.name} does not say how it was trained; only LoRAs of this program do, and not "
-            "those whose private metadata was taken out"
+            "{file} does not say how it was trained; only LoRAs of this program do, and not those "
+            "whose private metadata was taken out",
+            file=path,
         ) from None
 
 
@@ -77,14 +79,15 @@ def compared(folder: Path, pictures: str) -> Iterator[Warned]:
     except (OSError, ValueError):
         return
     if like["pictures"] != pictures:
-        said = f"the pictures or captions are not those that {like['file']} was trained on"
-        yield Warned(said, "it will be another LoRA")
+        template = "the pictures or captions are not those that {file} was trained on"
+        yield Warned(Message(template, file=like["file"]), "it will be another LoRA")
     now = versions()
     then = like["versions"]
     differ = [f"{k} {v}, then {then.get(k, 'none')}" for k, v in now.items() if then.get(k) != v]
     if differ:
-        said = f"{like['file']} was trained with other versions: now {'; '.join(differ)}"
-        yield Warned(said, "the result may differ in its last digits")
+        template = "{file} was trained with other versions: now {versions}"
+        message = Message(template, file=like["file"], versions="; ".join(differ))
+        yield Warned(message, "the result may differ in its last digits")
 
 
 def _without_folders(value: Any, keep: bool) -> Any:

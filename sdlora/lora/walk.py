@@ -34,14 +34,14 @@ class Found(NamedTuple):
     preview: str  # the path of a picture of its name; empty: none
 
 
-def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
+def walk(roots: Iterable[Path]) -> tuple[list[Found], list[Message]]:
     """The files of each root, those nearest to it first; and what cannot be listed, in words.
 
     A folder that several ways lead to is listed once, so that links may go in circles. A link to a
     folder that a root lies in is not followed: it would list the whole disk.
     """
     found: list[Found] = []
-    problems: list[str] = []
+    problems: list[Message] = []
     visited: set[str] = set()
     roots = list(roots)
     above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
@@ -61,7 +61,8 @@ def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
             try:
                 files, folders = _listed(path)
             except OSError as error:
-                problems.append(f"the folder {path} cannot be read ({error.strerror})")
+                template = "the folder {folder} cannot be read ({why})"
+                problems.append(Message(template, folder=Path(path), why=error.strerror))
                 continue
             found.extend(_loras(files, shown(below)))
             waiting.extend((one.path, f"{below}/{one.name}".strip("/")) for one in folders)
@@ -72,8 +73,8 @@ def _leads_above(link: str, folder: str) -> Message:
     return Message(
         "the link {link} is not followed: it leads to {folder}, in which the LoRA folder itself "
         "lies; link to a folder that holds LoRAs alone",
-        link=shown(link),
-        folder=shown(folder),
+        link=Path(link),
+        folder=Path(folder),
     )
 
 
@@ -82,7 +83,7 @@ def _too_many(folder: str) -> Message:
         "only the first {most} folders are searched for LoRAs; {folder} and those after it are not "
         "listed; take links to folders without LoRAs away",
         most=MAX_FOLDERS,
-        folder=shown(folder),
+        folder=Path(folder),
     )
 
 

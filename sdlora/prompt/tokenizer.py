@@ -64,7 +64,9 @@ def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         if not known or _END not in vocabulary or not all(map(_is_number, vocabulary.values())):
             raise ValueError("its merges and its vocabulary do not agree")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{folder} holds no tokenizer of CLIP's kind: {error}") from None
+        raise ModelError(
+            "{folder} holds no tokenizer of CLIP's kind: {why}", folder=folder, why=error
+        ) from None
     return vocabulary, merges
 
 

@@ -22,9 +22,10 @@ from uuid import uuid4
 from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
+from sdlora.files import make_folder, sync_folder
 from sdlora.lora.file import LoraFile, write_lora
+from sdlora.messages import Message
 from sdlora.training.learner import State
-from sdlora.workspace import make_folder, sync_folder
 
 FORMAT = 1
 NUMBERS_FILE, FACTS_FILE = "numbers.safetensors", "state.json"
@@ -97,15 +98,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Message]]:
     """The newest whole checkpoint of a run, None when there is none; and what is wrong with newer
     ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
-    problems: list[str] = []
+    problems: list[Message] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
             return read_checkpoint(path), problems
         except RunError as error:
-            problems.append(str(error))
+            problems.append(error.message)
             _set_aside(path)
     return None, problems
 

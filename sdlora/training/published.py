@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdlora.files import free_path, publish, sweep
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.hashes import read_hashes
-from sdlora.workspace import free_path, publish, sweep
 
 RECORD = "published.json"
 
