@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import json
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdlora.messages import Message
 
@@ -26,6 +27,14 @@ class TextFile(NamedTuple):
 
     text: str
     problems: tuple[Message, ...] = ()
+
+
+def json_value(text: str | bytes) -> Any:
+    """What JSON of anybody says. ValueError: it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_text_file(path: Path, max_bytes: int) -> TextFile:
