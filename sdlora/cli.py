@@ -7,6 +7,7 @@ standard output; with --json both become one JSON object per line, for programs.
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -166,6 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake is one sentence, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text, nor fit the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return int(options.act(options))

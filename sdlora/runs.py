@@ -42,6 +42,7 @@ from sdlora.run_reader import (
     read,
     recorded,
     resume_hint,
+    unread_lines,
 )
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace, gone
@@ -51,7 +52,7 @@ __all__ = [
     "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
     "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
     "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
-    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now",
+    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now", "unread_lines",
 ]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
@@ -61,6 +62,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
     """Put work of the kind that `settings` are for into the queue; returns its folder."""
     folder = new_folder(settings, workspace)
+    queue.cancel(folder)  # what waited in a folder of this name that was deleted
     queue.submit(kind_of(settings), folder)
     return folder
 

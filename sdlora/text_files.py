@@ -10,6 +10,7 @@ words of a European language with some accents. There are never replacement sign
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import unicodedata
 from pathlib import Path
@@ -80,6 +81,14 @@ def read_whole(path: Path, max_bytes: int) -> Decoded:
     if len(raw) > max_bytes:
         raise UnreadTextError("is larger than {limit}; it is not read", limit=_size(max_bytes))
     return decode(raw)
+
+
+def json_value(text: str | bytes) -> Any:
+    """What JSON of anybody says. ValueError: it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_text_file(path: Path, max_bytes: int) -> TextFile:

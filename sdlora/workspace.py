@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from sdlora.errors import DataError, RunError, SettingsError
 from sdlora.files import make_folder
 from sdlora.messages import PerSurface, readable
+from sdlora.text_files import json_value
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -38,7 +38,7 @@ def is_built_as(folder: Path, model: Path) -> bool:
 
 def _unet_config(folder: Path) -> dict[str, object]:
     try:
-        said = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        said = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     # with an underscore: who wrote it, and where it lay
@@ -197,10 +197,23 @@ class Workspace:
         """Where tags are looked up: the user's own folders first, then what ships."""
         return (self.loras, *self._further_lora_folders(), STARTER_LORAS)
 
+    @property
+    def unread_lora_folders(self) -> str:
+        """Why lora_folders.txt cannot be read; '' where it can, or is not there."""
+        try:
+            self._lora_folder_lines()
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def _lora_folder_lines(self) -> list[str]:
+        file = self.root / "lora_folders.txt"
+        return file.read_text("utf-8-sig", "replace").splitlines() if os.path.lexists(file) else []
+
     def _further_lora_folders(self) -> list[Path]:
         """Those that lora_folders.txt names, a line each; of another program's tree its LoRAs."""
         try:
-            lines = (self.root / "lora_folders.txt").read_text("utf-8-sig", "replace").splitlines()
+            lines = self._lora_folder_lines()
         except OSError:
             return []
         folders: list[Path] = []
@@ -266,9 +279,13 @@ class Workspace:
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""
-        own = (
-            sorted(p.name for p in self.models.iterdir() if p.is_dir())
-            if self.models.is_dir()
-            else []
-        )
-        return ["starter", *own]
+        return ["starter", *(name for name in self._own_models() if readable(name) == name)]
+
+    def unusable_models(self) -> list[str]:
+        """The names of model folders that cannot be offered, for they are not UTF-8."""
+        return [readable(name) for name in self._own_models() if readable(name) != name]
+
+    def _own_models(self) -> list[str]:
+        with contextlib.suppress(OSError):
+            return sorted(path.name for path in self.models.iterdir() if path.is_dir())
+        return []

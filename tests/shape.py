@@ -104,6 +104,7 @@ WEBUI_MAY = (
 BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py", "sdlora/data/foreign.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/gate.py", "benchmarks/fuzz_datasets.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_infotexts.py", "benchmarks/fuzz_kohya.py"}
+BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_workspace.py", "benchmarks/poisoned.py"}
 FORBIDDEN = {"torch.load", "os.system", "os.popen", "eval", "exec", "pickle", "dill", "joblib"}
 FORBIDDEN |= {"torchvision", "shell="}
 DISTRIBUTIONS = {

@@ -80,9 +80,10 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
     end = as_message(state.error).on(COMMAND) or readable(state.result)
     left = _signs(state) or left
     on = f" (resumes from step {state.checkpoint})" if state.resumable else ""
+    unread = runs.unread_lines(state)
     print(
         f"{name}: {state.status}, step {state.step} of {state.total}{left}"
-        + (end and f", {end}") + on
+        + (end and f", {end}") + on + (unread and f", {unread}")
     )  # fmt: skip
 
 
@@ -99,8 +100,8 @@ def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     say_run(readable(folder.name), state, options.json)
     if options.json:
         return DONE
-    if state.unreadable:
-        print(f"  {runs.EVENTS_FILE}: lines that cannot be read, left out: {state.unreadable}")
+    if unread := runs.unread_lines(state):
+        print(f"  warning: {unread}")
     for key, value in state.details.items():
         print(f"  {key}: {value}")
     for warned in state.warnings:

@@ -4,7 +4,6 @@ caption, all that is wrong, and how long it goes on. No torch; the list is the t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from sdlora.messages import Message, Setting
 from sdlora.prompt.chunks import Tokenize, Unit, chunked
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings import TrainSettings
+from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
 
 UNKNOWN_PX = 512  # the resolution of a model that is not here yet
@@ -229,7 +229,7 @@ class _Model:
 
     def _config(self, part: str) -> dict[str, Any]:
         try:
-            said = json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
+            said = json_value((self.folder / part / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}

@@ -19,6 +19,7 @@ from sdlora.events import Warned
 from sdlora.lora.header import read_header
 from sdlora.messages import Message
 from sdlora.settings import TrainSettings
+from sdlora.text_files import json_value
 
 SETTINGS, PICTURES, VERSIONS = "sdlora_settings", "sdlora_pictures", "sdlora_versions"
 LIKE_FILE = "like.json"  # in a run's folder: the file that it repeats
@@ -62,7 +63,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a LoRA file. LoraFileError: it has none, or is no LoRA."""
     said: Mapping[str, str] = read_header(path).metadata
     try:
-        settings, found = json.loads(said[SETTINGS]), json.loads(said[VERSIONS])
+        settings, found = json_value(said[SETTINGS]), json_value(said[VERSIONS])
         return Recipe(TrainSettings.from_record(settings), said[PICTURES], dict(found))
     except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
@@ -75,7 +76,7 @@ def read_recipe(path: Path) -> Recipe:
 def compared(folder: Path, pictures: str) -> Iterator[Warned]:
     """What differs from the LoRA that this run repeats, when its folder names one."""
     try:
-        like = json.loads((folder / LIKE_FILE).read_bytes())
+        like = json_value((folder / LIKE_FILE).read_bytes())
     except (OSError, ValueError):
         return
     if like["pictures"] != pictures:

@@ -38,13 +38,15 @@ def walk(roots: Iterable[Path]) -> tuple[list[Found], list[Message]]:
     """The files of each root, those nearest to it first; and what cannot be listed, in words.
 
     A folder that several ways lead to is listed once, so that links may go in circles. A link to a
-    folder that a root lies in is not followed: it would list the whole disk.
+    folder that a root lies in is not followed, and the disk that a root lies on is none itself: it
+    would be listed as a whole.
     """
     found: list[Found] = []
     problems: list[Message] = []
     visited: set[str] = set()
     roots = list(roots)
     above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
+    disks = {Path(parent).anchor for parent in above}
     above -= set(map(os.path.realpath, roots))
     for root in roots:
         waiting = deque([(str(root), "")])
@@ -54,6 +56,9 @@ def walk(roots: Iterable[Path]) -> tuple[list[Found], list[Message]]:
                 continue
             if below and real in above:
                 problems.append(_leads_above(path, real))
+                continue
+            if not below and real in disks:
+                problems.append(_whole_disk(path))
                 continue
             if len(visited) == MAX_FOLDERS:
                 return found, [*problems, _too_many(path)]
@@ -75,6 +80,14 @@ def _leads_above(link: str, folder: str) -> Message:
         "lies; link to a folder that holds LoRAs alone",
         link=Path(link),
         folder=Path(folder),
+    )
+
+
+def _whole_disk(folder: str) -> Message:
+    return Message(
+        "the LoRA folder {folder} is not searched: it is the whole disk; name a folder that holds "
+        "LoRAs",
+        folder=shown(folder),
     )
 
 
@@ -112,15 +125,17 @@ def is_pickle(name: str) -> bool:
 
 
 def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
-    named = sorted((entry.name.lower(), entry.name, entry) for entry in files)
-    by_name = {lowered: entry for lowered, _, entry in named}
+    # some systems list a name twice
+    entries = {entry.name: entry for entry in files}
+    named = sorted((name.lower(), name) for name in entries)
+    by_name = {lowered: entries[name] for lowered, name in named}
     stems: set[str] = set()
     for endings in (READABLE, PICKLES):
-        for lowered, _, entry in named:
+        for lowered, name in named:
             stem, dot, ending = lowered.rpartition(".")
             if dot + ending in endings and not (stem in stems and endings is PICKLES):
                 stems.add(stem)
-                yield _found(entry, stem, folder, by_name)
+                yield _found(entries[name], stem, folder, by_name)
 
 
 def _found(entry: Entry, stem: str, folder: str, by_name: dict[str, Entry]) -> Found:

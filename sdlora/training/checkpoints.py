@@ -25,6 +25,7 @@ from sdlora.errors import RunError, SdloraError
 from sdlora.files import make_folder, sync_folder
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.messages import Message
+from sdlora.text_files import json_value
 from sdlora.training.learner import State
 
 FORMAT = 1
@@ -80,7 +81,7 @@ def write_checkpoint(
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
     try:
-        facts = json.loads((path / FACTS_FILE).read_bytes())
+        facts = json_value((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:
             raise SdloraError(
                 "{path} has format {format}; this program reads {ours}",
