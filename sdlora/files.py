@@ -62,6 +62,7 @@ def _take_name(temporary: Path, path: Path) -> bool:
     try:
         try:
             os.link(temporary, path)
+            temporary.unlink()  # before the folder is flushed: a power loss must not bring it back
         except FileExistsError:
             raise
         except OSError:  # a disk without links: an empty file holds the name for the moment

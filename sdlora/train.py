@@ -135,7 +135,6 @@ def prepare(
     prompts = unrelated_prompts(settings, family.name, gathered.trigger, bool(split.held_out))
     validation = Validation(family, settings, measured, prompts)
     learns = family, dataset, validation, prints, others_prints
-    yield Progress("preparing the training")
     return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
 
 

@@ -1,9 +1,11 @@
 """The first answer to a browser shows the training that goes on, before any JavaScript runs."""
 
+import os
 from pathlib import Path
 
 from sdlora import runs
 from sdlora.events import Done, Started, Step
+from sdlora.processes import identity
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
@@ -16,6 +18,7 @@ def test_the_training_that_goes_on_is_in_the_first_answer(workspace: Path) -> No
     assert "data-run=" not in browser.http.get("/").text
     settings = TrainSettings(data="zibo", name="my robot")
     folder = runs.start(settings, studio.workspace, studio.queue)
+    studio.queue.claim(identity(os.getpid()) or "")
     runs.say(folder, Started("training", 800))
     runs.say(folder, Step(120, 800, seconds_left=60.0))
     answer = browser.http.get("/")

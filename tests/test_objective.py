@@ -244,9 +244,11 @@ def lora_changes(of: Roles, weight: Tensor, scale: float) -> Tensor:
 
 def dora_changes(of: Roles, weight: Tensor, scale: float) -> Tensor:
     """arXiv:2402.09353, eq. 5, and sec. 4.3: the norm counts as a constant."""
-    merged = flat(lora_changes(of, weight, scale))
+    by_input = lora_changes(of, weight, scale).transpose(0, 1)
+    merged = by_input.flatten(1)
     norm = merged.norm(dim=1, keepdim=True).detach()
-    return (of["lora_magnitude_vector"].view(-1, 1) * merged / norm).view(weight.shape)
+    magnitudes = of["lora_magnitude_vector"].view(-1, 1)
+    return (magnitudes * merged / norm).view(by_input.shape).transpose(0, 1)
 
 
 def loha_changes(of: Roles, weight: Tensor, scale: float) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_values_out_of_bounds_are_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="steps = 0"):
+    with pytest.raises(SettingsError, match="steps must be 1 or more"):
         write_changes(tmp_path, run.settings(), {"steps": 0})
     write_changes(tmp_path, run.settings(), {"steps": 10})
     assert json.loads((tmp_path / RESUME_FILE).read_text("utf-8")) == {"steps": 10}

@@ -221,15 +221,16 @@ def test_the_time_left_counts_samples_too(monkeypatch: pytest.MonkeyPatch) -> No
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     pace = Pace(steps=20, sample_every=10, _at=0.0)
-    now[0] = 5.0
+    pace.stepped(1)  # the first is not counted: it warms up
+    now[0] = 4.0
     pace.stepped(5)  # a second each
     assert pace.seconds_left(5) == pytest.approx(15)
-    now[0] = 10.0
+    now[0] = 9.0
     pace.stepped(10)
-    now[0] = 14.0
+    now[0] = 13.0
     pace.sampled()  # took 4 s, and will once more
     assert pace.seconds_left(10) == pytest.approx(10 + 4)
-    now[0] = 29.0
+    now[0] = 28.0
     pace.stepped(15)  # slower: three seconds each
     assert pace.seconds_left(15) == pytest.approx(5 * (0.7 * 1 + 0.3 * 3) + 4)
     assert Pace(steps=20, sample_every=0).seconds_left(20) == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.lora.formats import is_known
-from sdlora.lora.refusals import refusal
+from sdlora.lora.refusals import PICKLE, refusal
 from sdlora.lora.walk import is_pickle
 
 MAX_FILE, MAX_HEADER, MAX_TENSORS = 4 * 2**30, 16 * 2**20, 20_000
@@ -83,7 +83,8 @@ def read_head(path: str | Path) -> Head:
     """The head of `path`, its tensors not looked at. LoraFileError when it has none."""
     name = os.path.basename(path)
     if is_pickle(name):
-        raise refusal("pickle", file=name, made=f"{os.path.splitext(name)[0]}.safetensors")
+        made = f"{os.path.splitext(name)[0]}.safetensors"
+        raise LoraFileError(PICKLE, "pickle", file=name, made=made)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

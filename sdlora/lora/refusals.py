@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from sdlora.errors import LoraFileError
 
+# Of a file that is refused by its ending, whatever it holds
+PICKLE = (
+    "{file} may hold code and is not read; look for it as .safetensors, or convert it with "
+    "Python: import torch, safetensors.torch as st; "
+    "st.save_file(torch.load({file!r}, weights_only=True), {made!r})"
+)
 REFUSALS: dict[str, str] = {
     # the file
     "unreadable": "{file} cannot be read: {why}",
-    "pickle": (
-        "{file} may hold code and is not read; look for it as .safetensors, or convert it with "
-        "Python: import torch, safetensors.torch as st; "
-        "st.save_file(torch.load({file!r}, weights_only=True), {made!r})"
-    ),
     "not_safetensors": "{file} is not a safetensors file, or it is cut short; download it again",
     "damaged_header": "the header of {file} is damaged: {why}; download it again",
     "tensor_count": "{file} holds {count} tensors; a LoRA has 1 to {most}",
