@@ -56,7 +56,7 @@ class ResumeOptions:
             self.pictures: gr.Dropdown(
                 sorted(studio.workspace.dataset_folders()) if asks else [],
                 value=None,
-                info=sentence(Message(info, folder=gone)) if gone and asks else None,
+                info=fields.plain(sentence(Message(info, folder=gone))) if gone and asks else None,
                 visible=bool(asks),
             ),
         }
