@@ -43,6 +43,8 @@ UNITS = (
     ),
     *("BREAK ", "a AND ", "a cat, ", "{2$$", "{3::", "Steps: 1, ", 'a: "', "a: [", "\n"),
 )
+# 100,000 letters of all that a prompt may hold; to be read within a second
+LONG = "a cat, <lora:a:{0.5|0.7}>, (red:1.2) __pet__ [a:b:0.5] embedding:x AND " * 1400
 FIELDS = {"Steps": 20, "Sampler": "Euler", "Seed": 1, "Size": "64x64"}
 
 
@@ -113,6 +115,7 @@ def main() -> None:
             "raised": len(raised),
             "shortest": raised[:5],
             "seconds": round(time.monotonic() - began),
+            "hundred_kb_s": round(seconds(every_stage, LONG[:100_000]), 2),
             "letters": options.letters,
             "twice_takes_times": {unit: round(growth(unit, options.letters), 2) for unit in UNITS},
         }

@@ -24,7 +24,7 @@ _ACCEPTED = {
     "multiple_of": "must be a multiple of {multiple_of}",
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
-    "string_too_long": "must have {max_length} characters at most",
+    "string_too_long": "has {count:,} letters; {max_length:,} at most are taken: shorten it",
     "too_short": "must have {min_length} or more entries",
     "too_long": "must have {max_length} entries at most",
     "literal_error": "must be one of {expected}",
@@ -147,6 +147,8 @@ def _message(cls: type[Settings], error: Any) -> Message:
         setting = Message("{setting}, entry {place},", setting=setting, place=place)
     given, values = repr(error["input"]), {**_bounds(error), "setting": setting}
     given = given if len(given) <= _LONGEST_GIVEN else f"{given[:_LONGEST_GIVEN]}…"
+    if kind == "string_too_long":
+        values["count"] = len(error["input"])
     if kind in _SELF_EVIDENT:
         return Message(f"{{setting}} {_ACCEPTED[kind]}", **values)
     if kind in _ACCEPTED:

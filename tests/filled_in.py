@@ -22,6 +22,8 @@ WORDS = {
     "model": "another_model", "more_data": ("zibo",), "regularisation": ("zibo",),
     "masks": "zibo", "validation_data": "zibo",
 }  # fmt: skip
+# What a value of a setting needs beside it
+TOGETHER = {"train_unet": {"train_text_encoder": True}}
 
 
 def another(
@@ -33,7 +35,9 @@ def another(
         if value == usual:
             continue
         try:
-            settings.of({**REQUIRED[settings], **(beside or {}), name: value})
+            settings.of(
+                {**REQUIRED[settings], **TOGETHER.get(name, {}), **(beside or {}), name: value}
+            )
         except SdloraError:
             continue
         return value

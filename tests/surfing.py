@@ -32,14 +32,20 @@ class Browser:
         self.values = {i: part["props"].get("value") for i, part in self.parts.items()}
 
     def set(self, elem_id: str, value: Any) -> None:
-        self.values[self.ids[elem_id]] = value
+        self._type(self.ids[elem_id], value)
+
+    def _type(self, part: int, value: Any) -> None:
+        """A value as the browser would have it in this component: what is typed is text."""
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        typed = self.parts[part]["type"] == "textbox" and is_number
+        self.values[part] = str(value) if typed else value
 
     def _labelled(self, label: str) -> int:
         # the first: both tabs have some settings, Generate comes first
         return next(i for i, p in self.parts.items() if p["props"].get("label") == label)
 
     def set_labelled(self, label: str, value: Any) -> None:
-        self.values[self._labelled(label)] = value
+        self._type(self._labelled(label), value)
 
     def labelled(self, label: str) -> Any:
         return self.values[self._labelled(label)]

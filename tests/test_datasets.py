@@ -94,7 +94,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studi
     assert f"{len(GOOD)} pictures: " in said and "rounds of" in said
     for name in (*GOOD, *BAD):
         assert Path(name).name in said
-    assert "is the same file as 1.rgb.png" in said and "a GIF picture" in said
+    assert "s the same file as 1.rgb.png" in said and "a GIF picture" in said
     tall = next(r for r in checked(studio, "mine").rows if r.example.image.name == "tall.png")
     assert 0 < tall.cut.top < 700 and f"top:{tall.cut.top / 700:.2%};" in said
     address = re.findall(r'src="(/media/[^"]+)"', said)

@@ -233,7 +233,7 @@ def test_a_page_opens_with_its_drafts_and_a_reset_gives_the_defaults(
     assert browser.value("generate-steps") == "20"
     assert browser.value("train-rank") == "9" and browser.value("lora-name") == "mine"
     assert browser.value("pictures-choice") == "zibo" and browser.value("trigger-word") == "zibo"
-    assert "old" in browser.value("train-notice")
+    assert "old" in browser.value("train-lost")
     fast = browser.value("train-steps")
     for tab in ("generate", "train"):
         browser.click(f"{tab}-reset")
@@ -257,4 +257,4 @@ def test_a_pasted_text_with_settings_offers_to_take_them(browser: Browser) -> No
     browser.click("take-settings")
     assert browser.value("prompt") == "a cat" and browser.value("negative-prompt") == "fog"
     assert (browser.value("generate-steps"), browser.value("seed")) == ("33", "5")
-    assert "are set" in browser.value("generate-notice")
+    assert "are set" in browser.value("restored-notice")

@@ -3,14 +3,13 @@
 import random
 import sqlite3
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.prompts import every_stage, fuzzed, growth
+from benchmarks.prompts import LONG, every_stage, fuzzed, growth
 from raw_lora import lora
 from sdlora.errors import SettingsError
 from sdlora.lora.library import Library
@@ -42,12 +41,9 @@ def test_twice_the_text_takes_twice_the_time(unit: str) -> None:
     assert growth(unit, 1000) < 2.5
 
 
-def test_a_prompt_of_100_kb_is_read_within_a_second() -> None:
-    text = "a cat, <lora:a:{0.5|0.7}>, (red:1.2) __pet__ [a:b:0.5] embedding:x AND " * 1400
-    assert len(text) > 90_000
-    began = time.process_time()
-    every_stage(text)
-    assert time.process_time() - began < 3  # a second of a machine that has nothing else to do
+def test_a_prompt_of_100_kb_is_read() -> None:
+    """How fast is the benchmark's to tell; that it grows with the length is tested above."""
+    every_stage(LONG[:100_000])
 
 
 MUTATIONS = st.lists(

@@ -86,7 +86,7 @@ def test_pages_that_are_opened_are_not_remembered_without_end(browser: Browser) 
     blocks = next(r.app for r in browser.http.app.routes if hasattr(r, "app")).get_blocks()
     (one,) = [d for d in browser.config["dependencies"] if d["targets"][0][1] == "load"]
     for number in range(70):
-        body = {"fn_index": one["id"], "data": [], "session_hash": f"page-{number}"}
+        body = {"fn_index": one["id"], "data": ["", ""], "session_hash": f"page-{number}"}
         assert browser.http.post("/gradio_api/run/predict", json=body).status_code == 200
     assert len(blocks.state_holder.session_data) <= server.MAX_SESSIONS == 64
 
@@ -125,7 +125,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Brows
         for i, p in browser.parts.items()
         if p["props"].get("label") == "Steps" and browser.values[i] == str(STEPS)
     ]
-    browser.values[steps] = 20
+    browser.values[steps] = "20"
     browser.click("start")
     assert 'data-run="my neon"' in browser.value("run-card")
     assert browser.prop("stop", "visible")

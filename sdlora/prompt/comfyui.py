@@ -191,7 +191,7 @@ def _as_encoded(text: str, encoders: list[Node], problems: list[Message]) -> str
         message = "the LoRA tags in the text ({tags}) are left out: {node} does not read tags, "
         shown = [tag[:_SHORTENED] for tag in tags[:20]]
         problems.append(Message(message + why, tags=shown, node=kind[:_SHORTENED]))
-    text = parse_prompt(text).text if tags else text
+    text = parse_prompt(text).text.strip() if tags else text
     plain = all(node.kind in _PLAIN_ENCODERS for node in encoders)
     return re.sub(r"(?<!\\)([\[\]#])", r"\\\1", text) if plain and encoders else text
 

@@ -225,7 +225,8 @@ def with_loras(prompt: str, loras: Iterable[tuple[str, float, float]]) -> tuple[
             text = "the LoRA {name!r} has the weight {tag:g} in the prompt and {listed:g} in the "
             text += "picture's list of LoRAs; that of the prompt is taken"
             problems.append(Message(text, name=name[:80], tag=tag.unet, listed=unet))
-    return " ".join(filter(None, (prompt, *added))), problems
+    text = prompt.rstrip() if added else prompt
+    return " ".join(filter(None, (text, *added))), problems
 
 
 def _bare(name: str) -> str:
