@@ -151,20 +151,20 @@ def test_captions_that_change_are_looked_at_again(
     mine = shared_workspace / "datasets" / "mine"
     mine.mkdir(parents=True)
     Image.new("RGB", (32, 32), "teal").save(mine / "a.png")
-    (mine / "a.txt").write_text("a cat", encoding="utf-8")
+    (mine / "a.txt").write_text("moggy", encoding="utf-8")
     with tab(browser, shared_site) as page:
         page.get_by_role("tab", name="Train").click()
         page.locator("#pictures-choice input").click()
         page.get_by_role("option", name="mine").click()
         trigger = page.locator("#trigger-word textarea, #trigger-word input")
-        expect(trigger).to_have_value("a cat")
+        expect(trigger).to_have_value("moggy")
         page.locator("#lora-name textarea, #lora-name input").fill("my own name")
         page.get_by_role("button", name="Change captions").click()
         page.locator("#change-captions").get_by_label("Prefix").first.fill("zibo, ")
         page.get_by_role("button", name="Change them").click()
         expect(trigger).to_have_value("zibo")
         page.get_by_role("button", name="Take back").first.click()
-        expect(trigger).to_have_value("a cat")
+        expect(trigger).to_have_value("moggy")
         named = page.locator("#lora-name textarea, #lora-name input")
         expect(named).to_have_value("my own name")
 
