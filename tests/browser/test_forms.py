@@ -58,6 +58,15 @@ def open_everything(page: Page) -> None:
     )
 
 
+def open_menus(page: Page) -> None:
+    """Every menu of the tab, opened and closed again with nothing chosen."""
+    for menu in page.get_by_role("combobox").locator("visible=true").all():
+        menu.click()
+        expect(page.get_by_role("option").first).to_be_visible()
+        menu.press("Escape")
+        expect(page.get_by_role("option")).to_have_count(0)
+
+
 CANNOT_BE_SEEN = """(ids) => ids.filter((id) => {
     const box = document.getElementById(id);
     const field = box?.querySelector("input, textarea");
@@ -139,6 +148,8 @@ def test_every_setting_is_seen_changed_and_sent(
             open_everything(page)
             hidden = page.evaluate(CANNOT_BE_SEEN, [part.elem_id for part in form.values()])
             assert not hidden
+            open_menus(page)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             untouched = new_settings(workspace, page, button)
             assert untouched.keys() <= SUGGESTED, "opening sets nothing"
             first = batch(settings, (n for n in FIRST if n in form), {})

@@ -109,6 +109,10 @@ def screenshots(browser: Browser, address: str, folder: Path) -> None:
 def test_a_training_is_back_on_screen_at_once(browser: Browser, shared_site: str) -> None:
     with tab(browser, shared_site) as page:
         start_training(page, "long", steps=5000, sample_every=0)
+        answer, start = page.locator("#train-notice .notice"), page.locator("#start")
+        expect(answer).to_contain_text("Queued as long")
+        below = (answer.bounding_box() or {})["y"] - (start.bounding_box() or {})["y"]
+        assert 0 < below < 120, "beside the button"
         expect(card(page, "run-card", "running")).to_be_visible()
     # How fast it is back is measured by benchmarks/back_on_screen.py.
     with tab(browser, shared_site) as page:
