@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sdlora.workspace import publish
+from sdlora.files import publish
+from sdlora.messages import Message, as_message
 
 RESERVE_GIB = 2.0  # of the disk that is left to others
 
@@ -57,11 +58,13 @@ class Cache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < RESERVE_GIB * 2**30:
-                self.problem = f"less than {RESERVE_GIB:.0f} GiB of the disk are free"
+                self.problem = Message(
+                    "less than {least:.0f} GiB of the disk are free", least=RESERVE_GIB
+                )
             else:
                 publish(path, partial(save_file, kept))
         except (OSError, SafetensorError) as error:
-            self.problem = str(error)
+            self.problem = as_message(str(error))
 
     def trim(self) -> int:
         """Delete what was not asked for the longest, until the rest fits; the bytes freed."""

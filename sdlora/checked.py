@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdlora.errors import SettingsError, did_you_mean
 from sdlora.messages import Message, Setting, as_message
+from sdlora.text_files import json_value
 
 MAX_TEXT = 100_000  # letters of any text, prompts too
 SHOWN_VALUE = 80  # letters of a wrong value that a message repeats
@@ -78,9 +79,11 @@ class Settings(BaseModel):
     def load(cls, path: Path) -> Self:
         """Settings from a JSON file."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json_value(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{path} cannot be read as settings: {error}") from None
+            raise SettingsError(
+                "{file} cannot be read as settings: {why}", file=path, why=error
+            ) from None
         return cls.of(cls.from_record(values) if isinstance(values, dict) else values)
 
     @classmethod

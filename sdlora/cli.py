@@ -7,6 +7,7 @@ standard output; with --json both become one JSON object per line, for programs.
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -28,9 +29,10 @@ from sdlora.events import (
     Warned,
     to_line,
 )
+from sdlora.files import publish_new
 from sdlora.messages import COMMAND, Message
 from sdlora.settings import ImageRequest
-from sdlora.workspace import Workspace, publish_new
+from sdlora.workspace import Workspace
 
 # Verbs
 
@@ -165,6 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a user's mistake is one sentence, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text, nor fit the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return int(options.act(options))

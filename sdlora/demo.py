@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora import runs
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Failed, Progress, SampleReady, Warned
+from sdlora.files import publish
 from sdlora.presets import with_preset
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.worker import ImageMaker, open_engine
-from sdlora.workspace import TRAINING_DATA, Workspace, publish
+from sdlora.workspace import TRAINING_DATA, Workspace
 
 SET = "impressionist_style"
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -7,7 +7,6 @@ weights from safetensors or ONNX files; code that lies beside weights is never r
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,8 @@ from sdlora.data.problems import Problem
 from sdlora.device import pick_device
 from sdlora.errors import ModelError
 from sdlora.events import Event, Progress
-from sdlora.messages import Setting
+from sdlora.messages import Message, Setting
+from sdlora.text_files import json_value
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 # Of a picture that a chatting model sees, which costs a token per 28 x 28
@@ -61,7 +61,9 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     told = {picture: files.read(picture) for picture in files.pictures}
     unread = [c.fault for c in told.values() if c.fault and c.fault.what != EMPTY]
     if not settings.every:
-        yield from (Problem(p.path, f"{p.what}; it stays as it is").warned() for p in unread)
+        for fault in unread:
+            what = Message("{what}; it stays as it is", what=fault.what)
+            yield Problem(fault.path, what).warned()
     waiting = [
         picture
         for picture, caption in told.items()
@@ -120,7 +122,7 @@ def _folder(model: str, kind: Kind) -> Path:
             ) from None  # fmt: skip
     if kind.types:
         try:
-            said = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+            said = json_value((folder / "config.json").read_text("utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError):
             raise ModelError(
                 "{model} holds no model that can be read: no config.json", model=shown
@@ -227,7 +229,7 @@ class _Chatting(_Told):
 
     def reader(self, transformers: Any, folder: Path) -> Any:
         """The model's own processor without its part for films, which needs torchvision."""
-        kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+        kind = json_value((folder / "config.json").read_text("utf-8"))["model_type"]
         its: Any = getattr(transformers, _PROCESSORS[kind])
 
         class OfPictures(its):

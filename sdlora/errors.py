@@ -81,7 +81,8 @@ def near(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     return [by_lower[begun[hit]] for hit in alike]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> Message:
     """' Did you mean a or b?' or nothing."""
     hits = near(word, known)
-    return f" Did you mean {' or '.join(hits)}?" if hits else ""
+    names = " or ".join(hits)
+    return Message(" Did you mean {names}?", names=names) if hits else Message("")

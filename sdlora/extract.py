@@ -52,7 +52,9 @@ def _check_alike(base: Family, tuned: Family) -> None:
     ]  # fmt: skip
     if shapes[0] != shapes[1]:
         odd = next(iter(dict(shapes[0].items() ^ shapes[1].items())))
-        raise ModelError(f"the two models are not of one architecture: {odd!r} differs in shape")
+        raise ModelError(
+            "the two models are not of one architecture: {layer!r} differs in shape", layer=odd
+        )
 
 
 def _others(base: Family, tuned: Family) -> list[str]:

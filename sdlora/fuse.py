@@ -17,11 +17,11 @@ from sdlora.errors import LoraFileError, SettingsError
 from sdlora.families import INDEX
 from sdlora.families.base import Family
 from sdlora.families.single_file import single_file
+from sdlora.files import publish
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.changes import Pristine
 from sdlora.lora.file import LoraFile
 from sdlora.lora.groups import Losses
-from sdlora.workspace import publish
 
 
 @torch.no_grad()
@@ -48,7 +48,11 @@ def fuse(
             delta += weight * adapter.delta(value, parameter)
         fused = (value.float() + delta).to(dtype)
         if not bool(fused.isfinite().all()):
-            raise LoraFileError(f"the sum overflows {dtype} in {path}; lower the weights")
+            raise LoraFileError(
+                "the sum overflows {precision} in {layer}; lower the weights",
+                precision=dtype,
+                layer=path,
+            )
         missed = fused.float() - value.float() - delta
         name = f"lora_{'unet' if part == 'denoiser' else part}_{path.replace('.', '_')}"
         losses.add(name, float(delta.norm()), float(missed.norm()))
@@ -63,7 +67,9 @@ def weights_of(family: Family) -> Pristine:
     def pristine(name: str) -> Tensor:
         slots = family.vocabulary.get(name)
         if not slots or slots[0].rows:
-            raise LoraFileError(f"the model, {family.title}, has no layer {name[:80]!r}")
+            raise LoraFileError(
+                "the model, {model}, has no layer {layer!r}", model=family.title, layer=name[:80]
+            )
         weight: Tensor = family.parts[slots[0].part].get_submodule(slots[0].path).weight
         return weight
 
@@ -74,12 +80,12 @@ def save_model(family: Family, path: Path, overwrite: bool, said: Mapping[str, s
     """Save as one file where `path` ends in .safetensors, with `said` as its metadata; else as a
     diffusers folder. Complete or not at all. SettingsError when it exists, see `overwrite`."""
     if path.exists() and not overwrite:
-        raise SettingsError(f"{path} exists; choose another --output or add --overwrite")
+        raise SettingsError("{file} exists; choose another --output or add --overwrite", file=path)
     if path.suffix == ".safetensors":
         tensors = single_file(family)
         return publish(path, lambda file: save_file(tensors, file, {**said, "format": "pt"}))
     if path.exists() and not (path / INDEX).is_file():
-        raise SettingsError(f"{path} is not a model's folder, and is not replaced by one")
+        raise SettingsError("{file} is not a model's folder, and is not replaced by one", file=path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
         fresh = Path(temporary) / "model"

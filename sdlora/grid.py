@@ -15,6 +15,7 @@ from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
 from sdlora.families import open_family
 from sdlora.families.base import Family
+from sdlora.files import publish
 from sdlora.generate import render
 from sdlora.lora.library import Library
 from sdlora.pace import Pace
@@ -22,7 +23,7 @@ from sdlora.prompt.tags import written
 from sdlora.review import GridSettings, chosen, columns, loras_by_step, prompts_of
 from sdlora.runs import SETTINGS_FILE, find_run, read
 from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.workspace import Workspace, publish
+from sdlora.workspace import Workspace
 
 Row = tuple[str, list[Image.Image]]  # words, and the pictures beside them
 SIDE, GAP, HEAD, LEFT = 192, 8, 46, 150

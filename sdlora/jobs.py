@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from sdlora.errors import BusyError, RunError, SettingsError
 from sdlora.kinds import Kind
-from sdlora.messages import readable
+from sdlora.messages import PerSurface, readable
 from sdlora.processes import alive, identity
+from sdlora.workspace import gone
 
 Role = Literal["worker", "page"]
 
@@ -83,9 +84,10 @@ class Queue:
         except sqlite3.DatabaseError as error:
             raise SettingsError(
                 "the queue {file} cannot be used ({why}); move the file away and start again, or "
-                "choose another folder with --workspace DIR",
+                "choose another folder{how}",
                 file=database,
                 why=error,
+                how=PerSurface(" with --workspace DIR", ""),
             ) from None
 
     def _make_tables(self) -> None:
@@ -238,11 +240,7 @@ class Queue:
 
     def _unusable(self, error: sqlite3.DatabaseError) -> RunError:
         if not self.root.is_dir():
-            return RunError(
-                "the workspace {root} is gone: it was moved or deleted; start the program again "
-                "with --workspace DIR",
-                root=self.root,
-            )
+            return gone(self.root)
         return RunError("the queue {file} cannot be used: {why}", file=self.database, why=error)
 
     def _connect(self) -> sqlite3.Connection:

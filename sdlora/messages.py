@@ -84,6 +84,7 @@ def _as_letter(half: re.Match[str]) -> str:
 TEXT = Surface(str, str)
 COMMAND = Surface(flag, str)
 PAGE = Surface(label, lambda path: path.name or str(path), page=True)
+RECORD = Surface(str, PAGE.path)  # neutral words that others may read: no folders of this machine
 
 
 class Message(str):

@@ -135,13 +135,15 @@ def make_optimizer(
     return optimizer
 
 
-def unused(settings: TrainSettings) -> dict[str, str]:
+def unused(settings: TrainSettings) -> dict[str, Message]:
     """Settings that the chosen optimizer does not use -> why, to be shown."""
-    row, told = OPTIMIZERS[settings.optimizer], {}
+    row, told = OPTIMIZERS[settings.optimizer], dict[str, Message]()
     if row.finds_rate:
-        told["learning_rate"] = f"{settings.optimizer} finds its own; yours is not used"
+        template = "{optimizer} finds its own; yours is not used"
+        told["learning_rate"] = Message(template, optimizer=settings.optimizer)
     if row.averages:
-        told["schedule"] = f"none after the rise: {settings.optimizer} averages its steps instead"
+        template = "none after the rise: {optimizer} averages its steps instead"
+        told["schedule"] = Message(template, optimizer=settings.optimizer)
     return told
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
+from sdlora.files import publish
 from sdlora.messages import Message, PerSurface, Setting
 from sdlora.settings import TrainSettings
-from sdlora.workspace import publish
+from sdlora.text_files import json_value
 
 RESUME_FILE = "resume.json"
 MAY_CHANGE = (
@@ -45,7 +46,7 @@ def read_changes(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        changes = dict(json.loads(path.read_text(encoding="utf-8")).items())
+        changes = dict(json_value(path.read_text(encoding="utf-8")).items())
         return {name: changes[name] for name in MAY_CHANGE if name in changes}
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsError("{file} cannot be read: {why}", file=path, why=error) from None

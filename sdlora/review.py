@@ -16,10 +16,11 @@ from pydantic import Field, field_validator
 from sdlora.checked import Settings, validated
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
+from sdlora.file_names import checked_name
+from sdlora.files import publish_new
 from sdlora.lora.header import body_hash, read_head, shapes_in
 from sdlora.messages import Message, PerSurface
 from sdlora.settings import SEEDS, TrainSettings
-from sdlora.workspace import checked_name, publish_new
 
 _STEP = re.compile(r"-step-\d+$")  # what a checkpoint's LoRA has behind its name
 Points = Sequence[tuple[int, float]]

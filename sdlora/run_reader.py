@@ -43,6 +43,14 @@ def resume_hint(state: RunState, *logs: Path) -> Message:
     return Message(template, step=state.checkpoint, see=see)
 
 
+def unread_lines(state: RunState) -> Message:
+    """What is missing of a run whose events are damaged; '' where nothing is."""
+    if not state.unreadable:
+        return Message("")
+    words = "{count} lines of {file} cannot be read and are left out"
+    return Message(words, count=state.unreadable, file=EVENTS_FILE)
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size

@@ -22,6 +22,7 @@ from typing import Any
 from sdlora.checked import Settings
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
+from sdlora.files import make_folder, publish, sync_folder
 from sdlora.heartbeat import TIMES, Heart
 from sdlora.jobs import Queue
 from sdlora.kinds import KINDS, kind_of
@@ -41,16 +42,17 @@ from sdlora.run_reader import (
     read,
     recorded,
     resume_hint,
+    unread_lines,
 )
 from sdlora.settings import TrainSettings
-from sdlora.workspace import Workspace, make_folder, publish, sync_folder
+from sdlora.workspace import Workspace, gone
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
     "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
     "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
     "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
-    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now",
+    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now", "unread_lines",
 ]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # what the file `stop` says when the run shall not even finish its step
@@ -60,6 +62,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
     """Put work of the kind that `settings` are for into the queue; returns its folder."""
     folder = new_folder(settings, workspace)
+    queue.cancel(folder)  # what waited in a folder of this name that was deleted
     queue.submit(kind_of(settings), folder)
     return folder
 
@@ -67,11 +70,7 @@ def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
     """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
     if not workspace.root.is_dir():
-        raise RunError(
-            "the workspace {root} is gone: it was moved or deleted; start the program again with "
-            "--workspace DIR",
-            root=workspace.root,
-        )
+        raise gone(workspace.root)
     try:
         folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
         text = settings.to_json()

@@ -242,7 +242,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        from sdlora.workspace import checked_name
+        from sdlora.file_names import checked_name
 
         return str(validated(checked_name, name))
 

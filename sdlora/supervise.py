@@ -13,7 +13,7 @@ from sdlora.events import Stopped
 from sdlora.heartbeat import TIMES, Times, Watch, silence_and_idleness
 from sdlora.jobs import Queue
 from sdlora.processes import alive, end, identity, start_detached
-from sdlora.workspace import Workspace
+from sdlora.workspace import Workspace, gone
 
 
 class WorkerKeeper:
@@ -72,11 +72,7 @@ class WorkerKeeper:
 
     def _start(self) -> None:
         if not self.workspace.root.is_dir():
-            raise RunError(
-                "the workspace {root} is gone: it was moved or deleted; start the program again "
-                "with --workspace DIR",
-                root=self.workspace.root,
-            )
+            raise gone(self.workspace.root)
         arguments = ["-m", "sdlora.worker", "--workspace", str(self.workspace.root)]
         try:
             process = start_detached(arguments, self.workspace.worker_log)

@@ -1,24 +1,70 @@
-"""Text files of users, whichever program saved them; never with replacement signs; no torch."""
+"""Text files of users, whichever program saved them: one reader for captions, lists and tables.
+
+A mark at the beginning (Unicode 15, 23.8) decides. Without one a text is UTF-8 unless that leaves
+control characters; UTF-16 and UTF-32 then show by decoding to letters alone, which text of another
+encoding, or of the other byte order, does not. UTF-8 with a few damaged lines is read without
+those. Bytes that are none of these are Windows-1252, and with it Latin-1, where they look like
+words of a European language with some accents. There are never replacement signs; no torch.
+"""
 
 from __future__ import annotations
 
 import codecs
-from itertools import pairwise
+import json
+import re
+import unicodedata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdlora.messages import Message
 
-# The longer marks first: that of UTF-32 begins with that of UTF-16
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WESTERN_SIGNS = "‘’“”«»–—…€£°·\xa0"  # beside letters
-_SAVE = "save it as UTF-8"
+# Encodings of text without a mark, by what a text of theirs is called.
+_WIDE = {
+    "utf-32-le": "UTF-32", "utf-32-be": "UTF-32", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
+}  # fmt: skip
+_WESTERN = "Windows-1252"
+_MOST_STRAY = 0.2  # share of NUL that UTF-8 may hold; UTF-16 of Latin letters is half of NUL
+_SOUND_LINES = 4  # of UTF-8 beyond ASCII, for each damaged one that is left out
+_NO_TEXT = frozenset(("Cc", "Cn", "Co", "Cs"))
+_SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85")
+_MARKS_OF_WINDOWS = "‘’‚“”„–—…€°©®™«»¡¿·×§´¨£\xa0"
+_RUN = re.compile(r"[^\x00-\x7f]+")
+
+
+class UnreadTextError(ValueError):
+    """A file is not read as text. `message` goes on from the file's name: 'is not UTF-8 text'."""
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.message = Message(template, **values)
+        super().__init__(self.message)
+
+
+class Decoded(NamedTuple):
+    """Text; the name of its encoding where that was guessed, '' where it is sure; and how many
+    lines are empty since they were damaged."""
+
+    text: str
+    guessed: str = ""
+    damaged: int = 0
+
+    @property
+    def remarks(self) -> list[Message]:
+        """What is to be said of the file, going on from its name."""
+        remarks = []
+        if self.guessed:
+            template = "is not UTF-8 text and is read as {encoding}"
+            remarks.append(Message(template, encoding=self.guessed))
+        if self.damaged:
+            template = "has {count} damaged lines, which are not used: they are not UTF-8 text"
+            remarks.append(Message(template, count=self.damaged))
+        return remarks
 
 
 class TextFile(NamedTuple):
@@ -28,104 +74,138 @@ class TextFile(NamedTuple):
     problems: tuple[Message, ...] = ()
 
 
-def read_text_file(path: Path, max_bytes: int) -> TextFile:
-    """The text of the file at `path`; of a longer one the lines within the first `max_bytes`.
+def read_whole(path: Path, max_bytes: int) -> Decoded:
+    """The text of a file that has to be read to its end, as captions have. UnreadTextError: it
+    cannot be read, is larger than `max_bytes`, or is no text."""
+    raw = _start(path, max_bytes)
+    if len(raw) > max_bytes:
+        raise UnreadTextError("is larger than {limit}; it is not read", limit=_size(max_bytes))
+    return decode(raw)
 
-    ValueError, its text a sentence about the file: it cannot be read, or is no text.
-    """
+
+def json_value(text: str | bytes) -> Any:
+    """What JSON of anybody says. ValueError: it is none, or nested too deeply."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(max_bytes + 1)
-    except OSError as error:
-        raise ValueError(_unread(path, error.strerror or str(error))) from None
-    problems: list[Message] = []
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_text_file(path: Path, max_bytes: int) -> TextFile:
+    """The text of a list or a table; of a longer one the lines within the first `max_bytes`.
+
+    UTF-16 without a mark is read without a word, other than in captions: a list says only what may
+    have cost it lines or letters. UnreadTextError, its text a sentence about the file: it cannot be
+    read, or is no text.
+    """
+    unused = "{file} is not used: it {why}"
+    try:
+        raw = _start(path, max_bytes)
+    except UnreadTextError as error:
+        raise UnreadTextError(unused, file=path, why=error.message) from None
     is_cut = len(raw) > max_bytes
     try:
-        text = decode(raw[:max_bytes], path, problems, is_cut)
-    except ValueError as error:
-        raise ValueError(_unread(path, str(error))) from None
+        found = decode(raw[:max_bytes], is_cut)
+    except UnreadTextError as error:
+        template = f"{unused}; save it as UTF-8"
+        raise UnreadTextError(template, file=path, why=error.message) from None
+    sure = found if found.guessed == _WESTERN else found._replace(guessed="")
+    problems = [
+        Message("{file} {remark}; save it as UTF-8", file=path, remark=remark)
+        for remark in sure.remarks
+    ]
+    text = found.text.replace("\0", " ")
     if is_cut:
         text = text.rpartition("\n")[0]
-        limit = max_bytes / 2**20
-        cut = Message("only the first {limit:g} MiB of {file} are used", limit=limit, file=path)
-        problems.append(cut)
+        cut = "only the first {limit} of {file} are used"
+        problems.append(Message(cut, limit=_size(max_bytes), file=path))
     return TextFile(text, tuple(problems))
 
 
-def _unread(path: Path, why: str) -> Message:
-    return Message("{file} is not used: {why}", file=path, why=why)
+def _start(path: Path, max_bytes: int) -> bytes:
+    """The first bytes of a file; one more than `max_bytes` where it is longer."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise UnreadTextError("cannot be read ({why})", why=error.strerror or error) from None
 
 
-def decode(raw: bytes, path: Path, problems: list[Message], is_cut: bool = False) -> str:
-    """Bytes as text: by their mark, as UTF-8, as UTF-16 without a mark, or else as Windows-1252,
-    which is a problem to tell of the file `path`. ValueError: they are none of these."""
+def _size(count: int) -> str:
+    return f"{count / 2**20:g} MiB" if count >= 2**20 else f"{count / 2**10:g} KiB"
+
+
+def decode(raw: bytes, is_cut: bool = False) -> Decoded:
+    """The text that bytes stand for; `is_cut`: they end anywhere, and half a letter there is left
+    out. UnreadTextError: it is not sure which text it is."""
     for mark, encoding in _MARKS:
         if raw.startswith(mark):
-            return _strictly(raw.removeprefix(mark), encoding, is_cut)
-    if b"\0" in raw:
-        return _unmarked_utf_16(raw, is_cut)
-    try:
-        return _strictly(raw, "utf-8", is_cut)
-    except ValueError:
-        return _not_utf_8(raw, path, problems)
+            return Decoded(_marked(raw, encoding, is_cut))
+    plain = _attempt(raw, "utf-8", is_cut)
+    if plain is not None and _is_plain(plain):
+        return Decoded(plain)
+    wide = {
+        name: text for name in _WIDE if (text := _attempt(raw, name, is_cut)) and _is_text(text)
+    }
+    if wide and (b"\0" in raw or plain is not None):
+        best = min(wide, key=lambda name: _strangeness(wide[name]))
+        return Decoded(wide[best], _WIDE[best])
+    if plain is not None:  # control characters, but no other reading of it
+        return Decoded(plain)
+    if found := _without_damaged_lines(raw, is_cut):
+        return found
+    western = _attempt(raw, "cp1252", is_cut)
+    if western is not None and _is_western(western):
+        return Decoded(western, _WESTERN)
+    raise UnreadTextError("is not UTF-8 text, and what else it may be is not sure")
 
 
-def _strictly(raw: bytes, encoding: str, is_cut: bool) -> str:
-    """ValueError where a byte does not fit; a letter cut in two at the end is left out."""
-    try:
-        return codecs.getincrementaldecoder(encoding)().decode(raw, final=not is_cut)
-    except UnicodeDecodeError:
-        raise ValueError(f"it is not {encoding.upper()[:6].rstrip('-')} text; {_SAVE}") from None
-
-
-def _unmarked_utf_16(raw: bytes, is_cut: bool) -> str:
-    """The zeros of plain letters tell which byte comes first."""
-    little = raw[1::2].count(0) > raw[0::2].count(0)
-    text = _strictly(raw, "utf-16-le" if little else "utf-16-be", is_cut)
-    if "\0" in text or not all(letter.isprintable() or letter.isspace() for letter in text):
-        raise ValueError("it is not text")
+def _marked(raw: bytes, encoding: str, is_cut: bool) -> str:
+    text = _attempt(raw, encoding, is_cut)
+    if text is None:
+        name = encoding.removesuffix("-sig").upper()
+        raise UnreadTextError("is not {encoding} text, although it begins as such", encoding=name)
     return text
 
 
-def _not_utf_8(raw: bytes, path: Path, problems: list[Message]) -> str:
-    """A file of UTF-8 with a few damaged lines, without those; or one of Windows' Western letters.
-    ValueError where that is not certain: a wrong guess would be words that nobody wrote."""
+def _attempt(raw: bytes, encoding: str, is_cut: bool) -> str | None:
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(raw, final=not is_cut)
+    except UnicodeDecodeError:
+        return None
+
+
+def _without_damaged_lines(raw: bytes, is_cut: bool) -> Decoded | None:
+    """Text that is plainly UTF-8 but for a few lines, which are empty in it so that all others keep
+    their numbers; None where it may be another encoding: its words would be nobody's."""
     lines = raw.splitlines(keepends=True)
-    utf_8 = [line for line in lines if _is_utf_8(line)]
-    count, special = len(lines) - len(utf_8), sum(not line.isascii() for line in utf_8)
-    if special >= 4 * count:
-        problems.append(
-            Message(
-                "{count} damaged lines of {file} are not used: they are not UTF-8 text",
-                count=count,
-                file=path,
-            )
-        )
-        return b"".join(utf_8).decode("utf-8")
-    if special or not _looks_western(raw):
-        raise ValueError(f"it is not UTF-8 text, and its encoding cannot be told; {_SAVE}")
-    problems.append(
-        Message("{file} is not UTF-8 text and is read as Windows-1252; save it as UTF-8", file=path)
-    )
-    return raw.decode("cp1252")
+    lines = lines[:-1] if is_cut else lines
+    read = [_attempt(line, "utf-8", False) for line in lines]
+    damaged = read.count(None)
+    special = sum(text is not None and not text.isascii() for text in read)
+    if special < _SOUND_LINES * damaged:
+        return None
+    return Decoded("".join("\n" if text is None else text for text in read), damaged=damaged)
 
 
-def _looks_western(raw: bytes) -> bool:
-    """Whether bytes are Windows-1252: single letters with accents among plain ones. Letters of
-    several bytes and those of other alphabets would stand side by side, or be odd signs."""
-    try:
-        high = [letter if ord(letter) > 127 else "" for letter in raw.decode("cp1252")]
-    except UnicodeDecodeError:
-        return False
-    beside = sum(bool(a and b) for a, b in pairwise(high))
-    return 2 * beside <= sum(map(bool, high)) and all(
-        letter.isalpha() or letter in _WESTERN_SIGNS for letter in high if letter
-    )
+def _is_plain(text: str) -> bool:
+    is_stray = text.count("\0") <= _MOST_STRAY * len(text)
+    return is_stray and _is_text(text.replace("\0", " "))
 
 
-def _is_utf_8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _is_text(text: str) -> bool:
+    return all(c in _SPACES or unicodedata.category(c) not in _NO_TEXT for c in set(text))
+
+
+def _strangeness(text: str) -> tuple[int, int]:
+    """Of two byte orders the right one has more of ASCII, and its letters from fewer blocks."""
+    return -sum(c.isascii() for c in text), len({ord(c) >> 8 for c in text})
+
+
+def _is_western(text: str) -> bool:
+    """Whether text read as Windows-1252 looks like a European language: single accented letters
+    among many plain ones. Text of an Asian or Cyrillic code page has long runs of others."""
+    runs = _RUN.findall(text)
+    letters = sum(c.isascii() and c.isalpha() for c in text)
+    known = all(c.isalpha() or c in _MARKS_OF_WINDOWS for run in runs for c in run)
+    return known and max(map(len, runs), default=0) <= 2 and 2 * sum(map(len, runs)) <= letters

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
-import json
 import os
-import re
 import secrets
-import stat
-import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.errors import DataError, SettingsError
-from sdlora.messages import readable
+from sdlora.errors import DataError, RunError, SettingsError
+from sdlora.files import make_folder
+from sdlora.messages import PerSurface, readable
+from sdlora.text_files import json_value
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -33,13 +27,6 @@ SHIPPED_SETS = {
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 # A pipeline's class, as model_index.json says it, and the family whose presets it wants
 _PIPELINES = {"StableDiffusionXL": "sdxl", "StableDiffusionPipeline": "sd1"}
-MAX_NAME_LETTERS = 80
-# Of the 255 that a disk takes: the rest is for '-step-000123-2.safetensors' and the like
-MAX_NAME_BYTES = 200
-_JOINERS = "\u200c\u200d"  # which Persian, Hindi and others write words with
-_NAME_SIGNS = f" ._-{_JOINERS}"
-_JOINER_OUT_OF_PLACE = re.compile(rf"(?:\A|[\x00-\x7f{_JOINERS}])[{_JOINERS}]|[{_JOINERS}]\Z")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def is_built_as(folder: Path, model: Path) -> bool:
@@ -51,149 +38,12 @@ def is_built_as(folder: Path, model: Path) -> bool:
 
 def _unet_config(folder: Path) -> dict[str, object]:
     try:
-        said = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        said = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     # with an underscore: who wrote it, and where it lay
     table = said if isinstance(said, dict) else {}
     return {key: value for key, value in table.items() if not key.startswith("_")}
-
-
-def checked_name(name: str) -> str:
-    """The name, tidied to NFC. SettingsError unless it is fit for a file on every system: letters
-    and digits of any script, with their combining marks, space, dot, underscore, hyphen; 1 to 80
-    letters and at most 200 bytes, so that every file named after it fits; no dot at either end."""
-    tidy = unicodedata.normalize("NFC", name).strip()
-    if (
-        not 1 <= len(tidy) <= MAX_NAME_LETTERS
-        or not all(map(_fits_a_name, tidy))
-        or not (tidy[0].isalnum() or tidy[0] in " _-")
-        or tidy[-1] == "."
-        or _JOINER_OUT_OF_PLACE.search(tidy)
-        or _RESERVED.fullmatch(tidy)
-    ):
-        raise SettingsError(
-            "{name} cannot be a name; use 1 to {most} letters, digits, spaces, '.', '_' or '-', "
-            "not starting or ending with a dot",
-            name=repr(name[:MAX_NAME_LETTERS]),
-            most=MAX_NAME_LETTERS,
-        )
-    if (size := len(tidy.encode())) > MAX_NAME_BYTES:
-        raise SettingsError(
-            "{name} cannot be a name: on the disk it has {size} bytes, and {most} at most leave "
-            "room for the files named after it; shorten it to about {letters} letters",
-            name=repr(tidy),
-            size=size,
-            most=MAX_NAME_BYTES,
-            letters=len(tidy) * MAX_NAME_BYTES // size,
-        )
-    return tidy
-
-
-def _fits_a_name(letter: str) -> bool:
-    # Marks are part of the letters of many scripts: Hindi, Thai, pointed Hebrew, Arabic
-    return letter.isalnum() or letter in _NAME_SIGNS or unicodedata.category(letter) in ("Mn", "Mc")
-
-
-def publish(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file with `write(temporary)` beside `path`, flush it, then give it its name. A file
-    that has the name already is replaced."""
-    with _written(path, write) as temporary:
-        os.replace(temporary, path)
-    return path
-
-
-def publish_new(path: Path, write: Callable[[Path], object]) -> Path:
-    """`publish`, but never over another file, whoever writes at the same time: the file gets the
-    name of `path`, or `name-2`, `name-3` ...; returns the one that it got."""
-    with _written(path, write) as temporary:
-        candidate = free_path(path)
-        while not _take_name(temporary, candidate):
-            candidate = free_path(path)
-    return candidate
-
-
-def publish_exactly(path: Path, write: Callable[[Path], object]) -> Path:
-    """`publish`, but never over another file. FileExistsError: there is one of that name."""
-    with _written(path, write) as temporary:
-        if not _take_name(temporary, path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    return path
-
-
-@contextmanager
-def _written(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
-    """A temporary file beside `path`, written and flushed, with the permissions that the user's
-    umask gives; the folder is flushed once the body has given it a name."""
-    make_folder(path.parent)
-    temporary = path.with_name(f"{_temporary_start(path)}{secrets.token_hex(4)}.part{path.suffix}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
-        temporary.chmod(mode)  # some writers put a file of their own in its place
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        yield temporary
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _take_name(temporary: Path, path: Path) -> bool:
-    """Give a written file its name. False: another file has it."""
-    try:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a disk without links: an empty file holds the name for the moment
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            os.replace(temporary, path)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _temporary_start(path: Path) -> str:
-    """How the names of temporary files of `path` begin, short enough for every disk."""
-    return f".{path.stem.encode('utf-8', 'surrogateescape')[:120].decode('utf-8', 'ignore')}-"
-
-
-def sweep(path: Path) -> None:
-    """Take away what writers of `path` that were killed have left beside it."""
-    for left in path.parent.glob(
-        f"{glob.escape(_temporary_start(path))}????????.part{path.suffix}"
-    ):
-        left.unlink(missing_ok=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make `folder` and those that it lies in, and have the disk know their names: what is flushed
-    in a folder is lost with it where its own name was not."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk know the names in `folder`; Windows has no such call, and needs none."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def free_path(path: Path) -> Path:
-    """`path`, or `name-2`, `name-3` ... beside it: the first that does not exist."""
-    number, fresh = 2, path
-    while os.path.lexists(fresh):  # a link to nowhere holds its name as well
-        fresh = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return fresh
 
 
 def _lora_places(folder: Path) -> list[Path]:
@@ -213,6 +63,15 @@ def _folders_called(parent: Path, name: str) -> list[Path]:
         return sorted(p for p in parent.iterdir() if p.name.lower() == name and p.is_dir())
     except OSError:
         return []
+
+
+def gone(root: Path) -> RunError:
+    """The error of a workspace that is not there any more."""
+    return RunError(
+        "the workspace {root} is gone: it was moved or deleted; start the program again {how}",
+        root=root,
+        how=PerSurface("with --workspace DIR", "with the folder where it is now"),
+    )
 
 
 @dataclass(frozen=True)
@@ -241,9 +100,10 @@ class Workspace:
         except OSError as error:
             raise SettingsError(
                 "the workspace {folder} cannot be written ({why}); make it writable or choose "
-                "another with --workspace DIR",
-                folder=str(space.root),
-                why=error.strerror or str(error),
+                "another{how}",
+                folder=space.root,
+                why=error.strerror or error,
+                how=PerSurface(" with --workspace DIR", ""),
             ) from None
         return space
 
@@ -254,7 +114,7 @@ class Workspace:
             raise SettingsError(
                 "the workspace {folder} is not there any more; it was moved or deleted: start "
                 "sdlora again where it is now",
-                folder=str(self.root),
+                folder=self.root,
             )
 
     @property
@@ -337,10 +197,23 @@ class Workspace:
         """Where tags are looked up: the user's own folders first, then what ships."""
         return (self.loras, *self._further_lora_folders(), STARTER_LORAS)
 
+    @property
+    def unread_lora_folders(self) -> str:
+        """Why lora_folders.txt cannot be read; '' where it can, or is not there."""
+        try:
+            self._lora_folder_lines()
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def _lora_folder_lines(self) -> list[str]:
+        file = self.root / "lora_folders.txt"
+        return file.read_text("utf-8-sig", "replace").splitlines() if os.path.lexists(file) else []
+
     def _further_lora_folders(self) -> list[Path]:
         """Those that lora_folders.txt names, a line each; of another program's tree its LoRAs."""
         try:
-            lines = (self.root / "lora_folders.txt").read_text("utf-8-sig", "replace").splitlines()
+            lines = self._lora_folder_lines()
         except OSError:
             return []
         folders: list[Path] = []
@@ -406,9 +279,13 @@ class Workspace:
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""
-        own = (
-            sorted(p.name for p in self.models.iterdir() if p.is_dir())
-            if self.models.is_dir()
-            else []
-        )
-        return ["starter", *own]
+        return ["starter", *(name for name in self._own_models() if readable(name) == name)]
+
+    def unusable_models(self) -> list[str]:
+        """The names of model folders that cannot be offered, for they are not UTF-8."""
+        return [readable(name) for name in self._own_models() if readable(name) != name]
+
+    def _own_models(self) -> list[str]:
+        with contextlib.suppress(OSError):
+            return sorted(path.name for path in self.models.iterdir() if path.is_dir())
+        return []

@@ -26,6 +26,8 @@ LAYERS = {
     "sdlora.settings": 1,
     "sdlora.presets": 1,
     "sdlora.text_files": 1,
+    "sdlora.file_names": 1,
+    "sdlora.files": 1,
     "sdlora.workspace": 1,
     "sdlora.requests": 1,
     "sdlora.resume": 5,
@@ -83,7 +85,7 @@ TORCH_FREE = (
     *("sdlora.kinds", "sdlora.work", "sdlora.kohya*", "sdlora.review", "sdlora.data*"),
     *("sdlora.append_only", "sdlora.event_types", "sdlora.heartbeat"),
     *("sdlora.run_paths", "sdlora.run_reader", "sdlora.supervise"),
-    "sdlora.startable",
+    *("sdlora.startable", "sdlora.file_names", "sdlora.files"),
     *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
@@ -94,7 +96,7 @@ WEBUI_MAY = (
     *("sdlora.startable", "sdlora.lora.library"),
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
-    "sdlora.messages",
+    *("sdlora.messages", "sdlora.file_names", "sdlora.files"),
     *("sdlora.review", "sdlora.resume"),
     *("sdlora.prompt*", "webui*"),
 )
@@ -102,6 +104,7 @@ WEBUI_MAY = (
 BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py", "sdlora/data/foreign.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/gate.py", "benchmarks/fuzz_datasets.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_infotexts.py", "benchmarks/fuzz_kohya.py"}
+BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_workspace.py", "benchmarks/poisoned.py"}
 FORBIDDEN = {"torch.load", "os.system", "os.popen", "eval", "exec", "pickle", "dill", "joblib"}
 FORBIDDEN |= {"torchvision", "shell="}
 DISTRIBUTIONS = {

@@ -12,9 +12,9 @@ from sdlora.data.captions import common_trigger, says, unescaped, with_trigger
 from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
 from sdlora.data.folder import list_captions, open_captions, scan_folder
 from sdlora.data.metadata import read_table
-from sdlora.data.text_encodings import decode
 from sdlora.events import Warned, to_line
 from sdlora.messages import Message
+from sdlora.text_files import decode
 from webui import datasets
 
 TEXTS = (

@@ -19,6 +19,7 @@ from sdlora.families.base import Family
 from sdlora.generate import render
 from sdlora.lora.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library import Library
+from sdlora.messages import PAGE
 from sdlora.painting.painter import Painter
 from sdlora.prompt import Wordbook
 from sdlora.settings import ImageRequest
@@ -232,6 +233,21 @@ def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Libra
         "'styles/neon.safetensors' is taken as 'neon': it is the only file of that name, in "
         "another folder"
     ]
+
+
+def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
+    tiny_one: tuple[Family, Library], tmp_path: Path
+) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
+    painter = Painter(tiny_one[0], tiny_one[1], Wordbook(wildcards=tmp_path))
+    sheet = painter.prepare(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
+    told = {problem.template: problem for problem in sheet.problems}
+    assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
+    skipped = told["{setting} = {given} is more than this model has layers; {most} is used"]
+    assert skipped.on(PAGE).startswith("Clip skip = 9")
+    report = sheet.report(0)
+    assert any("x.txt" in problem for problem in report["problems"])
+    assert str(tmp_path) not in str(report) and report["unused"].keys() == {"nobody"}
 
 
 def test_styles_wildcards_and_words_of_a_workspace(tmp_path: Path) -> None:

@@ -270,3 +270,12 @@ def test_a_failure_names_a_file_that_is_no_text(space: Workspace, queue: Queue) 
     *_, failed = runs.record(iter([Failed("a \udcff byte")]), folder)
     assert isinstance(failed, Failed)
     assert runs.read(folder).error == "a \xff byte"
+
+
+def test_a_name_whose_waiting_folder_was_deleted_can_be_taken(
+    space: Workspace, queue: Queue
+) -> None:
+    settings = TrainSettings.of({"name": "neon", "data": "x"})
+    shutil.rmtree(runs.start(settings, space, queue))
+    folder = runs.start(settings, space, queue)
+    assert [job.folder for job in rows(queue) if job.waits] == [folder]

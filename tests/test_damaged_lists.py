@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import ROOT
 from sdlora import runs
 from sdlora.cli import main
+from sdlora.errors import ModelError, SettingsError
 from sdlora.events import (
     EVENTS,
     Captioned,
@@ -27,12 +30,16 @@ from sdlora.events import (
     plain_step,
     to_line,
 )
+from sdlora.families import detect_family
 from sdlora.jobs import Queue
 from sdlora.messages import Message
 from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from test_events import ONE_OF_EACH
+from webui.markup import run_card
+from webui.studio import Run
 
 bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -207,3 +214,52 @@ def test_the_short_way_to_read_a_step_gives_the_same(number: float | None) -> No
         assert again == event or again is None
     assert plain_step(to_line(Step(3, 9, 0.5, 1e-4, 2.5))) is not None
     assert plain_step(to_line(Step(3, 9, float("inf")))) is None
+
+
+@bytes_in_names
+def test_a_model_whose_name_is_no_text_is_left_out_and_named(space: Workspace) -> None:
+    for name in (NOT_UTF8, "fine"):
+        (space.models / name).mkdir()
+    assert space.model_names() == ["starter", "fine"]
+    (problem,) = StudioWithoutWorker(space).problems()
+    assert problem.message == "the model caf\xe9 is left out: its name is not UTF-8"
+
+
+def test_a_list_of_folders_that_cannot_be_read_is_named(space: Workspace) -> None:
+    (space.root / "lora_folders.txt").mkdir()
+    (problem,) = StudioWithoutWorker(space).problems()
+    assert "lora_folders.txt cannot be read" in problem.message
+
+
+def test_a_result_whose_path_is_no_text_is_listed(
+    space: Workspace,
+) -> None:
+    folder = runs.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    list(runs.record([Done("/x/\udce9.safetensors")], folder))
+    options = ["runs", "list", "--json", "--workspace", str(space.root)]
+    command = [sys.executable, "-m", "sdlora.cli", *options]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["result"] == "/x/\udce9.safetensors"
+
+
+def test_lines_that_are_left_out_are_told_by_list_and_page(
+    space: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    a_line([1])(folder)
+    words = "1 lines of events.jsonl cannot be read and are left out"
+    assert main(["runs", "list", "--workspace", str(space.root)]) == 0
+    assert words in capsys.readouterr().out
+    assert words in run_card(Run(folder, runs.read(folder)), "good")
+
+
+@pytest.mark.parametrize("nested", ["[" * 99_999, '{"a":' * 99_999])
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path, nested: str) -> None:
+    (tmp_path / "model_index.json").write_text(nested, encoding="utf-8")
+    with pytest.raises(ModelError, match="damaged"):
+        detect_family(tmp_path)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        TrainSettings.load(tmp_path / "model_index.json")
+    with pytest.raises(ValueError, match="nested"):
+        json_value(nested)

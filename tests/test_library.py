@@ -14,6 +14,7 @@ from launch import ROOT
 from raw_lora import beside, lora, shapes_of
 from sdlora.errors import LoraFileError
 from sdlora.lora import library as library_module
+from sdlora.lora import walk as walk_module
 from sdlora.lora.file import read_lora
 from sdlora.lora.header import read_header
 from sdlora.lora.library import Library
@@ -392,3 +393,17 @@ def test_listing_needs_no_torch(folder: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_folder_that_is_the_whole_disk_is_not_searched(tmp_path: Path) -> None:
+    found, problems = walk([Path(tmp_path.anchor), tmp_path])
+    assert not found and len(problems) == 1 and "whole disk" in problems[0]
+
+
+def test_a_name_that_a_system_lists_twice_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.safetensors").touch()
+    real = walk_module._listed
+    monkeypatch.setattr(walk_module, "_listed", lambda path: (real(path)[0] + real(path)[0], []))
+    assert [one.name for one in walk([tmp_path])[0]] == ["a"]

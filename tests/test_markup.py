@@ -148,6 +148,13 @@ def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> Non
     assert media.link(inside) == ""
 
 
+@pytest.mark.parametrize("path", ["\0", "a" * 9999, "\ud800", "circle.png", "/dev/zero", "", "//"])
+def test_what_is_no_path_has_no_address(studio: Studio, path: str) -> None:
+    (studio.workspace.outputs / "circle.png").symlink_to("circle.png")
+    media = Media((studio.workspace.outputs,))
+    assert media.link(path) == media.link(f"{studio.workspace.outputs}/{path}") == ""
+
+
 def test_a_picture_of_too_many_pixels_has_no_thumbnail(studio: Studio) -> None:
     """A file of some kilobytes that would be 300 MB in memory."""
     media = Media((studio.workspace.outputs,))

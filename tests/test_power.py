@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.power import BLOCK, LOSSES, rebuild, recorded, tree_after, trees
-from sdlora.workspace import publish, sync_folder
+from sdlora.files import publish, sync_folder
 
 OLD, NEW = b"o" * 3 * BLOCK, b"n" * (2 * BLOCK + 5)
 

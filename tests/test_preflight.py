@@ -234,7 +234,7 @@ def test_what_is_wrong_with_another_file_of_a_picture_names_that_file(
     assert main(line) == 0
     shown = capsys.readouterr().out
     for words in (
-        "! a.txt is empty", "! b.png.txt is not UTF-8 text; it is read as UTF-16",
+        "! a.txt is empty", "! b.png.txt is not UTF-8 text and is read as UTF-16",
         "! c-masklabel.png has another shape than c.png", "! has prompt language in its caption",
     ):  # fmt: skip
         assert words in shown

@@ -99,6 +99,18 @@ def test_tags_that_cannot_be_used_are_told_with_near_names(studio: Studio) -> No
     assert "is not closed" in count
 
 
+def test_files_are_named_without_their_folders(studio: Studio) -> None:
+    lists, styles = studio.workspace.wildcards, studio.workspace.styles
+    lists.mkdir()
+    (lists / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
+    styles.write_text("a,b\n1,2\n")
+    (studio.workspace.loras / "up").symlink_to(studio.workspace.root.parent)
+    count, parsed = shown(studio, asked("a __x__ <lora:gone:1>", styles=("oil",)))
+    for name in ("x.txt is not used", "styles.csv has no columns", "The link up is not followed"):
+        assert name in html.unescape(count)
+    assert str(studio.workspace.root) not in html.unescape(count + parsed)
+
+
 def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: Studio) -> None:
     count, parsed = shown(studio, asked("a cat <lora:zibo>", model="someone/else"))
     assert "tokens" not in count and "1 LoRA" in count

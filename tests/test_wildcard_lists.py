@@ -56,7 +56,9 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes("猫\n一\n只\n狗\n".encode() + "犬".encode()[:2] + b"\ndog\n")
     words = WildcardFolder(tmp_path)("x")
     assert words is not None and list(words) == ["猫", "一", "只", "狗", "dog"]
-    assert told(words) == ["1 damaged lines of x.txt are not used: they are not UTF-8 text"]
+    assert told(words) == [
+        "x.txt has 1 damaged lines, which are not used: they are not UTF-8 text; save it as UTF-8"
+    ]
 
 
 def test_the_rest_of_a_huge_list_is_told(tmp_path: Path) -> None:
@@ -175,4 +177,6 @@ def test_a_file_that_cannot_be_opened_is_named(
 
     monkeypatch.setattr(Path, "open", refuse)
     words = WildcardFolder(tmp_path)("x")
-    assert words is not None and told(words) == ["x.txt is not used: Permission denied"]
+    assert words is not None and told(words) == [
+        "x.txt is not used: it cannot be read (Permission denied)"
+    ]

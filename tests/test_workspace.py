@@ -15,21 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sdlora.workspace
+import sdlora.files
 from sdlora.errors import SettingsError
+from sdlora.file_names import checked_name
+from sdlora.files import free_path, make_folder, publish, publish_exactly, publish_new, sweep
 from sdlora.starter.sets import SETS
-from sdlora.workspace import (
-    SHIPPED_SETS,
-    TRAINING_DATA,
-    Workspace,
-    checked_name,
-    free_path,
-    make_folder,
-    publish,
-    publish_exactly,
-    publish_new,
-    sweep,
-)
+from sdlora.workspace import SHIPPED_SETS, TRAINING_DATA, Workspace
 
 BAD_NAMES = [
     *("", " ", ".", "..", ".hidden", "ends.", "a/b", "a\\b", "../x", "/etc", "C:x", "a\0b", "a\nb"),
@@ -182,7 +173,7 @@ def test_a_new_folder_is_known_to_the_disk_with_those_that_it_lies_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(sdlora.workspace, "sync_folder", flushed.append)
+    monkeypatch.setattr(sdlora.files, "sync_folder", flushed.append)
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()

@@ -285,7 +285,7 @@ class _Answer:
 def _is_said(body: bytes) -> bool:
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(answer, dict) and bool(answer.get("error"))
 

@@ -6,6 +6,7 @@ Only some are shown, and more when asked for. Names are completed from the same 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora.lora.bases import BASES
-from sdlora.lora.library import LoraEntry
+from sdlora.lora.library import LoraEntry, stamp
 from webui import datasets, markup
 from webui.loras import ANY_BASE, FITTING, ORDERS, Wish
 from webui.notice import Notice, Updates
@@ -123,7 +124,7 @@ def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
     found = [entry.preview] if entry.preview else []
     if not found:
         samples = (studio.workspace.runs / entry.name / "samples").glob("*.png")
-        found = sorted(samples, key=lambda path: path.stat().st_mtime_ns)[-1:]
+        found = sorted(filter(os.path.isfile, samples), key=lambda path: stamp(path)[1])[-1:]
     if not found and pictures:
         found = list(datasets.look(pictures).pictures[:1])
     return studio.media.link(found[0]) if found else ""

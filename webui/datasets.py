@@ -17,8 +17,10 @@ from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.picture_files import BROKEN
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
+from sdlora.file_names import checked_name
+from sdlora.files import publish_new
 from sdlora.messages import Message
-from sdlora.workspace import TRAINING_DATA, Workspace, checked_name, publish_new
+from sdlora.workspace import TRAINING_DATA, Workspace
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
     except (*BROKEN, SdloraError) as error:
-        why = error.message if isinstance(error, SdloraError) else str(error)
-        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=why))
+        added.problems.append(Message("{file} is left out: {why}", file=file.name, why=error))
         return None
     path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
     return path.name

@@ -85,7 +85,7 @@ def parsed(text: str | None) -> dict[str, Any]:
     """A stored draft; nothing where the text is none."""
     try:
         draft = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return draft if isinstance(draft, dict) else {}
 

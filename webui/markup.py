@@ -13,6 +13,7 @@ from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from sdlora.messages import PAGE, Message, as_message, readable
+from sdlora.runs import unread_lines
 from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
@@ -131,12 +132,13 @@ def run_card(run: Run, title: str) -> str:
     state = run.state
     word = STATUS_WORDS[state.status]
     failed = problem(Message.of_lines(filter(None, (state.error, state.advice))))
+    warnings = [*state.warnings, *map(Warned, filter(None, [unread_lines(state)]))]
     pill = f'<span class="pill {esc(state.status)}">{word}</span>'
     return (
         f'<section class="run" data-run="{esc(run.name)}" data-live="{str(run.live).lower()}">'
         f"<header><h2>{esc(title)}</h2>{pill}</header>"
         f'{_bar(state)}<p class="line">{esc(status_line(state))}</p>'
-        f"{failed}{notices(state.warnings)}{_details(state)}</section>"
+        f"{failed}{notices(warnings)}{_details(state)}</section>"
     )
 
 

@@ -48,10 +48,14 @@ class Media:
 
     def link(self, path: str | Path) -> str:
         """The address of a picture, with '/small' behind it that of its thumbnail; '' for none."""
-        real = Path(path).resolve()
-        if not any(real.is_relative_to(root) for root in self._roots) or not real.is_file():
+        try:
+            real = Path(path).resolve()
+            if not any(real.is_relative_to(root) for root in self._roots) or not real.is_file():
+                return ""
+            changed = real.stat().st_mtime_ns
+        except (OSError, ValueError, RuntimeError):  # no path at all, gone, or links in a circle
             return ""
-        what = f"{real}\0{real.stat().st_mtime_ns}".encode("utf-8", "surrogatepass")
+        what = f"{real}\0{changed}".encode("utf-8", "surrogatepass")
         token = hashlib.blake2b(what, key=self._secret, digest_size=16).hexdigest()
         self._paths[token] = real
         self._paths.move_to_end(token)

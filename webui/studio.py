@@ -123,13 +123,21 @@ class Studio:
 
     def problems(self) -> list[Warned]:
         """What of the workspace cannot be shown, each by its name."""
+        left_out = {
+            "the picture set": self.workspace.unusable_datasets(),
+            "the model": self.workspace.unusable_models(),
+        }
         warnings = [
             Warned(
-                Message("the picture set {name} is left out: its name is not UTF-8", name=name),
+                Message(what + " {name} is left out: its name is not UTF-8", name=name),
                 "rename its folder",
             )
-            for name in self.workspace.unusable_datasets()
+            for what, names in left_out.items()
+            for name in names
         ]
+        if why := self.workspace.unread_lora_folders:
+            message = Message("{file} cannot be read: {why}", file="lora_folders.txt", why=why)
+            warnings.append(Warned(message, "it names further LoRA folders, a line each"))
         try:
             self.queue.busy()
         except RunError as error:

@@ -22,6 +22,7 @@ from sdlora.adapters.places import Fit, Place, fit
 from sdlora.families.base import Family
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.file import LoraFile
+from sdlora.messages import Message
 
 Rows = Sequence[float]  # a weight per image of a batch, or one for all of them
 Weighted = tuple[LoraFile, float, float]  # a LoRA, its weight on the denoiser, on the text encoders
@@ -33,7 +34,7 @@ class Blend:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.notes: list[str] = []  # what of the LoRAs that stand is not used, and why
+        self.notes: list[Message] = []  # what of the LoRAs that stand is not used, and why
         self._fits: WeakKeyDictionary[LoraFile, Fit] = WeakKeyDictionary()
         self._merged = Merged(family)
         self._unmerged, self._varying = LowRank(family), LowRank(family)

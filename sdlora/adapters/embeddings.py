@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdlora.adapters.places import Words
 from sdlora.families.base import Family
+from sdlora.messages import Message
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,17 @@ class Embeddings:
             end = _reader(model).eos_token_id
             self._own[part] = _Own(slot, tokenizer, model.get_input_embeddings(), end)
 
-    def stand(self, brought: Iterable[Words]) -> list[str]:
+    def stand(self, brought: Iterable[Words]) -> list[Message]:
         """Make exactly these words known; says which of them are not used, and why."""
         wanted: dict[str, Mapping[str, Tensor]] = {}
         notes = []
         for word, vectors in (row for words in brought for row in words.items()):
             if any(word in self._own[part].tokenizer.get_vocab() for part in vectors):
-                notes.append(f"the LoRA's own word {word[:80]!r} is not used: the model has one")
+                template = "the LoRA's own word {word!r} is not used: the model has one"
+                notes.append(Message(template, word=word[:80]))
             elif not _same(wanted.setdefault(word, vectors), vectors):
-                notes.append(f"two LoRAs bring the word {word[:80]!r}; the first one's is used")
+                template = "two LoRAs bring the word {word!r}; the first one's is used"
+                notes.append(Message(template, word=word[:80]))
         is_new = any(self._standing.get(word) is not vectors for word, vectors in wanted.items())
         if is_new or len(wanted) < len(self._standing):
             self.clear()

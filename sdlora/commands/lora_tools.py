@@ -18,6 +18,8 @@ from sdlora.extract import extract as extracted
 from sdlora.families import detect_family, open_family
 from sdlora.families.base import Family
 from sdlora.families.single_file import open_single_file
+from sdlora.file_names import checked_name
+from sdlora.files import publish
 from sdlora.fuse import fuse as fused
 from sdlora.fuse import save_model, weights_of
 from sdlora.lora import provenance
@@ -46,7 +48,7 @@ from sdlora.lora.settings import (
     ResizeSettings,
 )
 from sdlora.messages import Setting
-from sdlora.workspace import Workspace, checked_name, publish
+from sdlora.workspace import Workspace
 
 CPU = torch.device("cpu")
 STORED = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -300,7 +302,9 @@ def _one_base(sources: Sequence[Path], files: Sequence[LoraFile]) -> str:
     found = [(name, base) for name, base in rows if base]
     if len({base for _, base in found}) > 1:
         said = ", ".join(f"{name} is for {BASES[base].title}" for name, base in found)
-        raise LoraFileError(f"LoRAs for different base models do not go together: {said}")
+        raise LoraFileError(
+            "LoRAs for different base models do not go together: {models}", models=said
+        )
     return found[0][1] if found else ""
 
 

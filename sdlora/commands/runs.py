@@ -15,6 +15,7 @@ from sdlora.commands.terminal import OnInterrupt, Printer, clock, follow
 from sdlora.commands.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, Failed, RunState, Validated
+from sdlora.files import publish
 from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.jobs import Queue
 from sdlora.messages import COMMAND, as_message, readable
@@ -24,7 +25,7 @@ from sdlora.resume import MAY_CHANGE
 from sdlora.review import GridSettings, draw_curves, keep, suggestion
 from sdlora.settings import TrainSettings
 from sdlora.supervise import WorkerKeeper, end_now
-from sdlora.workspace import Workspace, publish
+from sdlora.workspace import Workspace
 
 Act = Callable[[Path, Workspace, argparse.Namespace], int]
 
@@ -58,7 +59,7 @@ def runs_verb(options: argparse.Namespace) -> int:
             say_run(name, state, options.json)
         return DONE
     if not options.name:
-        raise SdloraError(f"name a run: python launch.py runs {options.what} NAME")
+        raise SdloraError("name a run: python launch.py runs {verb} NAME", verb=options.what)
     _, act = VERBS[options.what]
     return act(runs.find_run(workspace.runs, options.name), workspace, options)
 
@@ -79,9 +80,10 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
     end = as_message(state.error).on(COMMAND) or readable(state.result)
     left = _signs(state) or left
     on = f" (resumes from step {state.checkpoint})" if state.resumable else ""
+    unread = runs.unread_lines(state)
     print(
         f"{name}: {state.status}, step {state.step} of {state.total}{left}"
-        + (end and f", {end}") + on
+        + (end and f", {end}") + on + (unread and f", {unread}")
     )  # fmt: skip
 
 
@@ -98,8 +100,8 @@ def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     say_run(readable(folder.name), state, options.json)
     if options.json:
         return DONE
-    if state.unreadable:
-        print(f"  {runs.EVENTS_FILE}: lines that cannot be read, left out: {state.unreadable}")
+    if unread := runs.unread_lines(state):
+        print(f"  warning: {unread}")
     for key, value in state.details.items():
         print(f"  {key}: {value}")
     for warned in state.warnings:
@@ -216,7 +218,9 @@ def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     try:
         settings = with_preset(settings, workspace.preset_family(settings.model))
     except SettingsError as error:
-        raise SettingsError(f"the settings of {folder.name!r} are not valid: {error}") from None
+        raise SettingsError(
+            "the settings of {run!r} are not valid: {why}", run=folder.name, why=error
+        ) from None
     print(kohya.write(settings), end="")
     return DONE
 

@@ -87,8 +87,10 @@ def _like(options: argparse.Namespace, workspace: Workspace) -> tuple[dict[str, 
         print(f"warning: {path.name} has a setting {name!r} that is not known", file=sys.stderr)
     if not options.data and known["data"] not in workspace.dataset_folders():
         raise SettingsError(
-            f"{path.name} was trained on a folder named {known['data']!r}, which is not in this "
-            f"workspace; name it: python launch.py train FOLDER --like {path.name}"
+            "{file} was trained on a folder named {folder!r}, which is not in this workspace; "
+            "name it: python launch.py train FOLDER --like {file}",
+            file=path.name,
+            folder=known["data"],
         )
     expected = {"file": path.name, "pictures": recipe.pictures, "versions": recipe.versions}
     return known, expected

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sdlora.data.folder import Example, Problem
 from sdlora.data.views import View
+from sdlora.messages import Message
 
 LEAST_KEPT = 0.6  # a picture of which less is left is a problem
 
@@ -73,12 +74,16 @@ def assign_buckets(
         assigned.setdefault(bucket, []).append(example)
         width, height = example.size
         if width < bucket.width or height < bucket.height:
-            what = f"is {width} x {height}, scaled up to {bucket.width} x {bucket.height}: blurred"
+            what = Message(
+                "is {size}, scaled up to {bucket}: blurred",
+                size=f"{width} x {height}", bucket=f"{bucket.width} x {bucket.height}",
+            )  # fmt: skip
             problems.append(Problem(example.image, what, "use a larger picture or leave it out"))
         cut = cut_of(example.size, bucket)
         kept = cut.width * cut.height / (width * height)
         if kept < LEAST_KEPT:
-            what = f"is {width} x {height}, of which the middle {kept:.0%} is learnt"
+            template = "is {size}, of which the middle {kept:.0%} is learnt"
+            what = Message(template, size=f"{width} x {height}", kept=kept)
             problems.append(Problem(example.image, what, "cut it yourself to what matters"))
     return dict(sorted(assigned.items())), problems
 

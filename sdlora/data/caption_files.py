@@ -18,9 +18,10 @@ from sdlora.data.json_captions import JSON_TABLES, read_json_table, read_sidecar
 from sdlora.data.metadata import TABLES, Table, read_table
 from sdlora.data.problems import Problem
 from sdlora.messages import Message
+from sdlora.text_files import UnreadTextError
 
 SIDECAR_SUFFIXES = (*CAPTION_SUFFIXES, ".json")
-EMPTY = "is empty"
+EMPTY = Message("is empty")
 Key = tuple[Path, str]  # folder, and the name without its caption's suffix
 
 
@@ -99,15 +100,15 @@ class CaptionFiles:
                 lines, notes = _read_text(own[0])
                 fault = None if lines else Problem(own[0], EMPTY)
                 problems += notes
-            except ValueError as error:
-                fault = Problem(own[0], str(error))
+            except UnreadTextError as error:
+                fault = Problem(own[0], error.message)
         source = own[0] if lines else None
         entry, notes = self._entry(picture)
         problems += notes
         if entry and (others := said_lines(entry.text)):
             if own and others != lines:
-                which = own[0].name if lines else f"that of {entry.source.name}"
-                what = Message("has two captions; {which} is read", which=which)
+                read = own[0] if lines else entry.source
+                what = Message("has two captions; that of {file} is read", file=read.name)
                 problems.append(Problem(picture, what))
             if not lines:
                 lines, source = others, entry.source
@@ -119,8 +120,8 @@ class CaptionFiles:
             if sidecar := self._sidecars.get(key):
                 try:
                     return _Entry(read_sidecar(sidecar), sidecar), []
-                except ValueError as error:
-                    return self._entries.get(picture), [Problem(sidecar, str(error))]
+                except UnreadTextError as error:
+                    return self._entries.get(picture), [Problem(sidecar, error.message)]
         return self._entries.get(picture), []
 
     def _new_file(self, picture: Path) -> Path:
@@ -162,8 +163,6 @@ def _not_read(file: Path, first: Path) -> Problem:
 
 
 def _read_text(file: Path) -> tuple[list[str], list[Problem]]:
-    text, guessed = decode_file(file)
-    if not guessed:
-        return said_lines(text), []
-    what = Message("is not UTF-8 text; it is read as {encoding}", encoding=guessed)
-    return said_lines(text), [Problem(file, what, "save it as UTF-8 if the caption is not right")]
+    found = decode_file(file)
+    advice = Message("save it as UTF-8 if the caption is not right")
+    return said_lines(found.text), [Problem(file, what, advice) for what in found.remarks]

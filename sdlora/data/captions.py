@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
 
-from sdlora.data.text_encodings import Decoded, decode
+from sdlora.text_files import Decoded, read_whole
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 64 * 1024
@@ -20,30 +20,23 @@ _FILLERS = frozenset((
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a text file as one line. ValueError says what is wrong with the file."""
+    """The caption in a text file as one line. UnreadTextError: what is wrong with the file."""
     return " ".join(read_lines(path))
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a caption file that say something. ValueError says what is wrong with it."""
+    """The lines of a caption file that say something. UnreadTextError: what is wrong with it."""
     return said_lines(read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """A caption file's text as it stands. ValueError says what is wrong with the file."""
+    """A caption file's text as it stands. UnreadTextError: what is wrong with the file."""
     return decode_file(path).text
 
 
 def decode_file(path: Path) -> Decoded:
-    """A caption file's text and its encoding. ValueError says what is wrong with the file."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CAPTION_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    if len(raw) > MAX_CAPTION_BYTES:
-        raise ValueError(f"is longer than {MAX_CAPTION_BYTES // 1024} KiB, too long for a caption")
-    return decode(raw)
+    """A caption file's text and its encoding. UnreadTextError: what is wrong with the file."""
+    return read_whole(path, MAX_CAPTION_BYTES)
 
 
 def said_lines(text: str) -> list[str]:

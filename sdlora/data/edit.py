@@ -24,8 +24,9 @@ from sdlora.data.caption_files import EMPTY
 from sdlora.data.captions import read_text, said_lines, tags_of
 from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
+from sdlora.files import publish
 from sdlora.messages import Message
-from sdlora.workspace import publish
+from sdlora.text_files import UnreadTextError
 
 BACKUPS = ".captions"
 _LIST = "changed.json"
@@ -158,7 +159,7 @@ def _text(path: Path) -> str:
     """A caption file's text; '' of one that cannot be read, which is another than was written."""
     try:
         return read_text(path)
-    except ValueError:
+    except UnreadTextError:
         return ""
 
 

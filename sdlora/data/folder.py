@@ -146,7 +146,7 @@ class _Scan:
         self.labels = [file for file in self.files if _is_label(file)]
         for file in (f for f in self.labels if f not in self.masks.values()):
             what = "is not used: it is a mask or a condition by its name, and no picture to learn"
-            self.problem(file, what, f"a mask is read from NAME{MASK_MARK}.png")
+            self.problem(file, what, Message("a mask is read from NAME{mark}.png", mark=MASK_MARK))
         if reading.masks:
             for file in list_pictures(reading.masks):
                 self.masks[keys_of(root / file.relative_to(reading.masks))[0]] = file

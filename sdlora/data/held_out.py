@@ -16,10 +16,12 @@ from sdlora.data.looks import look_at
 from sdlora.data.sources import Gathered, gather
 from sdlora.data.views import dice
 from sdlora.data.wording import WordLists
+from sdlora.messages import Message, Setting
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
 
 FEW = 3  # pictures on which a loss says little
+DATA, SHARE = Setting("validation_data"), Setting("validation_share")
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,31 @@ def _about(
     """(what, advice) of a split."""
     if alike:
         yield (
-            f"has {sum(map(len, alike))} pictures that are the same as others or look alike, such "
-            f"as {', '.join(alike[0][:3])}: they are held out together or learnt together",
+            Message(
+                "has {count} pictures that are the same as others or look alike, such as {files}: "
+                "they are held out together or learnt together",
+                count=sum(map(len, alike)),
+                files=alike[0][:3],
+            ),
             "leave out what is there twice",
         )
     if not held:
         yield (
-            f"holds out none of {count}, at validation_share = {share:g}: they are too few, or all "
-            "alike",
-            "give further ones with validation_data, or set validation_share to 0",
-        )
+            Message(
+                "holds out none of {count}, at {setting} = {share:g}: they are too few, or all "
+                "alike",
+                count=count, setting=SHARE, share=share,
+            ),
+            Message("give further ones with {data}, or set {share} to 0", data=DATA, share=SHARE),
+        )  # fmt: skip
     elif held < FEW:
         yield (
-            f"holds out {held} of {count} pictures: a loss on so few says little",
-            "more pictures, or a folder of some with validation_data, say more",
-        )
+            Message(
+                "holds out {held} of {count} pictures: a loss on so few says little",
+                held=held, count=count,
+            ),
+            Message("more pictures, or a folder of some with {data}, say more", data=DATA),
+        )  # fmt: skip
 
 
 def apart(learnt: Sequence[Example], others: Sequence[Example], source: Path) -> Split:
@@ -111,10 +123,12 @@ def apart(learnt: Sequence[Example], others: Sequence[Example], source: Path) ->
     seen = [any(place < first for place in group) for group in groups[first:]]
     held = [replace(e, repeats=1) for e, its in zip(others, seen, strict=True) if not its]
     known = [example.image.name for example, its in zip(others, seen, strict=True) if its]
-    what = (
-        f"has {len(known)} of its {len(others)} pictures among those that are learnt, or they look "
-        f"the same ({', '.join(known[:3])}{' ...' if len(known) > 3 else ''}): nothing is "
-        "validated with them"
+    what = Message(
+        "has {count} of its {of} pictures among those that are learnt, or they look the same "
+        "({files}): nothing is validated with them",
+        count=len(known),
+        of=len(others),
+        files=[*known[:3], *(["..."] if len(known) > 3 else [])],
     )
     problem = Problem(source, what, "validate with pictures that are not learnt")
     return Split(list(learnt), held, problems=[problem] if known else [])

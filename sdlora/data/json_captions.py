@@ -12,6 +12,7 @@ from typing import Any
 from sdlora.data.foreign import ForeignDataError, parsing
 from sdlora.data.metadata import FILE_COLUMNS, TEXT_COLUMNS, Table, caption_of, read_file
 from sdlora.messages import Message
+from sdlora.text_files import UnreadTextError
 
 JSON_TABLES = (
     "metadata.json", "meta_cap.json", "meta_cap_dd.json", "meta_clean.json", "meta_lat.json",
@@ -20,7 +21,8 @@ _SURE = ("caption", "text", "prompt")  # other columns are captions only where n
 
 
 def read_sidecar(path: Path) -> str:
-    """The caption that a JSON file beside a picture holds. ValueError: it plainly holds none."""
+    """The caption that a JSON file beside a picture holds. UnreadTextError: it plainly
+    holds none."""
     value = _parsed(path)
     if isinstance(value, dict):
         plain = value.keys() <= {*TEXT_COLUMNS, *FILE_COLUMNS}
@@ -28,7 +30,7 @@ def read_sidecar(path: Path) -> str:
         value = next((value[column] for column in columns if value.get(column)), None)
     text, _ = caption_of(value)
     if not text:
-        raise ValueError("holds no caption that is plainly one; it is not read")
+        raise UnreadTextError("holds no caption that is plainly one; it is not read")
     return text
 
 
@@ -38,8 +40,8 @@ def read_json_table(path: Path, pictures: Iterable[Path]) -> Table:
     table = Table(path)
     try:
         value = _parsed(path)
-    except ValueError as error:
-        table.problems.append(str(error))
+    except UnreadTextError as error:
+        table.problems.append(error.message)
         return table
     near = [file for file in pictures if file.is_relative_to(path.parent)]
     by_name = {name: file for file in near for name in _names(file, path.parent)}
@@ -55,16 +57,16 @@ def read_json_table(path: Path, pictures: Iterable[Path]) -> Table:
             table.captions[file] = text
     table.problems, table.faults = table.told(), {}
     if not table.captions:
-        table.problems.append("holds no captions of these pictures; it is not read")
+        table.problems.append(Message("holds no captions of these pictures; it is not read"))
     return table
 
 
 def _parsed(path: Path) -> Any:
     try:
-        with parsing():
+        with parsing(UnreadTextError):
             return json.loads(read_file(path).text)
     except ForeignDataError as error:
-        raise ValueError(Message("cannot be read as JSON: {why}", why=error)) from None
+        raise UnreadTextError("cannot be read as JSON: {why}", why=error) from None
 
 
 def _names(file: Path, folder: Path) -> Iterable[str]:

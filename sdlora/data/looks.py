@@ -50,7 +50,7 @@ def look_at(file: Path) -> Look:
     try:
         stat = file.stat()
     except OSError as error:
-        return Look(what=f"cannot be read: {error.strerror}")
+        return Look(what=Message("cannot be read: {why}", why=error.strerror))
     return _look(file, stat.st_mtime_ns, stat.st_size)
 
 

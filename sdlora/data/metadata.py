@@ -14,8 +14,8 @@ from typing import Any
 
 from sdlora.data.captions import has_half_characters
 from sdlora.data.foreign import ForeignDataError, parsing
-from sdlora.data.text_encodings import Decoded, decode
 from sdlora.messages import Message
+from sdlora.text_files import Decoded, UnreadTextError, read_whole
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 MAX_BYTES = 64 * 2**20
@@ -36,7 +36,7 @@ class Table:
 
     path: Path
     captions: dict[Path, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Message] = field(default_factory=list)
     faults: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     def fault(self, what: str, line: int, name: str = "") -> None:
@@ -56,7 +56,7 @@ class Table:
         if text or not fault:
             self.captions[file] = text
 
-    def told(self) -> list[str]:
+    def told(self) -> list[Message]:
         """All problems, those that many lines share said once."""
         lines = [text for what, rows in self.faults.items() for text in _faults(what, rows)]
         return [*self.problems, *lines]
@@ -101,7 +101,7 @@ FAULTS = {
 }
 
 
-def _faults(what: str, rows: list[tuple[int, str]]) -> Iterator[str]:
+def _faults(what: str, rows: list[tuple[int, str]]) -> Iterator[Message]:
     one, many = FAULTS[what]
     if len(rows) <= MOST_LISTED:
         for line, name in rows:
@@ -137,33 +137,25 @@ def caption_of(value: Any) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> Decoded:
-    """The text of a file of captions and its encoding. ValueError says why it is not read."""
-    try:
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
-    if raw is None:
-        raise ValueError(f"is larger than {MAX_BYTES // 2**20} MiB; it is not read")
-    return decode(raw)
+    """The text of a file of captions and its encoding. UnreadTextError: why it is not read."""
+    return read_whole(path, MAX_BYTES)
 
 
 def read_table(path: Path) -> Table:
     """A table's captions; whatever is wrong with a row is said and the others are used."""
     table = Table(path)
     try:
-        with parsing(ValueError):
-            text, guessed = read_file(path)
-            if guessed:
-                what = Message("is not UTF-8 text; it is read as {encoding}", encoding=guessed)
-                table.problems.append(what)
-            _take(table, _ROWS[path.suffix.lower()](text, table))
+        with parsing(UnreadTextError):
+            found = read_file(path)
+            table.problems += found.remarks
+            _take(table, _ROWS[path.suffix.lower()](found.text, table))
     except ForeignDataError as error:
         table.problems.append(Message("cannot be read: {why}", why=error))
-    except ValueError as error:
-        table.problems.append(str(error))
+    except UnreadTextError as error:
+        table.problems.append(error.message)
     table.problems, table.faults = table.told(), {}
     if not table.problems and not any(table.captions.values()):
-        table.problems.append("holds no captions")
+        table.problems.append(Message("holds no captions"))
     return table
 
 
@@ -235,7 +227,7 @@ def _has_columns(names: list[str]) -> bool:
     return any(name in FILE_COLUMNS for name in names) and any(n in TEXT_COLUMNS for n in names)
 
 
-def _no_header(names: list[str]) -> str:
+def _no_header(names: list[str]) -> Message:
     return Message(
         "has no columns {file} and {text} in its first line, which begins with {first}; "
         "none of it is read",

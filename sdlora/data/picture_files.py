@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
@@ -49,7 +49,11 @@ _TURNS = {
 
 
 class TooLarge(ValueError):
-    """A picture with more pixels than are read."""
+    """A picture with more pixels than are read; `message` says how many."""
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.message = Message(template, **values)
+        super().__init__(self.message)
 
 
 class Picture(NamedTuple):
@@ -65,13 +69,14 @@ class Picture(NamedTuple):
         """What is to be said of a picture that is used."""
         remarks = []
         if self.damaged:
-            done = ", turned as its orientation says" if self.turned else ""
-            remarks.append(
-                Message("has damaged EXIF or other side data; its pixels are used{done}", done=done)
-            )
+            template = "has damaged EXIF or other side data; its pixels are used"
+            template += ", turned as its orientation says" if self.turned else ""
+            remarks.append(Message(template))
         if self.moves:
             remarks.append(Message("is a moving picture; only its first frame is used"))
-        return "; it ".join(remarks)
+        if len(remarks) == 2:
+            return Message("{first}; it {second}", first=remarks[0], second=remarks[1])
+        return remarks[0] if remarks else ""
 
 
 def read_picture(source: Path | bytes) -> Picture:
@@ -111,7 +116,8 @@ def check_size(image: Image.Image) -> None:
     """Refuse a picture of too many pixels before it is decoded. TooLarge."""
     if (count := image.width * image.height) > MAX_PIXELS:
         millions = round(count / 1e6)
-        raise TooLarge(f"it has {millions} million pixels, more than the {_MOST} that are read")
+        template = "it has {count} million pixels, more than the {most} that are read"
+        raise TooLarge(template, count=millions, most=_MOST)
 
 
 def _decoded(raw: bytes) -> Image.Image:
@@ -119,7 +125,7 @@ def _decoded(raw: bytes) -> Image.Image:
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError:
-            raise TooLarge(f"it has more than {_MOST} million pixels") from None
+            raise TooLarge("it has more than {most} million pixels", most=_MOST) from None
         check_size(image)
         image.load()
         return image

@@ -4,7 +4,6 @@ caption, all that is wrong, and how long it goes on. No torch; the list is the t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,11 @@ from sdlora.data.sources import gather
 from sdlora.data.wording import Wording, WordLists
 from sdlora.errors import ModelError
 from sdlora.lora.metadata import count_tags
+from sdlora.messages import Message, Setting
 from sdlora.prompt.chunks import Tokenize, Unit, chunked
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings import TrainSettings
+from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
 
 UNKNOWN_PX = 512  # the resolution of a model that is not here yet
@@ -176,9 +177,19 @@ def _by_picture(
 def _about_trigger(trigger: str, model: _Model, data: Path) -> list[Problem]:
     if not trigger:
         what = "has no trigger word: its captions begin with nothing in common"
-        return [Problem(data, what, "choose one with trigger_word, so that prompts can call it")]
+        return [
+            Problem(
+                data,
+                what,
+                Message(
+                    "choose one with {setting}, so that prompts can call it",
+                    setting=Setting("trigger_word"),
+                ),
+            )
+        ]
     if model.is_common(trigger):
-        what = f"has the trigger word {trigger!r}, which the model knows well already"
+        template = "has the trigger word {word!r}, which the model knows well already"
+        what = Message(template, word=trigger)
         advice = "choose a word that means nothing yet, so that its own meaning stays as it is"
         return [Problem(data, what, advice)]
     return []
@@ -196,7 +207,8 @@ class _Model:
             self.resolution = int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
             self.tokenize = open_tokenizer(folder)
         except (KeyError, TypeError, ModelError):
-            what = f"is not on this computer: {UNKNOWN_PX} pixels are taken, tokens not counted"
+            template = "is not on this computer: {size} pixels are taken, tokens not counted"
+            what = Message(template, size=UNKNOWN_PX)
             self.problems.append(Problem(folder, what, "they are known once it is downloaded"))
 
     tokenize: Tokenize | None
@@ -217,7 +229,7 @@ class _Model:
 
     def _config(self, part: str) -> dict[str, Any]:
         try:
-            said = json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
+            said = json_value((self.folder / part / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return said if isinstance(said, dict) else {}

@@ -20,12 +20,15 @@ class Problem:
 
     def warned(self) -> Warned:
         """The problem as a run says it."""
-        message = Message("{file} {what}", file=self.path.name, what=self.what)
-        return Warned(message, self.advice)
+        return Warned(self._named, self.advice)
+
+    @property
+    def _named(self) -> Message:
+        return Message("{file} {what}", file=self.path.name, what=self.what)
 
     def beside(self, picture: Path) -> str:
         """What is said where the picture is named already: the name of another file goes first."""
-        return self.what if self.path == picture else f"{self.path.name} {self.what}"
+        return self.what if self.path == picture else self._named
 
 
 def grouped(problems: Iterable[Problem], most: int = 3) -> list[Warned]:

@@ -18,7 +18,7 @@ from sdlora.data.looks import PICTURE_SUFFIXES, look_at
 from sdlora.data.wording import WordLists, lists_named
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
-from sdlora.messages import Message
+from sdlora.messages import Message, Setting
 from sdlora.prompt.wildcard_lists import WildcardFolder
 from sdlora.settings import TrainSettings
 from sdlora.workspace import Workspace
@@ -85,17 +85,18 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
 
 def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
     """Captions with wildcards that are not drawn: their list is not there, or nobody asked."""
+    advice = Message("{setting} draws one each time", setting=Setting("caption_wildcards"))
     problems = []
     for example in examples:
         named = lists_named([example.caption], lists.get)
         lost = sorted(name for name, lines in named.items() if not lines)
         if wanted and lost:
-            names = ", ".join(f"__{name}__" for name in lost)
-            what = f"names {names} in its caption, and there is no such list, or it is empty"
+            template = "names {lists} in its caption, and there is no such list, or it is empty"
+            what = Message(template, lists=[f"__{name}__" for name in lost])
             problems.append(Problem(example.image, what, "it is learnt as it stands"))
         elif not wanted and (any(named.values()) or _CHOICE.search(example.caption)):
-            what = "has wildcards in its caption, which are learnt as they stand"
-            problems.append(Problem(example.image, what, "caption_wildcards draws one each time"))
+            what = Message("has wildcards in its caption, which are learnt as they stand")
+            problems.append(Problem(example.image, what, advice))
     return problems
 
 
@@ -190,13 +191,16 @@ def twins(examples: list[Example]) -> list[Problem]:
     for example in examples:
         other = first.setdefault(example.digest, example)
         if other is not example:
-            what = f"is the same file as {_beside(example, other)}; it counts twice"
+            what = Message(
+                "is the same file as {file}; it counts twice", file=_beside(example, other)
+            )
             problems.append(Problem(example.image, what, "leave one out, or mean it"))
     different = list(first.values())
     alike = near_duplicates([look_at(example.image).print for example in different])
     for place, (before, mirrored) in alike.items():
         example, other = different[place], different[before]
-        what = f"looks the same as {_beside(example, other)}{', mirrored' if mirrored else ''}"
+        template = "looks the same as {file}, mirrored" if mirrored else "looks the same as {file}"
+        what = Message(template, file=_beside(example, other))
         problems.append(Problem(example.image, what, "leave one out, or mean it"))
     return problems
 
@@ -213,7 +217,7 @@ def blurred(examples: Iterable[Example]) -> list[Problem]:
     return [
         Problem(
             image,
-            f"looks blurred: its sharpest edges are {width:.0f} pixels wide",
+            Message("looks blurred: its sharpest edges are {width:.0f} pixels wide", width=width),
             "use a sharper picture, unless the blur is what you want to teach",
         )
         for image, width in widths.items()

@@ -26,6 +26,7 @@ from sdlora.data.listing import is_server_folder, is_unasked
 from sdlora.data.looks import PICTURE_SUFFIXES
 from sdlora.data.problems import Problem
 from sdlora.errors import DataError
+from sdlora.messages import Message
 
 MOST_MEMBERS = 20_000
 MOST_BYTES = 20 * 2**30  # inflated, all together
@@ -35,8 +36,8 @@ MAX_PATH_BYTES = 400  # of all its parts: with the folder before them, below wha
 _BLOCK = 2**20
 _UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_TOO_DEEP = f"has a path of more than {MAX_PATH_BYTES} bytes"
-_PROBLEMS = ".problems.json"
+_TOO_DEEP = Message("has a path of more than {most} bytes", most=MAX_PATH_BYTES)
+_PROBLEMS = ".left_out.json"
 # Of one member; what a full or failing disk does ends the whole
 _OF_ITS_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST)
 _WRONG = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError)
@@ -52,11 +53,12 @@ def unpack(archive: Path, into: Path) -> tuple[Path, list[Problem]]:
             made = Path(temporary) / "made"
             made.mkdir()
             left_out = _take_out(archive, made)
-            (made / _PROBLEMS).write_text(json.dumps(left_out), encoding="utf-8")
+            rows = [(name, what.to_json()) for name, what in left_out]
+            (made / _PROBLEMS).write_text(json.dumps(rows), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)  # what was cut off before it was whole
             os.replace(made, folder)
     said = json.loads((folder / _PROBLEMS).read_text(encoding="utf-8"))
-    return folder, [Problem(archive / name, what) for name, what in said]
+    return folder, [Problem(archive / name, Message.from_json(what)) for name, what in said]
 
 
 def _digest(archive: Path) -> str:
@@ -64,12 +66,12 @@ def _digest(archive: Path) -> str:
         with archive.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise DataError(f"{archive} cannot be read: {error.strerror}") from None
+        raise DataError("{file} cannot be read: {why}", file=archive, why=error.strerror) from None
 
 
-def _take_out(archive: Path, into: Path) -> list[tuple[str, str]]:
+def _take_out(archive: Path, into: Path) -> list[tuple[str, Message]]:
     """Write the members that may come out; (name, why not) of all others."""
-    left_out: list[tuple[str, str]] = []
+    left_out: list[tuple[str, Message]] = []
     taken: set[str] = set()
     room = MOST_BYTES
     try:
@@ -77,48 +79,49 @@ def _take_out(archive: Path, into: Path) -> list[tuple[str, str]]:
             for member in _members(archive, opened):
                 name, what = _place(member)
                 if not what and _same(name) in taken:
-                    what = "has a name that another file has on some systems"
+                    what = Message("has a name that another file has on some systems")
                 if not what and name.parts:
                     taken.add(_same(name))
                     what, size = _write(opened, member, into / name, room)
                     room -= size
                 if what:
-                    left_out.append((_shown(member), f"{what}; it is left out"))
+                    left_out.append((_shown(member), Message("{what}; it is left out", what=what)))
     except _WRONG as error:
-        raise DataError(f"{archive} cannot be unpacked: {error}") from None
+        raise DataError("{file} cannot be unpacked: {why}", file=archive, why=error) from None
     return left_out
 
 
 def _members(archive: Path, opened: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     members = opened.infolist()
     if len(members) > MOST_MEMBERS:
-        raise ValueError(f"it has {len(members)} files; {MOST_MEMBERS} at most are taken out")
+        template = "{file} cannot be unpacked: it has {count} files; {most} at most are taken out"
+        raise DataError(template, file=archive, count=len(members), most=MOST_MEMBERS)
     packed = sum(member.compress_size for member in members)
     if packed > archive.stat().st_size:
         raise ValueError("its files lie over one another, as in an archive made to do damage")
     return (member for member in members if not member.is_dir())
 
 
-def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, str]:
+def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, Message]:
     """(where a member goes, why it does not); no place and no reason for what nobody misses."""
     nowhere = PurePosixPath()
     name = _decoded(member)
     parts = name.replace("\\", "/").split("/")
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-        return nowhere, "is a link or a device"
+        return nowhere, Message("is a link or a device")
     if not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
-        return nowhere, "leads out of the archive"
+        return nowhere, Message("leads out of the archive")
     parts = [part for part in parts if part not in ("", ".")]
     if any(is_unasked(part) or is_server_folder(part) for part in parts):
-        return nowhere, ""  # what systems put into archives unasked
+        return nowhere, Message("")  # what systems put into archives unasked
     if len(parts) > MAX_PATH_BYTES:
         return nowhere, _TOO_DEEP
     path = PurePosixPath(*map(_fit, parts))
     if len(path.as_posix().encode("utf-8", "replace")) > MAX_PATH_BYTES:
         return nowhere, _TOO_DEEP
     if path.suffix.lower() not in PICTURE_SUFFIXES and not is_caption_file(path.name):
-        return nowhere, "is neither a picture nor a caption"
-    return path, ""
+        return nowhere, Message("is neither a picture nor a caption")
+    return path, Message("")
 
 
 def _decoded(member: zipfile.ZipInfo) -> str:
@@ -156,13 +159,13 @@ def _shown(member: zipfile.ZipInfo) -> str:
 
 def _write(
     opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, room: int
-) -> tuple[str, int]:
+) -> tuple[Message, int]:
     """(why it is not written, bytes written). Bytes are counted as they come, since what an archive
     says of itself need not be so."""
     if member.flag_bits & 1:
-        return "is locked with a password", 0
+        return Message("is locked with a password"), 0
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is packed in a way that is not read", 0
+        return Message("is packed in a way that is not read"), 0
     most = min(room, max(_BLOCK, MOST_RATIO * member.compress_size))
     written = 0
     try:
@@ -176,11 +179,12 @@ def _write(
     except OSError as error:
         if error.errno not in _OF_ITS_NAME:
             raise
-        return f"has a name that this disk does not take ({error.strerror})", written
+        template = "has a name that this disk does not take ({why})"
+        return Message(template, why=error.strerror), written
     except ValueError as error:
         path.unlink(missing_ok=True)
-        return str(error), most
+        return Message(str(error)), most
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         path.unlink(missing_ok=True)
-        return f"is damaged: {error}", min(written, most)
-    return "", written
+        return Message("is damaged: {why}", why=error), min(written, most)
+    return Message(""), written

@@ -6,13 +6,13 @@ imported: only those of the table below pass, so a hostile one is refused before
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlora.errors import ModelError
 from sdlora.lora.bases import BASES
+from sdlora.text_files import json_value
 from sdlora.workspace import STARTER_MODEL, is_built_as
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _check_parts(folder: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json_value(path.read_text(encoding="utf-8"))
     except OSError:
         raise ModelError(
             "{folder} is not a diffusers model: {file} is not there",

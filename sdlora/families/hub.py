@@ -22,17 +22,26 @@ from sdlora.errors import ModelError
 _LOCALLY = "connect, or put the model's folder into models/"
 # Each error's sentence; the first row that fits counts
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
-    (HFValidationError, "{0!r} is neither in models/, nor a folder, nor an id such as owner/name"),
-    (GatedRepoError, "{0} wants you to agree to its terms on huggingface.co; do so, set HF_TOKEN"),
-    (RepositoryNotFoundError, "there is no model {0} on huggingface.co; check the spelling"),
-    (OfflineModeIsEnabled, "{0} is not on this computer and the hub is switched off; " + _LOCALLY),
+    (
+        HFValidationError,
+        "{model!r} is neither in models/, nor a folder, nor an id such as owner/name",
+    ),
+    (
+        GatedRepoError,
+        "{model} wants you to agree to its terms on huggingface.co; do so, set HF_TOKEN",
+    ),
+    (RepositoryNotFoundError, "there is no model {model} on huggingface.co; check the spelling"),
+    (
+        OfflineModeIsEnabled,
+        "{model} is not on this computer and the hub is switched off; " + _LOCALLY,
+    ),
     (
         LocalEntryNotFoundError,
-        "{0} is not on this computer and huggingface.co cannot be reached; " + _LOCALLY,
+        "{model} is not on this computer and huggingface.co cannot be reached; " + _LOCALLY,
     ),
-    (EntryNotFoundError, "{0} on huggingface.co is not a diffusers model: it has no {1}"),
-    (HfHubHTTPError, "huggingface.co did not give {0}: {2}"),
-    (OSError, "{0} cannot be downloaded: {2}"),
+    (EntryNotFoundError, "{model} on huggingface.co is not a diffusers model: it has no {file}"),
+    (HfHubHTTPError, "huggingface.co did not give {model}: {why}"),
+    (OSError, "{model} cannot be downloaded: {why}"),
 )
 
 
@@ -62,4 +71,4 @@ def _asked(repository: str, file: str, ask: Callable[[], str]) -> str:
     except tuple(kind for kind, _ in _SENTENCES) as error:
         sentence = next(text for kind, text in _SENTENCES if isinstance(error, kind))
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(sentence.format(repository, file, reason)) from None
+        raise ModelError(sentence, model=repository, file=file, why=reason) from None

@@ -71,7 +71,7 @@ def single_file(family: Family) -> dict[str, Tensor]:
     """
     places = TEXTS.get(family.name)
     if places is None:
-        raise ModelError(f"{family.title} is written as a diffusers folder only")
+        raise ModelError("{model} is written as a diffusers folder only", model=family.title)
     tensors = dict(_unet(family.name, family.denoiser.state_dict()))
     tensors |= _vae(family.vae.state_dict())
     for part, place in places.items():
@@ -91,8 +91,12 @@ def open_single_file(path: Path, like: Family) -> Family:
             missing = single_file(like).keys() - file.keys()
         if missing:
             raise ModelError(
-                f"{path.name} is not a single file of {like.title}: {len(missing)} tensors are "
-                f"not in it, such as {min(missing)!r}"
+                "{file} is not a single file of {model}: {count} tensors are not in it, such as "
+                "{key!r}",
+                file=path,
+                model=like.title,
+                count=len(missing),
+                key=min(missing),
             )
         pipeline = like.pipeline_class.from_single_file(
             str(path),
@@ -102,7 +106,7 @@ def open_single_file(path: Path, like: Family) -> Family:
             **like.no_parts,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{path.name} cannot be opened: {error}") from None
+        raise ModelError("{file} cannot be opened: {why}", file=path, why=error) from None
     return type(like)(like.name, pipeline, like.device, like.dtype)
 
 

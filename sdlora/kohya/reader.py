@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from sdlora.errors import SettingsError, did_you_mean
+from sdlora.file_names import checked_name
 from sdlora.kohya import gui
 from sdlora.kohya.datasets import read_datasets
 from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
@@ -21,7 +22,6 @@ from sdlora.kohya.values import flag, number, text, words
 from sdlora.learning import TWO_MATRICES
 from sdlora.messages import Message
 from sdlora.settings import TrainSettings
-from sdlora.workspace import checked_name
 
 DEFAULT_RATE = 2e-6  # sd-scripts' learning_rate when no rate is given at all
 

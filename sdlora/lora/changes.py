@@ -17,6 +17,7 @@ from sdlora.lora.adapter import Adapter
 from sdlora.lora.groups import group_of
 from sdlora.lora.kinds import KIND, MAX_RANK
 from sdlora.lora.spectrum import Spectrum
+from sdlora.messages import PerSurface
 
 Pristine = Callable[[str], Tensor]
 _STANDALONE = ("LoRA", "LoHa", "LoKr", "full", "norm")  # with `dora_scale` they are not
@@ -26,8 +27,10 @@ _BIASES = ("diff_b", "b_norm")
 def no_weights(name: str) -> Tensor:
     """The `pristine` of callers that have no model open."""
     raise LoraFileError(
-        f"how layer {name[:80]!r} is changed depends on the base model's own weight; name that "
-        "model with --model"
+        "how layer {layer!r} is changed depends on the base model's own weight; name that model"
+        "{how}",
+        layer=name[:80],
+        how=PerSurface(" with --model", ""),
     )
 
 

@@ -75,8 +75,11 @@ def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) ->
     outputs, inputs = ((its.left.shape[0], its.right.shape[1]) for its in (first, second))
     if outputs != inputs:
         raise LoraFileError(
-            f"layer {name[:80]!r} is {outputs} in one and {inputs} in the other: these files are "
-            "for different models"
+            "layer {layer!r} is {first} in one and {second} in the other: these files are for "
+            "different models",
+            layer=name[:80],
+            first=outputs,
+            second=inputs,
         )
     return _Meeting((first.norm, second.norm), first.inner(second), _overlaps(first, second))
 

@@ -57,7 +57,9 @@ def alike(file: LoraFile) -> LoraFile:
             adapter = file.layers[name]
             spelt = _spelt(theirs, file.base)
             if spelt in layers:
-                raise LoraFileError(f"layer {spelt[:80]!r} stands twice, as {name[:80]!r} too")
+                raise LoraFileError(
+                    "layer {layer!r} stands twice, as {key!r} too", layer=spelt[:80], key=name[:80]
+                )
             layers[spelt] = adapter.rows(*rows) if rows else adapter
     return replace(file, layers=layers)
 
@@ -91,8 +93,10 @@ def _stack(name: str, shares: Sequence[Share]) -> Adapter:
     if not roles <= {"down", "up", "alpha"}:
         kinds = " and ".join(sorted({adapter.kind for adapter, _ in present}))
         raise LoraFileError(
-            f"the {kinds} of layer {name[:80]!r} cannot be stacked as kohya's names ask for; "
-            "write peft's names, or resize it to a LoRA first"
+            "the {kinds} of layer {layer!r} cannot be stacked as kohya's names ask for; write "
+            "peft's names, or resize it to a LoRA first",
+            kinds=kinds,
+            layer=name[:80],
         )
     downs = [adapter.tensors["down"] for adapter, _ in present]
     ups = [_placed(adapter.tensors["up"], rows) for adapter, rows in present]

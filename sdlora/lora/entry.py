@@ -9,6 +9,7 @@ from pathlib import Path
 from sdlora.lora.hashes import Hashes
 from sdlora.lora.index import Facts, Row
 from sdlora.lora.walk import Found
+from sdlora.messages import Message
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class LoraEntry:
 
     found: Found
     row: Row
-    hidden: str = ""  # why its name means another file
+    hidden: Message = Message("")  # why its name means another file
     also: tuple[Path, ...] = ()  # files of the same name, which this one hides
-    note: str = ""  # how the name that was looked for differs from its own
+    note: Message = Message("")  # how the name that was looked for differs from its own
 
     @cached_property
     def facts(self) -> Facts:
@@ -58,7 +59,7 @@ class LoraEntry:
         return int(self.found.stamp.partition(" ")[0])
 
     @property
-    def problem(self) -> str:
+    def problem(self) -> Message:
         """Why it cannot be used, or not by its name."""
         return self.facts.problem or self.hidden
 

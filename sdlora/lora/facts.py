@@ -59,13 +59,13 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     try:
         head = read_head(found.path)
     except LoraFileError as error:  # perhaps somebody is copying it here right now
-        return Facts(problem=plain(error)), error.code == "pickle"
-    layout, problem = Layout(), ""
+        return Facts(problem=error.message), error.code == "pickle"
+    layout, problem = Layout(), Message("")
     try:
         layout = _layout(head, layouts)
     except LoraFileError as error:
-        problem = plain(error)
-    notes: list[str] = [unread_note(head.file, layout.unread)] if layout.unread else []
+        problem = error.message
+    notes: list[Message] = [unread_note(head.file, layout.unread)] if layout.unread else []
     user, page = (_sidecar(path, notes) if path else {} for path in found.sidecars)
     tags = _tags(head.metadata)
     activation_text = _words(user.get("activation text"))
@@ -158,7 +158,7 @@ def _said_base(user: Said, page: Said) -> str:
     return ""
 
 
-def _weight(said: Any, notes: list[str]) -> float | None:
+def _weight(said: Any, notes: list[Message]) -> float | None:
     """A weight to begin with; A1111 writes 0 for none."""
     if not said:
         return None
@@ -173,7 +173,7 @@ def _weight(said: Any, notes: list[str]) -> float | None:
     return None
 
 
-def _sidecar(path: str, notes: list[str]) -> Said:
+def _sidecar(path: str, notes: list[Message]) -> Said:
     """What stands in a JSON file; nothing when it is damaged or far too large, which is noted."""
     try:
         with open(path, "rb") as file:
@@ -182,7 +182,8 @@ def _sidecar(path: str, notes: list[str]) -> Said:
         said = None
     if isinstance(said, dict):
         return said
-    notes.append(f"{plain(basename(path))} is not used: it is damaged or larger than 1 MiB")
+    template = "{file} is not used: it is damaged or larger than {most} MiB"
+    notes.append(Message(template, file=plain(basename(path)), most=MAX_SIDECAR // 2**20))
     return {}
 
 

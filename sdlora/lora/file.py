@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
+from sdlora.files import publish, publish_exactly
 from sdlora.lora.adapter import Adapter
 from sdlora.lora.bases import base_of
 from sdlora.lora.formats import embedding_key, embeddings_of
@@ -35,7 +36,7 @@ from sdlora.lora.written import (
     peft_tensors,
     said_alphas,
 )
-from sdlora.workspace import publish, publish_exactly
+from sdlora.messages import Setting
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def read_lora(path: Path) -> LoraFile:
             adapters = _adapters(file, layers, header)
             return LoraFile(adapters, header.metadata, _bundled(file), unread)
     except LoraFileError as error:
-        raise LoraFileError(f"{path.name}: {error}", error.code) from None
+        raise LoraFileError("{file}: {why}", error.code, file=path.name, why=error) from None
     except (OSError, SafetensorError) as error:
         raise refusal("unreadable", file=path.name, why=error) from None
 
@@ -150,8 +151,12 @@ def write_lora(
     tensors = {key: _stored(tensor, dtype) for key, tensor in by_key.items()}
     if bad := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         raise LoraFileError(
-            f"{path.name} is not written: {len(bad)} tensors are not finite, {bad[0]!r} first; "
-            "a lower learning_rate helps"
+            "{file} is not written: {count} tensors are not finite, {key!r} first; a lower "
+            "{setting} helps",
+            file=path,
+            count=len(bad),
+            key=bad[0],
+            setting=Setting("learning_rate"),
         )
     metadata = {key: text for key, text in file.metadata.items() if key != ADAPTER_METADATA}
     metadata |= peft_metadata(file.layers) if names == "peft" else {}

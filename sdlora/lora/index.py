@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sdlora.lora.hashes import Hashes
+from sdlora.messages import Message
 
 T = TypeVar("T")
 PATIENCE_S = 10  # how long a call waits for another process's
@@ -35,18 +36,20 @@ class Facts(NamedTuple):
     negative_text: str = ""
     preferred_weight: float | None = None
     said_hash: str = ""  # what it says its tensors come to
-    problem: str = ""  # why it cannot be used
-    notes: Sequence[str] = ()  # what beside it is not used
+    problem: Message = Message("")  # why it cannot be used
+    notes: Sequence[Message] = ()  # what beside it is not used
 
     @property
     def text(self) -> str:
         """As it is kept: JSON, so that thousands are told apart without a look at what they say."""
-        return json.dumps(self, separators=(",", ":"))
+        messages = self.problem.to_json(), [note.to_json() for note in self.notes]
+        return json.dumps((*self[:-2], *messages), separators=(",", ":"))
 
     @classmethod
     def of(cls, text: str) -> Facts:
         """What was kept as `text`."""
-        return cls(*json.loads(text))
+        *values, problem, notes = json.loads(text)
+        return cls._make([*values, Message.from_json(problem), [*map(Message.from_json, notes)]])
 
 
 class Row(NamedTuple):

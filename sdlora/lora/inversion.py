@@ -17,6 +17,7 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.file import LoraFile
 from sdlora.lora.header import read_header
 from sdlora.lora.refusals import refusal
+from sdlora.messages import Message
 
 MOST_VECTORS = 75  # what a chunk holds
 _SDXL = {"clip_l", "clip_g"}
@@ -30,7 +31,10 @@ def read_inversion(path: Path) -> LoraFile:
     """
     shapes = read_header(path).shapes
     if not (len(shapes) == 1 or shapes.keys() == _SDXL):
-        raise LoraFileError(f"{path.name} holds {len(shapes)} tensors and is no textual inversion")
+        raise LoraFileError(
+            "{file} holds {count} tensors and is no textual inversion",
+            file=path.name, count=len(shapes),
+        )  # fmt: skip
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in shapes}
@@ -47,7 +51,7 @@ def inversion_base(file: LoraFile) -> str:
         return BASES["sdxl"].title
     width = encoders[""].shape[1]
     name = _BY_WIDTH.get(width)
-    return BASES[name].title if name else f"a text encoder of width {width}"
+    return BASES[name].title if name else Message("a text encoder of width {width}", width=width)
 
 
 def _vectors(key: str, tensor: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from sdlora.lora.index import Index, Row
 from sdlora.lora.refusals import refusal
 from sdlora.lora.shelf import Shelf
 from sdlora.lora.walk import Found, walk
+from sdlora.messages import Message
 from sdlora.workspace import Workspace
 
 __all__ = ["Library", "LoraEntry", "stamp", "trigger_words"]
@@ -45,7 +46,7 @@ class Library:
         self._found: Sequence[Found] = ()
         self._known: dict[bytes, LoraEntry] = {}
         self._shelf, self._listed_at = Shelf(), float("-inf")
-        self._problems: list[str] = []
+        self._problems: list[Message] = []
         self._settled = True  # False while a file could not be read
         self._lock = threading.RLock()
 
@@ -78,11 +79,8 @@ class Library:
             entry = self._find_by_reading(name.lower())
         if entry is None:
             near = did_you_mean(name[:80], self._shelf.near(name[:80]))
-            folders = "".join(f" {problem}." for problem in self.problems)
-            raise LoraFileError(
-                "there is no LoRA {name!r}.{near}{folders}",
-                name=name[:80], near=near, folders=folders,
-            )  # fmt: skip
+            missing = Message("there is no LoRA {name!r}.{near}", name=name[:80], near=near)
+            raise LoraFileError(Message.of_lines([missing, *self.problems]))
         return entry
 
     def hashes(self, entry: LoraEntry) -> Hashes:
@@ -112,8 +110,10 @@ class Library:
             left -= entry.size_bytes
             if left < 0 and number:
                 raise LoraFileError(
-                    f"no LoRA is known to have the hash {start!r} so far; {len(unread) - number} "
-                    "files are not read yet: ask again to go on"
+                    "no LoRA is known to have the hash {hash!r} so far; {count} files are not read "
+                    "yet: ask again to go on",
+                    hash=start,
+                    count=len(unread) - number,
                 )
             with suppress(LoraFileError):  # it may be gone by now
                 if self.hashes(entry).fit(start):

@@ -146,8 +146,9 @@ def _shape(name: str, terms: Terms, pristine: Pristine) -> tuple[int, ...]:
     # a 1 x 1 convolution is a linear layer; files write it either way
     if len({shape[:2] if shape[2:] == (1, 1) else shape for shape in shapes}) > 1:
         raise LoraFileError(
-            f"layer {name[:80]!r} has the shapes {' and '.join(map(str, shapes))}: these files are "
-            "for different models"
+            "layer {layer!r} has the shapes {shapes}: these files are for different models",
+            layer=name[:80],
+            shapes=" and ".join(map(str, shapes)),
         )
     return shapes[0]
 

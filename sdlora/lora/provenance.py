@@ -19,6 +19,7 @@ from sdlora.data.picture_files import BROKEN
 from sdlora.errors import DataError
 from sdlora.lora.bases import BASES
 from sdlora.lora.facts import trigger_words
+from sdlora.text_files import json_value
 
 Metadata = Mapping[str, str]
 THUMBNAIL = 256  # pixels of the longer side
@@ -77,7 +78,7 @@ def without_private(metadata: Metadata) -> dict[str, str]:
 
 def _numbers(text: str) -> dict[str, str]:
     try:
-        table = json.loads(text)
+        table = json_value(text)
     except ValueError:
         return {}
     plain = str.maketrans("", "", ".-+eE")
@@ -108,7 +109,9 @@ def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
     try:
         small = load_rgb(picture)
     except BROKEN as error:
-        raise DataError(f"the picture {picture} cannot be read: {error}") from None
+        raise DataError(
+            "the picture {file} cannot be read: {why}", file=picture, why=error
+        ) from None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=85, optimize=True)

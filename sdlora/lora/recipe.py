@@ -17,7 +17,9 @@ from sdlora import __version__
 from sdlora.errors import LoraFileError
 from sdlora.events import Warned
 from sdlora.lora.header import read_header
+from sdlora.messages import Message
 from sdlora.settings import TrainSettings
+from sdlora.text_files import json_value
 
 SETTINGS, PICTURES, VERSIONS = "sdlora_settings", "sdlora_pictures", "sdlora_versions"
 LIKE_FILE = "like.json"  # in a run's folder: the file that it repeats
@@ -61,30 +63,32 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a LoRA file. LoraFileError: it has none, or is no LoRA."""
     said: Mapping[str, str] = read_header(path).metadata
     try:
-        settings, found = json.loads(said[SETTINGS]), json.loads(said[VERSIONS])
+        settings, found = json_value(said[SETTINGS]), json_value(said[VERSIONS])
         return Recipe(TrainSettings.from_record(settings), said[PICTURES], dict(found))
     except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
-            f"{path.name} does not say how it was trained; only LoRAs of this program do, and not "
-            "those whose private metadata was taken out"
+            "{file} does not say how it was trained; only LoRAs of this program do, and not those "
+            "whose private metadata was taken out",
+            file=path,
         ) from None
 
 
 def compared(folder: Path, pictures: str) -> Iterator[Warned]:
     """What differs from the LoRA that this run repeats, when its folder names one."""
     try:
-        like = json.loads((folder / LIKE_FILE).read_bytes())
+        like = json_value((folder / LIKE_FILE).read_bytes())
     except (OSError, ValueError):
         return
     if like["pictures"] != pictures:
-        said = f"the pictures or captions are not those that {like['file']} was trained on"
-        yield Warned(said, "it will be another LoRA")
+        template = "the pictures or captions are not those that {file} was trained on"
+        yield Warned(Message(template, file=like["file"]), "it will be another LoRA")
     now = versions()
     then = like["versions"]
     differ = [f"{k} {v}, then {then.get(k, 'none')}" for k, v in now.items() if then.get(k) != v]
     if differ:
-        said = f"{like['file']} was trained with other versions: now {'; '.join(differ)}"
-        yield Warned(said, "the result may differ in its last digits")
+        template = "{file} was trained with other versions: now {versions}"
+        message = Message(template, file=like["file"], versions="; ".join(differ))
+        yield Warned(message, "the result may differ in its last digits")
 
 
 def _without_folders(value: Any, keep: bool) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from heapq import nlargest
+from pathlib import Path
 
 from sdlora.lora.entry import LoraEntry
 from sdlora.lora.facts import plain
@@ -53,7 +54,8 @@ class Shelf:
         for name, others in hidden.items():
             owner = first[name]
             first[name] = replace(owner, also=tuple(entry.path for entry in others))
-            said = plain(f"{name!r} means {owner.path}; to use this file, rename it")
+            template = "{name!r} means {file}; to use this file, rename it"
+            said = Message(template, name=plain(name), file=Path(plain(owner.path)))
             hidden[name] = [replace(entry, hidden=said) for entry in others]
         rest = (entry for others in hidden.values() for entry in others)
         return sorted([*first.values(), *rest], key=lambda entry: _folded(entry.full_name))

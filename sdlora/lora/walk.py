@@ -34,17 +34,19 @@ class Found(NamedTuple):
     preview: str  # the path of a picture of its name; empty: none
 
 
-def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
+def walk(roots: Iterable[Path]) -> tuple[list[Found], list[Message]]:
     """The files of each root, those nearest to it first; and what cannot be listed, in words.
 
     A folder that several ways lead to is listed once, so that links may go in circles. A link to a
-    folder that a root lies in is not followed: it would list the whole disk.
+    folder that a root lies in is not followed, and the disk that a root lies on is none itself: it
+    would be listed as a whole.
     """
     found: list[Found] = []
-    problems: list[str] = []
+    problems: list[Message] = []
     visited: set[str] = set()
     roots = list(roots)
     above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
+    disks = {Path(parent).anchor for parent in above}
     above -= set(map(os.path.realpath, roots))
     for root in roots:
         waiting = deque([(str(root), "")])
@@ -55,13 +57,17 @@ def walk(roots: Iterable[Path]) -> tuple[list[Found], list[str]]:
             if below and real in above:
                 problems.append(_leads_above(path, real))
                 continue
+            if not below and real in disks:
+                problems.append(_whole_disk(path))
+                continue
             if len(visited) == MAX_FOLDERS:
                 return found, [*problems, _too_many(path)]
             visited.add(real)
             try:
                 files, folders = _listed(path)
             except OSError as error:
-                problems.append(f"the folder {path} cannot be read ({error.strerror})")
+                template = "the folder {folder} cannot be read ({why})"
+                problems.append(Message(template, folder=Path(path), why=error.strerror))
                 continue
             found.extend(_loras(files, shown(below)))
             waiting.extend((one.path, f"{below}/{one.name}".strip("/")) for one in folders)
@@ -72,7 +78,15 @@ def _leads_above(link: str, folder: str) -> Message:
     return Message(
         "the link {link} is not followed: it leads to {folder}, in which the LoRA folder itself "
         "lies; link to a folder that holds LoRAs alone",
-        link=shown(link),
+        link=Path(link),
+        folder=Path(folder),
+    )
+
+
+def _whole_disk(folder: str) -> Message:
+    return Message(
+        "the LoRA folder {folder} is not searched: it is the whole disk; name a folder that holds "
+        "LoRAs",
         folder=shown(folder),
     )
 
@@ -82,7 +96,7 @@ def _too_many(folder: str) -> Message:
         "only the first {most} folders are searched for LoRAs; {folder} and those after it are not "
         "listed; take links to folders without LoRAs away",
         most=MAX_FOLDERS,
-        folder=shown(folder),
+        folder=Path(folder),
     )
 
 
@@ -111,15 +125,17 @@ def is_pickle(name: str) -> bool:
 
 
 def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
-    named = sorted((entry.name.lower(), entry.name, entry) for entry in files)
-    by_name = {lowered: entry for lowered, _, entry in named}
+    # some systems list a name twice
+    entries = {entry.name: entry for entry in files}
+    named = sorted((name.lower(), name) for name in entries)
+    by_name = {lowered: entries[name] for lowered, name in named}
     stems: set[str] = set()
     for endings in (READABLE, PICKLES):
-        for lowered, _, entry in named:
+        for lowered, name in named:
             stem, dot, ending = lowered.rpartition(".")
             if dot + ending in endings and not (stem in stems and endings is PICKLES):
                 stems.add(stem)
-                yield _found(entry, stem, folder, by_name)
+                yield _found(entries[name], stem, folder, by_name)
 
 
 def _found(entry: Entry, stem: str, folder: str, by_name: dict[str, Entry]) -> Found:

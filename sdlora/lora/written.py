@@ -25,7 +25,7 @@ ADAPTER_METADATA = "lora_adapter_metadata"  # diffusers' name of what `peft_meta
 # What turns every kind into the one that every program reads
 AS_LORA = PerSurface(
     "lora convert --to lora makes it a LoRA of nearly the same change",
-    "`lora convert --to lora` on the command line makes it a LoRA of nearly the same change",
+    "the command `lora convert` makes it a LoRA of nearly the same change",
 )
 NO_LIMIT = 10_000.0  # of a skew matrix' norm: beyond every rotation but for one by 180 degrees
 Layers = Mapping[str, Adapter]
@@ -117,8 +117,9 @@ def _by_place(layers: Layers) -> dict[tuple[str, str], Adapter]:
             )  # fmt: skip
         if flat.startswith(_FIRST_CODE):
             raise LoraFileError(
-                f"layer {name[:80]!r} has the name of the base model's first code; PEFT's format "
-                "has diffusers' names: convert the file to them"
+                "layer {layer!r} has the name of the base model's first code; PEFT's format has "
+                "diffusers' names: convert the file to them",
+                layer=name[:80],
             )
         places[_PEFT_MODELS.get(start, denoiser), dotted(flat)] = adapter
     return places
@@ -132,7 +133,8 @@ def peft_metadata(layers: Layers) -> dict[str, str]:
     for model, adapters in models.items():
         if len({adapter.kind for adapter in adapters.values()}) > 1:
             raise LoraFileError(
-                f"the {model} has LoRA and DoRA layers; PEFT's format holds one of the two"
+                "the {model} has LoRA and DoRA layers; PEFT's format holds one of the two",
+                model=model,
             )
     if not any("alpha" in adapter.tensors for adapter in layers.values()):
         return {}

@@ -13,13 +13,13 @@ from PIL import Image
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Event, Progress, Warned
+from sdlora.files import publish_new
 from sdlora.messages import Message
 from sdlora.painting.sheet import Sheet
 from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.prompt.samplers import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.prompt.tags import RULES
 from sdlora.settings import ImageRequest
-from sdlora.workspace import publish_new
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -67,7 +67,7 @@ def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, 
         try:
             return write_exif(image, path, text, rest, publish=publish_new)
         except SettingsError as error:
-            sheet.tell([f"{error}; it is one"], [index])
+            sheet.tell([Message("{why}; it is one", why=error)], [index])
     return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
 
 

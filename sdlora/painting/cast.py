@@ -13,6 +13,7 @@ from sdlora.lora.hashes import read_hashes
 from sdlora.lora.inversion import inversion_base, read_inversion
 from sdlora.lora.kinds import unread_note
 from sdlora.lora.library import Library, LoraEntry, stamp
+from sdlora.messages import Message
 from sdlora.painting.sheet import Chosen, Sheet, also_named, listed
 from sdlora.prompt.tags import LoraTag
 from sdlora.prompt.wordbook import Wordbook
@@ -48,8 +49,8 @@ class Cast:
         except LoraFileError as error:
             self.blend.clear()
             sheet.embeddings = {}
-            sheet.unused |= {tag.name: str(error) for _, _, tag in _named(sheet)}
-            sheet.tell([f"no LoRA is used: {error}"])
+            sheet.unused |= {tag.name: error.message for _, _, tag in _named(sheet)}
+            sheet.tell([Message("no LoRA is used: {why}", why=error)])
         self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
 
     def _choose(self, sheet: Sheet) -> list[Chosen]:
@@ -62,7 +63,8 @@ class Cast:
             if one := by_name[tag.name]:
                 one.tags.setdefault((image, negative), []).append(tag)
             else:
-                sheet.tell([f"{tag.name!r} is not used: {sheet.unused[tag.name]}"], [image])
+                template, why = "{name!r} is not used: {why}", sheet.unused[tag.name]
+                sheet.tell([Message(template, name=tag.name, why=why)], [image])
         for one in chosen.values():
             for (image, _), tags in one.tags.items():
                 sheet.tell(_told(one, tags), [image])
@@ -74,22 +76,13 @@ class Cast:
             file, its_hash = self._opened(entry.path, read_lora, partial(self._autov3, entry))
             its: Fit = self.blend.fit(file)
         except LoraFileError as error:
-            sheet.unused[name] = str(error)
+            sheet.unused[name] = error.message
             return None
         if entry.note:
             sheet.tell([entry.note])
         if entry.path not in chosen:
             chosen[entry.path] = Chosen(entry, file, its_hash)
-            if file.unread:
-                sheet.tell([unread_note(name, file.unread)])
-            if its.unmatched:
-                sheet.tell([
-                    f"{len(its.unmatched)} layers of {name!r} are not in this model and are not "
-                    f"used: {listed(its.unmatched)}"
-                ])  # fmt: skip
-            if entry.also:
-                others = also_named(entry.also)
-                sheet.tell([f"{name!r} is the name of other files too, not used: {others}"])
+            sheet.tell(_partly_used(name, chosen[entry.path], its))
         return chosen[entry.path]
 
     def _autov3(self, entry: LoraEntry) -> str:
@@ -108,7 +101,8 @@ class Cast:
                         base=inversion_base(file), model=self.blend.family.title,
                     )  # fmt: skip
             except (LoraFileError, OSError) as error:
-                sheet.tell([f"the textual inversion {name!r} is not used: {error}"])
+                template = "the textual inversion {name!r} is not used: {why}"
+                sheet.tell([Message(template, name=name, why=error)])
                 continue
             words.append(file)
             sheet.embeddings[name] = its_hash
@@ -138,17 +132,32 @@ def _named(sheet: Sheet) -> Iterator[tuple[int, bool, LoraTag]]:
                 yield image, negative, tag
 
 
-def _told(one: Chosen, tags: list[LoraTag]) -> Iterator[str]:
+def _partly_used(name: str, one: Chosen, its: Fit) -> Iterator[Message]:
+    """What of a file is not used, and which files of its name are not."""
+    if one.file.unread:
+        yield unread_note(name, one.file.unread)
+    if its.unmatched:
+        yield Message(
+            "{count} layers of {name!r} are not in this model and are not used: {layers}",
+            count=len(its.unmatched), name=name, layers=listed(its.unmatched),
+        )  # fmt: skip
+    if also := one.entry.also:
+        template = "{name!r} is the name of other files too, not used: {files}"
+        yield Message(template, name=name, files=also_named(also))
+
+
+def _told(one: Chosen, tags: list[LoraTag]) -> Iterator[Message]:
     """What a user may not expect of the tags that one side of an image has for one LoRA."""
     if len(tags) > 1:
         yield _sum_told(one, tags)
     reads = any(not name.startswith("lora_unet_") for name in one.file.layers)
     for tag in tags if reads else ():
         if tag.text_encoder and _only_unet_changes(tag):
-            yield (
-                f"the weight of {one.entry.name!r} changes over the steps in the denoiser only; "
-                f"in the text encoder it is {tag.text_encoder:g} throughout"
-            )
+            yield Message(
+                "the weight of {name!r} changes over the steps in the denoiser only; in the text "
+                "encoder it is {weight:g} throughout",
+                name=one.entry.name, weight=tag.text_encoder,
+            )  # fmt: skip
 
 
 def _only_unet_changes(tag: LoraTag) -> bool:
@@ -156,11 +165,12 @@ def _only_unet_changes(tag: LoraTag) -> bool:
     return bool(tag.points) and len({point.text_encoder for point in tag.points}) == 1
 
 
-def _sum_told(one: Chosen, tags: list[LoraTag]) -> str:
+def _sum_told(one: Chosen, tags: list[LoraTag]) -> Message:
     """How the weights of several tags add up."""
     given = [f"{tag.unet:g}" for tag in tags]
     times = "twice" if len(given) == 2 else f"{len(given)} times"
-    return (
-        f"{one.entry.name!r} stands {times}, and its weights add up: "
-        f"{' + '.join(given)} = {sum(tag.unet for tag in tags):g}"
-    )
+    return Message(
+        "{name!r} stands {times}, and its weights add up: {weights} = {sum:g}",
+        name=one.entry.name, times=times, weights=" + ".join(given),
+        sum=sum(tag.unet for tag in tags),
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from sdlora.adapters import Blend
 from sdlora.families.base import ZERO_TERMINAL_SNR, Family
 from sdlora.families.texts import Manner
 from sdlora.lora.library import Library
+from sdlora.messages import Message, Setting
 from sdlora.painting.cast import Cast
 from sdlora.painting.course import Conditions
 from sdlora.painting.denoise import SAMPLERS, Sampler
@@ -55,20 +56,26 @@ class Painter:
             parts = (*its, wish.positive, wish.negative)
             sheet.tell((told for part in parts for told in part.problems), [image])
             if len(compose(wish.negative.text)) > 1:
-                sheet.tell(["AND in the negative prompt is read as a word"], [image])
+                sheet.tell([Message("AND in the negative prompt is read as a word")], [image])
         sheet.tell(self._unusable(request, sheet))
         self._cast.stand(sheet, len(sheet.passes) > 1)
         return sheet
 
-    def _unusable(self, request: ImageRequest, sheet: Sheet) -> Iterator[str]:
+    def _unusable(self, request: ImageRequest, sheet: Sheet) -> Iterator[Message]:
         wishes = sheet.wishes
         if (asked := request.clip_skip) > (most := self.family.deepest_skip):
-            yield f"clip_skip = {asked} is more than this model has layers; {most} is used"
+            yield Message(
+                "{setting} = {given} is more than this model has layers; {most} is used",
+                setting=Setting("clip_skip"), given=asked, most=most,
+            )  # fmt: skip
         if request.zero_terminal_snr and not sheet.from_noise:
-            yield "zero_terminal_snr is not used: it takes a model that predicts v, not the noise"
+            yield Message(
+                "{setting} is not used: it takes a model that predicts v, not the noise",
+                setting=Setting("zero_terminal_snr"),
+            )
         composed = any(len(compose(wish.positive.text)) > 1 for wish in wishes)
         if request.guidance <= 1 and not composed and any(w.negative_prompt for w in wishes):
-            yield "the negative prompt is not used: that takes a guidance above 1"
+            yield Message("the negative prompt is not used: that takes a guidance above 1")
 
     def steps(self, request: ImageRequest) -> int:
         """How often `paint` will have worked before it is done."""

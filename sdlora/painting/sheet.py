@@ -11,6 +11,7 @@ from typing import Any
 from sdlora.adapters import Fit
 from sdlora.lora.file import LoraFile
 from sdlora.lora.library import LoraEntry
+from sdlora.messages import RECORD, Message, as_message
 from sdlora.prompt.tags import LoraTag, Prompt
 
 
@@ -112,12 +113,12 @@ class Sheet:
     moving: list[Chosen] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)  # of the still ones, then of the moving ones
     embeddings: dict[str, str] = field(default_factory=dict)  # name -> hash, of those in use
-    unused: dict[str, str] = field(default_factory=dict)  # tag -> why it is not used
-    _problems: dict[str, set[int]] = field(default_factory=dict)
+    unused: dict[str, Message] = field(default_factory=dict)  # tag -> why it is not used
+    _problems: dict[Message, set[int]] = field(default_factory=dict)
     prepared_at: float = field(default_factory=time.time)  # its pictures lie under this day
 
     @property
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Message]:
         """All that is not used as it was meant, of any image, each once."""
         return list(self._problems)
 
@@ -125,7 +126,7 @@ class Sheet:
         """Note problems of some images, or of all."""
         which = range(len(self.wishes)) if images is None else set(images)
         for problem in problems:
-            self._problems.setdefault(problem, set()).update(which)
+            self._problems.setdefault(as_message(problem), set()).update(which)
 
     def loras(self, image: int) -> list[LoraUse]:
         """The LoRAs that stand in an image."""
@@ -146,9 +147,9 @@ class Sheet:
             "prompt": wish.prompt,
             "negative_prompt": wish.negative_prompt,
             "loras": [asdict(use) for use in self.loras(image)],
-            "unused": {tag: why for tag, why in self.unused.items() if tag in named},
+            "unused": {n: why.on(RECORD) for n, why in self.unused.items() if n in named},
             "embeddings": self.words(image),
-            "problems": [told for told, which in self._problems.items() if image in which],
+            "problems": [p.on(RECORD) for p, which in self._problems.items() if image in which],
         }
 
 

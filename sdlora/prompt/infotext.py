@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.errors import SettingsError
-from sdlora.workspace import publish
+from sdlora.files import publish
 
 PARAMETERS, DETAILS = "parameters", "sdlora"  # PNG chunks
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -113,7 +113,8 @@ def write_exif(
     note = b"" if details is None else f"{DETAILS}\0{json.dumps(details)}".encode()
     if its_format is None or len(comment) + len(note) > _LARGEST_EXIF:
         raise SettingsError(
-            f"{path.name} cannot hold this picture's text; a PNG can, whatever the text is"
+            "{file} cannot hold this picture's text; a PNG can, whatever the text is",
+            file=path.name,
         )
     exif = Image.Exif()
     place = exif.get_ifd(EXIF_IFD)

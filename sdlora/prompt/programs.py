@@ -86,8 +86,9 @@ class Program:
             if key not in taken and not key.startswith("lora_combined_") and value not in _NOTHING
         ]
         if left:
-            more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
-            text = "not taken over from what {program} wrote: {fields}{more}"
+            more = len(left) - _MOST_NAMED
+            text = "not taken over from what {program} wrote: {fields}"
+            text += " and {more} more" if more > 0 else ""
             yield Message(text, program=self.name, fields=left[:_MOST_NAMED], more=more)
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from sdlora.errors import SettingsError
 from sdlora.messages import Message
-from sdlora.text_files import read_text_file
+from sdlora.text_files import UnreadTextError, read_text_file
 
 MAX_BYTES = 16 * 2**20
 _PLACE = "{prompt}"
 _NAME, _COLUMNS = "name", ("prompt", "text")  # the second is that of A1111's first versions
 _SEPARATORS = (",", ";", "\t")  # the last two are a spreadsheet's
 _SEPARATOR_LINE = re.compile(r"\Asep=.\r?\n")  # which Excel puts first
+_CSV_COLUMNS = "name, prompt and negative_prompt"
 _UNREADABLE = (
-    "the styles in {file} cannot be read ({why}); it has to be a CSV file with the columns name, "
-    "prompt and negative_prompt"
+    "the styles in {file} cannot be read ({why}); it has to be a CSV file with the columns "
+    "{columns}"
 )
 
 
@@ -60,21 +61,24 @@ def read_styles(path: Path) -> Styles:
     """
     try:
         text, problems = read_text_file(path, MAX_BYTES)
-    except ValueError as error:
-        raise SettingsError(_UNREADABLE, file=path, why=error.args[0]) from None
+    except UnreadTextError as error:
+        raise SettingsError(
+            _UNREADABLE, file=path, why=error.message, columns=_CSV_COLUMNS
+        ) from None
     text = _SEPARATOR_LINE.sub("", text)
     header = text.partition("\n")[0]
     try:
         rows, unclosed = _rows(text, max(_SEPARATORS, key=header.count))
     except csv.Error as error:
-        raise SettingsError(_UNREADABLE, file=path, why=error) from None
+        raise SettingsError(_UNREADABLE, file=path, why=error, columns=_CSV_COLUMNS) from None
     names = [cell.strip().lower() for cell in rows[0]] if rows else []
     if rows and not (_NAME in names and set(_COLUMNS) & set(names)):
         raise SettingsError(
             "{file} has no columns name and prompt in its first line, which is {line!r}; its "
-            "columns have to be name, prompt and negative_prompt",
+            "columns have to be {columns}",
             file=path,
             line=header.strip()[:120],
+            columns=_CSV_COLUMNS,
         )
     styles, left_out = _styles(names, rows[1:], path)
     quotes = [
@@ -110,13 +114,13 @@ def _styles(names: list[str], rows: list[list[str]], path: Path) -> tuple[Styles
         cells = dict(zip(names, row, strict=False))
         name = cells.get(_NAME, "").strip()
         prompt = next(filter(None, (cells.get(column) for column in _COLUMNS)), "")
-        why = ""
+        why = None
         if any(cell.strip() for cell in row[len(names) :]):
-            why = "it has more cells than there are columns; put its texts in quotes"
+            why = Message("it has more cells than there are columns; put its texts in quotes")
         elif not name and any(cell.strip() for cell in row):
-            why = "it has no name"
+            why = Message("it has no name")
         elif name in styles:
-            why = f"there is a style {name[:80]!r} before it"
+            why = Message("there is a style {name!r} before it", name=name[:80])
         if why:
             shown = name[:80] or number
             problems.append(

@@ -6,7 +6,6 @@ between models. It is built from that, so nothing else that such a file may say 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from sdlora.errors import ModelError
 from sdlora.prompt.chunks import Tokenize, Unit
+from sdlora.text_files import json_value
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
@@ -53,10 +53,10 @@ def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary and its merges, from either form that folders have them in."""
     try:
         if (folder / "tokenizer.json").is_file():
-            model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+            model = json_value((folder / "tokenizer.json").read_text("utf-8"))["model"]
             vocabulary, lines = model["vocab"], model["merges"]
         else:
-            vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
+            vocabulary = json_value((folder / "vocab.json").read_text("utf-8"))
             lines = (folder / "merges.txt").read_text("utf-8").splitlines()
             lines = [line for line in lines if line and not line.startswith("#version")]
         merges = [_pair(line) for line in lines]
@@ -64,7 +64,9 @@ def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         if not known or _END not in vocabulary or not all(map(_is_number, vocabulary.values())):
             raise ValueError("its merges and its vocabulary do not agree")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{folder} holds no tokenizer of CLIP's kind: {error}") from None
+        raise ModelError(
+            "{folder} holds no tokenizer of CLIP's kind: {why}", folder=folder, why=error
+        ) from None
     return vocabulary, merges
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import yaml
 
 from sdlora.messages import Message
-from sdlora.text_files import read_text_file
+from sdlora.text_files import UnreadTextError, read_text_file
 
 LIST_SUFFIXES = (".txt", ".yaml", ".yml", ".json")
 MAX_LIST_BYTES = 4 * 2**20
@@ -144,8 +144,8 @@ def _star(stars: str) -> str:
 def _read_lines(path: Path) -> WordList:
     try:
         text, problems = read_text_file(path, MAX_LIST_BYTES)
-    except ValueError as error:
-        return WordList.with_problems([], error.args)
+    except UnreadTextError as error:
+        return WordList.with_problems([], (error.message,))
     lines = (line.strip() for line in text.splitlines())
     return WordList.with_problems([x for x in lines if x and not x.startswith("#")], problems)
 
@@ -165,8 +165,8 @@ def _structured_at(path: Path, size: int, mtime_ns: int) -> StructuredFile:
     for while a prompt is typed."""
     try:
         text, problems = read_text_file(path, MAX_LIST_BYTES)
-    except ValueError as error:
-        return StructuredFile({}, error.args)
+    except UnreadTextError as error:
+        return StructuredFile({}, (error.message,))
     try:
         value = (
             json.loads(text) if path.suffix.lower() == ".json" else yaml.load(text, _YAML_LOADER)

@@ -22,9 +22,11 @@ from uuid import uuid4
 from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
+from sdlora.files import make_folder, sync_folder
 from sdlora.lora.file import LoraFile, write_lora
+from sdlora.messages import Message
+from sdlora.text_files import json_value
 from sdlora.training.learner import State
-from sdlora.workspace import make_folder, sync_folder
 
 FORMAT = 1
 NUMBERS_FILE, FACTS_FILE = "numbers.safetensors", "state.json"
@@ -79,7 +81,7 @@ def write_checkpoint(
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
     try:
-        facts = json.loads((path / FACTS_FILE).read_bytes())
+        facts = json_value((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:
             raise SdloraError(
                 "{path} has format {format}; this program reads {ours}",
@@ -97,15 +99,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Message]]:
     """The newest whole checkpoint of a run, None when there is none; and what is wrong with newer
     ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
-    problems: list[str] = []
+    problems: list[Message] = []
     for path in reversed(checkpoint_folders(folder)):
         try:
             return read_checkpoint(path), problems
         except RunError as error:
-            problems.append(str(error))
+            problems.append(error.message)
             _set_aside(path)
     return None, problems
 

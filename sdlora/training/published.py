@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdlora.files import free_path, publish, sweep
 from sdlora.lora.file import LoraFile, write_lora
 from sdlora.lora.hashes import read_hashes
-from sdlora.workspace import free_path, publish, sweep
+from sdlora.text_files import json_value
 
 RECORD = "published.json"
 
@@ -56,7 +57,7 @@ def _own_path(folder: Path, wish: Path) -> tuple[Path, bool]:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        said = json.loads((folder / "state" / RECORD).read_bytes())
+        said = json_value((folder / "state" / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -12,11 +12,11 @@ from sdlora.data.captions import spread
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Progress, SampleReady, Warned
 from sdlora.families.base import Family
+from sdlora.files import publish
 from sdlora.generate import never, render
 from sdlora.messages import Message
 from sdlora.prompt.escaping import escape_prompt
 from sdlora.settings import ImageRequest
-from sdlora.workspace import publish
 
 # What memory, disk or model may do to a sample without ending the training.
 SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError, OSError)
@@ -56,19 +56,22 @@ def draw_samples(
         except SAMPLE_FAILURES as error:
             yield Warned(
                 Message(
-                    "no sample of {prompt!r} at step {step}: {why}", prompt=prompt, step=step,
-                    why=error.message if isinstance(error, SdloraError) else error,
+                    "no sample of {prompt!r} at step {step}: {why}",
+                    prompt=prompt, step=step, why=error,
                 ),
                 "training goes on",
             )  # fmt: skip
             drawn += 1
     if drawn < len(prompts):
-        yield Warned(
-            Message(
-                "{count} of {all} samples of step {step} are not drawn: the training was asked to "
-                "end or to pause", count=len(prompts) - drawn, all=len(prompts), step=step,
-            )
-        )  # fmt: skip
+        yield _undrawn(len(prompts) - drawn, len(prompts), step)
+
+
+def _undrawn(count: int, most: int, step: int) -> Warned:
+    template = (
+        "{count} of {most} samples of step {step} are not drawn: the training was asked to end or "
+        "to pause"
+    )
+    return Warned(Message(template, count=count, most=most, step=step))
 
 
 def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
