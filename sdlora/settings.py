@@ -161,7 +161,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     cache_gib: float = Field(
         20.0, ge=0, le=10_000, description="Disk space for encoded pictures and captions; 0: none"
     )
-    optimizer: str = Field("adamw", description="Optimizer")
+    optimizer: str = Field("adamw", description="Rule of learning, such as adamw, lion or prodigy")
     schedule: Schedule = Field("cosine", description="How the learning rate changes over the steps")
     schedule_cycles: int = Field(
         3, ge=1, le=1000, description="Times that cosine_restarts begins at the peak"

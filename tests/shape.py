@@ -97,7 +97,7 @@ WEBUI_MAY = (
     *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
     "sdlora.checked",
     *("sdlora.messages", "sdlora.file_names", "sdlora.files"),
-    "sdlora.review",
+    *("sdlora.review", "sdlora.resume"),
     *("sdlora.prompt*", "webui*"),
 )
 # benchmarks look for what others must not raise; parsers of other people's files raise anything

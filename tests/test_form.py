@@ -10,6 +10,7 @@ import pytest
 
 from filled_in import another
 from sdlora.errors import SettingsError
+from sdlora.presets import preset
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
@@ -38,7 +39,8 @@ def test_every_setting_has_a_component(settings: type[Any]) -> None:
     for name, field in settings.model_fields.items():
         part = component(settings, name)
         assert part.label.lower() == name.replace("_", " ")
-        assert part.info == field.description
+        assert re.sub(r"\\(.)", r"\1", part.info) == field.description
+        assert not re.search(r"(?<!\\)[*_`\[<~]", part.info), "Gradio takes it for Markdown"
 
 
 @BOTH
@@ -197,6 +199,27 @@ def test_what_the_user_set_outlives_another_goal_and_other_pictures(
     browser.set("pictures-choice", "zibo")
     browser.fire(browser.ids["pictures-choice"], "change")
     assert browser.value("lora-name") == "mine" and browser.value("trigger-word") == "zibo"
+
+
+def test_a_set_that_ships_sets_its_goal_unless_the_user_has(
+    studio: Studio, browser: Browser
+) -> None:
+    def choose(name: str) -> tuple[str, str]:
+        browser.set("pictures-choice", name)
+        browser.fire(browser.ids["pictures-choice"], "change")
+        return browser.value("train-goal"), browser.value("train-steps")
+
+    aims = {"zibo": "character", "cyberpunk_architecture": "object", "neon_lighting": "style"}
+    assert browser.value("train-goal") == "object", "of the set that is chosen first"
+    for name, aim in aims.items():
+        assert choose(name) == (aim, str(preset("starter", aim)["steps"]))
+    browser.set("train-goal", "object")
+    assert choose("zibo")[0] == "object"
+    browser.set("train-draft", json.dumps({"pictures": "zibo", "goal": "style"}))
+    browser.open()
+    assert browser.value("train-goal") == "style"
+    browser.click("train-reset")
+    assert browser.value("train-goal") == "object"
 
 
 def test_a_page_opens_with_its_drafts_and_a_reset_gives_the_defaults(

@@ -6,6 +6,7 @@ loses digits above 2^53. What is typed goes to the settings as it is, which use 
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sdlora.messages import label
 
 # Classes: of numbers, of those that may be negative, of fields that need a row of their own
 NUMBER, SIGNED, WIDE = "number", "signed", "wide"
+_MARKDOWN = re.compile(r"[\\`*_\[\]<~]")
 AUTO = "auto"  # what stands in an empty field whose default is to be found out
 
 
@@ -158,6 +160,11 @@ def default(field: FieldInfo) -> Any:
     return None if field.is_required() else field.default
 
 
+def plain(sentence: str | None) -> str | None:
+    """A sentence as Gradio's Markdown shows it unchanged: `__name__` is no bold name."""
+    return sentence and _MARKDOWN.sub(r"\\\g<0>", sentence)
+
+
 def component(
     settings: type[Settings],
     name: str,
@@ -175,7 +182,7 @@ def component(
     row, kind = widget(field)
     said = {
         "label": label(name),
-        "info": None if compact else field.description,
+        "info": None if compact else plain(field.description),
         "value": shown(field, default(field)),
         "elem_classes": [],
     }

@@ -6,10 +6,12 @@ All of it can be read from disk again: a page that dies loses nothing.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from sdlora import runs
 from sdlora.checked import Settings
@@ -84,9 +86,10 @@ class Studio:
         self.wake()
         return self.run(folder)
 
-    def resume(self, run: Run) -> None:
-        """Let a training go on that ended before its time. BusyError, RunError: it cannot."""
-        runs.resume(run.folder, self.queue)
+    def resume(self, run: Run, changes: Mapping[str, Any] | None = None) -> None:
+        """Let a training go on that ended before its time, or with `changes` of its settings.
+        BusyError, RunError, SettingsError: it cannot."""
+        runs.resume(run.folder, self.queue, changes)
         self.wake()
 
     def wake(self) -> None:

@@ -45,7 +45,7 @@ _COLOURS = {
     "button_secondary_text_color": "var(--ink)",
     "checkbox_background_color": "var(--card)",
     "checkbox_background_color_selected": "var(--accent)",
-    "checkbox_border_color": "var(--line)",
+    "checkbox_border_color": "var(--soft)",
     "checkbox_border_color_selected": "var(--accent)",
     "checkbox_label_background_fill": "var(--card)",
     "checkbox_label_background_fill_hover": "var(--sunk)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -17,6 +17,7 @@ from webui.finish import Finish
 from webui.follow import Follower
 from webui.notice import Notice, Updates
 from webui.parts import QUICK, html
+from webui.resume_options import ResumeOptions
 from webui.studio import Run, Studio
 
 EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
@@ -33,6 +34,7 @@ class Training:
             self.resume = gr.Button("Resume", visible=False, elem_id="resume")
             self.pause = gr.Button("Pause", visible=False, elem_id="pause")
             self.stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
+        self.options = ResumeOptions()
         with gr.Row(elem_classes="row-fields"):
             self.save = gr.Button("Save now", size="sm", visible=False, elem_id="save-now")
             self.sample = gr.Button("Sample now", size="sm", visible=False, elem_id="sample-now")
@@ -48,7 +50,8 @@ class Training:
         """What changes when the training on screen does."""
         buttons = (self.use, self.resume, self.pause, self.stop, self.save, self.sample)
         own = (self.card, self.curve, self.samples, self.checkpoints, self.history)
-        return [*buttons, *own, *self.finish.views, self.shown, self.seen, self.timer]
+        beside = (*self.options.views, *self.finish.views)
+        return [*buttons, *own, *beside, self.shown, self.seen, self.timer]
 
     def wire(self, studio: Studio, follower: Follower) -> None:
         """What the buttons ask of the training on screen."""
@@ -57,9 +60,6 @@ class Training:
             return lambda name: self._act(
                 follower, name, lambda run: runs.request(run.folder, wish)
             )
-
-        def resume(name: str) -> Updates:
-            return self._act(follower, name, studio.resume)
 
         def choose(name: str) -> Updates:
             return self._act(follower, name, lambda run: None)
@@ -74,11 +74,32 @@ class Training:
         )
         for button, wish in asks:
             answer(button.click, ask(wish))
-        answer(self.resume.click, resume)
+        self._wire_resume(studio, follower)
         answer(self.stop.click, follower.stop)
         self.notice.answer(self.history.input, choose, [self.history], self.views)
         self.finish.wire(self.shown)
         self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
+
+    def _wire_resume(self, studio: Studio, follower: Follower) -> None:
+        """Resume as it was, with its pictures in another place, or with more steps."""
+        options = self.options
+
+        def resume(sent: Mapping[Component, Any]) -> Updates:
+            def act(run: Run) -> None:
+                studio.resume(run, options.moved(studio, sent))
+
+            return self._act(follower, sent[self.shown], act)
+
+        def take_more(sent: Mapping[Component, Any]) -> Updates:
+            def act(run: Run) -> None:
+                changes = {**options.longer(run, sent), **options.moved(studio, sent)}
+                studio.resume(run, changes)
+
+            return self._act(follower, sent[self.shown], act)
+
+        asked = {self.shown, options.pictures, options.steps}
+        self.notice.answer(self.resume.click, resume, asked, self.views)
+        self.notice.answer(options.more.click, take_more, asked, self.views)
 
     def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Updates:
         run = follower.find(name)
@@ -91,7 +112,7 @@ class Training:
         """Updates that bring a training onto the screen; None: there has been none."""
         if run is None:
             off = {self.card: EMPTY, self.timer: gr.Timer(active=False)}
-            return {**off, **self.finish.show(None)}
+            return {**off, **self.options.show(studio, None), **self.finish.show(None)}
         state = run.state
         names = [(markup.run_label(one), one.name) for one in studio.trainings()]
         return {
@@ -101,6 +122,7 @@ class Training:
             self.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
             self.checkpoints: _checkpoints(run),
             self.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
+            **self.options.show(studio, run),
             **self.finish.show(run),
             self.shown: run.name,
             self.seen: run.version,

@@ -1,10 +1,11 @@
 """A browser, and a server whose worker needs no model."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from driving import CHROMIUM_FLAGS, process, site
 from sdlora import runs
@@ -12,15 +13,36 @@ from sdlora import runs
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
+    expect.set_options(timeout=20_000)  # of a busy machine; it costs time only where a test fails
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
         yield started
         started.close()
 
 
-@pytest.fixture
-def fake_site(workspace: Path) -> Iterator[str]:
+@contextmanager
+def fakes_at(workspace: Path) -> Iterator[str]:
+    """The address of a server over this workspace, with the stand-ins' worker."""
     with process("-m", "fakes", str(workspace)), site(workspace) as address:
         yield address
         for folder in runs.run_folders(workspace / "runs"):
             runs.stop(folder)  # a training would outlive its worker, as it is meant to
+
+
+@pytest.fixture
+def fake_site(workspace: Path) -> Iterator[str]:
+    with fakes_at(workspace) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace for tests that do not mind what others leave in it."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def shared_site(shared_workspace: Path) -> Iterator[str]:
+    """One server for all of them, for its start takes longer than most of what they do."""
+    with fakes_at(shared_workspace) as address:
+        yield address

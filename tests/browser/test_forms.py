@@ -16,16 +16,18 @@ from gradio.components import Component
 from playwright.sync_api import Browser, Page, expect
 
 from driving import site, tab
-from filled_in import another
+from filled_in import WORDS, another
 from sdlora import runs
 from sdlora.presets import preset
 from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import STARTER_MODEL, Workspace
 from surfing import StudioWithoutWorker
 from webui import fields
 from webui.tabs import generate, train
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+# What the pictures suggest
+SUGGESTED = {"data", "name", "trigger_word", "goal"}
 # What presets go by is chosen first
 FIRST = ("goal", "effort", "model")
 
@@ -54,6 +56,15 @@ def open_everything(page: Page) -> None:
         "document.querySelectorAll('[data-group][aria-expanded=false]').forEach("
         "(title) => title.offsetParent && title.click())"
     )
+
+
+def open_menus(page: Page) -> None:
+    """Every menu of the tab, opened and closed again with nothing chosen."""
+    for menu in page.get_by_role("combobox").locator("visible=true").all():
+        menu.click()
+        expect(page.get_by_role("option").first).to_be_visible()
+        menu.press("Escape")
+        expect(page.get_by_role("option")).to_have_count(0)
 
 
 CANNOT_BE_SEEN = """(ids) => ids.filter((id) => {
@@ -97,14 +108,15 @@ def change(page: Page, parts: Mapping[str, Component], held: Mapping[str, Any]) 
     page.evaluate(WRITE, texts)
 
 
-def new_settings(workspace: Path, act: Any) -> dict[str, Any]:
-    """The settings of the one job that `act` starts."""
+def new_settings(workspace: Path, page: Page, button: str) -> dict[str, Any]:
+    """The settings of the one job that the button starts."""
     before = set(workspace.rglob(runs.SETTINGS_FILE))
-    act()
+    page.locator(button).click()
     deadline = time.monotonic() + 60
     while not (new := set(workspace.rglob(runs.SETTINGS_FILE)) - before):
-        assert time.monotonic() < deadline, "no job was started"
-        time.sleep(0.05)
+        said = page.locator(".notice.bad:visible").all_inner_texts()
+        assert time.monotonic() < deadline and not said, f"no job was started: {said}"
+        page.wait_for_timeout(50)
     (path,) = new
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -125,6 +137,7 @@ def test_every_setting_is_seen_changed_and_sent(
     parts: dict[Any, dict[str, Component]],
     width: int,
 ) -> None:
+    (workspace / "models" / WORDS["model"]).symlink_to(STARTER_MODEL)
     with tab(browser, fake_site, width) as page:
         for settings, name, button in (
             (ImageRequest, "Generate", "#generate"),
@@ -135,17 +148,21 @@ def test_every_setting_is_seen_changed_and_sent(
             open_everything(page)
             hidden = page.evaluate(CANNOT_BE_SEEN, [part.elem_id for part in form.values()])
             assert not hidden
-            untouched = new_settings(workspace, page.locator(button).click)
-            assert untouched.keys() <= {"data", "name", "trigger_word"}, "opening sets nothing"
+            open_menus(page)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            untouched = new_settings(workspace, page, button)
+            assert untouched.keys() <= SUGGESTED, "opening sets nothing"
             first = batch(settings, (n for n in FIRST if n in form), {})
             change(page, form, first)
-            usual = preset("any", first["goal"], first["effort"]) if "goal" in first else {}
-            page.wait_for_timeout(1500)  # for what the presets fill in
+            usual = preset("starter", first["goal"], first["effort"]) if "goal" in first else {}
+            if usual:
+                expect(page.locator("#train-steps input")).to_have_value(str(usual["steps"]))
+                page.wait_for_timeout(700)  # for what the model changes
             rest = batch(settings, (n for n in form if n not in first), {**first, **usual})
             held = {n: fields.shown(settings.model_fields[n], v) for n, v in rest.items()}
             change(page, form, held)
             page.wait_for_timeout(200)
-            sent = new_settings(workspace, page.locator(button).click)
+            sent = new_settings(workspace, page, button)
             wanted = settings.of({**untouched, **first, **rest}).given()
             for name in train.SETS & rest.keys():
                 sent[name] = json.loads(json.dumps(sent[name]).replace(_folder(sent[name]), ""))

@@ -106,20 +106,24 @@ def screenshots(browser: Browser, address: str, folder: Path) -> None:
                 assert path.stat().st_size > 10_000
 
 
-def test_a_training_is_back_on_screen_at_once(browser: Browser, fake_site: str) -> None:
-    with tab(browser, fake_site) as page:
+def test_a_training_is_back_on_screen_at_once(browser: Browser, shared_site: str) -> None:
+    with tab(browser, shared_site) as page:
         start_training(page, "long", steps=5000, sample_every=0)
+        answer, start = page.locator("#train-notice .notice"), page.locator("#start")
+        expect(answer).to_contain_text("Queued as long")
+        below = (answer.bounding_box() or {})["y"] - (start.bounding_box() or {})["y"]
+        assert 0 < below < 120, "beside the button"
         expect(card(page, "run-card", "running")).to_be_visible()
     # How fast it is back is measured by benchmarks/back_on_screen.py.
-    with tab(browser, fake_site) as page:
+    with tab(browser, shared_site) as page:
         expect(page.locator('#run-card [data-run="long"]')).to_be_visible()
-    with tab(browser, fake_site) as page:
+    with tab(browser, shared_site) as page:
         page.get_by_role("button", name="Stop and keep").click()
         expect(card(page, "run-card", "stopped")).to_be_visible()
 
 
-def test_a_training_is_measured_then_compared_and_taken(browser: Browser, fake_site: str) -> None:
-    with tab(browser, fake_site) as page:
+def test_a_training_is_measured_then_compared_and_taken(browser: Browser, shared_site: str) -> None:
+    with tab(browser, shared_site) as page:
         page.get_by_role("tab", name="Train").click()
         page.get_by_role("button", name="Measure time and memory").click()
         expect(page.locator("#measure-card .notice")).to_contain_text(
@@ -146,36 +150,38 @@ def test_a_training_is_measured_then_compared_and_taken(browser: Browser, fake_s
 
 
 def test_captions_that_change_are_looked_at_again(
-    browser: Browser, fake_site: str, workspace: Path
+    browser: Browser, shared_site: str, shared_workspace: Path
 ) -> None:
-    mine = workspace / "datasets" / "mine"
+    mine = shared_workspace / "datasets" / "mine"
     mine.mkdir(parents=True)
     Image.new("RGB", (32, 32), "teal").save(mine / "a.png")
-    (mine / "a.txt").write_text("a cat", encoding="utf-8")
-    with tab(browser, fake_site) as page:
+    (mine / "a.txt").write_text("moggy", encoding="utf-8")
+    with tab(browser, shared_site) as page:
         page.get_by_role("tab", name="Train").click()
         page.locator("#pictures-choice input").click()
         page.get_by_role("option", name="mine").click()
         trigger = page.locator("#trigger-word textarea, #trigger-word input")
-        expect(trigger).to_have_value("a cat")
+        expect(trigger).to_have_value("moggy")
         page.locator("#lora-name textarea, #lora-name input").fill("my own name")
         page.get_by_role("button", name="Change captions").click()
         page.locator("#change-captions").get_by_label("Prefix").first.fill("zibo, ")
         page.get_by_role("button", name="Change them").click()
         expect(trigger).to_have_value("zibo")
         page.get_by_role("button", name="Take back").first.click()
-        expect(trigger).to_have_value("a cat")
+        expect(trigger).to_have_value("moggy")
         named = page.locator("#lora-name textarea, #lora-name input")
         expect(named).to_have_value("my own name")
 
 
-def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, workspace: Path) -> None:
+def test_chips_put_tags_into_the_prompt(
+    browser: Browser, shared_site: str, shared_workspace: Path
+) -> None:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     halves = {"lora_down": np.zeros((2, 8), "f2"), "lora_up": np.zeros((8, 2), "f2")}
     tensors = {f"{name}.{half}.weight": zeros for half, zeros in halves.items()}
     said = {"modelspec.trigger_phrase": "fine grain"}
-    save_file(tensors, workspace / "loras" / "film_grain.safetensors", said)
-    with tab(browser, fake_site) as page:
+    save_file(tensors, shared_workspace / "loras" / "film_grain.safetensors", said)
+    with tab(browser, shared_site) as page:
         prompt, chip = page.locator("#prompt textarea"), page.locator('[data-tag="film_grain"]')
         prompt.fill("a cat")
         chip.click()
@@ -198,11 +204,11 @@ def test_chips_put_tags_into_the_prompt(browser: Browser, fake_site: str, worksp
 
 
 def test_an_answer_stays_while_something_runs_and_goes_by_its_close_button(
-    browser: Browser, fake_site: str, tmp_path: Path
+    browser: Browser, shared_site: str, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare.png"
     Image.new("RGB", (8, 8)).save(bare)
-    with tab(browser, fake_site) as page:
+    with tab(browser, shared_site) as page:
         page.locator("#prompt textarea").fill("slow")
         page.get_by_label("Steps", exact=True).first.fill("500")
         page.locator("#generate").click()
@@ -210,15 +216,17 @@ def test_an_answer_stays_while_something_runs_and_goes_by_its_close_button(
         page.locator("xpath=//*[@id='picture-file']/..//input[@type='file']").set_input_files(bare)
         answer = page.locator("#restored-notice .notice")
         expect(answer).to_contain_text("bare.png")
-        page.wait_for_timeout(3000)  # some refreshes
+        page.wait_for_timeout(2200)  # two refreshes
         expect(answer).to_contain_text("bare.png")
         page.locator("#restored-notice-close").focus()
         page.keyboard.press("Enter")
         expect(answer).to_have_count(0)
+        page.locator("#cancel").click()
+        expect(card(page, "generate-card", "stopped")).to_be_visible()
 
 
-def test_weights_and_names_by_key(browser: Browser, fake_site: str) -> None:
-    with tab(browser, fake_site) as page:
+def test_weights_and_names_by_key(browser: Browser, shared_site: str) -> None:
+    with tab(browser, shared_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("a cat, (red ball:1.2), ")
         prompt.press("End")
@@ -255,8 +263,10 @@ DROP = """async () => {
 }"""
 
 
-def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_site: str) -> None:
-    with tab(browser, fake_site) as page:
+def test_pictures_are_seen_large_and_give_their_settings(
+    browser: Browser, shared_site: str
+) -> None:
+    with tab(browser, shared_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("a red ball")
         page.locator("#generate-count input").fill("2")
@@ -279,8 +289,8 @@ def test_pictures_are_seen_large_and_give_their_settings(browser: Browser, fake_
         expect(page.locator("#restored-notice")).to_contain_text("dropped.png")
 
 
-def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
-    with tab(browser, fake_site) as page:
+def test_keys_and_theme(browser: Browser, shared_site: str) -> None:
+    with tab(browser, shared_site) as page:
         prompt = page.locator("#prompt textarea")
         prompt.fill("slow")
         page.locator("#generate-steps input").fill("500")
@@ -298,5 +308,5 @@ def test_keys_and_theme(browser: Browser, fake_site: str) -> None:
         expect(page.locator("body.dark")).to_have_count(1)
 
 
-def test_both_tabs_in_both_themes(browser: Browser, fake_site: str, tmp_path: Path) -> None:
-    screenshots(browser, fake_site, tmp_path)
+def test_both_tabs_in_both_themes(browser: Browser, shared_site: str, tmp_path: Path) -> None:
+    screenshots(browser, shared_site, tmp_path)

@@ -22,7 +22,7 @@ from sdlora.messages import Message
 from sdlora.presets import preset, with_preset
 from sdlora.prompt.scanner import escaped
 from sdlora.settings import TrainSettings
-from webui import captions, datasets, markup, preflight
+from webui import captions, datasets, fields, markup, preflight
 from webui.costs import known_cost
 from webui.describing import Describing
 from webui.drafts import Draft, lost, parsed, recall
@@ -87,7 +87,7 @@ class TrainTab:
     @property
     def suggested(self) -> list[Component]:
         """What the choice of pictures, goal or model fills in."""
-        named = (self.form.fields["name"], self.form.fields["trigger_word"])
+        named = [self.form.fields[name] for name in ("goal", "name", "trigger_word")]
         shown = (self.thumbs, self.preflight, self.summary, self.draft.usual)
         return [*shown, *named, *self.advanced.fields.values()]
 
@@ -168,8 +168,8 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     follower = Follower(studio, studio.training, lambda run: tab.training.show(studio, run))
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        names = suggest_names(studio, tab, sent)
-        return {**names, **summed_up(studio, tab, sent), **measured_still(studio, tab)}
+        shown = suggest_names(studio, tab, sent)
+        return {**shown, **summed_up(studio, tab, {**sent, **shown}), **measured_still(studio, tab)}
 
     def preset_for(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         shown = suggest_values(studio, tab, sent)
@@ -221,12 +221,11 @@ def measured_still(studio: Studio, tab: TrainTab) -> dict[Component, Any]:
 
 def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
     """What the captions say is looked at again when they have changed."""
-    name = tab.form.fields["name"]
     outputs = [tab.thumbs, tab.preflight, tab.draft.usual, tab.form.fields["trigger_word"]]
 
     def look_again(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         found = suggest_names(studio, tab, sent)
-        return {part: value for part, value in found.items() if part is not name}
+        return {part: value for part, value in found.items() if part in outputs}
 
     for event in (*edits, *tab.describing.wire()):
         event.then(look_again, tab.inputs, outputs, **QUICK)
@@ -263,15 +262,22 @@ def to_measure(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> 
     return MeasureSettings.of({**values(studio, tab, sent), "name": "measured"})
 
 
+def usual_goal(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+    """The goal that the chosen pictures are for, as far as they say; else the default."""
+    pictures = sent[tab.pictures]
+    known = studio.workspace.goal_of(pictures) if pictures else ""
+    return known or str(fields.default(TrainSettings.model_fields["goal"]))
+
+
 def usual_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
     """What the components hold while nobody has set them: what the pictures suggest, and what the
     goal, the effort and the model want."""
     sets = studio.workspace.dataset_folders()
     folder = sets.get(sent[tab.pictures] or "")
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"goal": usual_goal(studio, tab, sent)}
     if folder is not None:
         trigger_word = datasets.look(folder).trigger_word
-        names = {"name": studio.free_name(folder.name), "trigger_word": trigger_word}
+        names |= {"name": studio.free_name(folder.name), "trigger_word": trigger_word}
     return {
         "pictures": next(iter(sorted(sets)), None),
         "set_name": SET_NAME,
@@ -293,15 +299,20 @@ def suggestions(
 def suggest_names(
     studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
-    """Name and trigger word for the chosen set of pictures, and what is in it."""
+    """Goal, name and trigger word for the chosen set of pictures, what that goal wants, and what
+    is in the set."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures] or "")
     if folder is None:
         return {tab.thumbs: "", tab.preflight: ""}
     found = datasets.look(folder)
     some = slice(0, MOST_THUMBS)
     label = f"{len(found.pictures)} pictures"
+    goal = tab.form.fields["goal"]
+    aim = {goal: suggestions(studio, tab, sent, ("goal",)).get(goal, sent[goal])}
+    names = ("name", "trigger_word", *tab.advanced.fields)
     return {
-        **suggestions(studio, tab, sent, ("name", "trigger_word")),
+        **suggestions(studio, tab, {**sent, **aim}, names),
+        **aim,
         tab.preflight: "",  # that of another set
         tab.thumbs: markup.thumbnails(
             found.pictures[some], studio.media, found.captions[some], label
@@ -325,7 +336,9 @@ def refilled(studio: Studio, tab: TrainTab, stored: Mapping[str, Any]) -> dict[C
         problems.append(Message("the set of pictures {name!r} is not here any more", name=pictures))
     if pictures not in sets:
         pictures = sets[0] if sets else None
-    begun = {tab.pictures: pictures, **tab.form.show({}), **recalled}
+    begun = {tab.pictures: pictures, **tab.form.show({})}
+    begun[tab.form.fields["goal"]] = usual_goal(studio, tab, begun)
+    begun |= recalled
     usual = usual_values(studio, tab, begun)
     sent = {part: usual[name] for name, part in tab.held.items()}
     sent |= {**recalled, tab.pictures: pictures, tab.draft.usual: json.dumps(usual)}

@@ -1,0 +1,56 @@
+"""Beside Resume: more steps for a finished training, other pictures for one whose own are gone."""
+
+from pathlib import Path
+
+import pytest
+
+from sdlora import runs
+from sdlora.resume import read_changes
+from sdlora.settings import TrainSettings
+from sdlora.workspace import Workspace
+from surfing import Browser, StudioWithoutWorker
+from test_webui import trained_with_checkpoints
+from webui.studio import Studio
+
+
+@pytest.fixture
+def studio(workspace: Path) -> Studio:
+    return StudioWithoutWorker(Workspace.open(workspace))
+
+
+def test_a_finished_training_takes_more_steps_where_its_pictures_are_now(
+    studio: Studio, browser: Browser, pictures: Path
+) -> None:
+    folder = trained_with_checkpoints(studio, browser)
+    assert not browser.prop("resume", "visible") and browser.value("steps-in-all") == "120"
+    assert browser.prop("resume-pictures", "visible"), "its pictures, x, are gone"
+    for typed, answer in (("", "a whole number"), ("6.5", "6.5"), ("60", "60 steps already")):
+        browser.set("steps-in-all", typed)
+        browser.click("more-steps")
+        assert answer in browser.value("run-notice")
+    browser.set("steps-in-all", "70")
+    browser.set("resume-pictures", "zibo")
+    browser.click("more-steps")
+    assert "Waiting" in browser.value("run-card")
+    changes = read_changes(folder)
+    assert changes["steps"] == 70 and Path(changes["data"]).name == "zibo"
+    assert not browser.prop("resume-pictures", "visible") and browser.value("steps-in-all") == ""
+
+
+def test_a_training_that_lost_its_pictures_resumes_with_a_set_that_is_there(
+    studio: Studio, browser: Browser, pictures: Path
+) -> None:
+    gone = studio.start(TrainSettings.of({"name": "gone", "data": "x", "steps": 9}))
+    whole = studio.start(TrainSettings.of({"name": "whole", "data": str(pictures), "steps": 9}))
+    for run in (gone, whole):
+        runs.cancel(run.folder, studio.queue)
+    browser.open("?run=whole")
+    assert browser.prop("resume", "visible") and not browser.prop("resume-pictures", "visible")
+    browser.open("?run=gone")
+    assert browser.prop("resume-pictures", "visible")
+    assert browser.prop("resume-pictures", "info") == (
+        "x is not there any more; choose where its pictures are now."
+    )
+    browser.set("resume-pictures", "neon_lighting")
+    browser.click("resume")
+    assert Path(read_changes(gone.folder)["data"]).name == "neon_lighting"
