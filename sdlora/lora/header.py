@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdlora.errors import LoraFileError
 from sdlora.lora.formats import is_known
 from sdlora.lora.refusals import PICKLE, refusal
 from sdlora.lora.walk import is_pickle
