@@ -1,4 +1,4 @@
-"""Folders of LoRA files of any shape: of other programs, linked, endless, or that cannot be read."""
+"""Folders of LoRA files of any shape: of other programs, linked, endless, or not to be listed."""
 
 import os
 from pathlib import Path
