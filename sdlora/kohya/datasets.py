@@ -29,78 +29,78 @@ class Datasets:
 
 def read_datasets(tables: Mapping[str, Any]) -> Datasets:
     """The pictures and the settings of all subsets; nothing where there are no such tables."""
-    found = Datasets()
-    general = _table(tables.get("general"), "general", found)
+    result = Datasets()
+    general = _table(tables.get("general"), "general", result)
     rows = []
-    for dataset in _tables(tables.get("datasets"), "datasets", found):
-        subsets = _tables(dataset.get("subsets"), "datasets.subsets", found)
+    for dataset in _tables(tables.get("datasets"), "datasets", result):
+        subsets = _tables(dataset.get("subsets"), "datasets.subsets", result)
         rows += [{**general, **dataset, **subset} for subset in subsets]
     if not rows:
-        found.flat |= general
-        return found
-    _read_folders(rows, found)
+        result.flat |= general
+        return result
+    _read_folders(rows, result)
     for name in dict.fromkeys(name for row in rows for name in row if name not in OWN):
         given = [row.get(name) for row in rows]
-        found.flat[RENAMED.get(name, name)] = next(v for v in given if v is not None)
+        result.flat[RENAMED.get(name, name)] = next(v for v in given if v is not None)
         if any(value != given[0] for value in given):
             message = "{key} differs between subsets; {value} is used for all pictures"
-            value = found.flat[RENAMED.get(name, name)]
-            found.notes.append(Message(message, key=name, value=value))
-    return found
+            value = result.flat[RENAMED.get(name, name)]
+            result.notes.append(Message(message, key=name, value=value))
+    return result
 
 
-def _read_folders(rows: list[dict[str, Any]], found: Datasets) -> None:
+def _read_folders(rows: list[dict[str, Any]], result: Datasets) -> None:
     """Folders with their repeats, by what they are: the subject, or regularisation."""
     subject: list[str] = []
     regularisation: list[str] = []
     for row in rows:
         folder = row.get("image_dir")
         if not isinstance(folder, str) or not folder:
-            found.notes.append(Message("a subset without image_dir is not used"))
+            result.notes.append(Message("a subset without image_dir is not used"))
             continue
         if row.get("metadata_file"):
             message = "metadata_file of {folder} is not read: captions are files beside pictures"
-            found.notes.append(Message(message, folder=folder))
-        repeats = _read(row, "num_repeats", whole, 1, found)
+            result.notes.append(Message(message, folder=folder))
+        repeats = _read(row, "num_repeats", whole, 1, result)
         if repeats < 1:
             message = "{folder} with num_repeats = {repeats} is left out"
-            found.notes.append(Message(message, folder=folder, repeats=repeats))
+            result.notes.append(Message(message, folder=folder, repeats=repeats))
             continue
         counted = f"{min(repeats, 999)}*{folder}" if repeats > 1 else folder
-        is_subject = not _read(row, "is_reg", flag, False, found)
+        is_subject = not _read(row, "is_reg", flag, False, result)
         (subject if is_subject else regularisation).append(counted)
         if tokens := row.get("class_tokens"):
             message = "class_tokens = {tokens!r} of {folder}: pictures without a caption get none"
-            found.notes.append(Message(message, tokens=_shown(tokens), folder=folder))
+            result.notes.append(Message(message, tokens=_shown(tokens), folder=folder))
     if subject:
-        found.values["data"], found.values["more_data"] = subject[0], subject[1:]
+        result.values["data"], result.values["more_data"] = subject[0], subject[1:]
     if regularisation:
-        found.values["regularisation"] = regularisation
+        result.values["regularisation"] = regularisation
 
 
-def _read(row: Mapping[str, Any], name: str, read: Any, missing: Any, found: Datasets) -> Any:
+def _read(row: Mapping[str, Any], name: str, read: Any, missing: Any, result: Datasets) -> Any:
     if row.get(name) is None:
         return missing
     try:
         return read(row[name])
     except (ValueError, TypeError) as error:
         message = "{key} = {value} cannot be read: {why}"
-        found.notes.append(Message(message, key=name, value=_shown(row[name]), why=error))
+        result.notes.append(Message(message, key=name, value=_shown(row[name]), why=error))
         return missing
 
 
-def _tables(given: Any, name: str, found: Datasets) -> list[dict[str, Any]]:
+def _tables(given: Any, name: str, result: Datasets) -> list[dict[str, Any]]:
     if given is None:
         return []
     rows = given if isinstance(given, list) else [given]
-    return [row for row in (_table(row, name, found) for row in rows) if row]
+    return [row for row in (_table(row, name, result) for row in rows) if row]
 
 
-def _table(given: Any, name: str, found: Datasets) -> dict[str, Any]:
+def _table(given: Any, name: str, result: Datasets) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        found.notes.append(Message("{name} is not a table and not used", name=name))
+        result.notes.append(Message("{name} is not a table and not used", name=name))
         return {}
     return {text(key): value for key, value in given.items()}
 
