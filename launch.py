@@ -309,7 +309,8 @@ def main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     needed = [REQUIREMENTS, TEST_REQUIREMENTS] if argv[:1] == ["test"] else [REQUIREMENTS]
-    argv = argv or OPEN_PAGE
+    if not argv or argv[0].startswith("--") and argv[0] not in ("--help", "--version"):
+        argv = [*OPEN_PAGE, *argv]
     python = None
     try:
         python = ready_python(needed)

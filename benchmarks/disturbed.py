@@ -114,10 +114,10 @@ class Place:
         with redirect_stdout(log), redirect_stderr(log):
             return command(line)
 
-    def problems(self, expected: str) -> list[str]:
-        """What is not as after a run that nobody disturbed."""
+    def problems(self, expected: str, hidden: bool = True) -> list[str]:
+        """What is not as after a run that nobody disturbed; `hidden`: temporary files count too."""
         found = []
-        names = sorted(path.name for path in (self.root / "loras").glob("*"))
+        names = sorted(path.name for path in (self.root / "loras").glob("*" if hidden else "[!.]*"))
         if names != [self.lora.name]:
             found.append(f"loras/ holds {names}")
         elif read_hashes(self.lora).body != expected:
@@ -264,7 +264,8 @@ class Proof:
             found.append(f"the checkpoint of step {said.checkpoint} is lost: there are {steps}")
         shown = [path.name for path in (place.root / "loras").glob("[!.]*")]
         if shown or said.result:
-            found += place.problems(self.expected)
+            # until it has said that the LoRA is saved, its next process takes away what is hidden
+            found += place.problems(self.expected, hidden=bool(said.result))
         return found
 
 

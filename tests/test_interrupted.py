@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.disturbed import Proof
 from benchmarks.interrupted import pairwise, power_losses
-from sdlora import runs, workspace
+from sdlora import files, runs
 from sdlora.encode import Batch
 from sdlora.training import checkpoints
 from sdlora.training.learner import Learner
@@ -105,7 +105,7 @@ def test_a_power_loss_costs_no_bit(proof: Proof) -> None:
     assert found["looked at"] == 200 and found["wrong"] == {}
 
 
-@pytest.mark.parametrize("module", [checkpoints, workspace])
+@pytest.mark.parametrize("module", [checkpoints, files])
 def test_what_is_not_flushed_is_missed(
     module: ModuleType, proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -349,3 +349,8 @@ def test_the_table_in_the_docs_is_the_one_of_the_code() -> None:
 def test_mutated_files_lose_nothing_good_and_raise_nothing(tmp_path: Path) -> None:
     outcomes = fuzz(300, seed=1, folder=tmp_path)
     assert set(outcomes) <= {"read", "refused"}, outcomes
+
+
+def test_a_file_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no file .*none.toml"):
+        kohya.read(tmp_path / "none.toml")

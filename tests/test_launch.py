@@ -364,3 +364,21 @@ def test_where_exec_is_missing_the_exit_code_comes_through(
     (house / "launch.py").write_text("import sys; sys.exit(len(sys.argv))", encoding="utf-8")
     monkeypatch.setattr(launch, "os", SimpleNamespace(name="nt"))
     assert launch.hand_over(Path(sys.executable), ["train", "a b"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "verb"),
+    [
+        ([], ["serve", "--open"]),
+        (["--workspace", "x"], ["serve", "--open", "--workspace", "x"]),
+        (["runs", "list"], ["runs", "list"]),
+        (["--version"], ["--version"]),
+    ],
+)
+def test_flags_without_a_verb_open_the_page(
+    argv: list[str], verb: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "ready_python", lambda needed: Path(sys.executable))
+    monkeypatch.setattr(launch, "run_here", lambda argv: asked.append(argv) or 0)
+    asked: list[list[str]] = []
+    assert launch.main(argv) == 0 and asked == [verb]

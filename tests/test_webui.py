@@ -19,7 +19,7 @@ from sdlora.review import GridSettings
 from sdlora.settings import ImageRequest, TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
-from webui import markup, server
+from webui import markup, preflight, server
 from webui.costs import Cost, known_cost
 from webui.guards import HEADERS
 from webui.prompt_tags import with_tag
@@ -301,7 +301,7 @@ def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio)
     assert known_cost(studio, settings) == Cost(0.5, (1.25, 20.125)), "it was measured since"
     for other in ({"rank": 99}, {"optimizer": "lion"}, {"offload": True}):
         assert known_cost(studio, settings.model_copy(update=other)) is None
-    assert "About 2 s for 100 steps." in markup.plan(
+    assert "About 2 s for 100 steps." in preflight.plan(
         settings.model_copy(update={"steps": 100}), 20, Cost(0.02)
     )
 

@@ -14,7 +14,6 @@ from sdlora.lora.bases import BASES
 from sdlora.lora.library import LoraEntry
 from sdlora.messages import PAGE, Message, as_message, readable
 from sdlora.runs import unread_lines
-from sdlora.settings import TrainSettings
 from webui.costs import Cost, cost_of
 from webui.datasets import Added
 from webui.loras import FITTING, Found, Wish, prompt_words
@@ -384,17 +383,9 @@ def measured(run: Run) -> str:
     return said + notices([Warned(Message(template, device=told.device), NEED_LESS)])
 
 
-def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
-    """What a training will do, in one line."""
-    if not pictures:
-        return '<p class="hint">Choose a set of pictures.</p>'
-    took = taken(cost, settings.steps) if cost else "The time left is shown once it runs."
-    return f'<p class="hint">{pictures} pictures, {settings.steps} steps. {esc(took)}</p>'
-
-
 def added(result: Added) -> str:
     """What became of dropped files."""
-    without = result.pictures - result.captions
-    said = f"{result.pictures} pictures added, {result.captions} captions."
-    hint = "Pictures without one are learnt by the trigger word alone." if without > 0 else ""
+    bare, said = result.pictures - result.captions, f"{result.pictures} pictures added, "
+    said += f"{result.captions} captions."
+    hint = "Pictures without one are learnt by the trigger word alone." if bare > 0 else ""
     return notices([Warned(said, hint), *(Warned(problem) for problem in result.problems)])

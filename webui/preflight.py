@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sdlora.data.folder import Problem, grouped
 from sdlora.data.preflight import Preflight, Row
+from sdlora.settings import TrainSettings
 from webui.costs import Cost
 from webui.markup import esc, notices, sentence, taken
 from webui.media import Media
@@ -25,6 +26,16 @@ def report(found: Preflight, media: Media, cost: Cost | None) -> str:
         f'<div class="checked" tabindex="0" role="group" aria-label="Every picture">{cards}</div>'
         f"{more}{_tags(found)}</section>"
     )
+
+
+def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
+    """What a training will do, in one line."""
+    if not pictures:
+        return '<p class="hint">Choose a set of pictures.</p>'
+    if settings.epochs:
+        return f'<p class="hint">{pictures} pictures, {settings.epochs} epochs.</p>'
+    took = taken(cost, settings.steps) if cost else "The time left is shown once it runs."
+    return f'<p class="hint">{pictures} pictures, {settings.steps} steps. {esc(took)}</p>'
 
 
 def _by_place(problems: Iterable[Problem]) -> list[Problem]:

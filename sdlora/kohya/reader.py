@@ -71,6 +71,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
         tables = json.loads(content) if path.suffix.lower() == ".json" else tomllib.loads(content)
+    except FileNotFoundError:
+        raise SettingsError("there is no file {file}", file=path) from None
     except (OSError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         message = "{file} cannot be read as {kind}: {why}"
@@ -232,7 +234,7 @@ def _read_pictures(flat: dict[str, Any], result: Imported) -> None:
     values = result.values
     values["upscale"] = not _flag_in(flat, "bucket_no_upscale", result)
     if not _flag_in(flat, "enable_bucket", result):
-        result.note("enable_bucket is off: pictures keep their shape all the same")
+        result.note("enable_bucket is off or left out: pictures keep their shape all the same")
     if folder := flat.get("reg_data_dir"):
         values.setdefault("regularisation", [str(folder)])
     if _flag_in(flat, "color_aug", result):

@@ -85,7 +85,7 @@ def read_head(path: str | Path) -> Head:
     name = os.path.basename(path)
     if is_pickle(name):
         made = f"{os.path.splitext(name)[0]}.safetensors"
-        raise LoraFileError(PICKLE, "pickle", file=name, made=made)
+        raise LoraFileError(PICKLE, code="pickle", file=name, made=made)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,10 @@ PLACEHOLDER = (
 SEED_WIDTH = 215  # pixels, for the twenty digits of 64 bits
 # While it waits, what is typed meanwhile waits too, and only the last of it is read.
 DEBOUNCED = "(...values) => new Promise((done) => setTimeout(() => done(values), 150))"
+SETTINGS_ARE_WORDS = (
+    "the settings in this text, such as Steps and Seed, are read as words of the prompt; Take the "
+    "settings of this text sets them instead"
+)
 EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
 
 
@@ -163,11 +167,14 @@ def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
     def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         asked = reading.Asked(**tab.form.acceptable(sent, *names))
         seen = reading.read(studio, asked)
+        pasted = reads_as_settings(asked.prompt)
+        if pasted:
+            seen = replace(seen, problems=(*seen.problems, SETTINGS_ARE_WORDS))
         return {
             tab.counter: reading.counter(seen, asked),
             tab.unused: reading.unused(seen),
             tab.parsed: reading.parsed(seen, asked),
-            tab.restorer.offer: gr.Button(visible=reads_as_settings(asked.prompt)),
+            tab.restorer.offer: gr.Button(visible=pasted),
         }
 
     gr.on(

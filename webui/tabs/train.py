@@ -42,6 +42,7 @@ GOALS = (
     ("Object: something", "object"),
 )
 MOST_THUMBS = 20
+TRIGGER_HINT = "The words that call it, as its captions or name suggest"
 SET_NAME = "my pictures"
 # Fields that name sets of pictures
 SETS = {"more_data", "regularisation", "masks", "validation_data"}
@@ -113,7 +114,7 @@ def build(studio: Studio) -> TrainTab:
             describing = Describing(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
-                form.add("trigger_word", elem_id="trigger-word", info="The words that call it")
+                form.add("trigger_word", elem_id="trigger-word", info=TRIGGER_HINT)
             form.add("goal", build=partial(gr.Radio, GOALS), elem_classes=["goals"])
             form.add("effort")
             summary = html(elem_id="summary")
@@ -183,7 +184,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("goal", "effort", "model"):
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
-    for name in ("steps", "batch_size"):
+    for name in ("steps", "epochs", "batch_size"):
         part = tab.advanced.fields[name]
         part.input(lambda sent: summed_up(studio, tab, sent), inputs, [tab.summary], **QUICK)
     tab.draft.wire(
@@ -361,7 +362,7 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
     except SdloraError:
         return {tab.summary: ""}  # Start says what is wrong
     count = len(datasets.look(folder).pictures) if folder else 0
-    return {tab.summary: markup.plan(settings, count, known_cost(studio, settings))}
+    return {tab.summary: preflight.plan(settings, count, known_cost(studio, settings))}
 
 
 def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
