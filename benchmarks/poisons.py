@@ -334,13 +334,13 @@ POISONS: dict[str, Poison] = {
             link_at(f"{name}/circle", "..")(place)
             for name in ("loras", "datasets", "runs", "models", "outputs", "wildcards")
         ],
-        "loras/circle",
+        "circle is not followed",
     ),
     "links to /": Poison(
         lambda place: [
             link_at(f"{name}/all", "/")(place) for name in ("loras", "runs", "models", "outputs")
         ],
-        "loras/all",
+        "all is not followed",
     ),
     "lists are damaged": Poison(
         lambda place: [
