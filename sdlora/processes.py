@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def alive(process_identity: str) -> bool:
 
 
 def end(process_identity: str, wait_s: float = 10.0, children: bool = True) -> None:
-    """Ask the process and its `children` to end; after `wait_s` make them."""
+    """Ask the process and its `children` to end; after `wait_s` make them, and see them gone."""
     if not alive(process_identity):
         return
     parent = psutil.Process(int(process_identity.partition(":")[0]))
@@ -107,6 +108,9 @@ def end(process_identity: str, wait_s: float = 10.0, children: bool = True) -> N
     _, left = psutil.wait_procs(tree, timeout=wait_s)
     for process in left:
         _quietly(process.kill)
+    deadline = time.monotonic() + wait_s  # a killed process lives on until the system is done
+    while alive(process_identity) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def step_back(pid: int | None = None) -> None:
