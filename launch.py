@@ -285,7 +285,7 @@ def run_here(argv: list[str]) -> int:
     """Run the verb in this process, which has everything it needs."""
     if argv[0] == "test":
         return run_tests(argv[1:])
-    from sdlora.cli import main as run_verb
+    from sdlora.cli.main import main as run_verb
 
     return run_verb(argv) or 0
 

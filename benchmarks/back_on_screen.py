@@ -18,9 +18,9 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.report import asked, show
-from sdlora import runs
-from sdlora.jobs import Queue
-from sdlora.settings import TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Queue
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import TRAINING_DATA, Workspace
 
 PORT = 7999
@@ -58,21 +58,21 @@ def main() -> None:
     chromium = os.environ.get("SDLORA_CHROMIUM") or shutil.which("chromium")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         space = Workspace.open(folder)
-        words = ["-m", "sdlora.cli", "serve", "--workspace", folder, "--port", str(PORT)]
+        words = ["-m", "sdlora", "serve", "--workspace", folder, "--port", str(PORT)]
         server = subprocess.Popen([sys.executable, *words], cwd=Path(__file__).parent.parent)
         try:
             wait_for_page()
             values = {"data": str(TRAINING_DATA / "zibo"), "name": "long", "steps": 5000}
-            run = runs.start(TrainSettings.of(values), space, Queue(space.database))
+            run = run_folder.start(TrainSettings.of(values), space, Queue(space.database))
             try:
-                while runs.read(run).step < 10:
+                while run_folder.read(run).step < 10:
                     time.sleep(1)
                 with sync_playwright() as play:
                     chrome = play.chromium.launch(executable_path=chromium, args=FLAGS)
                     tabs = chrome.new_context()
                     took = [seconds_until_shown(tabs.new_page()) for _ in range(options.openings)]
             finally:
-                runs.stop(run, now=True)
+                run_folder.stop(run, now=True)
         finally:
             server.terminate()
     show({"first": took[0], "again": took[1:]})

@@ -39,11 +39,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks.report import show
 from sdlora.adapters import Blend
 from sdlora.device import DTYPES, free_memory_gib, pick_device, pick_dtype
-from sdlora.families.base import Family
-from sdlora.families.sd import StableDiffusion
-from sdlora.families.sdxl import StableDiffusionXL
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.models.base import Family
+from sdlora.models.sd import StableDiffusion
+from sdlora.models.sdxl import StableDiffusionXL
 
 _SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     from surfing import Browser, StudioWithoutWorker  # type: ignore[import-not-found]
-    from webui.loras import ANY_BASE
+    from webui.lora_details import ANY_BASE
 
     with tempfile.TemporaryDirectory(prefix="sdlora-browse-") as name:
         workspace = Workspace.open(name)

@@ -25,13 +25,13 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks import power
-from sdlora import runs
-from sdlora.cli import main as command
+from sdlora.cli.main import main as command
 from sdlora.errors import SdloraError
 from sdlora.events import RunState, fold, from_line
-from sdlora.lora.hashes import read_hashes
-from sdlora.processes import identity
-from sdlora.training import checkpoints, room
+from sdlora.jobs import run_folder
+from sdlora.jobs.processes import identity
+from sdlora.lora.format.hashes import read_hashes
+from sdlora.training import checkpoints, disk_space
 from sdlora.workspace import Workspace
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -62,7 +62,7 @@ class Place:
     def line(self) -> list[str]:
         """The command that begins the training, or goes on with it."""
         place = ["--workspace", str(self.root)]
-        begun = [folder.name for folder in runs.run_folders(self.root / "runs")]
+        begun = [folder.name for folder in run_folder.run_folders(self.root / "runs")]
         if begun:
             return ["runs", "resume", begun[0], *place]
         settings = {
@@ -126,7 +126,7 @@ class Place:
 
     def states(self) -> list[RunState]:
         """What the runs say of themselves."""
-        return [runs.read(folder) for folder in runs.run_folders(self.root / "runs")]
+        return [run_folder.read(folder) for folder in run_folder.run_folders(self.root / "runs")]
 
     def damage(self) -> list[str]:
         """Checkpoints with a good name that cannot be read."""
@@ -255,7 +255,7 @@ class Proof:
 
     def broken_promises(self, place: Place, said: RunState) -> list[str]:
         """What the run had said and is not so."""
-        found, begun = [], runs.run_folders(place.root / "runs")
+        found, begun = [], run_folder.run_folders(place.root / "runs")
         if said != RunState() and not begun:
             found.append("the run is lost")
         there = [path for folder in begun for path in checkpoints.checkpoint_folders(folder)]
@@ -271,7 +271,9 @@ class Proof:
 
 def said_in(tree: power.Tree) -> RunState:
     """What a run had said when its folder was like this."""
-    lines = next((text for name, text in tree.items() if name.endswith(runs.EVENTS_FILE)), b"")
+    lines = next(
+        (text for name, text in tree.items() if name.endswith(run_folder.EVENTS_FILE)), b""
+    )
     return fold(from_line(line) for line in (lines or b"").decode().splitlines() if line)
 
 
@@ -289,7 +291,7 @@ def die_before_a_name() -> None:
 
 def end_waiting() -> None:
     """Have this process end where it would wait for room on the disk."""
-    room.time = SimpleNamespace(sleep=lambda _: os._exit(WAITS))  # type: ignore[assignment]
+    disk_space.time = SimpleNamespace(sleep=lambda _: os._exit(WAITS))  # type: ignore[assignment]
 
 
 def _log(place: Place) -> str:

@@ -26,8 +26,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.report import asked, show
 from sdlora.errors import DataError
-from sdlora.lora.library import Library
-from sdlora.prompt import Recalled, parse_infotext, read_parameters, request_of
+from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.reader import parse_infotext, read_parameters
+from sdlora.image_metadata.to_request import request_of
+from sdlora.lora.library.library import Library
 from sdlora.workspace import Workspace
 
 TESTS = Path(__file__).parent.parent / "tests"

@@ -20,7 +20,7 @@ from typing import Any
 
 from sdlora import kohya
 from sdlora.errors import SettingsError
-from sdlora.settings import TrainSettings
+from sdlora.settings.train import TrainSettings
 
 # key -> its value, our setting and our value: each by itself is good
 GOOD: dict[str, tuple[Any, str, Any]] = {

@@ -30,20 +30,21 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.report import asked, show
-from sdlora import runs
-from sdlora.commands.runs import say_run
+from sdlora.cli.runs import say_run
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.events import Captioned, Done, Failed, SampleReady, Started, Step, Validated, to_line
-from sdlora.families import detect_family
-from sdlora.heartbeat import TIMES, Beat, Watch, read_beat, silence_and_idleness
-from sdlora.jobs import Job, Queue
-from sdlora.lora.library import Library
+from sdlora.jobs import run_folder
+from sdlora.jobs.heartbeat import TIMES, Beat, Watch, read_beat, silence_and_idleness
+from sdlora.jobs.queue import Job, Queue
+from sdlora.lora.library.library import Library
+from sdlora.models.registry import detect_family
 from sdlora.prompt import WildcardFolder
 from sdlora.prompt.styles import read_styles
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from webui import markup
-from webui.studio import Run
+from webui.app_state import Run
 
 ODD: tuple[Any, ...] = (
     *(None, True, False, "", "x", "\0", "\ud800", -1, 0, 0.5, 10**30, 10**400, 1e308, 1e999),
@@ -99,8 +100,8 @@ def events(dice: Dice, folder: Path) -> str:
         bad = json.dumps(mistyped(row, dice)).encode()
         bad = bad if dice.random() < 0.6 else damaged(bad, dice).replace(b"\n", b"")
         lines += [bad, to_line(step).encode()]
-    (folder / runs.EVENTS_FILE).write_bytes(b"\n".join(lines) + b"\n")
-    state = runs.read(folder)
+    (folder / run_folder.EVENTS_FILE).write_bytes(b"\n".join(lines) + b"\n")
+    state = run_folder.read(folder)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         say_run("x", state, as_json=False)
         say_run("x", state, as_json=True)
@@ -114,15 +115,19 @@ def events(dice: Dice, folder: Path) -> str:
 def signs_of_life(dice: Dice, folder: Path) -> str:
     """A damaged pid file and heartbeat are of no living process, and raise nothing."""
     beat = json.dumps(mistyped(vars(Beat("1:x", 1, 1, 1.0, 1.0)), dice)).encode()
-    (folder / runs.PID_FILE).write_bytes(damaged(b"1:123@abcdef", dice))
-    (folder / runs.HEARTBEAT_FILE).write_bytes(damaged(beat, dice) if dice.random() < 0.5 else beat)
-    read = read_beat(folder / runs.HEARTBEAT_FILE)
-    watch = Watch(folder / runs.HEARTBEAT_FILE, TIMES)
-    silent, idle = silence_and_idleness(folder / runs.HEARTBEAT_FILE, runs.owner(folder))
+    (folder / run_folder.PID_FILE).write_bytes(damaged(b"1:123@abcdef", dice))
+    (folder / run_folder.HEARTBEAT_FILE).write_bytes(
+        damaged(beat, dice) if dice.random() < 0.5 else beat
+    )
+    read = read_beat(folder / run_folder.HEARTBEAT_FILE)
+    watch = Watch(folder / run_folder.HEARTBEAT_FILE, TIMES)
+    silent, idle = silence_and_idleness(
+        folder / run_folder.HEARTBEAT_FILE, run_folder.owner(folder)
+    )
     figures = [watch.silent_s, silent, idle, *([read.at, read.progress_at] if read else [])]
     if not all(type(figure) is float for figure in figures) or not watch.look():
         return f"a beat of wrong types: {read}"
-    if runs.pid_alive(folder) or runs.read(folder).status != "failed":
+    if run_folder.pid_alive(folder) or run_folder.read(folder).status != "failed":
         return "taken for a living process"
     return ""
 
@@ -135,9 +140,9 @@ def settings(dice: Dice, folder: Path) -> str:
     name, value = dice.choice([*good]), dice.choice(ODD)
     text = json.dumps({**good, name: value}).encode()
     is_whole = dice.random() < 0.7
-    (folder / runs.SETTINGS_FILE).write_bytes(text if is_whole else damaged(text, dice))
+    (folder / run_folder.SETTINGS_FILE).write_bytes(text if is_whole else damaged(text, dice))
     try:
-        kind.load(folder / runs.SETTINGS_FILE)
+        kind.load(folder / run_folder.SETTINGS_FILE)
     except SettingsError as error:
         str(error).encode("utf-8")
         return "" if not is_whole or name in error.fields or name in str(error) else (
@@ -165,7 +170,7 @@ def queue_rows(dice: Dice, folder: Path) -> str:
     claimed: list[Job] = []
     while (job := queue.claim("1:me")) and len(claimed) < 9:
         claimed.append(job)
-        runs.read(job.folder, queue)
+        run_folder.read(job.folder, queue)
         queue.finish(job, "done")
     return "" if folder / "jobs" / "good" in [job.folder for job in claimed] else "lost: the good"
 

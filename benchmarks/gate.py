@@ -27,10 +27,10 @@ from safetensors.torch import save
 from benchmarks.report import show
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
-from sdlora.families import open_family
-from sdlora.families.base import Family
-from sdlora.lora.file import read_lora
-from sdlora.lora.refusals import REFUSALS
+from sdlora.lora.format.errors import REFUSALS
+from sdlora.lora.format.file import read_lora
+from sdlora.models.base import Family
+from sdlora.models.registry import open_family
 from sdlora.workspace import STARTER_MODEL
 
 LINEAR = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"  # (160,160)

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.judge import Judge
 from benchmarks.strength import picture, words
-from sdlora import runs
 from sdlora.events import RunState, fold
-from sdlora.presets import with_preset
-from sdlora.settings import TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.settings.presets import with_preset
+from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import Scene
 from sdlora.starter.measure import StyleAxis, scenes_for, style_statistics
 from sdlora.starter.sets import SETS
-from sdlora.train import train
-from sdlora.worker import open_engine
+from sdlora.training.train import train
+from sdlora.worker.worker import open_engine
 from sdlora.workspace import STARTER_MODEL, TRAINING_DATA, Workspace
 
 STYLE, SOMEBODY = "neon_lighting", "zibo"
@@ -90,7 +90,7 @@ class Lab:
         diverged has no result."""
         folder = self.workspace.runs / name
         folder.mkdir(exist_ok=True)
-        if runs.read(folder).status not in ("done", "failed"):
+        if run_folder.read(folder).status not in ("done", "failed"):
             kind = data if data in SETS else STYLE
             values: dict[str, Any] = {
                 "data": str(TRAINING_DATA / data if data in SETS else data), "name": name,
@@ -99,8 +99,8 @@ class Lab:
                 "drift_prompts": UNRELATED, **changes,
             }  # fmt: skip
             settings = with_preset(TrainSettings.of(values), "starter")
-            fold(runs.record(train(settings, self.workspace, folder), folder))
-        state = runs.read(folder)
+            fold(run_folder.record(train(settings, self.workspace, folder), folder))
+        state = run_folder.read(folder)
         assert state.status == "done" or "diverged" in state.error, f"{name}: {state.error}"
         print(f"{name}: {state.error or f'{state.seconds:.0f} s'}", flush=True)
         return state

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdlora.errors import LoraFileError
-from sdlora.lora.library import Library
+from sdlora.lora.library.library import Library
 
 RANKS = (4, 8, 16, 32, 64, 128)
 FOLDERS = 40

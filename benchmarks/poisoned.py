@@ -26,12 +26,13 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.poisons import POISONED, POISONS, Place, Poison
-from sdlora import runs
-from sdlora.cli import main as command
+from sdlora.cli.main import main as command
 from sdlora.errors import SdloraError
 from sdlora.events import Done, SampleReady, Started, Step
-from sdlora.jobs import Queue
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Queue
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -42,7 +43,7 @@ from fakes import fake_worker, write_lora  # noqa: E402
 from surfing import Browser, StudioWithoutWorker  # noqa: E402
 from webui import markup  # noqa: E402
 from webui.first_paint import panel  # noqa: E402
-from webui.loras import Wish  # noqa: E402
+from webui.lora_details import Wish  # noqa: E402
 
 RUN, SET, LORA, PROMPT = "sound-run", "sound-set", "sound-lora", "a sound picture"
 PAGE_S = 5.0  # of computing, to open the page
@@ -55,16 +56,16 @@ def filled(root: Path) -> Workspace:
     """A workspace with a good one of everything."""
     space = Workspace.open(root)
     queue = Queue(space.database)
-    run = runs.new_folder(TrainSettings.of({"name": RUN, "data": "x"}), space)
-    list(runs.record([Started("steps", 1), Step(1, 1, 0.5), Done("", 1.0)], run))
+    run = run_folder.new_folder(TrainSettings.of({"name": RUN, "data": "x"}), space)
+    list(run_folder.record([Started("steps", 1), Step(1, 1, 0.5), Done("", 1.0)], run))
     day = space.outputs / "2026-01-01"
     day.mkdir()
     pictures = [day / f"{name}.png" for name in ("sound", "damaged")]
     for path in pictures:
         Image.new("RGB", (64, 64), (200, 40, 90)).save(path)
-    request = runs.start(ImageRequest(prompt=PROMPT), space, queue)
+    request = run_folder.start(ImageRequest(prompt=PROMPT), space, queue)
     shown = [SampleReady(str(path), 0, PROMPT, 7) for path in pictures]
-    list(runs.record([*shown, Done(str(pictures[0]))], request))
+    list(run_folder.record([*shown, Done(str(pictures[0]))], request))
     job = queue.claim("1:before")
     assert job
     queue.finish(job, "done")
@@ -80,14 +81,14 @@ def place_in(
 ) -> Place:
     """Work to be poisoned: a run that has ended, a request and a training that wait."""
     queue = Queue(space.database)
-    run = runs.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
-    list(runs.record([Started("steps", 2), Step(1, 2, 0.5), Step(2, 2, 0.5), Done()], run))
+    run = run_folder.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    list(run_folder.record([Started("steps", 2), Step(1, 2, 0.5), Step(2, 2, 0.5), Done()], run))
     request = training = None
     if with_request:
-        request = runs.start(ImageRequest(prompt=POISONED, steps=2), space, queue)
+        request = run_folder.start(ImageRequest(prompt=POISONED, steps=2), space, queue)
     if with_training:
         settings = TrainSettings.of({"name": f"{name}-waits", "data": "x", "steps": 3})
-        training = runs.start(settings, space, queue)
+        training = run_folder.start(settings, space, queue)
     return Place(space, queue, run, request, training)
 
 
@@ -112,7 +113,7 @@ def faults(poison: Poison, root: Path, whole: bool = True) -> list[str]:
     place = place_in(space, POISONED, with_training=whole)
     look_at = page_faults if whole else studio_faults
     studio = StudioWithoutWorker(space)
-    fine = runs.start(ImageRequest(prompt="behind it", steps=2), space, place.queue)
+    fine = run_folder.start(ImageRequest(prompt="behind it", steps=2), space, place.queue)
     poison.act(place)
     if poison.refused:
         text, wrong = look_at(studio)
@@ -122,7 +123,9 @@ def faults(poison: Poison, root: Path, whole: bool = True) -> list[str]:
     # the newest pictures are those of the queue's requests
     wrong += [*more, *missing(text, SET, LORA, *([] if poison.loses_queue else [PROMPT]))]
     if poison.loses_queue:
-        fine = runs.start(ImageRequest(prompt="after it", steps=2), space, Queue(space.database))
+        fine = run_folder.start(
+            ImageRequest(prompt="after it", steps=2), space, Queue(space.database)
+        )
     wrong += queue_faults(space, fine)
     if poison.named and poison.named not in text + listed + reasons(space):
         wrong.append(f"nothing names {poison.named!r}")
@@ -248,7 +251,7 @@ def queue_faults(space: Workspace, fine: Path) -> list[str]:
         thread.join(QUEUE_S)
     if thread.is_alive():
         return ["the queue stands still"]
-    status = runs.read(fine).status
+    status = run_folder.read(fine).status
     job = Queue(space.database).job_of(fine)
     if status != "done" or not job or job.status != "done":
         raised.append(f"the good request is {status}, {job.status if job else 'not queued'}")

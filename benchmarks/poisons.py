@@ -15,8 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora import runs
-from sdlora.jobs import Queue
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Queue
 from sdlora.workspace import Workspace
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -87,7 +87,7 @@ def gone_from_runs(file: str) -> Act:
 
 def events(*rows: object) -> Act:
     """Lines of JSON, as another program would write them."""
-    return in_runs(runs.EVENTS_FILE, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return in_runs(run_folder.EVENTS_FILE, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def at(path: str, content: bytes) -> Act:
@@ -178,7 +178,7 @@ def named_in_bytes(parent: str, name: str = NOT_UTF8, content: bytes | None = No
         path.parent.mkdir(exist_ok=True)
         if content is None:
             path.mkdir()
-            (path / runs.SETTINGS_FILE).write_bytes(b"{}")
+            (path / run_folder.SETTINGS_FILE).write_bytes(b"{}")
         else:
             path.write_bytes(content)
 
@@ -206,8 +206,8 @@ def grid_of_run(place: Place) -> None:
     """Comparisons of the run that cannot be read."""
     for name in ("1", "2", NOT_UTF8):
         (place.run / "grids" / name).mkdir(parents=True)
-        (place.run / "grids" / name / runs.SETTINGS_FILE).write_bytes(b"\xff")
-    (place.run / "grids" / "2" / runs.EVENTS_FILE).mkdir()
+        (place.run / "grids" / name / run_folder.SETTINGS_FILE).write_bytes(b"\xff")
+    (place.run / "grids" / "2" / run_folder.EVENTS_FILE).mkdir()
 
 
 def samples_of_run(place: Place) -> None:
@@ -253,34 +253,38 @@ POISONS: dict[str, Poison] = {
     "job folder named in bytes": Poison(
         named_in_bytes("jobs"), harmless="the queue does not know it"
     ),
-    "events are a folder": Poison(folder_in_runs(runs.EVENTS_FILE), "events.jsonl"),
-    "events cannot be opened": Poison(loop_in_runs(runs.EVENTS_FILE), "events.jsonl"),
+    "events are a folder": Poison(folder_in_runs(run_folder.EVENTS_FILE), "events.jsonl"),
+    "events cannot be opened": Poison(loop_in_runs(run_folder.EVENTS_FILE), "events.jsonl"),
     "events of wrong types": Poison(
         events(*({"event": "Step", "step": value, "total": value} for value in WRONG), *WRONG),
         "left out",
     ),
     "events with half characters": Poison(events(FAILED), "a \ufffd b"),
-    "events with a line of 10 MB": Poison(in_runs(runs.EVENTS_FILE, LONG), POISONED),
-    "events of NUL bytes": Poison(in_runs(runs.EVENTS_FILE, b"\0" * 5000 + b"\n"), "left out"),
-    "events deeply nested": Poison(in_runs(runs.EVENTS_FILE, b"[" * 99999 + b"\n"), "left out"),
+    "events with a line of 10 MB": Poison(in_runs(run_folder.EVENTS_FILE, LONG), POISONED),
+    "events of NUL bytes": Poison(
+        in_runs(run_folder.EVENTS_FILE, b"\0" * 5000 + b"\n"), "left out"
+    ),
+    "events deeply nested": Poison(
+        in_runs(run_folder.EVENTS_FILE, b"[" * 99999 + b"\n"), "left out"
+    ),
     "events with pictures nowhere": Poison(
         events(*map(sample, ("\0", "a" * 9999, "/", ".", "\ud800", "/dev/zero", "//"))), POISONED
     ),
     "result in bytes": Poison(
         events({"event": "Done", "path": f"/x/{NOT_UTF8}\ud800.safetensors"}), f"/x/{SHOWN}"
     ),
-    "pid is byte 0xff": Poison(in_runs(runs.PID_FILE, b"\xff"), POISONED),
-    "pid is a folder": Poison(folder_in_runs(runs.PID_FILE), POISONED),
-    "pid is huge": Poison(in_runs(runs.PID_FILE, b"9" * 9_000_000), POISONED),
-    "pid is empty": Poison(in_runs(runs.PID_FILE, b""), POISONED),
-    "pid is a link to itself": Poison(loop_in_runs(runs.PID_FILE), POISONED),
-    "heartbeat is a folder": Poison(folder_in_runs(runs.HEARTBEAT_FILE), harmless=SAME),
+    "pid is byte 0xff": Poison(in_runs(run_folder.PID_FILE, b"\xff"), POISONED),
+    "pid is a folder": Poison(folder_in_runs(run_folder.PID_FILE), POISONED),
+    "pid is huge": Poison(in_runs(run_folder.PID_FILE, b"9" * 9_000_000), POISONED),
+    "pid is empty": Poison(in_runs(run_folder.PID_FILE, b""), POISONED),
+    "pid is a link to itself": Poison(loop_in_runs(run_folder.PID_FILE), POISONED),
+    "heartbeat is a folder": Poison(folder_in_runs(run_folder.HEARTBEAT_FILE), harmless=SAME),
     "heartbeat of wrong types": Poison(
-        in_runs(runs.HEARTBEAT_FILE, b'{"process": [], "count": 1e999}'), harmless=SAME
+        in_runs(run_folder.HEARTBEAT_FILE, b'{"process": [], "count": 1e999}'), harmless=SAME
     ),
     "stop is a folder": Poison(folder_in_runs("stop"), POISONED),
     "pause is a folder": Poison(folder_in_runs("pause"), POISONED),
-    "log is a folder": Poison(folder_in_runs(runs.LOG_FILE), POISONED),
+    "log is a folder": Poison(folder_in_runs(run_folder.LOG_FILE), POISONED),
     "settings missing": Poison(gone_from_runs("settings.json"), "settings"),
     "settings are a list": Poison(in_runs("settings.json", b"[1, 2]"), "settings"),
     "settings of wrong types": Poison(

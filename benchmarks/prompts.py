@@ -14,7 +14,9 @@ from collections.abc import Callable
 from functools import cache
 
 from benchmarks.report import asked, show
-from sdlora.prompt import expand, infotext, parse_infotext, parse_prompt, view
+from sdlora.image_metadata.infotext import infotext
+from sdlora.image_metadata.reader import parse_infotext
+from sdlora.prompt import expand, parse_prompt, view
 from sdlora.prompt.chunks import Unit
 
 PIECES = (

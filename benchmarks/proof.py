@@ -23,8 +23,8 @@ from benchmarks.report import show
 from benchmarks.strength import stays, words
 from sdlora.adapters import attach, detach, trainable_report
 from sdlora.events import RunState
-from sdlora.families import open_family
-from sdlora.settings import TrainSettings
+from sdlora.models.registry import open_family
+from sdlora.settings.train import TrainSettings
 from sdlora.starter.measure import scenes_for
 from sdlora.workspace import STARTER_MODEL
 

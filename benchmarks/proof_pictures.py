@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.lab import SOMEBODY, STYLE, Lab, tag_of
-from sdlora import runs
-from sdlora.grid import lay_out
-from sdlora.review import averaged
+from sdlora.inference.xy_grid import lay_out
+from sdlora.jobs import run_folder
+from sdlora.jobs.review import averaged
 from sdlora.starter.sets import SETS
 
 INK, BLUE, ORANGE, VIOLET, GREEN = "#1f2430", "#4c6ef5", "#f08c00", "#7048e8", "#2f9e44"
@@ -80,8 +80,8 @@ def _weights(place: Any, rows: Mapping[str, Any]) -> None:
 
 
 def _by_heart(place: Any, lab: Lab) -> None:
-    state = runs.read(lab.workspace.runs / "by-heart")
-    enough = runs.read(lab.workspace.runs / "rank-16")
+    state = run_folder.read(lab.workspace.runs / "by-heart")
+    enough = run_folder.read(lab.workspace.runs / "rank-16")
     _line(place, averaged(state.losses), "training, 3 pictures", BLUE)
     _line(place, [(v.step, v.loss) for v in state.validations], "held out, 3 pictures", ORANGE)
     _line(place, [(v.step, v.loss) for v in enough.validations], "held out, 20 pictures", GREEN)
@@ -96,7 +96,7 @@ def _by_heart(place: Any, lab: Lab) -> None:
 def _drift(place: Any, lab: Lab) -> None:
     shown = {"rank-1": GREEN, "rank-8": BLUE, "rank-64": VIOLET, "by-heart": ORANGE}
     for name, colour in shown.items():
-        state = runs.read(lab.workspace.runs / name)
+        state = run_folder.read(lab.workspace.runs / name)
         _line(place, [(v.step, v.drift) for v in state.validations], name, colour)
     place.set(xlabel="step", title="Drift of unrelated pictures", ylim=(0, None))
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.report import asked, show
-from sdlora import runs
-from sdlora.cli import main
+from sdlora.cli.main import main
 from sdlora.events import Done, Event, Saved, Started, Step, to_line
+from sdlora.jobs import run_folder
 from sdlora.workspace import Workspace
 
 READ_EVERY = 5  # steps, as a training does
@@ -31,9 +31,9 @@ def write_run(folder: Path, readings: int) -> None:
         events.append(Step(step, steps, loss, 1e-4, float(steps - step)))
     events += [Saved("x.safetensors", steps), Done("x.safetensors", 60.0)]
     folder.mkdir(parents=True)
-    (folder / runs.SETTINGS_FILE).write_text("{}", encoding="utf-8")
+    (folder / run_folder.SETTINGS_FILE).write_text("{}", encoding="utf-8")
     text = "".join(to_line(event) + "\n" for event in events)
-    (folder / runs.EVENTS_FILE).write_text(text, encoding="utf-8")
+    (folder / run_folder.EVENTS_FILE).write_text(text, encoding="utf-8")
 
 
 def best_of_three(act: Callable[[], object]) -> dict[str, float]:
@@ -57,8 +57,8 @@ def measure(readings: int, count: int, each: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as place:
         space = Workspace.open(place)
         write_run(space.runs / "long", readings)
-        long = best_of_three(lambda: runs.read(space.runs / "long"))
-        assert len(runs.read(space.runs / "long").losses) == readings
+        long = best_of_three(lambda: run_folder.read(space.runs / "long"))
+        assert len(run_folder.read(space.runs / "long").losses) == readings
         (space.runs / "long").rename(space.root / "long")
         for number in range(count):
             write_run(space.runs / f"run-{number}", each)

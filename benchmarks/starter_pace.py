@@ -14,10 +14,10 @@ from statistics import median
 
 from benchmarks.report import asked, show
 from sdlora.events import Done
-from sdlora.settings import ImageRequest
+from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.make_loras import make
 from sdlora.starter.sets import SETS
-from sdlora.worker import open_engine
+from sdlora.worker.worker import open_engine
 from sdlora.workspace import Workspace
 
 PROMPT = "a big blue house, night background"

@@ -17,10 +17,10 @@ from PIL import Image
 from benchmarks.judge import Judge, accuracy_on_drawn, trained_judge
 from benchmarks.report import asked, show
 from sdlora.events import SampleReady
-from sdlora.settings import ImageRequest
+from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import STYLES, caption, draw, random_scene
 from sdlora.starter.measure import to_pixels
-from sdlora.worker import open_engine
+from sdlora.worker.worker import open_engine
 from sdlora.workspace import STARTER_MODEL, Workspace
 
 

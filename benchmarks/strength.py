@@ -15,11 +15,11 @@ from torch import Tensor
 from benchmarks.judge import Judge, trained_judge
 from benchmarks.report import asked, show
 from sdlora.events import SampleReady
-from sdlora.settings import ImageRequest
+from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import Scene
 from sdlora.starter.measure import STYLES, StyleAxis, scenes_for, style_statistics
 from sdlora.starter.sets import SETS
-from sdlora.worker import ImageMaker, open_engine
+from sdlora.worker.worker import ImageMaker, open_engine
 from sdlora.workspace import STARTER_MODEL, Workspace
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -36,11 +36,11 @@ from benchmarks.blend import UNETS, open_unet
 from benchmarks.report import show
 from sdlora.adapters import detach
 from sdlora.device import DTYPES, generator_for, pick_device, pick_dtype
-from sdlora.encode import Batch
-from sdlora.families.base import Family
-from sdlora.settings import TrainSettings
-from sdlora.training.learner import Learner
-from sdlora.training.under_way import READ_EVERY
+from sdlora.models.base import Family
+from sdlora.settings.train import TrainSettings
+from sdlora.training.latent_dataset import Batch
+from sdlora.training.train_state import Learner
+from sdlora.training.trainer import READ_EVERY
 
 # The published VAE and text encoder of SD 1.5
 VAE = {

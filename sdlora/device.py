@@ -10,7 +10,7 @@ import torch
 
 from sdlora.errors import DeviceError
 from sdlora.messages import Setting
-from sdlora.settings import Precision
+from sdlora.settings.train import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -119,7 +119,7 @@ def engine(space: Workspace) -> Iterator[object]:
     """A `generate.Engine` over the test's workspace."""
     import torch
 
-    from sdlora.generate import Engine
+    from sdlora.inference.engine import Engine
 
     engine = Engine(space, torch.device("cpu"), torch.float32)
     yield engine

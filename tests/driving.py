@@ -37,7 +37,7 @@ def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
 def site(workspace: Path, *flags: str) -> Iterator[str]:
     """The real server, started by the real command; its address."""
     # no --port: it takes the next free one itself, whatever other tests start at the same moment
-    with process("-m", "sdlora.cli", "serve", "--workspace", str(workspace), *flags) as running:
+    with process("-m", "sdlora", "serve", "--workspace", str(workspace), *flags) as running:
         assert running.stdout
         said = running.stdout.readline()
         assert "http://127.0.0.1:" in said

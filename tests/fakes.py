@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sdlora import requests, runs
 from sdlora.errors import ModelError
 from sdlora.events import (
     Checkpoint,
@@ -31,14 +30,17 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.heartbeat import Times
-from sdlora.kinds import Kind, MeasureSettings
-from sdlora.presets import with_preset
-from sdlora.prompt import infotext, write_png
-from sdlora.review import GridSettings, loras_by_step
-from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.work import Work, stoppable
-from sdlora.worker import Worker
+from sdlora.image_metadata.infotext import infotext, write_png
+from sdlora.jobs import control_files, run_folder
+from sdlora.jobs.heartbeat import Times
+from sdlora.jobs.kinds import Kind, MeasureSettings
+from sdlora.jobs.review import loras_by_step
+from sdlora.settings.grid import GridSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.presets import with_preset
+from sdlora.settings.train import TrainSettings
+from sdlora.worker.tasks import Work, stoppable
+from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
 
 
@@ -84,7 +86,7 @@ class FakeEngine:
 
 def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Counts to the steps of the settings, drawing a sample now and then."""
-    settings = with_preset(TrainSettings.load(folder / runs.SETTINGS_FILE), "starter")
+    settings = with_preset(TrainSettings.load(folder / run_folder.SETTINGS_FILE), "starter")
     yield Started("steps", settings.steps, {"pictures": "20"})
     lora = write_lora(folder / "lora" / f"{settings.name}.safetensors", 0)
     for step in range(1, settings.steps + 1):
@@ -97,12 +99,12 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
             yield SampleReady(str(path), step, "neon lighting, a house", 0)
             yield Saved(str(lora), step)
             yield Validated(step, 1.5 / step, best=True)
-        if requests.asked(folder, "save"):
+        if control_files.asked(folder, "save"):
             state = folder / "state" / f"step-{step}"
             write_lora(state / f"{settings.name}-step-{step}.safetensors", step)
-            requests.answered(folder, "save")
+            control_files.answered(folder, "save")
             yield Checkpoint(str(state), step)
-        if requests.asked(folder, "pause"):
+        if control_files.asked(folder, "pause"):
             yield Paused(step)
             return
         once = folder / "killed"
@@ -110,7 +112,7 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
             if "once" in settings.trigger_word:
                 once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if runs.stop_asked(folder) and "stubborn" not in settings.trigger_word:
+        if run_folder.stop_asked(folder) and "stubborn" not in settings.trigger_word:
             yield Stopped(str(lora), step)
             return
     yield Saved(str(lora), settings.steps)
@@ -128,9 +130,9 @@ def write_lora(path: Path, value: int) -> Path:
 
 def fake_grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Squares: the more of a LoRA, the redder."""
-    settings = GridSettings.load(folder / runs.SETTINGS_FILE)
-    run = runs.find_run(workspace.runs, settings.run)
-    files = loras_by_step(run, runs.read(run))
+    settings = GridSettings.load(folder / run_folder.SETTINGS_FILE)
+    run = run_folder.find_run(workspace.runs, settings.run)
+    files = loras_by_step(run, run_folder.read(run))
     steps, prompts = settings.checkpoints or tuple(files), settings.prompts or ("a house",)
     some = [(0, 0.0), *((step, strength) for step in steps for strength in settings.strengths)]
     cells = [(prompt, *one) for prompt in prompts for one in some]
@@ -147,7 +149,7 @@ def fake_grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Takes three steps of nothing."""
-    settings = with_preset(MeasureSettings.load(folder / runs.SETTINGS_FILE), "starter")
+    settings = with_preset(MeasureSettings.load(folder / run_folder.SETTINGS_FILE), "starter")
     for step in range(1, 4):
         yield Progress("taking steps to measure them", step, 3)
         time.sleep(1 if "slow" in settings.trigger_word else 0.01)
@@ -173,7 +175,7 @@ def fake_command(kind: str, folder: Path, workspace: Workspace) -> list[str]:
 
 def do(kind: Kind, folder: str, root: str) -> None:
     events = FAKES[kind](Path(folder), Workspace.open(root))
-    for _ in runs.record(events, Path(folder), FAST.beat):
+    for _ in run_folder.record(events, Path(folder), FAST.beat):
         pass
 
 

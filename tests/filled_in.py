@@ -7,7 +7,8 @@ from typing import Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from sdlora.errors import SdloraError
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from webui.fields import default, widget
 
 REQUIRED: dict[Any, dict[str, Any]] = {

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdlora.adapters.places import weight_shape
-from sdlora.families.base import Family
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
+from sdlora.adapters.matching import weight_shape
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.models.base import Family
 
 RANK = 2
 LINEAR = ("attentions_0_transformer_blocks_0_attn1_to_q", "attentions_0_proj_in")

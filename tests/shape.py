@@ -12,96 +12,68 @@ from pathlib import PurePosixPath
 
 from launch import REQUIREMENTS, ROOT, pins
 
-# Module -> layer; imports point down, or sideways without a circle. The longest pattern counts.
-LAYERS = {
-    "sdlora": 0,
-    "sdlora.append_only": 0,
-    "sdlora.errors": 0,
-    "sdlora.event_types": 0,
-    "sdlora.events": 0,
-    "sdlora.messages": 0,
-    "sdlora.by_group": 1,
-    "sdlora.checked": 1,
-    "sdlora.learning": 1,
-    "sdlora.settings": 1,
-    "sdlora.presets": 1,
-    "sdlora.text_files": 1,
-    "sdlora.file_names": 1,
-    "sdlora.files": 1,
-    "sdlora.workspace": 1,
-    "sdlora.requests": 1,
-    "sdlora.resume": 5,
-    "sdlora.processes": 1,
-    "sdlora.noise": 2,
-    "sdlora.device": 2,
-    "sdlora.pace": 2,
-    "sdlora.data*": 2,
-    "sdlora.lora*": 2,
-    "sdlora.prompt*": 2,
-    "sdlora.starter": 2,
-    "sdlora.starter.*": 2,
-    "sdlora.families*": 3,
-    "sdlora.adapters*": 4,
-    "sdlora.cache": 2,
-    "sdlora.cadence": 2,
-    "sdlora.describe": 3,
-    "sdlora.encode": 4,
-    "sdlora.objective": 5,
-    "sdlora.optim": 4,
-    "sdlora.extract": 5,
-    "sdlora.fuse": 5,
-    "sdlora.painting*": 5,
-    "sdlora.generate": 5,
-    "sdlora.training*": 6,
-    "sdlora.train": 6,
-    "sdlora.heartbeat": 2,
-    "sdlora.kinds": 7,
-    "sdlora.run_paths": 7,
-    "sdlora.run_reader": 7,
-    "sdlora.supervise": 7,
-    "sdlora.startable": 7,
-    "sdlora.runs": 7,
-    "sdlora.jobs": 7,
-    "sdlora.worker": 7,
-    "sdlora.kohya*": 8,
-    "sdlora.review": 7,
-    "sdlora.grid": 7,
-    "sdlora.work": 8,
-    "sdlora.commands*": 8,
-    "sdlora.cli": 8,
-    "sdlora.demo": 8,
-    "webui*": 8,
-    # the top: nobody imports these
-    "sdlora.__main__": 9,
-    "sdlora.starter.make*": 9,
-    "launch": 9,
-    "benchmarks*": 9,
-}
+# From the lowest to the highest; a package imports those before it, and a module by itself is one.
+PACKAGES = (
+    "sdlora",
+    "sdlora.append_only",
+    "sdlora.architectures",
+    "sdlora.event_types",
+    "sdlora.files",
+    "sdlora.messages",
+    "sdlora.cache",
+    "sdlora.errors",
+    "sdlora.events",
+    "sdlora.text_files",
+    "sdlora.file_names",
+    "sdlora.noise_schedule",
+    "sdlora.terminal",
+    "sdlora.workspace",
+    "sdlora.lora",
+    "sdlora.prompt",
+    "sdlora.settings",
+    "sdlora.device",
+    "sdlora.eta",
+    "sdlora.kohya",
+    "sdlora.lora.format",
+    "sdlora.data",
+    "sdlora.jobs",
+    "sdlora.lora.library",
+    "sdlora.models",
+    "sdlora.image_metadata",
+    "sdlora.lora.tools",
+    "sdlora.adapters",
+    "sdlora.inference",
+    "sdlora.training",
+    "sdlora.starter",
+    "sdlora.worker",
+    "sdlora.cli",
+    "webui",
+    "launch",
+    "benchmarks",
+)
+# nobody imports these
+TOP = ("sdlora.__main__", "sdlora.cli.main", "sdlora.starter.make*", "launch", "benchmarks*")
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"}
 TORCH_FREE = (
-    *("sdlora", "sdlora.errors", "sdlora.events", "sdlora.settings", "sdlora.workspace"),
-    *("sdlora.messages", "sdlora.by_group", "sdlora.checked", "sdlora.learning"),
-    *("sdlora.presets", "sdlora.processes", "sdlora.runs", "sdlora.jobs", "sdlora.cli", "webui*"),
-    *("sdlora.kinds", "sdlora.work", "sdlora.kohya*", "sdlora.review", "sdlora.data*"),
-    *("sdlora.append_only", "sdlora.event_types", "sdlora.heartbeat"),
-    *("sdlora.run_paths", "sdlora.run_reader", "sdlora.supervise"),
-    *("sdlora.startable", "sdlora.file_names", "sdlora.files"),
-    *("sdlora.commands", "sdlora.commands.[!l]*", "sdlora.commands.lora"),  # lora_tools computes
+    *("sdlora", "sdlora.append_only", "sdlora.architectures", "sdlora.errors", "sdlora.events"),
+    *("sdlora.event_types", "sdlora.file_names", "sdlora.files", "sdlora.messages", "sdlora.eta"),
+    *("sdlora.terminal", "sdlora.text_files", "sdlora.workspace", "sdlora.settings*"),
+    *("sdlora.prompt*", "sdlora.image_metadata*", "sdlora.kohya*", "sdlora.jobs*"),
+    *("sdlora.data", "sdlora.data.[!c]*", "sdlora.data.caption[!i]*"),  # captioning runs a model
+    *("sdlora.lora", "sdlora.lora.library*", "sdlora.training", "sdlora.training.startable"),
+    *("sdlora.models", "sdlora.worker", "sdlora.worker.tasks"),
+    *("sdlora.cli", "sdlora.cli.[!l]*", "sdlora.cli.lora", "webui*"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (
-    *("sdlora", "sdlora.settings", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
-    *("sdlora.heartbeat", "sdlora.supervise"),
-    *("sdlora.requests", "sdlora.runs", "sdlora.jobs", "sdlora.kinds", "sdlora.processes"),
-    *("sdlora.startable", "sdlora.lora.library"),
-    *("sdlora.presets", "sdlora.data*", "sdlora.lora.bases", "sdlora.families"),
-    "sdlora.checked",
-    *("sdlora.messages", "sdlora.file_names", "sdlora.files"),
-    *("sdlora.review", "sdlora.resume"),
-    *("sdlora.prompt*", "webui*"),
+    *("sdlora", "sdlora.settings*", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
+    *("sdlora.jobs*", "sdlora.messages", "sdlora.file_names", "sdlora.files", "sdlora.data*"),
+    *("sdlora.training.startable", "sdlora.lora.library.library", "sdlora.architectures"),
+    *("sdlora.models.registry", "sdlora.prompt*", "sdlora.image_metadata*", "webui*"),
 )
 # benchmarks look for what others must not raise; parsers of other people's files raise anything
-BROAD_EXCEPT_MAY = {"sdlora/runs.py", "sdlora/worker.py", "sdlora/data/foreign.py"}
+BROAD_EXCEPT_MAY = {"sdlora/jobs/run_folder.py", "sdlora/worker/worker.py"}
+BROAD_EXCEPT_MAY |= {"sdlora/data/foreign_files.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/gate.py", "benchmarks/fuzz_datasets.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_infotexts.py", "benchmarks/fuzz_kohya.py"}
 BROAD_EXCEPT_MAY |= {"benchmarks/fuzz_workspace.py", "benchmarks/poisoned.py"}
@@ -111,7 +83,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
 }  # imported name -> pinned name, where they differ
-MAX_FUNCTION, MAX_FILE = 40, 400
+MAX_FUNCTION, MAX_FILE = 40, 600
 
 
 @dataclass(frozen=True)
@@ -149,10 +121,11 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def layer(module: str) -> int | None:
-    """The table's number for a module; None when it has no row."""
-    rows = [pattern for pattern in LAYERS if fnmatch.fnmatchcase(module, pattern)]
-    return LAYERS[max(rows, key=len)] if rows else None
+def package(module: str) -> str | None:
+    """The row of PACKAGES that a module belongs to: the longest that it lies in."""
+    rows = [row for row in PACKAGES if module == row or module.startswith(row + ".")]
+    row = max(rows, key=len, default=None)
+    return None if row == "sdlora" and module not in ("sdlora", "sdlora.__main__") else row
 
 
 def statements(tree: ast.AST, module_level: bool) -> Iterator[ast.AST]:
@@ -193,14 +166,18 @@ def own_imports(source: Source, known: dict[str, Source]) -> Iterator[tuple[str,
             yield target, line
 
 
-def layer_problems(source: Source, known: dict[str, Source]) -> list[str]:
-    mine = layer(source.module)
+def package_problems(source: Source, known: dict[str, Source]) -> list[str]:
+    mine = package(source.module)
     if mine is None:
-        return [f"{source.path}: has no layer; give it a row in tests/test_shape.py"]
+        return [f"{source.path}: is in no package; give it a row in PACKAGES of tests/shape.py"]
+    if matches(source.module, TOP):
+        return []
     return [
-        f"{source.path}:{line}: layer {mine} imports {target} of layer {layer(target)}"
+        f"{source.path}:{line}: {mine} imports {target}, which lies above it"
         for target, line in own_imports(source, known)
-        if (theirs := layer(target)) is None or theirs > mine
+        if matches(target, TOP)
+        or (theirs := package(target)) is None
+        or PACKAGES.index(theirs) > PACKAGES.index(mine)
     ]
 
 
@@ -326,9 +303,9 @@ def pin_problems(source: Source) -> list[str]:
     ]
 
 
-def file_map(readme: str) -> set[str]:
-    """The paths named in the README's file map: the fenced block that has a line `sdlora/`."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+def file_map(page: str) -> set[str]:
+    """The paths named in a page's file map: the fenced block that has a line `sdlora/`."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     block = next((b for b in blocks if re.search(r"^sdlora/(\s|$)", b, flags=re.MULTILINE)), "")
     paths: set[str] = set()
     folders: list[tuple[int, str]] = []  # (indentation, path) of the headings above

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from fakes import fake_worker
 from webui import server
-from webui.studio import Studio
+from webui.app_state import Studio
 
 
 class StudioWithoutWorker(Studio):

@@ -14,17 +14,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdlora.cli import main
+from sdlora.cli.main import main
 from sdlora.errors import RunError
 from sdlora.events import Progress, SampleReady, Warned
-from sdlora.generate import Engine
-from sdlora.lora.file import write_lora
-from sdlora.lora.library import Library
-from sdlora.painting import album
-from sdlora.painting.album import keep, parameters
-from sdlora.painting.painter import Painter
-from sdlora.prompt import parse_infotext, read_parameters, request_of
-from sdlora.settings import ImageRequest
+from sdlora.image_metadata.reader import parse_infotext, read_parameters
+from sdlora.image_metadata.to_request import request_of
+from sdlora.inference import image_writer
+from sdlora.inference.engine import Engine
+from sdlora.inference.image_pipeline import Painter
+from sdlora.inference.image_writer import keep, parameters
+from sdlora.lora.format.file import write_lora
+from sdlora.lora.library.library import Library
+from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 from tiny import open_tiny, tiny, tiny_lora
 
@@ -200,7 +201,7 @@ def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
 def test_a_full_disk_is_waited_for_with_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(album, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(image_writer, "LOOK_EVERY_S", 0.0)
     outcomes: list[Path | OSError] = [OSError(28, "No space left"), OSError(28, "No space left")]
 
     def write() -> Path:
@@ -210,7 +211,7 @@ def test_a_full_disk_is_waited_for_with_the_picture(
         return outcome
 
     outcomes.append(tmp_path / "1.png")
-    warned, waits, *more = album.written_when_room(write, tmp_path, 7, lambda: False)
+    warned, waits, *more = image_writer.written_when_room(write, tmp_path, 7, lambda: False)
     assert isinstance(warned, Warned) and str(tmp_path) in warned.message and not more
     assert isinstance(waits, Progress) and not outcomes
     for error, stops in ((OSError(28, "No space left"), True), (OSError(5, "I/O error"), False)):
@@ -218,4 +219,4 @@ def test_a_full_disk_is_waited_for_with_the_picture(
         with pytest.raises(
             RunError, match=f"of seed 7 could not be saved in {tmp_path}: {error.strerror}"
         ):
-            list(album.written_when_room(write, tmp_path, 7, lambda stops=stops: stops))
+            list(image_writer.written_when_room(write, tmp_path, 7, lambda stops=stops: stops))

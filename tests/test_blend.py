@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mixed import FILES, mixed_lora, mixed_loras
-from sdlora.adapters import Blend, fit, merged
-from sdlora.adapters.places import Place
+from sdlora.adapters import Blend, fit, merged_weights
+from sdlora.adapters.matching import Place
 from sdlora.errors import LoraFileError
-from sdlora.families import open_family
-from sdlora.families.base import Family
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.models.base import Family
+from sdlora.models.registry import open_family
 from sdlora.workspace import STARTER_MODEL
 from tiny import CPU, open_tiny, prompt_embeds, tiny_lora, weights_hash
 
@@ -77,7 +77,7 @@ def test_sum_of_mixed_kinds_is_cast_once(
 ) -> None:
     """A parameter is what float64 makes of all deltas together, to the last bit of its format;
     computed a few rows at a time, or with all that have its shape."""
-    monkeypatch.setattr(merged, "VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(merged_weights, "VALUES_AT_ONCE", at_once)
     family = open_tiny("sd1", dtype)
     files, blend = mixed_loras(family), Blend(family)
     every = {place for file in files for place in blend.fit(file).places}
@@ -161,7 +161,7 @@ def test_weight_zero_is_no_lora(
     family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pristine, blend = weights_hash(family), Blend(family)
-    monkeypatch.setattr(merged, "merge", None)  # not called
+    monkeypatch.setattr(merged_weights, "merge", None)  # not called
     fits = blend.apply([(loras[0], 0.0, 0.0)])
     assert fits[0].layers == len(loras[0].layers)
     assert weights_hash(family) == pristine
@@ -171,8 +171,8 @@ def test_only_what_changed_is_computed(
     family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[list[torch.Tensor]] = []
-    merge = merged.merge
-    monkeypatch.setattr(merged, "merge", lambda *its: calls.append(its[0]) or merge(*its))
+    merge = merged_weights.merge
+    monkeypatch.setattr(merged_weights, "merge", lambda *its: calls.append(its[0]) or merge(*its))
     blend = Blend(family)
     blend.apply([(loras[0], 1.0, 1.0)])
     # and layers of one shape together: on a GPU each call takes as long as its start
@@ -215,7 +215,7 @@ def test_interrupted_in_the_middle_the_model_is_pristine(
     loras = [tiny_lora(family, 1), mixed_lora(family, "DoRA")]
     pristine, blend = weights_hash(family), Blend(family)
     blend.apply([(loras[1], 1.0, 1.0)])
-    merge, calls = merged.merge, iter(range(after))
+    merge, calls = merged_weights.merge, iter(range(after))
 
     def failing(targets: list[torch.Tensor], *its: object) -> torch.Tensor:
         if next(calls, None) is None:
@@ -223,7 +223,7 @@ def test_interrupted_in_the_middle_the_model_is_pristine(
             raise failure
         return merge(targets, *its)
 
-    monkeypatch.setattr(merged, "merge", failing)
+    monkeypatch.setattr(merged_weights, "merge", failing)
     with pytest.raises(failure):
         blend.apply([(loras[0], 1.0, 1.0)])
     assert weights_hash(family) == pristine

@@ -15,7 +15,7 @@ from sdlora.data.buckets import (
     make_buckets,
 )
 from sdlora.data.folder import Example
-from sdlora.data.views import View
+from sdlora.data.image_augmentation import View
 
 sides = st.integers(1, 5000)
 resolutions = st.sampled_from([64, 100, 128, 512, 768, 1000, 1024])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sdlora.cadence import in_steps, is_due, times_left
 from sdlora.errors import SettingsError
-from sdlora.settings import TrainSettings
+from sdlora.settings.cadence import in_steps, is_due, times_left
+from sdlora.settings.train import TrainSettings
 
 
 def settings(**values: object) -> TrainSettings:

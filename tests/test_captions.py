@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from awkward import scene
+from sdlora.data.caption_editing import CaptionSettings, editing, planned, undo, write
 from sdlora.data.caption_files import CaptionFiles
+from sdlora.data.caption_tables import read_table
 from sdlora.data.captions import common_trigger, says, unescaped, with_trigger
-from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
 from sdlora.data.folder import list_captions, open_captions, scan_folder
-from sdlora.data.metadata import read_table
 from sdlora.events import Warned, to_line
 from sdlora.messages import Message
 from sdlora.text_files import decode
-from webui import datasets
+from webui import dataset_upload
 
 TEXTS = (
     "zibo, a red ball", "zibo, Häuschen am Meer", "зибо, красный мяч", "zibo、赤いボール, 夜の海",
@@ -136,7 +136,7 @@ def test_every_reader_reads_the_caption_from_the_same_file(folder: Path, name: s
     assert learnt(folder)["a"] == "zibo, x"
     assert name not in problems(folder)
     assert list_captions(folder)[folder / "a.png"] == "zibo, x"
-    assert datasets.look(folder).captions == ("zibo, x", "", "")
+    assert dataset_upload.look(folder).captions == ("zibo, x", "", "")
     captions = open_captions(folder)
     assert captions.read(folder / "a.png").source == folder / name
     settings = CaptionSettings.of({"data": "x", "find": "x", "replace": "y"})

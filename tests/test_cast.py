@@ -14,15 +14,15 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from sdlora.adapters import Blend
-from sdlora.families import open_family
-from sdlora.families.base import Family
-from sdlora.generate import render
-from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora.library import Library
+from sdlora.inference.engine import render
+from sdlora.inference.image_pipeline import Painter
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.library.library import Library
 from sdlora.messages import PAGE
-from sdlora.painting.painter import Painter
+from sdlora.models.base import Family
+from sdlora.models.registry import open_family
 from sdlora.prompt import Wordbook
-from sdlora.settings import ImageRequest
+from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL
 from tiny import CPU, open_tiny, tiny_lora, weights_hash
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sdlora.cli import build_parser, given, main
-from sdlora.commands.terminal import clock
+from sdlora.cli.main import build_parser, given, main
 from sdlora.events import Done, Event, Failed, SampleReady, Started, Step
-from sdlora.lora.hashes import read_hashes
-from sdlora.requests import ask
-from sdlora.runs import EVENTS_FILE, new_folder, record
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.jobs.control_files import ask
+from sdlora.jobs.run_folder import EVENTS_FILE, new_folder, record
+from sdlora.lora.format.hashes import read_hashes
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
+from sdlora.terminal import clock
 from sdlora.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from recorded import COMFY
-from sdlora.prompt import Recalled, parse_infotext, parse_prompt
+from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.reader import parse_infotext
+from sdlora.prompt import parse_prompt
 
 Node = dict[str, Any]
 

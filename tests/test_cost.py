@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from awkward import scene
-from sdlora.cli import main
-from sdlora.data.preflight import Preflight, check
+from sdlora.cli.main import main
+from sdlora.data.report import Preflight, check
 from sdlora.errors import DeviceError
-from sdlora.settings import TrainSettings
-from sdlora.training.cost import largest_step, measure
-from sdlora.training.learner import Learner
+from sdlora.settings.train import TrainSettings
+from sdlora.training.measure_step import largest_step, measure
+from sdlora.training.train_state import Learner
 from sdlora.workspace import Workspace
 from tiny import tiny
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from fakes import FAST, FakeEngine, fake_command, fake_worker
-from sdlora import runs
 from sdlora.errors import RunError
 from sdlora.events import Done, Event, Failed, SampleReady, Step
-from sdlora.jobs import Job, Queue
-from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.worker import Worker
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Job, Queue
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
+from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
 
 Damage = Callable[[Path, Queue], None]
@@ -63,14 +64,17 @@ def a_file_instead(folder: Path, queue: Queue) -> None:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "folder deleted": (lambda folder, queue: shutil.rmtree(folder), "is gone"),
     "folder is a file": (a_file_instead, "is gone"),
-    "events are a folder": (as_folder(runs.EVENTS_FILE), "events.jsonl"),
-    "events cannot be opened": (as_endless_link(runs.EVENTS_FILE), "events.jsonl"),
-    "events are no events": (holding(runs.EVENTS_FILE, b"\xff\xfe\n[[[\n{}\n" + b"[" * 99999), ""),
-    "pid is a folder": (as_folder(runs.PID_FILE), "pid"),
-    "pid is not UTF-8": (holding(runs.PID_FILE, b"\xff"), ""),
-    "pid is an odd number": (holding(runs.PID_FILE, "²:1".encode()), ""),
+    "events are a folder": (as_folder(run_folder.EVENTS_FILE), "events.jsonl"),
+    "events cannot be opened": (as_endless_link(run_folder.EVENTS_FILE), "events.jsonl"),
+    "events are no events": (
+        holding(run_folder.EVENTS_FILE, b"\xff\xfe\n[[[\n{}\n" + b"[" * 99999),
+        "",
+    ),
+    "pid is a folder": (as_folder(run_folder.PID_FILE), "pid"),
+    "pid is not UTF-8": (holding(run_folder.PID_FILE, b"\xff"), ""),
+    "pid is an odd number": (holding(run_folder.PID_FILE, "²:1".encode()), ""),
     "stop is not UTF-8": (holding("stop", b"\xff\xff"), ""),
-    "log is a folder": (as_folder(runs.LOG_FILE), ""),
+    "log is a folder": (as_folder(run_folder.LOG_FILE), ""),
     "settings deleted": (lambda folder, queue: (folder / "settings.json").unlink(), "settings"),
     "settings garbled": (holding("settings.json", b"\xff{"), "settings"),
     "settings are a folder": (as_folder("settings.json"), "settings"),
@@ -93,7 +97,9 @@ def queue(space: Workspace) -> Queue:
 
 
 def images(space: Workspace, queue: Queue, prompt: str = "a ball") -> Path:
-    return runs.start(ImageRequest.of({"prompt": prompt, "steps": 2, "seed": 7}), space, queue)
+    return run_folder.start(
+        ImageRequest.of({"prompt": prompt, "steps": 2, "seed": 7}), space, queue
+    )
 
 
 def rows(queue: Queue) -> list[Job]:
@@ -103,7 +109,7 @@ def rows(queue: Queue) -> list[Job]:
 def assert_failed_alone(queue: Queue, fine: Path, reason: str) -> None:
     damaged, after = rows(queue)
     assert (after.folder, after.status) == (fine, "done")
-    assert runs.read(fine).status == "done"
+    assert run_folder.read(fine).status == "done"
     if reason:
         assert damaged.status == "failed" and reason in damaged.reason
     else:
@@ -147,12 +153,12 @@ def test_a_damaged_job_of_a_dead_worker_fails_alone(
     folder = (
         images(space, queue)
         if kind == "generate"
-        else runs.start(TrainSettings.of(settings), space, queue)
+        else run_folder.start(TrainSettings.of(settings), space, queue)
     )
     job = queue.claim("1:dead")
     assert job
-    runs.say(folder, Step(1, 3))
-    (folder / runs.PID_FILE).write_text("1:dead", encoding="utf-8")
+    run_folder.say(folder, Step(1, 3))
+    (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
     fine = images(space, queue)
     DAMAGES[name][0](folder, queue)
     assert fake_worker(space.root, idle_s=0.05).run()
@@ -163,70 +169,70 @@ def test_the_queue_tells_why_where_the_folder_cannot(space: Workspace, queue: Qu
     folder = images(space, queue)
     shutil.rmtree(folder)
     fake_worker(space.root, idle_s=0.05).run()
-    state = runs.read(folder, queue)
+    state = run_folder.read(folder, queue)
     assert state.status == "failed" and "is gone" in state.error
 
 
 def test_a_request_that_is_done_is_not_made_again(space: Workspace, queue: Queue) -> None:
     folder = images(space, queue)
     queue.claim("1:dead")
-    list(runs.record([SampleReady("a.png", 0, "a ball", 7), Done("a.png")], folder))
-    before = (folder / runs.EVENTS_FILE).read_bytes()
+    list(run_folder.record([SampleReady("a.png", 0, "a ball", 7), Done("a.png")], folder))
+    before = (folder / run_folder.EVENTS_FILE).read_bytes()
     fake_worker(space.root, idle_s=0.05).run()
-    assert (folder / runs.EVENTS_FILE).read_bytes() == before
+    assert (folder / run_folder.EVENTS_FILE).read_bytes() == before
     assert [job.status for job in rows(queue)] == ["done"]
 
 
 def test_a_request_that_was_cancelled_is_not_made_again(space: Workspace, queue: Queue) -> None:
     folder = images(space, queue)
     queue.claim("1:dead")
-    runs.cancel(folder, queue)
+    run_folder.cancel(folder, queue)
     fake_worker(space.root, idle_s=0.05).run()
-    assert runs.read(folder).status == "stopped" and not queue.busy()
+    assert run_folder.read(folder).status == "stopped" and not queue.busy()
 
 
 def test_an_end_is_told_only_once_the_queue_has_decided(space: Workspace, queue: Queue) -> None:
     folder = images(space, queue)
     job = queue.claim("1:dead")
     assert job
-    runs.say(folder, Step(1, 3))
-    (folder / runs.PID_FILE).write_text("1:dead", encoding="utf-8")
-    assert runs.read(folder).status == "failed", "nobody else knows of it"
-    assert not runs.read(folder, queue).ended, "the queue may try again"
+    run_folder.say(folder, Step(1, 3))
+    (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
+    assert run_folder.read(folder).status == "failed", "nobody else knows of it"
+    assert not run_folder.read(folder, queue).ended, "the queue may try again"
     queue.requeue(job)
-    assert runs.read(folder, queue).status == "queued"
+    assert run_folder.read(folder, queue).status == "queued"
     queue.finish(job, "failed", "it was tried twice")
-    assert runs.read(folder, queue).error == "it was tried twice"
+    assert run_folder.read(folder, queue).error == "it was tried twice"
 
 
 def test_advice_names_only_a_log_that_says_something(space: Workspace, queue: Queue) -> None:
     folder = images(space, queue)
-    (folder / runs.PID_FILE).write_text("1:dead", encoding="utf-8")
-    assert "log.txt" not in runs.read(folder).advice
-    (folder / runs.LOG_FILE).write_text("Traceback", encoding="utf-8")
-    assert "log.txt" in runs.read(folder).advice
+    (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
+    assert "log.txt" not in run_folder.read(folder).advice
+    (folder / run_folder.LOG_FILE).write_text("Traceback", encoding="utf-8")
+    assert "log.txt" in run_folder.read(folder).advice
 
 
 def test_work_of_a_deleted_queue_is_told_and_can_go_back(space: Workspace, queue: Queue) -> None:
     settings = TrainSettings.of({"name": "neon", "data": "x"})
-    folder = runs.start(settings, space, queue)
+    folder = run_folder.start(settings, space, queue)
     for file in space.root.glob("jobs.db*"):
         file.unlink()
-    state = runs.read(folder, queue)
+    state = run_folder.read(folder, queue)
     assert state.status == "failed" and "not in the queue" in state.error
-    runs.resume(folder, queue)
-    assert runs.read(folder, queue).status == "queued"
+    run_folder.resume(folder, queue)
+    assert run_folder.read(folder, queue).status == "queued"
 
 
 def test_a_moved_workspace_is_not_begun_anew_at_its_old_place(
     space: Workspace, queue: Queue
 ) -> None:
-    folder = runs.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
+    folder = run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
     picture = space.outputs / "1.png"
     picture.write_bytes(b"x")
-    runs.say(folder, SampleReady(str(picture), 1, "a", 7))
+    run_folder.say(folder, SampleReady(str(picture), 1, "a", 7))
     moved = space.root.rename(space.root.with_name("moved"))
-    (sample,) = runs.read(moved / "runs" / "neon").samples
+    (sample,) = run_folder.read(moved / "runs" / "neon").samples
     assert sample.path == str(moved / "outputs" / "1.png")
     with pytest.raises(RunError, match="is gone: it was moved"):
         images(space, queue)
@@ -238,8 +244,8 @@ def test_paths_of_earlier_versions_are_found_in_a_moved_workspace(space: Workspa
     folder.mkdir()
     (space.outputs / "1.png").write_bytes(b"x")
     line = '{"event": "SampleReady", "path": "/old/place/outputs/1.png", "step": 1, "prompt": "a", '
-    (folder / runs.EVENTS_FILE).write_text(line + '"seed": 7}\n', encoding="utf-8")
-    assert runs.read(folder).samples[0].path == str(space.outputs / "1.png")
+    (folder / run_folder.EVENTS_FILE).write_text(line + '"seed": 7}\n', encoding="utf-8")
+    assert run_folder.read(folder).samples[0].path == str(space.outputs / "1.png")
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
@@ -250,32 +256,32 @@ def test_what_lost_its_folder_can_be_cancelled(state: str, space: Workspace, que
     shutil.rmtree(folder)
     if state == "running":
         with pytest.raises(RunError, match="does not take the request"):
-            runs.cancel(folder, queue)
+            run_folder.cancel(folder, queue)
         return
-    runs.cancel(folder, queue)
-    assert runs.read(folder, queue).status == "stopped"
+    run_folder.cancel(folder, queue)
+    assert run_folder.read(folder, queue).status == "stopped"
 
 
 def test_a_full_disk_is_a_sentence(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs, "publish", full)
+    monkeypatch.setattr(run_folder, "publish", full)
     with pytest.raises(RunError, match="No space left on device; make room"):
-        runs.new_folder(ImageRequest.of({"prompt": "x"}), space)
+        run_folder.new_folder(ImageRequest.of({"prompt": "x"}), space)
 
 
 def test_a_failure_names_a_file_that_is_no_text(space: Workspace, queue: Queue) -> None:
     folder = images(space, queue)
-    *_, failed = runs.record(iter([Failed("a \udcff byte")]), folder)
+    *_, failed = run_folder.record(iter([Failed("a \udcff byte")]), folder)
     assert isinstance(failed, Failed)
-    assert runs.read(folder).error == "a \xff byte"
+    assert run_folder.read(folder).error == "a \xff byte"
 
 
 def test_a_name_whose_waiting_folder_was_deleted_can_be_taken(
     space: Workspace, queue: Queue
 ) -> None:
     settings = TrainSettings.of({"name": "neon", "data": "x"})
-    shutil.rmtree(runs.start(settings, space, queue))
-    folder = runs.start(settings, space, queue)
+    shutil.rmtree(run_folder.start(settings, space, queue))
+    folder = run_folder.start(settings, space, queue)
     assert [job.folder for job in rows(queue) if job.waits] == [folder]

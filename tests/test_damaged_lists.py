@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import ROOT
-from sdlora import runs
-from sdlora.cli import main
+from sdlora.cli.main import main
 from sdlora.errors import ModelError, SettingsError
 from sdlora.events import (
     EVENTS,
@@ -30,16 +29,18 @@ from sdlora.events import (
     plain_step,
     to_line,
 )
-from sdlora.families import detect_family
-from sdlora.jobs import Queue
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Queue
 from sdlora.messages import Message
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.models.registry import detect_family
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from test_events import ONE_OF_EACH
+from webui.app_state import Run
 from webui.markup import run_card
-from webui.studio import Run
 
 bytes_in_names = pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -48,7 +49,7 @@ WRONG = (None, True, [], {}, "x", -1, 1.5, 1e400, float("nan"), 10**400, "\ud800
 
 def a_line(content: object) -> Callable[[Path], object]:
     line = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return lambda folder: (folder / runs.EVENTS_FILE).write_bytes(line + b"\n")
+    return lambda folder: (folder / run_folder.EVENTS_FILE).write_bytes(line + b"\n")
 
 
 def as_folder(name: str) -> Callable[[Path], object]:
@@ -56,10 +57,12 @@ def as_folder(name: str) -> Callable[[Path], object]:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "events are a folder": as_folder(runs.EVENTS_FILE),
-    "events cannot be read": lambda folder: (folder / runs.EVENTS_FILE).symlink_to("events.jsonl"),
-    "pid not utf 8": lambda folder: (folder / runs.PID_FILE).write_bytes(b"\xff"),
-    "pid is a folder": as_folder(runs.PID_FILE),
+    "events are a folder": as_folder(run_folder.EVENTS_FILE),
+    "events cannot be read": lambda folder: (folder / run_folder.EVENTS_FILE).symlink_to(
+        "events.jsonl"
+    ),
+    "pid not utf 8": lambda folder: (folder / run_folder.PID_FILE).write_bytes(b"\xff"),
+    "pid is a folder": as_folder(run_folder.PID_FILE),
     "settings not utf 8": lambda folder: (folder / "settings.json").write_bytes(b"\xff"),
     "settings gone": lambda folder: a_line({})(folder) and (folder / "settings.json").unlink(),
     "stop is a folder": as_folder("stop"),
@@ -87,9 +90,9 @@ def damaged_workspace(space: Workspace) -> None:
     queue = Queue(space.database)
     for name, damage in DAMAGES.items():
         for settings in (TrainSettings.of({"name": name, "data": "x"}), ImageRequest(prompt=name)):
-            damage(runs.start(settings, space, queue))
-    folder = runs.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
-    list(runs.record([Started("a", 1), Step(1, 1, 0.5), Done("good", 1.0)], folder))
+            damage(run_folder.start(settings, space, queue))
+    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    list(run_folder.record([Started("a", 1), Step(1, 1, 0.5), Done("good", 1.0)], folder))
 
 
 @bytes_in_names
@@ -160,8 +163,8 @@ def test_bad_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     good = [Step(number, 9, loss=1.0) for number in range(1, 5)]
     bad = ['{"event": "Step", "step": "3", "total": 9}', "[]", '{"event": "Step"}']
     lines = [to_line(good[0]), bad[0], to_line(good[1]), bad[1], bad[2], *map(to_line, good[2:])]
-    (tmp_path / runs.EVENTS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    state = runs.read(tmp_path)
+    (tmp_path / run_folder.EVENTS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    state = run_folder.read(tmp_path)
     assert state.unreadable == 3 and len(state.losses) == 4
 
 
@@ -193,17 +196,17 @@ def test_a_fold_of_many_events_copies_nothing() -> None:
 def test_steps_without_a_loss_are_not_parsed_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdlora import run_reader
+    from sdlora.jobs import run_reader
 
     events: list[Event] = [Started("t", 1000)]
     events += [Step(n, 1000, 1 / n if n % 5 == 0 else None, 1e-4, 2.5) for n in range(1, 1001)]
     events += [Step(1001, 1001), Progress("ends")]
     text = "".join(to_line(event) + "\n" for event in events)
-    (tmp_path / runs.EVENTS_FILE).write_text(text, encoding="utf-8")
+    (tmp_path / run_folder.EVENTS_FILE).write_text(text, encoding="utf-8")
     parsed: list[object] = []
     real = run_reader.from_row
     monkeypatch.setattr(run_reader, "from_row", lambda row: parsed.append(row) or real(row))
-    assert runs.read(tmp_path) == fold(events)
+    assert run_folder.read(tmp_path) == fold(events)
     assert len(parsed) < 10
 
 
@@ -234,10 +237,10 @@ def test_a_list_of_folders_that_cannot_be_read_is_named(space: Workspace) -> Non
 def test_a_result_whose_path_is_no_text_is_listed(
     space: Workspace,
 ) -> None:
-    folder = runs.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
-    list(runs.record([Done("/x/\udce9.safetensors")], folder))
+    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    list(run_folder.record([Done("/x/\udce9.safetensors")], folder))
     options = ["runs", "list", "--json", "--workspace", str(space.root)]
-    command = [sys.executable, "-m", "sdlora.cli", *options]
+    command = [sys.executable, "-m", "sdlora.cli.main", *options]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["result"] == "/x/\udce9.safetensors"
@@ -246,12 +249,12 @@ def test_a_result_whose_path_is_no_text_is_listed(
 def test_lines_that_are_left_out_are_told_by_list_and_page(
     space: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = runs.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
     a_line([1])(folder)
     words = "1 lines of events.jsonl cannot be read and are left out"
     assert main(["runs", "list", "--workspace", str(space.root)]) == 0
     assert words in capsys.readouterr().out
-    assert words in run_card(Run(folder, runs.read(folder)), "good")
+    assert words in run_card(Run(folder, run_folder.read(folder)), "good")
 
 
 @pytest.mark.parametrize("nested", ["[" * 99_999, '{"a":' * 99_999])

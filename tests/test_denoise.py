@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
-from sdlora.families.base import Family
-from sdlora.generate import render
-from sdlora.lora.library import Library
-from sdlora.painting.denoise import SAMPLERS
-from sdlora.settings import ImageRequest
+from sdlora.inference.engine import render
+from sdlora.inference.sampling import SAMPLERS
+from sdlora.lora.library.library import Library
+from sdlora.models.base import Family
+from sdlora.settings.image_request import ImageRequest
 from tiny import open_tiny, prompt_embeds
 
 PIXEL = 1 / 255

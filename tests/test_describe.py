@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 import tiny_describers
 from awkward import scene
 from onnx_file import write_tagger
-from sdlora.cli import main
-from sdlora.data.describing import DescribeSettings
-from sdlora.data.edit import undo
-from sdlora.describe import KINDS, Kind, _no_larger, _Told, describe
+from sdlora.cli.main import main
+from sdlora.data.caption_editing import undo
+from sdlora.data.captioning import KINDS, Kind, _no_larger, _Told, describe
 from sdlora.errors import ModelError
+from sdlora.settings.captioning import DescribeSettings
 
 MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "blip": ("blip", tiny_describers.blip),
@@ -243,7 +243,7 @@ def test_code_beside_the_weights_is_never_run(
     monkeypatch.setattr("builtins.input", lambda _: "y")  # nobody is asked either
     with pytest.raises(ModelError, match=f"code of its own .{file} names it."):
         described(pictures, model=str(model))
-    monkeypatch.setattr("sdlora.describe._names_code", lambda file: False)
+    monkeypatch.setattr("sdlora.data.captioning._names_code", lambda file: False)
     with contextlib.suppress(ModelError):
         described(pictures, model=str(model))
     assert not (tmp_path / "ran").exists()

@@ -7,11 +7,12 @@ import pytest
 
 import tiny_describers
 from awkward import scene
-from sdlora import runs, work
-from sdlora.data.describing import DescribeSettings
+from sdlora.jobs import run_folder
+from sdlora.settings.captioning import DescribeSettings
+from sdlora.worker import tasks
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
-from webui.studio import Studio
+from webui.app_state import Studio
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def do_the_work(studio: Studio) -> None:
     job = studio.queue.claim("me")
     assert job and job.kind == "describe"
-    studio.queue.finish(job, work.do(job.kind, job.folder, studio.workspace).status)
+    studio.queue.finish(job, tasks.do(job.kind, job.folder, studio.workspace).status)
 
 
 def ask(browser: Browser, model: Path, every: bool = False) -> None:
@@ -101,7 +102,7 @@ def test_captions_are_told_then_written_then_taken_back(
     assert not browser.prop("describe-write", "visible")
     browser.click("describe-undo")
     assert "a.txt" not in captions(mine) and browser.prop("describe-write", "visible")
-    settings = DescribeSettings.load(studio.latest("describe")[0].folder / runs.SETTINGS_FILE)
+    settings = DescribeSettings.load(studio.latest("describe")[0].folder / run_folder.SETTINGS_FILE)
     assert settings.data == "mine" and not settings.write
 
 

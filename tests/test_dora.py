@@ -11,10 +11,10 @@ from torch.nn.functional import conv2d, linear
 
 from sdlora.adapters import layers
 from sdlora.adapters.layers import ADAPTER, KINDS, Ask
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, write_lora
-from sdlora.lora.recipe import PICTURES, SETTINGS, VERSIONS, read_recipe
-from sdlora.settings import TrainSettings
+from sdlora.lora.format.file import LoraFile, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.format.training_metadata import PICTURES, SETTINGS, VERSIONS, read_recipe
+from sdlora.settings.train import TrainSettings
 
 AXES: tuple[Any, ...] = ("input", "output")
 OUT, IN, SCALE = 12, 8, 0.5

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from awkward import scene
-from sdlora.cli import main
-from sdlora.data import edit
-from sdlora.data.edit import CaptionSettings, editing, planned, undo, write
+from sdlora.cli.main import main
+from sdlora.data import caption_editing
+from sdlora.data.caption_editing import CaptionSettings, editing, planned, undo, write
 from sdlora.data.folder import scan_folder
 from sdlora.errors import DataError
 
@@ -96,7 +96,7 @@ def test_killed_at_any_write_the_captions_are_whole_and_come_back(
 ) -> None:
     before = state(folder)
     settings = CaptionSettings.of({"data": str(folder), "prefix": "new "})
-    real, left = edit.publish, 0
+    real, left = caption_editing.publish, 0
 
     def dying(*given: Any) -> Path:
         nonlocal left
@@ -105,7 +105,7 @@ def test_killed_at_any_write_the_captions_are_whole_and_come_back(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(edit, "publish", dying)
+    monkeypatch.setattr(caption_editing, "publish", dying)
     after = {p: s for p, s in changed(folder, prefix="new ").items()}
     for writes in range(9):  # three copies, the list, five captions
         left = writes

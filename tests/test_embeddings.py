@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters import Blend, fit
-from sdlora.families.base import Family
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.models.base import Family
 from tiny import open_tiny, weights_hash
 
 VECTORS = {"sd1": {"": (3, 16)}, "sdxl": {"clip_l": (3, 16), "clip_g": (3, 24)}}

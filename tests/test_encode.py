@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from sdlora.data.folder import scan_folder
-from sdlora.encode import Batch, Dataset, encode_dataset
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress
-from sdlora.families import open_family
-from sdlora.families.base import Family
-from sdlora.settings import TrainSettings
+from sdlora.models.base import Family
+from sdlora.models.registry import open_family
+from sdlora.settings.train import TrainSettings
+from sdlora.training.latent_dataset import Batch, Dataset, encode_dataset
 from tiny import open_tiny, tiny
 
 

@@ -13,8 +13,8 @@ from sdlora.prompt.expansion import expand
 from sdlora.prompt.scanner import tokens
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.tags import parse_prompt
-from sdlora.training import under_way
-from sdlora.training.samples import prompts_from
+from sdlora.training import trainer
+from sdlora.training.sample_images import prompts_from
 
 TEXTS = (
     "zibo robot, c# key, smile", "<lora:other:1>, sea", "lora:other:1, sea", "[night:day:0.5]",
@@ -56,7 +56,7 @@ def test_a_training_samples_its_captions_as_they_are_learnt(
 ) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(
-        under_way, "draw_samples", lambda _, prompts, *rest: drawn.extend(prompts) or ()
+        trainer, "draw_samples", lambda _, prompts, *rest: drawn.extend(prompts) or ()
     )
     training = SimpleNamespace(
         settings=SimpleNamespace(sample_prompts=(), seed=0),
@@ -64,7 +64,7 @@ def test_a_training_samples_its_captions_as_they_are_learnt(
         folder=tmp_path, step=1, family=None,
         learner=SimpleNamespace(as_kept=nullcontext), pace=SimpleNamespace(sampled=int),
     )  # fmt: skip
-    assert [*under_way.Training.sample(training, bool)] == []  # type: ignore[arg-type]
+    assert [*trainer.Training.sample(training, bool)] == []  # type: ignore[arg-type]
     assert [read(prompt) for prompt in drawn] == [[("zibo, c# key (x:1.4)", 1.0)]]
 
 

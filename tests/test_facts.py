@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from raw_lora import beside, lora, shapes_of
-from sdlora.lora.facts import MAX_SIDECAR, Facts
-from sdlora.lora.library import Library, trigger_words
+from sdlora.lora.library.file_info import MAX_SIDECAR, Facts
+from sdlora.lora.library.library import Library, trigger_words
 
 
 def only(folder: Path) -> Facts:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from launch import ROOT
-from sdlora import families
 from sdlora.adapters import attach, collect, detach
 from sdlora.errors import ModelError
-from sdlora.families import FAMILIES, detect_family, hub, open_family
-from sdlora.families.base import Family
-from sdlora.lora.file import read_lora, write_lora
-from sdlora.settings import TrainSettings
+from sdlora.lora.format.file import read_lora, write_lora
+from sdlora.models import hub, registry
+from sdlora.models.base import Family
+from sdlora.models.registry import FAMILIES, detect_family, open_family
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import CPU, KINDS, PIXELS, open_tiny, tiny, weights_hash
 
@@ -42,7 +42,7 @@ class Some:
 @pytest.fixture(params=list(FAMILIES), scope="module")
 def family(request: pytest.FixtureRequest) -> Family:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(families, "STARTER_MODEL", tiny("starter"))
+        patch.setattr(registry, "STARTER_MODEL", tiny("starter"))
         return open_tiny(request.param)
 
 
@@ -277,7 +277,7 @@ def test_not_models(tmp_path: Path) -> None:
 
 def test_detecting_needs_no_torch() -> None:
     code = (
-        "import sys; from sdlora.families import detect_family\n"
+        "import sys; from sdlora.models.registry import detect_family\n"
         f"assert detect_family({str(tiny('sdxl'))!r}) == 'sdxl'\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -24,11 +24,11 @@ import tiny_transformers
 from kind_cases import CASES, Tensors, error, random
 from sdlora.adapters import fit
 from sdlora.errors import LoraFileError
-from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora.formats import GRAMMARS, ROLES
-from sdlora.lora.kinds import KINDS as KINDS_OF_ADAPTER
-from sdlora.lora.vocabulary import vocabulary
-from sdlora.lora.written import NO_LIMIT
+from sdlora.lora.format.adapter_types import KINDS as KINDS_OF_ADAPTER
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.keys import GRAMMARS, ROLES
+from sdlora.lora.format.name_map import vocabulary
+from sdlora.lora.format.writer import NO_LIMIT
 from tiny import CPU, KINDS, open_tiny
 
 TRANSFORMERS = ("sd3", "flux")

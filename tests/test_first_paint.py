@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from sdlora import runs
 from sdlora.events import Done, Started, Step
-from sdlora.processes import identity
-from sdlora.settings import TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.processes import identity
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 
@@ -17,15 +17,15 @@ def test_the_training_that_goes_on_is_in_the_first_answer(workspace: Path) -> No
     assert 'id="opening"' in browser.http.get("/").text
     assert "data-run=" not in browser.http.get("/").text
     settings = TrainSettings(data="zibo", name="my robot")
-    folder = runs.start(settings, studio.workspace, studio.queue)
+    folder = run_folder.start(settings, studio.workspace, studio.queue)
     studio.queue.claim(identity(os.getpid()) or "")
-    runs.say(folder, Started("training", 800))
-    runs.say(folder, Step(120, 800, seconds_left=60.0))
+    run_folder.say(folder, Started("training", 800))
+    run_folder.say(folder, Step(120, 800, seconds_left=60.0))
     answer = browser.http.get("/")
     assert 'data-run="my robot"' in answer.text and "Step 120 of 800" in answer.text
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert answer.text.index("data-run") < answer.text.index("<gradio-app")
-    runs.say(folder, Done("x.safetensors", 9.0))
+    run_folder.say(folder, Done("x.safetensors", 9.0))
     assert "data-run=" not in browser.http.get("/").text
     assert 'data-run="my robot"' in browser.http.get("/?run=my%20robot").text
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from kind_cases import error, make_blocks, make_lokr, make_lora, random
 from sdlora.errors import LoraFileError
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.describe import describe
-from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora.library import Library
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.library.describe import describe
+from sdlora.lora.library.library import Library
 
 LAYERS = [f"lora_unet_mid_block_attentions_0_transformer_blocks_{i}_attn1_to_q" for i in range(4)]
 OUT, IN = 12, 8

@@ -10,14 +10,15 @@ import pytest
 
 from filled_in import another
 from sdlora.errors import SettingsError
-from sdlora.presets import preset
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.presets import preset
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import fields, theme
+from webui.app_state import Studio
 from webui.drafts import recall
 from webui.form import Form, component, marks, widget
-from webui.studio import Studio
 from webui.tabs import generate, train
 
 BOTH = pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])

@@ -4,7 +4,8 @@ import pytest
 
 from architectures import ARCHITECTURES, read_keys
 from sdlora.errors import LoraFileError
-from sdlora.lora.formats import (
+from sdlora.lora.format.adapter_types import layers_of
+from sdlora.lora.format.keys import (
     GRAMMARS,
     canonical,
     dotted,
@@ -12,7 +13,6 @@ from sdlora.lora.formats import (
     embeddings_of,
     text_name,
 )
-from sdlora.lora.kinds import layers_of
 
 UNET = "lora_unet_mid_block_attentions_0_proj_in"
 TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

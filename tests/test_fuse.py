@@ -7,13 +7,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sdlora.adapters import Blend
+from sdlora.adapters.extract import extract
+from sdlora.adapters.fuse import fuse, save_model, weights_of
 from sdlora.errors import LoraFileError, ModelError, SettingsError
-from sdlora.extract import extract
-from sdlora.families.base import Family
-from sdlora.fuse import fuse, save_model, weights_of
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
-from sdlora.lora.merge import Recipe, resize
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.tools.merge import Recipe, resize
+from sdlora.models.base import Family
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
 FP32 = torch.float32

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.gate import ORIGINALS, mutants, originals, outcome, weights_hash
 from sdlora.adapters import Blend
-from sdlora.families import open_family
-from sdlora.lora.refusals import REFUSALS
+from sdlora.lora.format.errors import REFUSALS
+from sdlora.models.registry import open_family
 from sdlora.workspace import STARTER_MODEL
 
 HOSTILE = Path(__file__).parent / "hostile"

@@ -17,13 +17,14 @@ from PIL import Image
 from sdlora.adapters import attach, collect, detach
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
-from sdlora.families.base import Family
-from sdlora.generate import Engine, render
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, write_lora
-from sdlora.lora.library import Library
-from sdlora.painting.denoise import SAMPLERS
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.inference.engine import Engine, render
+from sdlora.inference.sampling import SAMPLERS
+from sdlora.lora.format.file import LoraFile, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.library.library import Library
+from sdlora.models.base import Family
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 

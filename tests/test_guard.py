@@ -16,11 +16,11 @@ from sdlora.events import (
     Step,
     Warned,
 )
-from sdlora.lora.file import read_lora
-from sdlora.optim import OPTIMIZERS, make_optimizer
-from sdlora.training.guard import Guard
-from sdlora.training.ledger import SPAN, Ledger
-from sdlora.training.steady import Health
+from sdlora.lora.format.file import read_lora
+from sdlora.training.loss_log import SPAN, Ledger
+from sdlora.training.optim import OPTIMIZERS, make_optimizer
+from sdlora.training.skip_nonfinite import Guard
+from sdlora.training.validation import Health
 from sdlora.workspace import Workspace
 from trainings import Breaks, Run, learnt, numbers_of, only
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from sdlora.workspace import Workspace
+from webui.app_state import Studio
 from webui.guards import HEADERS, Guard, body_limit
 from webui.server import make_app
-from webui.studio import Studio
 
 OWN = "127.0.0.1:7860"
 GOOD_HOSTS = ["localhost", "localhost:7860", "LOCALHOST:1", "127.0.0.1", OWN, "[::1]", "[::1]:80"]

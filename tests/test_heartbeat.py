@@ -15,15 +15,15 @@ import pytest
 
 from fakes import FAST, FakeEngine
 from launch import ROOT
-from sdlora import heartbeat, runs
-from sdlora.commands.runs import say_run
+from sdlora.cli.runs import say_run
 from sdlora.events import RunState, Step
-from sdlora.heartbeat import Beat, Heart, Times, Watch, read_beat, silence_and_idleness
-from sdlora.jobs import Queue
-from sdlora.processes import alive, end, identity, release, start_detached
-from sdlora.settings import TrainSettings
-from sdlora.supervise import WorkerKeeper, end_now
-from sdlora.worker import Worker
+from sdlora.jobs import heartbeat, run_folder
+from sdlora.jobs.heartbeat import Beat, Heart, Times, Watch, read_beat, silence_and_idleness
+from sdlora.jobs.processes import alive, end, identity, release, start_detached
+from sdlora.jobs.queue import Queue
+from sdlora.jobs.supervise import WorkerKeeper, end_now
+from sdlora.settings.train import TrainSettings
+from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="stops by signal")
@@ -173,7 +173,7 @@ def child_worker(space: Workspace, *more: str) -> Worker:
 
 
 def train(space: Workspace, queue: Queue) -> Path:
-    return runs.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
+    return run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
 
 
 @posix_only
@@ -183,7 +183,7 @@ def test_a_stopped_child_is_ended_and_begun_anew_once(
 ) -> None:
     folder = train(space, queue)
     child_worker(space, *more).run()
-    state = runs.read(folder, queue)
+    state = run_folder.read(folder, queue)
     assert state.status == status
     assert any("did not answer" in warned.message for warned in state.warnings)
     assert ("did not answer" in state.error) == (status == "failed")
@@ -204,8 +204,8 @@ def stopped_process(code: str, *arguments: str) -> Iterator[str]:
 WORKER = """
 import sys, time
 from pathlib import Path
-from sdlora.heartbeat import Heart
-from sdlora.jobs import Queue
+from sdlora.jobs.heartbeat import Heart
+from sdlora.jobs.queue import Queue
 from sdlora.workspace import Workspace
 space = Workspace.open(sys.argv[1])
 Queue(space.database).take_seat('worker')
@@ -246,11 +246,11 @@ def test_the_second_stop_ends_a_process_that_stands_still(space: Workspace, queu
     folder = train(space, queue)
     queue.cancel(folder)
     with stopped_process("import time; print('ready', flush=True); time.sleep(600)") as process:
-        (folder / runs.PID_FILE).write_text(process, encoding="utf-8")
-        runs.say(folder, Step(3, 9))
+        (folder / run_folder.PID_FILE).write_text(process, encoding="utf-8")
+        run_folder.say(folder, Step(3, 9))
         end_now(folder, queue, QUICK)
         assert not alive(process)
-    assert runs.read(folder, queue).status == "stopped"
+    assert run_folder.read(folder, queue).status == "stopped"
 
 
 def test_silence_and_want_of_progress_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,20 +269,20 @@ def test_silence_and_want_of_progress_are_told(capsys: pytest.CaptureFixture[str
 @posix_only
 def test_a_run_tells_of_the_silence_of_its_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for _ in runs.record(iter([Step(1, 9)]), folder, 0.01):
-        wait_until(lambda: read_beat(folder / runs.HEARTBEAT_FILE))
+    for _ in run_folder.record(iter([Step(1, 9)]), folder, 0.01):
+        wait_until(lambda: read_beat(folder / run_folder.HEARTBEAT_FILE))
     time.sleep(0.1)
-    assert runs.read(folder).silent_s > 0.05
+    assert run_folder.read(folder).silent_s > 0.05
 
 
 @posix_only
 def test_a_child_whose_parent_died_before_it_was_known_does_nothing(tmp_path: Path) -> None:
     child = (
-        "import sys; from pathlib import Path; from sdlora.processes import wait_for_release\n"
+        "import sys; from pathlib import Path; from sdlora.jobs.processes import wait_for_release\n"
         "wait_for_release(); Path(sys.argv[1]).touch()"
     )
     parent = (
-        "import os, sys; from pathlib import Path; from sdlora.processes import *\n"
+        "import os, sys; from pathlib import Path; from sdlora.jobs.processes import *\n"
         f"print(start_detached(['-c', {child!r}, sys.argv[1]], Path(sys.argv[2]), held=True).pid)\n"
         "sys.stdout.flush(); os._exit(1)"
     )
@@ -303,20 +303,20 @@ def test_a_child_whose_pid_file_is_damaged_is_still_the_owner(
     folder = train(space, queue)
     job = queue.claim("1:dead")
     assert job
-    child = start_detached(["-c", "import time; time.sleep(0.5)"], folder / runs.LOG_FILE)
+    child = start_detached(["-c", "import time; time.sleep(0.5)"], folder / run_folder.LOG_FILE)
     process = identity(child.pid) or ""
     queue.started(job, process)
-    (folder / runs.PID_FILE).write_bytes(b"\xff")
+    (folder / run_folder.PID_FILE).write_bytes(b"\xff")
     try:
         child_worker(space).run()
         assert not alive(process), "it was waited for"
     finally:
         end(process)
         child.wait()
-    assert "the process of this work with it" in runs.read(folder, queue).error
+    assert "the process of this work with it" in run_folder.read(folder, queue).error
 
 
 def test_pictures_are_made_at_the_usual_priority() -> None:
-    from sdlora.worker import WAYS
+    from sdlora.worker.worker import WAYS
 
     assert [kind for kind, way in WAYS.items() if way.in_background] == ["train", "measure"]

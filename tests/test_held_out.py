@@ -10,7 +10,7 @@ import pytest
 
 from awkward import scene
 from sdlora.data.folder import Example, scan_folder
-from sdlora.data.held_out import Split, apart, hold_out
+from sdlora.data.validation_split import Split, apart, hold_out
 from sdlora.events import Started, Validated, Warned
 from trainings import Run, only
 

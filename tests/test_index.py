@@ -14,9 +14,9 @@ import pytest
 from launch import ROOT
 from raw_lora import beside, lora, shapes_of
 from sdlora.errors import LoraFileError
-from sdlora.lora.hashes import Hashes
-from sdlora.lora.index import Facts, Index, Row
-from sdlora.lora.library import Library, LoraEntry
+from sdlora.lora.format.hashes import Hashes
+from sdlora.lora.library.index import Facts, Index, Row
+from sdlora.lora.library.library import Library, LoraEntry
 
 ROW = Row(b"/a", "1 2", ",", Facts(alias="a", top_tags={"x": 1}).text)
 HASHES = Hashes("s" * 64, "b" * 64, "l" * 8)
@@ -24,7 +24,7 @@ HASHES = Hashes("s" * 64, "b" * 64, "l" * 8)
 # Lists a folder with an index and prints what was opened in it
 OPENED = """
 import sys, pathlib
-from sdlora.lora.library import Library
+from sdlora.lora.library.library import Library
 folder, index = map(pathlib.Path, sys.argv[1:])
 opened = []
 def note(event, arguments):
@@ -225,7 +225,7 @@ def test_an_index_that_is_held_by_another_is_waited_for_or_gone_without(
     folder: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Library([folder], index).list()
-    monkeypatch.setattr("sdlora.lora.index.PATIENCE_S", 0.05)
+    monkeypatch.setattr("sdlora.lora.library.index.PATIENCE_S", 0.05)
     holder = sqlite3.connect(index, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     assert len(Library([folder], index).list()) == 3

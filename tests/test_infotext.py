@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdlora.prompt import infotext, lora_hashes, write_png
+from sdlora.image_metadata.infotext import infotext, lora_hashes, write_png
 
 # AUTOMATIC1111/stable-diffusion-webui, modules/infotext_utils.py: re_param_code
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fuzz_infotexts import MAKERS, Case, fuzzed, outcome
-from sdlora.lora.library import Library
+from sdlora.lora.library.library import Library
 from sdlora.workspace import Workspace
 
 

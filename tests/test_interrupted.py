@@ -17,10 +17,11 @@ import pytest
 
 from benchmarks.disturbed import Proof
 from benchmarks.interrupted import pairwise, power_losses
-from sdlora import files, runs
-from sdlora.encode import Batch
+from sdlora import files
+from sdlora.jobs import run_folder
 from sdlora.training import checkpoints
-from sdlora.training.learner import Learner
+from sdlora.training.latent_dataset import Batch
+from sdlora.training.train_state import Learner
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills by signal")
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -93,9 +94,9 @@ def test_several_kills_in_a_row_cost_no_bit(proof: Proof) -> None:
 def test_a_disk_that_fails_is_told_and_costs_no_bit(at: int, proof: Proof) -> None:
     with proof.disturbed() as place:
         code = place.run(prepare=before(at, fail, ("fsync",)))
-        (folder,) = runs.run_folders(place.root / "runs")
-        said = " ".join(warned.message for warned in runs.read(folder).warnings)
-        assert "Input/output error" in said + runs.read(folder).error
+        (folder,) = run_folder.run_folders(place.root / "runs")
+        said = " ".join(warned.message for warned in run_folder.read(folder).warnings)
+        assert "Input/output error" in said + run_folder.read(folder).error
         assert not place.damage()
         assert (proof.resumed(place) if code else place.problems(proof.expected)) == []
 

@@ -10,12 +10,12 @@ import pytest
 
 from launch import ROOT
 from sdlora.errors import SettingsError
-from sdlora.jobs import Job, Queue
+from sdlora.jobs.queue import Job, Queue
 
 CLAIM_ALL = """
 import sys
 from pathlib import Path
-from sdlora.jobs import Queue
+from sdlora.jobs.queue import Queue
 queue = Queue(Path(sys.argv[1]))
 while job := queue.claim(sys.argv[2]):
     print(job.id)
@@ -99,7 +99,7 @@ def test_a_seat_has_one_holder_until_it_dies(queue: Queue) -> None:
     assert queue.holder("worker") is None
     assert queue.take_seat("worker", "here") is None
     assert queue.take_seat("worker", "moved") is None, "mine stays mine"
-    code = "import sys; from pathlib import Path; from sdlora.jobs import Queue; "
+    code = "import sys; from pathlib import Path; from sdlora.jobs.queue import Queue; "
     code += "print(Queue(Path(sys.argv[1])).take_seat(sys.argv[2], 'http://there'))"
 
     def other_takes(role: str) -> str:

@@ -32,9 +32,9 @@ from kind_cases import (
     random,
 )
 from sdlora.errors import LoraFileError
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import read_lora
-from sdlora.lora.kinds import KINDS
+from sdlora.lora.format.adapter_types import KINDS
+from sdlora.lora.format.file import read_lora
+from sdlora.lora.format.layer import Adapter
 
 
 @pytest.mark.parametrize("case", CASES)

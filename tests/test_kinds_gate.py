@@ -5,9 +5,9 @@ import torch
 
 from kind_cases import CASES, CELLS, IN, LAYER, OUT, SHAPES, Tensors, random
 from sdlora.errors import LoraFileError
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.kinds import Shapes, layers_of
-from sdlora.lora.refusals import REFUSALS
+from sdlora.lora.format.adapter_types import Shapes, layers_of
+from sdlora.lora.format.errors import REFUSALS
+from sdlora.lora.format.layer import Adapter
 
 
 def shapes_of(of: Tensors) -> Shapes:

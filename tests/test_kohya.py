@@ -12,7 +12,7 @@ from sdlora import kohya
 from sdlora.errors import SettingsError
 from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
 from sdlora.kohya.table import markdown
-from sdlora.settings import TrainSettings
+from sdlora.settings.train import TrainSettings
 
 NEEDED = {"data": "x", "name": "x"}
 

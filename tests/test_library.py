@@ -12,10 +12,10 @@ import pytest
 from launch import ROOT
 from raw_lora import beside, lora, shapes_of
 from sdlora.errors import LoraFileError
-from sdlora.lora import library as library_module
-from sdlora.lora.file import read_lora
-from sdlora.lora.header import read_header
-from sdlora.lora.library import Library
+from sdlora.lora.format.file import read_lora
+from sdlora.lora.format.header import read_header
+from sdlora.lora.library import library as library_module
+from sdlora.lora.library.library import Library
 from sdlora.prompt import parse_prompt
 from sdlora.prompt.tags import written
 
@@ -291,7 +291,7 @@ def test_unusable_files_are_listed_with_their_problem(folder: Path) -> None:
 
 def test_listing_needs_no_torch(folder: Path) -> None:
     code = (
-        "import sys, pathlib; from sdlora.lora.library import Library\n"
+        "import sys, pathlib; from sdlora.lora.library.library import Library\n"
         f"assert len(Library([pathlib.Path({str(folder)!r})]).list()) == 3\n"
         "sys.exit('torch' in sys.modules)"
     )

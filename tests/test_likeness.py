@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from sdlora.data.likeness import (
+from sdlora.data.near_duplicates import (
     BLURRED_PX,
     Likeness,
     edge_width,

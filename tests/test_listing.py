@@ -7,10 +7,10 @@ import pytest
 
 from awkward import scene
 from sdlora.data import listing
+from sdlora.data.dataset import gather
 from sdlora.data.folder import list_captions, scan_folder
-from sdlora.data.sources import gather
 from sdlora.errors import DataError
-from sdlora.settings import TrainSettings
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from kind_cases import by_input, make_loha, make_lokr, make_lora, random
 from launch import ROOT
-from sdlora.cli import main
-from sdlora.commands.lora import TOOLS
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, read_lora, write_lora
+from sdlora.cli.lora import TOOLS
+from sdlora.cli.main import main
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.layer import Adapter
 from tiny import open_tiny, tiny, tiny_lora
 
 Run = Callable[..., tuple[int, list[dict[str, Any]], str]]
@@ -273,7 +273,7 @@ def test_every_setting_of_a_tool_can_be_given(
 
 def test_help_and_info_leave_torch_alone(workspace: Path) -> None:
     code = (
-        "import sys; from sdlora.cli import main; "
+        "import sys; from sdlora.cli.main import main; "
         f"main(['lora', 'info', 'neon_lighting', '--workspace', {str(workspace)!r}]); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from sdlora.errors import DataError, LoraFileError
-from sdlora.lora import provenance
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.chart import draw
-from sdlora.lora.compare import compare
-from sdlora.lora.convert import alike, number_format, renamed, rounding
-from sdlora.lora.file import LoraFile
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.tools import provenance
+from sdlora.lora.tools.compare import compare, draw
+from sdlora.lora.tools.convert import alike, number_format, renamed, rounding
 from test_lora_tools import CONV, LINEAR, delta, file_of, lora, random, relative
 
 # Comparing

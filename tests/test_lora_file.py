@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from sdlora.architectures import base_of
 from sdlora.errors import LoraFileError
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.bases import base_of
-from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora.header import body_hash, read_header
-from sdlora.lora.metadata import TrainingFacts, count_tags, training_metadata
-from sdlora.lora.refusals import REFUSALS
-from sdlora.settings import TrainSettings
+from sdlora.lora.format.errors import REFUSALS
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.header import body_hash, read_header
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
+from sdlora.settings.train import TrainSettings
 
 LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 SETTINGS = TrainSettings(

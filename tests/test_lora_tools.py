@@ -11,16 +11,16 @@ from peft.utils import merge_utils
 from torch import Tensor, nn
 
 import architectures
-from sdlora.by_group import WIDER
 from sdlora.device import generator_for
 from sdlora.errors import LoraFileError
-from sdlora.families.base import TARGETS
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
-from sdlora.lora.groups import GROUPS, Losses, group_of
-from sdlora.lora.merge import Recipe, merge, resize
-from sdlora.lora.spectrum import Spectrum, distance
-from sdlora.lora.vocabulary import vocabulary
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.format.layer_groups import GROUPS, Losses, group_of
+from sdlora.lora.format.name_map import vocabulary
+from sdlora.lora.tools.merge import Recipe, merge, resize
+from sdlora.lora.tools.svd import Spectrum, distance
+from sdlora.models.base import TARGETS
+from sdlora.settings.layer_groups import WIDER
 
 FP32 = torch.float32
 LINEAR = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

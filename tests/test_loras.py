@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from raw_lora import beside, lora, shapes_of
-from sdlora.lora.entry import LoraEntry
-from sdlora.lora.library import Library
-from sdlora.lora.walk import Found as Listed
+from sdlora.lora.library.index import LoraEntry
+from sdlora.lora.library.library import Library
+from sdlora.lora.library.scan import Found as Listed
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
-from webui import chooser, loras, markup
-from webui.loras import ANY_BASE, FITTING, Loras, Wish, prompt_words
-from webui.studio import Studio
+from webui import lora_browser, lora_details, markup
+from webui.app_state import Studio
+from webui.lora_details import ANY_BASE, FITTING, Loras, Wish, prompt_words
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def studio(folder: Path) -> Studio:
     return StudioWithoutWorker(Workspace.open(folder.parent))
 
 
-def names(found: loras.Found) -> list[str]:
+def names(found: lora_details.Found) -> list[str]:
     return [entry.name for entry in found.usable]
 
 
@@ -68,7 +68,7 @@ def test_what_is_for_another_base_is_counted_and_what_is_broken_listed(folder: P
 def test_orders(folder: Path) -> None:
     os.utime(folder / "b" / "fog.safetensors", (2e9, 2e9))
     library = Loras(Library([folder]))
-    order = {name: names(library.search(Wish("", ANY_BASE, name))) for name in loras.ORDERS}
+    order = {name: names(library.search(Wish("", ANY_BASE, name))) for name in lora_details.ORDERS}
     assert order["name"] == ["fog", "neon_Sign", "no_base", "zz"]
     assert order["newest"][0] == "fog"
     assert order["folder"][-2:] == ["fog", "neon_Sign"]
@@ -92,25 +92,25 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
             go_on.wait(20)
             return super().list()
 
-    monkeypatch.setattr(loras, "FIRST_PATIENCE_S", 0.01)
-    monkeypatch.setattr(loras, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 0.01)
+    monkeypatch.setattr(lora_details, "PATIENCE_S", 0.01)
     library = Loras(Slow([folder]))
     assert library.search(Wish()).reading and library.names() == set()
     go_on.set()
-    monkeypatch.setattr(loras, "FIRST_PATIENCE_S", 20.0)
+    monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 20.0)
     assert not library.search(Wish()).reading
     go_on.clear()
     lora(folder / "new.safetensors")
     assert "new" not in names(library.search(Wish(), fresh=True)), "the old answers meanwhile"
     go_on.set()
-    monkeypatch.setattr(loras, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(lora_details, "PATIENCE_S", 20.0)
     assert "new" in names(library.search(Wish(), fresh=True)) and "new" in library.names()
 
 
 def test_the_page_filters_and_shows_more(
     studio: Studio, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chooser, "AT_ONCE", 2)
+    monkeypatch.setattr(lora_browser, "AT_ONCE", 2)
     browser = Browser(studio)
     browser.open()
     cards = browser.value("loras")
@@ -180,7 +180,7 @@ def test_no_text_of_a_file_becomes_markup(folder: Path, text: str) -> None:
     lora(folder / "a.safetensors", **{"modelspec.trigger_phrase": text})
     [entry] = [e for e in Library([folder]).list() if e.name == "a"]
     odd = entry.__class__(Listed(*entry.found)._replace(name=text, folder=text), entry.row, text)
-    found = loras.Found([odd], [odd], 1, 2, [text])
+    found = lora_details.Found([odd], [odd], 1, 2, [text])
     shown: Any = markup.lora_card(odd, "") + markup.offers(text, [odd])
     shown += markup.lora_cards(found, [], Wish(text))
     assert text not in shown and markup.esc(text) in shown

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mixed import FILES, mixed_lora, mixed_loras
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
-from sdlora.families.base import Family
-from sdlora.lora.file import LoraFile
+from sdlora.lora.format.file import LoraFile
+from sdlora.models.base import Family
 from tiny import LATENT, open_tiny, prompt_embeds, tiny_lora, weights_hash
 
 # per image: the weights of two LoRAs

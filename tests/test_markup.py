@@ -21,8 +21,8 @@ from sdlora.messages import Setting
 from sdlora.workspace import Workspace
 from surfing import StudioWithoutWorker
 from webui import markup
+from webui.app_state import Run, Studio
 from webui.media import Media
-from webui.studio import Run, Studio
 
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; drop", "${1}{{2}}"]
 

@@ -13,8 +13,8 @@ from sdlora.events import (
     Warned,
 )
 from sdlora.starter.draw import draw, random_scene
-from sdlora.train import prepare
-from sdlora.training.learner import Learner
+from sdlora.training.train import prepare
+from sdlora.training.train_state import Learner
 from sdlora.workspace import Workspace
 from trainings import Run, learnt, numbers_of, result_of
 

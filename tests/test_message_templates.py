@@ -8,18 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from sdlora import errors
-from sdlora.data.describing import DescribeSettings
-from sdlora.data.edit import CaptionSettings
+from sdlora.data.caption_editing import CaptionSettings
 from sdlora.messages import PAGE, Message
-from sdlora.review import GridSettings
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings.captioning import DescribeSettings
+from sdlora.settings.grid import GridSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from shape import Source, sources
 
 TELLS = {name for name in vars(errors) if name.endswith("Error")}
 TELLS |= {"Warned", "Failed", "Problem", "Message", "InvalidValue", "_about_optimizer"}
 SHOWN_BY_THE_COMMAND_ALONE = (
-    *("sdlora.cli", "sdlora.commands*", "sdlora.demo", "sdlora.fuse", "sdlora.extract"),
-    *("sdlora.kohya*", "sdlora.starter*", "sdlora.checked", "webui.server"),
+    *("sdlora.cli*", "sdlora.adapters.fuse", "sdlora.adapters.extract"),
+    *("sdlora.kohya*", "sdlora.starter*", "sdlora.settings.base", "webui.server"),
 )
 SETTINGS = (TrainSettings, ImageRequest, GridSettings, DescribeSettings, CaptionSettings)
 SNAKES = {name for kind in SETTINGS for name in kind.model_fields if "_" in name}

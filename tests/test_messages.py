@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sdlora.checked import Settings
 from sdlora.errors import LoraFileError, SdloraError, SettingsError
 from sdlora.events import Failed, Warned, from_line, to_line
 from sdlora.messages import COMMAND, PAGE, TEXT, Message, PerSurface, Setting
+from sdlora.settings.base import Settings
 
 WRONG = Message(
     "{setting} = {given} does not go with {file}; {advice}",

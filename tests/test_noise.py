@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from sdlora.errors import ModelError
-from sdlora.noise import DDPM
+from sdlora.noise_schedule import DDPM
 
 CONFIG = {
     "num_train_timesteps": 1000,

@@ -6,14 +6,14 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from sdlora import runs
 from sdlora.errors import SettingsError
+from sdlora.jobs import run_folder
 from sdlora.messages import Message, Setting
-from sdlora.settings import ImageRequest
+from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
+from webui.app_state import Studio
 from webui.notice import PLACE, Answer, Notice
-from webui.studio import Studio
 
 DRAFT_ACTS = ("collect", "reset", "undo")  # whose answer is the form itself
 
@@ -82,7 +82,7 @@ def test_an_answer_outlasts_refreshes_and_goes_by_its_close_button(
     page.click("generate")
     for _ in range(3):
         page.tick()
-    runs.cancel(studio.latest("generate")[0].folder, studio.queue)
+    run_folder.cancel(studio.latest("generate")[0].folder, studio.queue)
     page.tick()
     assert page.value("restored-notice") == answer
     page.click("restored-notice-close")
@@ -108,7 +108,7 @@ def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
     answer = page.value("train-notice")
     assert "Queued as fin-2, because fin exists." in answer and "1 job comes first." in answer
     for run in studio.trainings():
-        runs.cancel(run.folder, studio.queue)
+        run_folder.cancel(run.folder, studio.queue)
 
 
 def test_the_same_seed_twice_is_one_request_and_a_drawn_seed_two(
@@ -120,7 +120,7 @@ def test_the_same_seed_twice_is_one_request_and_a_drawn_seed_two(
         page.click("generate")
         assert len(studio.requests()) == before + queued
     for run in studio.requests():
-        runs.cancel(run.folder, studio.queue)
+        run_folder.cancel(run.folder, studio.queue)
 
 
 def test_an_error_reaches_the_marks_of_the_form() -> None:

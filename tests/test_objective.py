@@ -18,12 +18,12 @@ from torch.nn.functional import interpolate
 
 from sdlora.adapters import attach, detach
 from sdlora.adapters.layers import ADAPTER
-from sdlora.encode import Batch
 from sdlora.errors import SettingsError
-from sdlora.families.base import Family
-from sdlora.noise import DDPM, FLOW_WEIGHTS, Levels, RectifiedFlow, flux_shift, noise_like
-from sdlora.objective import Draw, Objective, loss_of
-from sdlora.settings import TrainSettings
+from sdlora.models.base import Family
+from sdlora.noise_schedule import DDPM, FLOW_WEIGHTS, Levels, RectifiedFlow, flux_shift, noise_like
+from sdlora.settings.train import TrainSettings
+from sdlora.training.latent_dataset import Batch
+from sdlora.training.loss import Draw, Objective, loss_of
 from test_noise import CONFIG, alpha_bar
 from tiny import open_tiny
 

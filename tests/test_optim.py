@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.errors import SettingsError
-from sdlora.optim import (
+from sdlora.settings.train import Schedule, TrainSettings
+from sdlora.training.optim import (
     OPTIMIZERS,
     SCHEDULES,
     OptimizerRow,
@@ -26,7 +27,6 @@ from sdlora.optim import (
     try_optimizer,
     unused,
 )
-from sdlora.settings import Schedule, TrainSettings
 from trainings import Run
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from sdlora import pace
-from sdlora.pace import Pace
+from sdlora import eta
+from sdlora.eta import Pace
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(eta.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, write_lora
-from sdlora.lora.library import Library
-from sdlora.painting.painter import Painter
-from sdlora.settings import ImageRequest
+from sdlora.inference.image_pipeline import Painter
+from sdlora.lora.format.file import LoraFile, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.library.library import Library
+from sdlora.settings.image_request import ImageRequest
 from tiny import open_tiny, tiny_lora, weights_hash
 
 

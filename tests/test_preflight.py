@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 
 from awkward import BAD, GOOD, make_folder, scene
-from sdlora.cli import main
+from sdlora.cli.main import main
 from sdlora.data.folder import grouped
-from sdlora.data.preflight import Preflight, check
-from sdlora.encode import Dataset, encode_dataset
+from sdlora.data.report import Preflight, check
 from sdlora.errors import DataError
 from sdlora.events import Done, Event, Started, Warned
-from sdlora.families import open_family
-from sdlora.settings import TrainSettings
-from sdlora.train import prepare, read_pictures, train
+from sdlora.models.registry import open_family
+from sdlora.settings.train import TrainSettings
+from sdlora.training.latent_dataset import Dataset, encode_dataset
+from sdlora.training.train import prepare, read_pictures, train
 from sdlora.workspace import Workspace
 from tiny import tiny
+from webui.dataset_report import report
 from webui.media import Media
-from webui.preflight import report
 
 
 def settings(data: Path, **values: Any) -> TrainSettings:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixed import mixed_loras
-from sdlora.adapters import Blend, pristine
-from sdlora.adapters.pristine import ROOMS, room_for
-from sdlora.families import open_family
+from sdlora.adapters import Blend, merged_weights
+from sdlora.adapters.merged_weights import ROOMS, room_for
+from sdlora.models.registry import open_family
 from tiny import CPU, make, open_tiny, weights_hash
 
 CUDA = torch.device("cuda")
@@ -31,17 +31,17 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 def test_the_first_room_with_space_is_taken(
     device: torch.device, free: dict[str, float], room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pristine, "free_memory_gib", lambda device: free[device.type])
+    monkeypatch.setattr(merged_weights, "free_memory_gib", lambda device: free[device.type])
     assert room_for(device, 2 * 2**30).name == room
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_every_room_gives_the_same_bits_back(
-    room: pristine.Room, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    room: merged_weights.Room, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only = dataclasses.replace(room, has_space=lambda _device, _gib: True)
-    monkeypatch.setattr(pristine, "ROOMS", (only,))
+    monkeypatch.setattr(merged_weights, "ROOMS", (only,))
     family = open_tiny("sd1", dtype)
     files, blend, was = mixed_loras(family), Blend(family), weights_hash(family)
     for strength in (0.5, 0.8):  # the second is computed from what was kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdlora.processes import NICE, ROOT, alive, end, identity, start_detached, step_back
+from sdlora.jobs.processes import NICE, ROOT, alive, end, identity, start_detached, step_back
 
 
 def _autogroup(pid: int | str = "self") -> str:
@@ -35,7 +35,7 @@ def test_a_child_in_the_background_steps_back_with_its_whole_session(tmp_path: P
 
 
 def test_who_leads_no_session_leaves_the_others_in_it_alone() -> None:
-    code = "from sdlora.processes import step_back; step_back()"
+    code = "from sdlora.jobs.processes import step_back; step_back()"
     before = _autogroup()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert _autogroup() == before

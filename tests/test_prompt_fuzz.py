@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.prompts import LONG, every_stage, fuzzed, growth
 from raw_lora import lora
 from sdlora.errors import SettingsError
-from sdlora.lora.library import Library
+from sdlora.lora.library.library import Library
 from sdlora.prompt import WildcardFolder, Wordbook, read_styles
 
 DEPTH = 10_000  # far beyond Python's own recursion limit

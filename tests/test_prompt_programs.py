@@ -12,8 +12,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from recorded import A1111, COMFY, DREAM, FOOOCUS, INVOKE, INVOKE_2, NOVELAI, SWARM
 from sdlora.errors import DataError
-from sdlora.lora.library import Library
-from sdlora.prompt import parse_infotext, parse_prompt, read_parameters, request_of
+from sdlora.image_metadata.reader import parse_infotext, read_parameters
+from sdlora.image_metadata.to_request import request_of
+from sdlora.lora.library.library import Library
+from sdlora.prompt import parse_prompt
 from sdlora.prompt.languages import from_compel, from_novelai
 from sdlora.workspace import Workspace
 

@@ -14,16 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from recorded import A1111, COMFY, COMFY_FLUX, FOOOCUS, INVOKE, SWARM, WORKFLOW
 from sdlora.errors import DataError, SettingsError
-from sdlora.prompt import (
-    infotext,
-    parse_infotext,
-    parse_prompt,
-    read_hashes,
-    read_parameters,
-    rename_loras,
-    write_exif,
-    write_png,
-)
+from sdlora.image_metadata.a1111 import read_hashes
+from sdlora.image_metadata.infotext import infotext, write_exif, write_png
+from sdlora.image_metadata.reader import parse_infotext, read_parameters, rename_loras
+from sdlora.prompt import parse_prompt
 
 PICTURE = Image.new("RGB", (8, 8), "red")
 FIELDS = {"Steps": 20, "Sampler": "Euler a", "CFG scale": "7", "Seed": 1, "Size": "8x8"}

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sdlora.errors import LoraFileError
-from sdlora.lora.library import Library, LoraEntry
+from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt import parse_prompt
 from sdlora.prompt.expansion import strip_comments
 from webui.prompt_tags import callable_name, meaning, own_tags, toggled, with_tag

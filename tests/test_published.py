@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sdlora.lora.file import LoraFile
-from sdlora.training.published import publish_lora
+from sdlora.lora.format.file import LoraFile
+from sdlora.training.checkpoints import publish_lora
 from tiny import open_tiny, tiny_lora
 
 

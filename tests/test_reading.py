@@ -12,14 +12,16 @@ from PIL import Image
 
 from raw_lora import lora
 from sdlora.errors import SettingsError
-from sdlora.prompt import infotext, parse_prompt, write_png
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.image_metadata.infotext import infotext, write_png
+from sdlora.prompt import parse_prompt
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from surfing import Browser, StudioWithoutWorker, working
-from webui import reading
+from webui import prompt_preview
+from webui.app_state import Studio
 from webui.form import Form
-from webui.reading import Asked
-from webui.studio import Studio
+from webui.prompt_preview import Asked
 
 needs_words = pytest.mark.skipif(
     not (STARTER_MODEL / "tokenizer").exists(), reason="the starter model is not in this checkout"
@@ -38,8 +40,10 @@ def asked(prompt: str, **more: Any) -> Asked:
 
 
 def shown(studio: Studio, what: Asked) -> tuple[str, str]:
-    seen = reading.read(studio, what)
-    return reading.counter(seen, what) + reading.unused(seen), reading.parsed(seen, what)
+    seen = prompt_preview.read(studio, what)
+    return prompt_preview.counter(seen, what) + prompt_preview.unused(seen), prompt_preview.parsed(
+        seen, what
+    )
 
 
 @needs_words
@@ -128,7 +132,7 @@ def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: Studio) -> N
     ],
 )
 def test_weights_in_words(tag: str, words: str) -> None:
-    assert reading.weights(parse_prompt(tag).loras[0], 10) == words
+    assert prompt_preview.weights(parse_prompt(tag).loras[0], 10) == words
 
 
 def test_no_text_becomes_markup(studio: Studio) -> None:

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recorded import A1111, COMFY, FOOOCUS, INVOKE, SWARM
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile, write_lora
-from sdlora.lora.library import Library
-from sdlora.prompt import Recalled, parse_infotext, request_of
-from sdlora.prompt.samplers import SAMPLER_TITLES, sampler_of
-from sdlora.settings import ImageRequest
+from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.reader import parse_infotext
+from sdlora.image_metadata.sampler_names import SAMPLER_TITLES, sampler_of
+from sdlora.image_metadata.to_request import request_of
+from sdlora.lora.format.file import LoraFile, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.library.library import Library
+from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -13,7 +13,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from sdlora.encode import Batch
 from sdlora.errors import DataError, RunError, SdloraError
 from sdlora.events import (
     Checkpoint,
@@ -30,14 +29,15 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.optim import OPTIMIZERS, OptimizerRow
-from sdlora.requests import ask, asked
-from sdlora.runs import read, record
-from sdlora.settings import TrainSettings
+from sdlora.jobs.control_files import ask, asked
+from sdlora.jobs.run_folder import read, record
+from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import draw, random_scene
-from sdlora.train import train
 from sdlora.training import checkpoints
-from sdlora.training.learner import Learner
+from sdlora.training.latent_dataset import Batch
+from sdlora.training.optim import OPTIMIZERS, OptimizerRow
+from sdlora.training.train import train
+from sdlora.training.train_state import Learner
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -119,7 +119,7 @@ def sums(folder: Path, step: int = STEPS, name: str = "zibo") -> Any:
 
 
 def read_body(path: Path) -> str:
-    from sdlora.lora.hashes import read_hashes
+    from sdlora.lora.format.hashes import read_hashes
 
     return read_hashes(path).body
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sdlora import runs
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Done, Resumed, Saved, Step
-from sdlora.jobs import Queue
-from sdlora.resume import RESUME_FILE, changed, write_changes
-from sdlora.settings import TrainSettings
-from sdlora.train import train
+from sdlora.jobs import run_folder
+from sdlora.jobs.queue import Queue
+from sdlora.jobs.resume import RESUME_FILE, changed, write_changes
+from sdlora.settings.train import TrainSettings
+from sdlora.training.train import train
 from sdlora.workspace import Workspace
 from trainings import Run, learnt, numbers_of, only
 
@@ -23,16 +23,16 @@ def finished(run: Run) -> Path:
     """The folder of a finished run of 4 steps."""
     folder = run.space.runs / "zibo"
     settings = run.settings(schedule="constant", save_every=2)
-    runs.reserve(folder)
-    (folder / runs.SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
-    list(runs.record(train(settings, run.space, folder), folder))
-    (folder / runs.PID_FILE).unlink()
+    run_folder.reserve(folder)
+    (folder / run_folder.SETTINGS_FILE).write_text(settings.to_json(), encoding="utf-8")
+    list(run_folder.record(train(settings, run.space, folder), folder))
+    (folder / run_folder.PID_FILE).unlink()
     return folder
 
 
 def again(folder: Path, space: Workspace, **changes: Any) -> list[Any]:
-    runs.reopen(folder, Queue(space.database), changes)
-    settings = TrainSettings.load(folder / runs.SETTINGS_FILE)
+    run_folder.reopen(folder, Queue(space.database), changes)
+    settings = TrainSettings.load(folder / run_folder.SETTINGS_FILE)
     return list(train(settings, space, folder))
 
 
@@ -51,9 +51,9 @@ def test_a_finished_run_without_more_steps_says_how_to_ask_for_them(
 ) -> None:
     queue = Queue(run.space.database)
     with pytest.raises(RunError, match="is finished.*--steps"):
-        runs.reopen(finished, queue)
+        run_folder.reopen(finished, queue)
     with pytest.raises(RunError, match="has taken 4 steps already"):
-        runs.reopen(finished, queue, {"steps": 4})
+        run_folder.reopen(finished, queue, {"steps": 4})
     assert not (finished / RESUME_FILE).exists()
 
 

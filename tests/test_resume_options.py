@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from sdlora import runs
-from sdlora.resume import read_changes
-from sdlora.settings import TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.resume import read_changes
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from test_webui import trained_with_checkpoints
-from webui.studio import Studio
+from webui.app_state import Studio
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_training_that_lost_its_pictures_resumes_with_a_set_that_is_there(
     gone = studio.start(TrainSettings.of({"name": "gone", "data": "x", "steps": 9}))
     whole = studio.start(TrainSettings.of({"name": "whole", "data": str(pictures), "steps": 9}))
     for run in (gone, whole):
-        runs.cancel(run.folder, studio.queue)
+        run_folder.cancel(run.folder, studio.queue)
     browser.open("?run=whole")
     assert browser.prop("resume", "visible") and not browser.prop("resume-pictures", "visible")
     browser.open("?run=gone")

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from sdlora.cli import main
+from sdlora.cli.main import main
 from sdlora.errors import LoraFileError, RunError, SettingsError
 from sdlora.events import Done, RunState, SampleReady, Saved, Started, Step, Validated, fold
-from sdlora.generate import render
-from sdlora.grid import SIDE, _shortened, draw_grid
-from sdlora.lora.library import Library
-from sdlora.review import (
+from sdlora.inference.engine import render
+from sdlora.inference.xy_grid import SIDE, _shortened, draw_grid
+from sdlora.jobs.review import (
     DRIFT,
     HELD_OUT,
     SMOOTH,
-    GridSettings,
     averaged,
     draw_curves,
     keep,
     lora_files,
     suggestion,
 )
-from sdlora.runs import new_folder, read, record
-from sdlora.settings import ImageRequest
-from sdlora.train import train
+from sdlora.jobs.run_folder import new_folder, read, record
+from sdlora.lora.library.library import Library
+from sdlora.settings.grid import GridSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.training.train import train
 from sdlora.workspace import Workspace
 from test_resume import Interrupted
 from tiny import open_tiny, tiny

@@ -13,10 +13,10 @@ import pytest
 
 from sdlora.errors import RunError
 from sdlora.events import Checkpoint, Done, Event, Progress, Saved, Step, Stopped, Warned
-from sdlora.optim import OPTIMIZERS
-from sdlora.train import prepare, train
-from sdlora.training import room
+from sdlora.training import disk_space
 from sdlora.training.checkpoints import checkpoint_path
+from sdlora.training.optim import OPTIMIZERS
+from sdlora.training.train import prepare, train
 from test_resume import Interrupted, read_body, sums
 from trainings import result_of
 
@@ -35,7 +35,7 @@ class Disk:
         self.full: Callable[[], bool] = lambda: False
         self.waited, self.sync = 0, os.fsync
         monkeypatch.setattr(os, "fsync", self.fsync)
-        monkeypatch.setattr(room.time, "sleep", self.sleep)
+        monkeypatch.setattr(disk_space.time, "sleep", self.sleep)
 
     def fsync(self, handle: int) -> None:
         if self.full():
@@ -57,7 +57,7 @@ def told(events: list[Event]) -> list[str]:
 
 def free(monkeypatch: pytest.MonkeyPatch, mib: float) -> None:
     usage = SimpleNamespace(free=round(mib * 2**20))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from launch import ROOT
-from sdlora import runs
 from sdlora.errors import BusyError, DataError, RunError, SettingsError
 from sdlora.events import (
     Checkpoint,
@@ -27,10 +26,12 @@ from sdlora.events import (
     fold,
     to_line,
 )
-from sdlora.jobs import Queue
-from sdlora.processes import alive, identity
-from sdlora.requests import ask, asked
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.control_files import ask, asked
+from sdlora.jobs.processes import alive, identity
+from sdlora.jobs.queue import Queue
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
 
@@ -45,23 +46,23 @@ def record(folder: Path, *events: Event, error: Exception | None = None) -> list
         if error:
             raise error
 
-    return list(runs.record(source(), folder))
+    return list(run_folder.record(source(), folder))
 
 
 def test_what_is_recorded_is_what_is_read(folder: Path) -> None:
     events = [Started("x", 2), Step(1, 2, loss=0.5), Step(2, 2), Done("out", 1.0)]
     assert record(folder, *events) == events
-    assert runs.read(folder) == fold(events)
+    assert run_folder.read(folder) == fold(events)
 
 
 def test_a_mistake_is_a_sentence_and_a_bug_has_its_traceback_in_the_log(folder: Path) -> None:
     *_, told = record(folder, Started("x", 2), error=DataError("no pictures in x"))
     assert told == Failed("no pictures in x", at=told.at)
-    assert not (folder / runs.LOG_FILE).exists()
+    assert not (folder / run_folder.LOG_FILE).exists()
     *_, told = record(folder, error=ZeroDivisionError("oh"))
     assert isinstance(told, Failed) and told.message == "ZeroDivisionError: oh"
-    assert "Traceback" in (folder / runs.LOG_FILE).read_text("utf-8")
-    assert runs.read(folder).status == "failed"
+    assert "Traceback" in (folder / run_folder.LOG_FILE).read_text("utf-8")
+    assert run_folder.read(folder).status == "failed"
 
 
 def test_running_out_of_memory_comes_with_advice(folder: Path) -> None:
@@ -71,13 +72,13 @@ def test_running_out_of_memory_comes_with_advice(folder: Path) -> None:
 
 
 def test_each_event_is_on_disk_before_it_is_passed_on(folder: Path) -> None:
-    for count, _ in enumerate(runs.record(iter([Step(1, 9), Step(2, 9)]), folder), start=1):
-        assert runs.read(folder).step == count
+    for count, _ in enumerate(run_folder.record(iter([Step(1, 9), Step(2, 9)]), folder), start=1):
+        assert run_folder.read(folder).step == count
 
 
 def test_a_follower_reads_each_line_once_and_waits_for_whole_ones(folder: Path) -> None:
     folder.mkdir()
-    file, follower = folder / runs.EVENTS_FILE, runs.Follower(folder)
+    file, follower = folder / run_folder.EVENTS_FILE, run_folder.Follower(folder)
     assert follower.poll().status == "queued"
     line = to_line(Step(1, 9, loss=1.0)) + "\n"
     with file.open("a", encoding="utf-8") as out:
@@ -93,16 +94,16 @@ def test_a_follower_reads_each_line_once_and_waits_for_whole_ones(folder: Path) 
 def test_a_line_torn_by_a_kill_costs_that_line_only(folder: Path) -> None:
     folder.mkdir()
     torn = to_line(Step(1, 9)) + "\n" + to_line(Step(2, 9))[:25]
-    (folder / runs.EVENTS_FILE).write_text(torn, encoding="utf-8")
-    runs.say(folder, Stopped("kept", 1))
-    state = runs.read(folder)
+    (folder / run_folder.EVENTS_FILE).write_text(torn, encoding="utf-8")
+    run_folder.say(folder, Stopped("kept", 1))
+    state = run_folder.read(folder)
     assert (state.status, state.step, state.result) == ("stopped", 1, "kept")
 
 
 def test_a_prompt_with_any_separator_is_one_line(folder: Path) -> None:
     text = "a\u2028b\u2029c\x85d\x0be\nf\rg"
     record(folder, Progress(text))
-    assert runs.read(folder).phase == text
+    assert run_folder.read(folder).phase == text
 
 
 def test_a_process_that_died_without_a_word_is_a_failed_run(folder: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_process_that_died_without_a_word_is_a_failed_run(folder: Path) -> Non
         "Path(sys.argv[1])):\n    getattr(event, 'step', 0) == 3 and os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT)
-    state = runs.read(folder)
+    state = run_folder.read(folder)
     assert (state.status, state.error) == (
         "failed",
         "the process ended without a word at step 3",
@@ -122,11 +123,11 @@ def test_a_process_that_died_without_a_word_is_a_failed_run(folder: Path) -> Non
 
 def test_stop_is_a_file_and_now_is_what_it_says(folder: Path) -> None:
     folder.mkdir()
-    assert not runs.stop_asked(folder) and not runs.stop_asked_now(folder)
-    runs.stop(folder)
-    assert runs.stop_asked(folder) and not runs.stop_asked_now(folder)
-    runs.stop(folder, now=True)
-    assert runs.stop_asked(folder) and runs.stop_asked_now(folder)
+    assert not run_folder.stop_asked(folder) and not run_folder.stop_asked_now(folder)
+    run_folder.stop(folder)
+    assert run_folder.stop_asked(folder) and not run_folder.stop_asked_now(folder)
+    run_folder.stop(folder, now=True)
+    assert run_folder.stop_asked(folder) and run_folder.stop_asked_now(folder)
 
 
 def test_start_never_takes_a_folder_that_is_there(workspace: Path) -> None:
@@ -134,10 +135,10 @@ def test_start_never_takes_a_folder_that_is_there(workspace: Path) -> None:
     queue = Queue(space.database)
     settings = TrainSettings.of({"name": "v1.0", "data": "x"})
     with ThreadPoolExecutor(6) as pool:
-        folders = list(pool.map(lambda _: runs.start(settings, space, queue), range(6)))
+        folders = list(pool.map(lambda _: run_folder.start(settings, space, queue), range(6)))
     assert sorted(f.name for f in folders) == ["v1.0", *(f"v1.0-{n}" for n in range(2, 7))]
-    assert TrainSettings.load(folders[0] / runs.SETTINGS_FILE) == settings
-    request = runs.start(ImageRequest.of({"prompt": "x"}), space, queue)
+    assert TrainSettings.load(folders[0] / run_folder.SETTINGS_FILE) == settings
+    request = run_folder.start(ImageRequest.of({"prompt": "x"}), space, queue)
     assert request.parent == space.jobs
     assert [job.folder for job in queue.latest("generate")] == [request]
 
@@ -146,17 +147,17 @@ def test_runs_are_listed_newest_first_and_found_by_name_only(workspace: Path) ->
     for number, name in enumerate(("first", "second")):
         folder = workspace / name
         record(folder, Done())
-        (folder / runs.SETTINGS_FILE).write_text("{}", encoding="utf-8")
-        os.utime(folder / runs.SETTINGS_FILE, (number, number))
+        (folder / run_folder.SETTINGS_FILE).write_text("{}", encoding="utf-8")
+        os.utime(folder / run_folder.SETTINGS_FILE, (number, number))
     (workspace / "no run").mkdir()
-    assert list(runs.list_runs(workspace)) == ["second", "first"]
-    assert runs.find_run(workspace, "first") == workspace / "first"
+    assert list(run_folder.list_runs(workspace)) == ["second", "first"]
+    assert run_folder.find_run(workspace, "first") == workspace / "first"
     for name in ("frist", "../first", str(workspace / "first"), ""):
         with pytest.raises(SettingsError, match="there is no run"):
-            runs.find_run(workspace, name)
+            run_folder.find_run(workspace, name)
     with pytest.raises(SettingsError, match="Did you mean first"):
-        runs.find_run(workspace, "frist")
-    assert runs.list_runs(workspace / "nowhere") == {}
+        run_folder.find_run(workspace, "frist")
+    assert run_folder.list_runs(workspace / "nowhere") == {}
 
 
 def test_a_process_is_known_by_more_than_its_number() -> None:
@@ -173,7 +174,7 @@ LOST = type("AcceleratorError", (RuntimeError,), {})
 
 
 def ended_run(space: Workspace, *events: Event, name: str = "neon") -> Path:
-    folder = runs.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
     record(folder, Started("x", 9), Step(4, 9), *events)
     return folder
 
@@ -182,21 +183,21 @@ def test_what_ended_before_its_time_goes_into_the_queue_again(workspace: Path) -
     space = Workspace.open(workspace)
     queue = Queue(space.database)
     folder = ended_run(space, Checkpoint("c", 4), Failed("the process ended"))
-    assert runs.read(folder).resumable
+    assert run_folder.read(folder).resumable
     for wish in ("stop", "pause"):
         ask(folder, wish)
-    runs.resume(folder, queue)
-    state = runs.read(folder)
+    run_folder.resume(folder, queue)
+    state = run_folder.read(folder)
     assert (state.status, state.error, state.checkpoint) == ("queued", "", 4)
     assert not asked(folder, "stop") and not asked(folder, "pause")
     first = queue.job_of(folder)
     assert first and first.status == "queued"
     with pytest.raises(BusyError, match="nothing to resume"):
-        runs.resume(folder, queue)
+        run_folder.resume(folder, queue)
     queue.finish(first, "stopped")
-    runs.say(folder, Stopped("kept", 4))
-    behind = runs.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
-    runs.resume(folder, queue)
+    run_folder.say(folder, Stopped("kept", 4))
+    behind = run_folder.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
+    run_folder.resume(folder, queue)
     claimed = [queue.claim("me"), queue.claim("me"), queue.claim("me")]
     assert [job and job.folder for job in claimed] == [behind, folder, None], "behind the others"
 
@@ -205,30 +206,30 @@ def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Pat
     space = Workspace.open(workspace)
     folder = ended_run(space, Done("zibo.safetensors"))
     with pytest.raises(RunError, match="is finished: its LoRA is zibo.safetensors"):
-        runs.reopen(folder, Queue(space.database))
+        run_folder.reopen(folder, Queue(space.database))
     with pytest.raises(RunError, match="is done: it cannot draw samples now"):
-        runs.request(folder, "sample")
+        run_folder.request(folder, "sample")
     assert not asked(folder, "sample")
     going = ended_run(space, name="going")
-    runs.request(going, "sample")
+    run_folder.request(going, "sample")
     assert asked(going, "sample")
 
 
 def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> None:
     space = Workspace.open(workspace)
-    folder = runs.new_folder(TrainSettings.of({"name": "neon", "data": "x"}), space)
-    (folder / runs.PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
+    folder = run_folder.new_folder(TrainSettings.of({"name": "neon", "data": "x"}), space)
+    (folder / run_folder.PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
     with pytest.raises(BusyError):
-        runs.resume(folder, Queue(space.database))
-    (folder / runs.PID_FILE).unlink()
-    runs.resume(folder, Queue(space.database))
+        run_folder.resume(folder, Queue(space.database))
+    (folder / run_folder.PID_FILE).unlink()
+    run_folder.resume(folder, Queue(space.database))
     assert Queue(space.database).busy()
 
 
 def test_a_dead_run_says_from_where_it_goes_on(workspace: Path) -> None:
     folder = ended_run(Workspace.open(workspace), Checkpoint("c", 4))
-    (folder / runs.PID_FILE).write_text("1:0", encoding="utf-8")
-    state = runs.read(folder)
+    (folder / run_folder.PID_FILE).write_text("1:0", encoding="utf-8")
+    state = run_folder.read(folder)
     assert state.status == "failed" and state.resumable
     assert "goes on from step 4" in state.advice
 
@@ -267,7 +268,9 @@ def test_a_full_disk_loses_no_line_of_a_run(folder: Path, monkeypatch: pytest.Mo
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(block[:7] if Full.full else block)
 
-    monkeypatch.setattr(runs, "_open_events", lambda at: Full(at / runs.EVENTS_FILE, "a"))
-    for event in runs.record(iter([Step(n, 400, loss=1.0) for n in range(1, 401)]), folder):
+    monkeypatch.setattr(
+        run_folder, "_open_events", lambda at: Full(at / run_folder.EVENTS_FILE, "a")
+    )
+    for event in run_folder.record(iter([Step(n, 400, loss=1.0) for n in range(1, 401)]), folder):
         Full.full = isinstance(event, Step) and 2 <= event.step < 399
-    assert [step for step, _ in runs.read(folder).losses] == [*range(1, 401)]
+    assert [step for step, _ in run_folder.read(folder).losses] == [*range(1, 401)]

@@ -11,7 +11,7 @@ import pytest
 
 from launch import ROOT
 from sdlora.errors import BusyError, SettingsError
-from sdlora.jobs import Queue
+from sdlora.jobs.queue import Queue
 from sdlora.workspace import Workspace
 from webui import server
 
@@ -19,7 +19,7 @@ from webui import server
 def test_the_page_never_loads_torch(workspace: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from webui import server; "
-        "from sdlora.workspace import Workspace; from webui.studio import Studio; "
+        "from sdlora.workspace import Workspace; from webui.app_state import Studio; "
         f"server.make_app(Studio(Workspace.open({str(workspace)!r}))); "
         "print(sorted({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)))"
     )

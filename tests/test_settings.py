@@ -8,8 +8,9 @@ import pytest
 
 from sdlora.errors import SettingsError, near
 from sdlora.messages import PAGE
-from sdlora.presets import EFFORTS, GOALS, families, preset, with_preset
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.presets import EFFORTS, GOALS, families, preset, with_preset
+from sdlora.settings.train import TrainSettings
 
 LEAST = {"data": "pictures", "name": "neon"}
 

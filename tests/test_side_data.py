@@ -11,9 +11,9 @@ from PIL import Image, PngImagePlugin
 from awkward import scene
 from benchmarks.fuzz_datasets import jpeg, png, webp
 from sdlora.data.folder import scan_folder
-from sdlora.data.foreign import ForeignDataError, parsing
+from sdlora.data.foreign_files import ForeignDataError, parsing
+from sdlora.data.image_files import read_picture
 from sdlora.data.images import load_pixels, load_rgb
-from sdlora.data.picture_files import read_picture
 from sdlora.data.side_data import orientation_of
 from webui.media import thumbnail
 

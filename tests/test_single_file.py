@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import architectures
 from sdlora.errors import ModelError
-from sdlora.families.single_file import open_single_file, single_file
+from sdlora.models.single_file import open_single_file, single_file
 from tiny import KINDS, open_tiny, tiny
 
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from sdlora.data import zips
+from sdlora.data.caption_tables import read_table
+from sdlora.data.dataset import Gathered, gather
 from sdlora.data.folder import Problem, Reading, grouped, scan_folder
-from sdlora.data.metadata import read_table
-from sdlora.data.sources import Gathered, gather
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
-from sdlora.settings import TrainSettings
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
 

@@ -7,16 +7,17 @@ import pytest
 from PIL import Image
 
 from fakes import write_lora
-from sdlora import runs
-from sdlora.checked import Settings
-from sdlora.data.describing import DescribeSettings
 from sdlora.errors import SdloraError
 from sdlora.events import Done, SampleReady, Saved, Started
-from sdlora.kinds import MeasureSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.kinds import MeasureSettings
 from sdlora.messages import PAGE
-from sdlora.review import GridSettings
-from sdlora.settings import ImageRequest, TrainSettings
-from sdlora.startable import check_startable
+from sdlora.settings.base import Settings
+from sdlora.settings.captioning import DescribeSettings
+from sdlora.settings.grid import GridSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.train import TrainSettings
+from sdlora.training.startable import check_startable
 from sdlora.workspace import Workspace
 
 ROWS = [
@@ -47,15 +48,15 @@ def root(space: Workspace, tmp_path: Path) -> Path:
     (tmp_path / "bare").mkdir()
     for name in ("fin", "early", "dull"):
         settings = TrainSettings.of({"data": str(tmp_path / "good"), "name": name})
-        folder = runs.new_folder(settings, space)
-        runs.say(folder, Started("training", 3))
+        folder = run_folder.new_folder(settings, space)
+        run_folder.say(folder, Started("training", 3))
         if name == "early":
             continue
         path = str(write_lora(folder / "lora" / f"{name}.safetensors", 1))
         if name == "fin":
-            runs.say(folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0))
-        runs.say(folder, Saved(path, 3))
-        runs.say(folder, Done(path))
+            run_folder.say(folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0))
+        run_folder.say(folder, Saved(path, 3))
+        run_folder.say(folder, Done(path))
     return tmp_path
 
 

@@ -11,9 +11,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sdlora.events import SampleReady, Warned
-from sdlora.generate import Engine
-from sdlora.lora.library import Library
-from sdlora.settings import ImageRequest
+from sdlora.inference.engine import Engine
+from sdlora.lora.library.library import Library
+from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw
 from sdlora.starter.make_text import new_tokenizer
 from sdlora.starter.measure import STYLES, StyleAxis

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import tiny_transformers
 from sdlora.errors import LoraFileError
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.convert import renamed
-from sdlora.lora.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.tools.convert import renamed
 from tiny import LATENT, tiny
 from tiny_transformers import flux_answer, sd3_answer
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
-from sdlora.families.base import Family
-from sdlora.families.texts import Manner
-from sdlora.lora.inversion import inversion_base, read_inversion
+from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
+from sdlora.models.base import Family
+from sdlora.models.text_encoding import Manner
 from tiny import open_tiny
 
 KINDS = ("sd1", "sd2", "sdxl")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-import sdlora.training.learner
-import sdlora.training.samples
+import sdlora.training.sample_images
+import sdlora.training.train_state
 from sdlora.errors import DataError, ModelError, SettingsError
+from sdlora.eta import Pace
 from sdlora.events import (
     Checkpoint,
     Done,
@@ -23,14 +24,13 @@ from sdlora.events import (
     Stopped,
     Warned,
 )
-from sdlora.generate import render
-from sdlora.lora.file import read_lora
-from sdlora.lora.hashes import read_hashes
-from sdlora.lora.recipe import read_recipe
-from sdlora.pace import Pace
-from sdlora.settings import ImageRequest
+from sdlora.inference.engine import render
+from sdlora.lora.format.file import read_lora
+from sdlora.lora.format.hashes import read_hashes
+from sdlora.lora.format.training_metadata import read_recipe
+from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw, random_scene
-from sdlora.training.learner import Learner
+from sdlora.training.train_state import Learner
 from sdlora.workspace import Workspace
 from tiny import KINDS, open_tiny
 from trainings import Run, learnt, numbers_of, only
@@ -128,7 +128,7 @@ def test_a_failing_sample_is_said_and_the_run_goes_on(
     def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(sdlora.training.samples, "render", no_memory)
+    monkeypatch.setattr(sdlora.training.sample_images, "render", no_memory)
     events = run(sample_every=2, sample_prompts=("a house",))
     warnings = [event.message for event in events if isinstance(event, Warned)]
     assert warnings == [f"no sample of 'a house' at step {n}: out of memory" for n in (2, 4)]

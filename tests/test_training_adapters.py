@@ -16,17 +16,17 @@ from sdlora.adapters import (
     collect,
     compile_blocks,
     detach,
+    inject,
     layers,
     limit_norms,
     trainable_report,
-    training,
 )
 from sdlora.adapters.layers import ADAPTER, KINDS
 from sdlora.errors import SettingsError
-from sdlora.families.base import Family
-from sdlora.lora.file import LoraFile, read_lora, write_lora
-from sdlora.lora.metadata import TrainingFacts, training_metadata
-from sdlora.settings import TrainSettings
+from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.metadata import TrainingFacts, training_metadata
+from sdlora.models.base import Family
+from sdlora.settings.train import TrainSettings
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -366,7 +366,7 @@ def test_what_is_collected_has_the_names_that_kohya_writes(
     whole = list(family.module_names())
     renamed = {name: f"{name}_renamed" for name in whole}
     monkeypatch.setattr(
-        training, "first_code_names",
+        inject, "first_code_names",
         lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
     )  # fmt: skip
     attach(family, asked("lora", targets=("feed_forward",)))

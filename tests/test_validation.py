@@ -16,8 +16,8 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.presets import unrelated
-from sdlora.settings import TrainSettings
+from sdlora.settings.presets import unrelated
+from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import caption, random_scene
 from sdlora.training import validation
 from sdlora.training.validation import MOST_UNRELATED, Validation, difference, unrelated_prompts

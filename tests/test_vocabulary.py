@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from architectures import ARCHITECTURES, BASES, read_keys, shapes
 from first_code import FIRST_CODE
 from sdlora.errors import LoraFileError
-from sdlora.lora.naming import Rows
-from sdlora.lora.vocabulary import Slot, first_code_names, fused, unfused, vocabulary
+from sdlora.lora.format.name_map import Slot, first_code_names, fused, unfused, vocabulary
+from sdlora.lora.format.original_names import Rows
 
 BASE_NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux", "starter")
 UNETS = ("sd1", "sd2", "sdxl")

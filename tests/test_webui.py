@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 
-from sdlora import requests, runs
 from sdlora.events import Measured, RunState, Started
-from sdlora.kinds import MeasureSettings
-from sdlora.presets import preset, with_preset
-from sdlora.review import GridSettings
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.jobs import control_files, run_folder
+from sdlora.jobs.kinds import MeasureSettings
+from sdlora.settings.grid import GridSettings
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.presets import preset, with_preset
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
-from webui import markup, preflight, server
-from webui.costs import Cost, known_cost
+from webui import dataset_report, markup, server
+from webui.app_state import Run, Studio
+from webui.estimates import Cost, known_cost
 from webui.guards import HEADERS
 from webui.prompt_tags import with_tag
-from webui.studio import Run, Studio
 
 STEPS = preset("starter", "style")["steps"]
 
@@ -74,7 +75,7 @@ def test_work_that_the_disk_does_not_take_is_said_on_its_tab(
         def full(path: Path, *_: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        monkeypatch.setattr(runs, "publish", full)
+        monkeypatch.setattr(run_folder, "publish", full)
     browser.click(button)
     notice = browser.value({"generate": "generate-notice", "start": "train-notice"}[button])
     words = "No space left on device" if trouble == "full" else "is not there any more"
@@ -136,7 +137,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Brows
     assert browser.value("samples").count("<img") == 2
     assert "<polyline" in browser.value("curve")
     assert browser.prop("use", "visible") and not browser.prop("stop", "visible")
-    settings = TrainSettings.load(studio.workspace.runs / "my neon" / runs.SETTINGS_FILE)
+    settings = TrainSettings.load(studio.workspace.runs / "my neon" / run_folder.SETTINGS_FILE)
     said = {"data", "name", "trigger_word", "steps", "sample_every"}
     assert settings.given().keys() == said, "what the preset says is left to the training"
     browser.set("prompt", "a red house")
@@ -168,14 +169,14 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Bro
     studio.queue.claim("somebody")
     browser.open()
     assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
-    runs.say(run.folder, Started("training", 5000))
+    run_folder.say(run.folder, Started("training", 5000))
     browser.open()
     assert browser.prop("stop", "value") == "Stop and keep"
     browser.click("stop")
-    assert runs.stop_asked(run.folder) and not runs.stop_asked_now(run.folder)
+    assert run_folder.stop_asked(run.folder) and not run_folder.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
     browser.click("stop")
-    assert runs.stop_asked_now(run.folder)
+    assert run_folder.stop_asked_now(run.folder)
 
 
 def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser) -> None:
@@ -204,7 +205,7 @@ def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser
     browser.click("save-now")  # from a tab that has not seen it end
     assert "it cannot write a checkpoint now" in browser.value("run-notice")
     browser.click("resume")
-    assert "Waiting" in browser.value("run-card") and not runs.asked(run.folder, "pause")
+    assert "Waiting" in browser.value("run-card") and not run_folder.asked(run.folder, "pause")
     browser.click("stop")
     assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
 
@@ -215,10 +216,10 @@ def trained_with_checkpoints(studio: Studio, browser: Browser) -> Path:
     run = studio.start(TrainSettings.of({**settings, "trigger_word": "neon lighting"}))
     with working(studio):
         for _ in range(2):
-            while not runs.read(run.folder).step:
+            while not run_folder.read(run.folder).step:
                 time.sleep(0.01)
-            requests.ask(run.folder, "save")
-            while requests.asked(run.folder, "save"):
+            control_files.ask(run.folder, "save")
+            while control_files.asked(run.folder, "save"):
                 time.sleep(0.01)
     browser.open()
     return run.folder
@@ -256,8 +257,8 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     browser.tick()
     shown = browser.value("grid-card")
     assert shown.count("<table") == 2 and shown.count("<img") == 2 * 3 * 3
-    (newest, _) = runs.run_folders(folder / "grids")
-    assert GridSettings.load(newest / runs.SETTINGS_FILE).strengths == (0.5, 1)
+    (newest, _) = run_folder.run_folders(folder / "grids")
+    assert GridSettings.load(newest / run_folder.SETTINGS_FILE).strengths == (0.5, 1)
     assert browser.http.get(shown.split('href="')[1].split('"')[0]).status_code == 200
     browser.set_labelled("Strengths", "much")
     browser.click("compare")
@@ -301,7 +302,7 @@ def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio)
     assert known_cost(studio, settings) == Cost(0.5, (1.25, 20.125)), "it was measured since"
     for other in ({"rank": 99}, {"optimizer": "lion"}, {"offload": True}):
         assert known_cost(studio, settings.model_copy(update=other)) is None
-    assert "About 2 s for 100 steps." in preflight.plan(
+    assert "About 2 s for 100 steps." in dataset_report.plan(
         settings.model_copy(update={"steps": 100}), 20, Cost(0.02)
     )
 
@@ -329,8 +330,8 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     browser.fire(browser.ids["pictures-choice"], "change")
     assert said in browser.value("summary")
     (run,) = studio.latest("measure")
-    settings = MeasureSettings.load(run.folder / runs.SETTINGS_FILE)
-    assert settings.data.endswith("zibo") and not runs.run_folders(studio.workspace.runs)
+    settings = MeasureSettings.load(run.folder / run_folder.SETTINGS_FILE)
+    assert settings.data.endswith("zibo") and not run_folder.run_folders(studio.workspace.runs)
     assert browser.value("measure-card") == "", "it was of the choice before"
     browser.click("measure")
     browser.click("measure")
@@ -344,12 +345,12 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
 
 
 def test_what_does_not_fit_is_said_with_what_to_change(studio: Studio) -> None:
-    folder = runs.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
-    runs.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
-    said = markup.measured(Run(folder, runs.read(folder)))
+    folder = run_folder.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
+    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
+    said = markup.measured(Run(folder, run_folder.read(folder)))
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
-    runs.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
-    assert "nearly" not in markup.measured(Run(folder, runs.read(folder)))
+    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
+    assert "nearly" not in markup.measured(Run(folder, run_folder.read(folder)))
     killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
     assert "when the memory is full" in markup.measured(killed)
 
@@ -374,11 +375,13 @@ def test_a_dead_workers_job_wakes_another(workspace: Path, monkeypatch: pytest.M
         started.append(arguments)
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
 
-    monkeypatch.setattr("sdlora.supervise.start_detached", start)
+    monkeypatch.setattr("sdlora.jobs.supervise.start_detached", start)
     studio = Studio(Workspace.open(workspace))
     run = studio.start(ImageRequest.of({}))
     studio.run(run.folder)
-    assert started == [["-m", "sdlora.worker", "--workspace", str(workspace)]], "one is starting"
+    assert started == [["-m", "sdlora.worker.worker", "--workspace", str(workspace)]], (
+        "one is starting"
+    )
     deadline = time.monotonic() + 20
     while len(started) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)

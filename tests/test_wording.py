@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sdlora.data.views import dice, views_of
-from sdlora.data.wording import Wording, lists_named
-from sdlora.settings import TrainSettings
+from sdlora.data.caption_augmentation import Wording, lists_named
+from sdlora.data.image_augmentation import dice, views_of
+from sdlora.settings.train import TrainSettings
 
 CAPTION = "zibo, sea, night, moon, boat"
 

@@ -5,21 +5,22 @@ from typing import Any
 
 import tiny_describers
 from awkward import scene
-from sdlora import runs, work
-from sdlora.checked import Settings
-from sdlora.data.describing import DescribeSettings
-from sdlora.kinds import MeasureSettings, kind_of
+from sdlora.jobs import run_folder
+from sdlora.jobs.kinds import MeasureSettings, kind_of
+from sdlora.settings.base import Settings
+from sdlora.settings.captioning import DescribeSettings
+from sdlora.worker import tasks
 from sdlora.workspace import Workspace
 from tiny import tiny
 
 
-def done(settings: Settings, space: Workspace, stop: bool = False) -> runs.RunState:
+def done(settings: Settings, space: Workspace, stop: bool = False) -> run_folder.RunState:
     """The work done here; what its folder says of it, as the page reads it."""
-    folder = runs.new_folder(settings, space)
+    folder = run_folder.new_folder(settings, space)
     if stop:
-        runs.stop(folder)
-    state = work.do(kind_of(settings), folder, space)
-    assert runs.read(folder) == state
+        run_folder.stop(folder)
+    state = tasks.do(kind_of(settings), folder, space)
+    assert run_folder.read(folder) == state
     return state
 
 

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from sdlora.adapters import attach, collect, detach
-from sdlora.families import open_family
-from sdlora.families.base import Family
-from sdlora.lora.file import LoraFile
-from sdlora.settings import TrainSettings
+from sdlora.lora.format.file import LoraFile
+from sdlora.models.base import Family
+from sdlora.models.registry import open_family
+from sdlora.settings.train import TrainSettings
 
 CPU = torch.device("cpu")
 KINDS = ("sd1", "sd2", "sdxl", "starter")

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-import sdlora.training.learner
-import sdlora.training.samples
+import sdlora.training.sample_images
+import sdlora.training.train_state
 from sdlora.events import (
     Event,
     Saved,
     Step,
 )
-from sdlora.lora.file import LoraFile, read_lora
-from sdlora.objective import loss_of
-from sdlora.settings import TrainSettings
-from sdlora.train import train
+from sdlora.lora.format.file import LoraFile, read_lora
+from sdlora.settings.train import TrainSettings
+from sdlora.training.loss import loss_of
+from sdlora.training.train import train
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -89,7 +89,7 @@ class Breaks:
     ) -> None:
         self.seen: list[tuple[str, ...]] = []
         self.when, self.times = when, times
-        monkeypatch.setattr(sdlora.training.learner, "loss_of", self)
+        monkeypatch.setattr(sdlora.training.train_state, "loss_of", self)
 
     def __call__(self, family: Any, batch: Any, *rest: Any) -> torch.Tensor:
         self.seen.append(batch.names)

@@ -19,7 +19,7 @@ from sdlora.messages import Message
 from webui import markup
 from webui.form import Form
 from webui.notice import Updates
-from webui.parts import QUICK, html
+from webui.widgets import QUICK, html
 
 KEEP = "() => { window.sdloraDrafts?.collect(); return []; }"
 READY = "() => { window.sdloraDrafts?.ready(); return []; }"

@@ -17,8 +17,8 @@ from gradio.components import Component
 from gradio.components.textbox import InputHTMLAttributes
 from pydantic.fields import FieldInfo
 
-from sdlora.checked import Settings
 from sdlora.messages import label
+from sdlora.settings.base import Settings
 
 # Classes: of numbers, of those that may be negative, of fields that need a row of their own
 NUMBER, SIGNED, WIDE = "number", "signed", "wide"

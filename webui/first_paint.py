@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui import markup, theme
-from webui.studio import Studio
+from webui.app_state import Studio
 
 BEFORE = b"<gradio-app"  # where it goes in Gradio's page
 # The page's colours are those of the class `dark`, which Gradio sets only once it has mounted.

@@ -13,13 +13,13 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.checked import Settings
 from sdlora.errors import SdloraError
 from sdlora.messages import PAGE, Message, Setting, label
+from sdlora.settings.base import Settings
 from webui import fields
 from webui.fields import component, widget
 from webui.markup import esc
-from webui.parts import html
+from webui.widgets import html
 
 __all__ = ["Form", "component", "label", "marker", "marks", "widget"]
 

@@ -7,18 +7,18 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sdlora.architectures import BASES
 from sdlora.errors import SdloraError
 from sdlora.events import RunState, SampleReady, Validated, Warned
-from sdlora.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
-from sdlora.lora.bases import BASES
-from sdlora.lora.library import LoraEntry
+from sdlora.jobs.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
+from sdlora.jobs.run_folder import unread_lines
+from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import PAGE, Message, as_message, readable
-from sdlora.runs import unread_lines
-from webui.costs import Cost, cost_of
-from webui.datasets import Added
-from webui.loras import FITTING, Found, Wish, prompt_words
+from webui.app_state import Run
+from webui.dataset_upload import Added
+from webui.estimates import Cost, cost_of
+from webui.lora_details import FITTING, Found, Wish, prompt_words
 from webui.media import Media
-from webui.studio import Run
 
 MOST_POINTS = 500  # of the loss curve
 USUAL_WEIGHT = 0.8  # of a LoRA whose maker names none

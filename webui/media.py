@@ -18,8 +18,8 @@ from pathlib import Path
 from fastapi import APIRouter, Response
 from PIL import Image
 
-from sdlora.data.foreign import ForeignDataError, parsing
-from sdlora.data.picture_files import BROKEN, FORMATS, TooLarge, check_size, read_picture, upright
+from sdlora.data.foreign_files import ForeignDataError, parsing
+from sdlora.data.image_files import BROKEN, FORMATS, TooLarge, check_size, read_picture, upright
 
 SIGNATURES = {
     rb"\x89PNG\r\n\x1a\n": "image/png",

@@ -18,7 +18,7 @@ from gradio.components import Component
 from sdlora.errors import SdloraError
 from webui import markup
 from webui.calls import failed_disk
-from webui.parts import QUICK, html
+from webui.widgets import QUICK, html
 
 Updates = dict[Any, Any]
 PLACE = "answer"  # the class of every notice's element

@@ -11,12 +11,12 @@ from gradio.components import Component
 
 from sdlora.errors import RunError
 from webui import drafts, markup
+from webui.app_state import Run, Studio
 from webui.calls import Page
-from webui.loras import Wish
-from webui.parts import QUICK, html
+from webui.lora_details import Wish
 from webui.prompt_tags import with_tag
-from webui.studio import Run, Studio
 from webui.tabs import generate, train
+from webui.widgets import QUICK, html
 
 HEAD = (
     '<div id="head"><h1>sd<span>lora</span></h1>'

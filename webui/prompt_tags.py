@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from sdlora.errors import LoraFileError
-from sdlora.lora.library import Library, LoraEntry
+from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt.expansion import strip_comments
 from sdlora.prompt.scanner import Token, plain_words, tokens
 from sdlora.prompt.tags import parse_prompt, written
-from webui.loras import prompt_words
+from webui.lora_details import prompt_words
 
 _HASH_LETTERS = 12
 _BEFORE = re.compile(r"[ \t]*,?\s*\Z")

@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora import runs
 from sdlora.errors import SdloraError, SettingsError
+from sdlora.jobs import run_folder
+from sdlora.jobs.resume import read_changes
 from sdlora.messages import Message, Setting
-from sdlora.resume import read_changes
-from sdlora.settings import TrainSettings
-from webui import datasets, fields
+from sdlora.settings.train import TrainSettings
+from webui import dataset_upload, fields
+from webui.app_state import Run, Studio
 from webui.markup import sentence
 from webui.notice import Updates
-from webui.studio import Run, Studio
 
 NO_NUMBER = (
     "{setting} = {given!r}: a whole number is expected, of all steps together; the training has "
@@ -65,7 +65,7 @@ class ResumeOptions:
         """The pictures that were chosen in place of those that are gone, as a change of settings.
         DataError: they are none of the sets."""
         chosen = sent[self.pictures]
-        return {"data": datasets.named(studio.workspace, chosen)} if chosen else {}
+        return {"data": dataset_upload.named(studio.workspace, chosen)} if chosen else {}
 
     def longer(self, run: Run, sent: Mapping[Component, Any]) -> dict[str, Any]:
         """The length that was asked for, as a change of settings. SettingsError: it is none."""
@@ -81,7 +81,7 @@ class ResumeOptions:
 def missing_pictures(run: Run) -> Path | None:
     """The folder that a training would resume with, where it is gone; else None."""
     try:
-        settings = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+        settings = TrainSettings.load(run.folder / run_folder.SETTINGS_FILE)
         data = str(read_changes(run.folder).get("data", settings.data))
     except SdloraError:
         return None  # Resume says what is wrong

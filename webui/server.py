@@ -21,15 +21,15 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from sdlora.errors import BusyError, RunError, SettingsError
-from sdlora.heartbeat import TIMES
+from sdlora.jobs.heartbeat import TIMES
 from sdlora.messages import Message
 from sdlora.workspace import Workspace
 from webui import page, theme
+from webui.app_state import Studio
 from webui.calls import CallCheck
 from webui.connections import BACKLOG, BoundedProtocol
 from webui.first_paint import FirstPaint, panel
 from webui.guards import Guard
-from webui.studio import Studio
 from webui.uploads import MAX_UPLOAD_MIB, MIB, UploadCheck, empty_uploads, sweep_for_ever
 
 HOST = "127.0.0.1"

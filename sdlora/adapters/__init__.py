@@ -1,14 +1,13 @@
 """LoRA weights on an open family: blended into its weights to generate, beside them to train.
 
-`blend` is the front: which LoRAs stand. It merges what can be merged and leaves to `lowrank` what
-cannot; `places` says where a file's layers belong, `pristine` keeps the weights underneath,
-`embeddings` the words that files bring along. `training` attaches the adapters that learn, `layers`
-knows their kinds.
+`blend` is the front: which LoRAs are active. `merged_weights` merges what can be merged and keeps
+the weights underneath, `forward_hooks` runs what cannot; `matching` says where a file's layers
+belong, `embeddings` adds the words that files bring along. `inject` attaches the adapters that are
+trained, `layers` knows their types.
 """
 
 from sdlora.adapters.blend import Blend
-from sdlora.adapters.places import Fit, fit
-from sdlora.adapters.training import (
+from sdlora.adapters.inject import (
     Learning,
     attach,
     collect,
@@ -17,6 +16,7 @@ from sdlora.adapters.training import (
     limit_norms,
     trainable_report,
 )
+from sdlora.adapters.matching import Fit, fit
 
 __all__ = [
     "Blend",

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.embeddings import Embeddings
-from sdlora.adapters.lowrank import LowRank, Stack, seen_weight
-from sdlora.adapters.merged import Merged, Recipe, is_mergeable
-from sdlora.adapters.places import Fit, Place, fit
-from sdlora.families.base import Family
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.file import LoraFile
+from sdlora.adapters.forward_hooks import LowRank, Stack, seen_weight
+from sdlora.adapters.matching import Fit, Place, fit
+from sdlora.adapters.merged_weights import Merged, Recipe, is_mergeable
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer import Adapter
 from sdlora.messages import Message
+from sdlora.models.base import Family
 
 Rows = Sequence[float]  # a weight per image of a batch, or one for all of them
 Weighted = tuple[LoraFile, float, float]  # a LoRA, its weight on the denoiser, on the text encoders

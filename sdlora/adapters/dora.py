@@ -14,7 +14,7 @@ from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sdlora.learning import DoraAxis
+from sdlora.settings.adapter_and_loss import DoraAxis
 
 
 class _Norms:

@@ -16,9 +16,9 @@ from typing import Any
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-from sdlora.adapters.places import Words
-from sdlora.families.base import Family
+from sdlora.adapters.matching import Words
 from sdlora.messages import Message
+from sdlora.models.base import Family
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from sdlora.adapters.dora import dora_scale, magnitudes
-from sdlora.learning import DoraAxis
-from sdlora.lora.adapter import Adapter
-from sdlora.lora.spectrum import Spectrum
+from sdlora.lora.format.layer import Adapter
+from sdlora.lora.tools.svd import Spectrum
+from sdlora.settings.adapter_and_loss import DoraAxis
 
 ADAPTER = "sdlora"
 START = "start"  # what PiSSA's adapter begins as, which is taken off again

@@ -12,7 +12,7 @@ from math import log
 from typing import NamedTuple
 
 from sdlora.data.folder import Example, Problem
-from sdlora.data.views import View
+from sdlora.data.image_augmentation import View
 from sdlora.messages import Message
 
 LEAST_KEPT = 0.6  # a picture of which less is left is a problem

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdlora.data.caption_tables import TABLES, Table, read_table
 from sdlora.data.captions import CAPTION_SUFFIXES, decode_file, said_lines, unescaped
 from sdlora.data.json_captions import JSON_TABLES, read_json_table, read_sidecar
-from sdlora.data.metadata import TABLES, Table, read_table
 from sdlora.data.problems import Problem
 from sdlora.messages import Message
 from sdlora.text_files import UnreadTextError

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from sdlora.data.caption_files import EMPTY, CaptionFiles, keys_of
 from sdlora.data.captions import CAPTION_SUFFIXES
+from sdlora.data.image_files import BROKEN, FORMATS_SAID
+from sdlora.data.image_stats import PICTURE_SUFFIXES, Look, look_at
 from sdlora.data.images import load_alpha, load_mask
 from sdlora.data.listing import list_files
-from sdlora.data.looks import PICTURE_SUFFIXES, Look, look_at
-from sdlora.data.picture_files import BROKEN, FORMATS_SAID
 from sdlora.data.problems import Problem, grouped
 from sdlora.errors import DataError
 from sdlora.messages import Message, Setting, readable
-from sdlora.settings import CaptionLines, MissingCaptions
+from sdlora.settings.train import CaptionLines, MissingCaptions
 
 __all__ = ["Example", "Problem", "Reading", "black_masks", "grouped", "list_captions"]
 __all__ += ["list_pictures", "open_captions", "scan_folder"]

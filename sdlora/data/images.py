@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageEnhance, ImageOps
 
-from sdlora.data.foreign import ForeignDataError, parsing
-from sdlora.data.picture_files import read_picture
-from sdlora.data.views import View
+from sdlora.data.foreign_files import ForeignDataError, parsing
+from sdlora.data.image_augmentation import View
+from sdlora.data.image_files import read_picture
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from sdlora.data.foreign import ForeignDataError, parsing
-from sdlora.data.metadata import FILE_COLUMNS, TEXT_COLUMNS, Table, caption_of, read_file
+from sdlora.data.caption_tables import FILE_COLUMNS, TEXT_COLUMNS, Table, caption_of, read_file
+from sdlora.data.foreign_files import ForeignDataError, parsing
 from sdlora.messages import Message
 from sdlora.text_files import UnreadTextError
 

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sdlora.data.caption_files import is_caption_file
+from sdlora.data.image_stats import PICTURE_SUFFIXES
 from sdlora.data.listing import is_server_folder, is_unasked
-from sdlora.data.looks import PICTURE_SUFFIXES
 from sdlora.data.problems import Problem
 from sdlora.errors import DataError
 from sdlora.messages import Message

@@ -19,9 +19,9 @@ from sdlora.kohya.datasets import read_datasets
 from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
 from sdlora.kohya.network import read_network
 from sdlora.kohya.values import flag, number, text, words
-from sdlora.learning import TWO_MATRICES
 from sdlora.messages import Message
-from sdlora.settings import TrainSettings
+from sdlora.settings.adapter_and_loss import TWO_MATRICES
+from sdlora.settings.train import TrainSettings
 
 DEFAULT_RATE = 2e-6  # sd-scripts' learning_rate when no rate is given at all
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from sdlora.kohya.keys import KEYS
-from sdlora.settings import TrainSettings
+from sdlora.settings.train import TrainSettings
 
 MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.oft"}
 

@@ -1,4 +1,4 @@
-"""What a prompt says besides its words, and what a picture says of its making.
+"""Prompt syntax: LoRA tags, schedules, emphasis, wildcards and styles.
 
 A prompt goes through these stages, each a function of its own, none of which needs the model:
 
@@ -14,27 +14,21 @@ A prompt goes through these stages, each a function of its own, none of which ne
 
 `expand` is the first three, `Wordbook.expand` with what a workspace adds; `view` is all the others,
 to be shown. A LoRA tag is one piece to all of them. All are linear in the length of the text and
-know no deepest nesting. `infotext`, `write_png` and `write_exif` put settings into pictures;
-`read_parameters` and `parse_infotext` read them back, from other programs too, and `request_of`
-makes a request of them.
+know no deepest nesting.
 """
 
 from sdlora.prompt.chunks import Tokenize, chunked
 from sdlora.prompt.emphasis import BREAK, compose, parse_emphasis
 from sdlora.prompt.expansion import expand, strip_comments
-from sdlora.prompt.infotext import infotext, lora_hashes, write_exif, write_png
-from sdlora.prompt.moments import Moment, Point, Window
-from sdlora.prompt.recall import parse_infotext, read_parameters, rename_loras
-from sdlora.prompt.recalled import Recalled, read_hashes
-from sdlora.prompt.restore import request_of
+from sdlora.prompt.preview import View, view
+from sdlora.prompt.resources import Wordbook
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.styles import Style, apply_styles, read_styles
 from sdlora.prompt.tags import LoraTag, Prompt, parse_prompt
+from sdlora.prompt.timing import Moment, Point, Window
 from sdlora.prompt.tokenizer import open_tokenizer
-from sdlora.prompt.view import View, view
 from sdlora.prompt.wildcard_lists import WildcardFolder
 from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards
-from sdlora.prompt.wordbook import Wordbook
 
 __all__ = [
     "BREAK",
@@ -44,7 +38,6 @@ __all__ = [
     "Moment",
     "Point",
     "Prompt",
-    "Recalled",
     "Style",
     "Tokenize",
     "View",
@@ -56,20 +49,11 @@ __all__ = [
     "compose",
     "expand",
     "expand_wildcards",
-    "infotext",
-    "lora_hashes",
     "open_tokenizer",
     "parse_emphasis",
-    "parse_infotext",
     "parse_prompt",
-    "read_hashes",
-    "read_parameters",
     "read_styles",
-    "rename_loras",
-    "request_of",
     "schedule",
     "strip_comments",
     "view",
-    "write_exif",
-    "write_png",
 ]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sdlora.prompt.moments import ALWAYS, NEVER, Moment, Window
 from sdlora.prompt.scanner import Token, joined, tokens
+from sdlora.prompt.timing import ALWAYS, NEVER, Moment, Window
 
 MOST_WINDOWS = 16  # of a tag: more [...] around it are refused, not followed
 _ROOT, _HIDDEN = 0, 1  # branches that every layout has

@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 
 from sdlora.messages import Message
 from sdlora.prompt.compel import told_of_compel
-from sdlora.prompt.moments import Moment, Point, Window, weights_at
 from sdlora.prompt.scanner import Token, joined, number, tokens
 from sdlora.prompt.schedules import MOST_WINDOWS, Layout
+from sdlora.prompt.timing import Moment, Point, Window, weights_at
 
 RULES = 2  # of reading prompts; a picture says by which it was made
 _UNCLOSED = re.compile(r"<[a-z]\w*:[^<>]*(?=<|\Z)", re.IGNORECASE)

@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sdlora.commands.terminal import Printer, follow
-from sdlora.presets import with_preset
-from sdlora.settings import Goal, TrainSettings
+from sdlora.settings.presets import with_preset
+from sdlora.settings.train import Goal, TrainSettings
 from sdlora.starter.sets import SETS
-from sdlora.train import train
+from sdlora.terminal import Printer, follow
+from sdlora.training.train import train
 from sdlora.workspace import STARTER_LORAS, TRAINING_DATA, Workspace
 
 GOALS: dict[str, Goal] = {"zibo": "character", "cyberpunk_architecture": "object"}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdlora.noise import DDPM
+from sdlora.noise_schedule import DDPM
 from sdlora.starter.draw import Scene, caption, draw, random_scene
 from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
 from sdlora.starter.make_text import tokens_of

@@ -1,8 +1,7 @@
-"""The chapters of a training that `sdlora.train` tells as one story.
+"""Training of a LoRA; `sdlora.training.train` is the loop.
 
-`under_way` is what a step brings and what is due after it. `learner` holds the numbers and takes
-the steps, `guard` sees that nothing bad is applied, `ledger` reads what the device has computed,
-`memory` makes do with less of it, `steady` sees that what is learnt still helps, `checkpoints`
-keeps all of it on disk, `published` the LoRA under its name, `validation` measures what was learnt,
-`samples` shows it.
+`trainer` decides what is due after a step, `train_state` holds the numbers and takes the steps,
+`skip_nonfinite` leaves out bad steps, `loss_log` reads losses back, `out_of_memory` retries with
+less memory, `checkpoints` keeps the state on disk and exports the LoRA, `validation` measures,
+`sample_images` shows.
 """

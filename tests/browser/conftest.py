@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from driving import CHROMIUM_FLAGS, process, site
-from sdlora import runs
+from sdlora.jobs import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def fakes_at(workspace: Path) -> Iterator[str]:
     """The address of a server over this workspace, with the stand-ins' worker."""
     with process("-m", "fakes", str(workspace)), site(workspace) as address:
         yield address
-        for folder in runs.run_folders(workspace / "runs"):
-            runs.stop(folder)  # a training would outlive its worker, as it is meant to
+        for folder in run_folder.run_folders(workspace / "runs"):
+            run_folder.stop(folder)  # a training would outlive its worker, as it is meant to
 
 
 @pytest.fixture

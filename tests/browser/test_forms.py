@@ -17,9 +17,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from driving import site, tab
 from filled_in import WORDS, another
-from sdlora import runs
-from sdlora.presets import preset
-from sdlora.settings import ImageRequest, TrainSettings
+from sdlora.jobs import run_folder
+from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.presets import preset
+from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from surfing import StudioWithoutWorker
 from webui import fields
@@ -110,10 +111,10 @@ def change(page: Page, parts: Mapping[str, Component], held: Mapping[str, Any]) 
 
 def new_settings(workspace: Path, page: Page, button: str) -> dict[str, Any]:
     """The settings of the one job that the button starts."""
-    before = set(workspace.rglob(runs.SETTINGS_FILE))
+    before = set(workspace.rglob(run_folder.SETTINGS_FILE))
     page.locator(button).click()
     deadline = time.monotonic() + 60
-    while not (new := set(workspace.rglob(runs.SETTINGS_FILE)) - before):
+    while not (new := set(workspace.rglob(run_folder.SETTINGS_FILE)) - before):
         said = page.locator(".notice.bad:visible").all_inner_texts()
         assert time.monotonic() < deadline and not said, f"no job was started: {said}"
         page.wait_for_timeout(50)

@@ -11,18 +11,18 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora import runs
 from sdlora.errors import SdloraError
-from sdlora.settings import ImageRequest
-from webui import markup, reading
-from webui.chooser import Chooser
+from sdlora.jobs import run_folder
+from sdlora.settings.image_request import ImageRequest
+from webui import markup, prompt_preview
+from webui.app_state import Run, Studio
 from webui.drafts import Draft, lost, recall
-from webui.follow import Follower
 from webui.form import Form, marker
+from webui.job_poller import Follower
+from webui.lora_browser import Chooser
+from webui.metadata_import import Restorer, reads_as_settings
 from webui.notice import Answer, Notice
-from webui.parts import QUICK, html
-from webui.restoring import Restorer, reads_as_settings
-from webui.studio import Run, Studio
+from webui.widgets import QUICK, html
 
 PLACEHOLDER = (
     "What shall be in the picture? For example:\n"
@@ -165,15 +165,15 @@ def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
     names = ("prompt", "negative_prompt", "model", "steps", "seed", "styles")
 
     def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        asked = reading.Asked(**tab.form.acceptable(sent, *names))
-        seen = reading.read(studio, asked)
+        asked = prompt_preview.Asked(**tab.form.acceptable(sent, *names))
+        seen = prompt_preview.read(studio, asked)
         pasted = reads_as_settings(asked.prompt)
         if pasted:
             seen = replace(seen, problems=(*seen.problems, SETTINGS_ARE_WORDS))
         return {
-            tab.counter: reading.counter(seen, asked),
-            tab.unused: reading.unused(seen),
-            tab.parsed: reading.parsed(seen, asked),
+            tab.counter: prompt_preview.counter(seen, asked),
+            tab.unused: prompt_preview.unused(seen),
+            tab.parsed: prompt_preview.parsed(seen, asked),
             tab.restorer.offer: gr.Button(visible=pasted),
         }
 
@@ -207,7 +207,7 @@ def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, A
 
 def _title(run: Run) -> str:
     try:
-        prompt = ImageRequest.load(run.folder / runs.SETTINGS_FILE).prompt
+        prompt = ImageRequest.load(run.folder / run_folder.SETTINGS_FILE).prompt
     except SdloraError:
         return run.name
     return prompt if len(prompt) <= 120 else f"{prompt[:117]}…"

@@ -13,28 +13,28 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora import runs
 from sdlora.data.caption_files import SIDECAR_SUFFIXES
-from sdlora.data.preflight import check
+from sdlora.data.report import check
 from sdlora.errors import LoraFileError, SdloraError
-from sdlora.kinds import MeasureSettings
+from sdlora.jobs import run_folder
+from sdlora.jobs.kinds import MeasureSettings
 from sdlora.messages import Message
-from sdlora.presets import preset, with_preset
 from sdlora.prompt.scanner import escaped
-from sdlora.settings import TrainSettings
-from webui import captions, datasets, fields, markup, preflight
-from webui.costs import known_cost
-from webui.describing import Describing
+from sdlora.settings.presets import preset, with_preset
+from sdlora.settings.train import TrainSettings
+from webui import caption_editor, dataset_report, dataset_upload, fields, markup
+from webui.app_state import Run, Studio
+from webui.captioning import Describing
 from webui.drafts import Draft, lost, parsed, recall
-from webui.errand import Errand
-from webui.follow import Follower
+from webui.estimates import known_cost
 from webui.form import Form, marker
-from webui.loras import prompt_words
+from webui.job_card import Errand
+from webui.job_poller import Follower
+from webui.lora_details import prompt_words
 from webui.notice import Answer, Notice
-from webui.parts import QUICK, html
-from webui.studio import Run, Studio
-from webui.training import Training
+from webui.training_panel import Training
 from webui.uploads import discard
+from webui.widgets import QUICK, html
 
 GOALS = (
     ("Style: how everything looks", "style"),
@@ -110,7 +110,7 @@ def build(studio: Studio) -> TrainTab:
             measured = Errand(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
             set_name = _own_pictures(studio, pictures)
-            edits = captions.build(studio, pictures)
+            edits = caption_editor.build(studio, pictures)
             describing = Describing(studio, pictures)
             with gr.Row(elem_classes="row-fields"):
                 form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
@@ -148,7 +148,7 @@ def _own_pictures(studio: Studio, pictures: Component) -> Component:
         notice = Notice("add-notice")
 
     def added(name: str, paths: list[str] | None) -> Answer:
-        result = datasets.add(studio.workspace, name, [Path(p) for p in paths or ()])
+        result = dataset_upload.add(studio.workspace, name, [Path(p) for p in paths or ()])
         discard(map(Path, paths or ()), studio.workspace.uploads)
         sets = sorted(studio.workspace.dataset_folders())
         chosen = gr.Dropdown(sets, value=result.folder.name)
@@ -251,7 +251,7 @@ def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict
     for name in given.keys() & SETS:
         its = given[name]
         many = tuple(
-            datasets.named(studio.workspace, one)
+            dataset_upload.named(studio.workspace, one)
             for one in ((its,) if isinstance(its, str) else its)
         )
         given[name] = many if isinstance(its, tuple) else "".join(many)
@@ -277,7 +277,7 @@ def usual_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -
     folder = sets.get(sent[tab.pictures] or "")
     names: dict[str, Any] = {"goal": usual_goal(studio, tab, sent)}
     if folder is not None:
-        trigger_word = datasets.look(folder).trigger_word
+        trigger_word = dataset_upload.look(folder).trigger_word
         names |= {"name": studio.free_name(folder.name), "trigger_word": trigger_word}
     return {
         "pictures": next(iter(sorted(sets)), None),
@@ -305,7 +305,7 @@ def suggest_names(
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures] or "")
     if folder is None:
         return {tab.thumbs: "", tab.preflight: ""}
-    found = datasets.look(folder)
+    found = dataset_upload.look(folder)
     some = slice(0, MOST_THUMBS)
     label = f"{len(found.pictures)} pictures"
     goal = tab.form.fields["goal"]
@@ -361,8 +361,8 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
         settings = with_preset(given, family_of(studio, tab, sent))
     except SdloraError:
         return {tab.summary: ""}  # Start says what is wrong
-    count = len(datasets.look(folder).pictures) if folder else 0
-    return {tab.summary: preflight.plan(settings, count, known_cost(studio, settings))}
+    count = len(dataset_upload.look(folder).pictures) if folder else 0
+    return {tab.summary: dataset_report.plan(settings, count, known_cost(studio, settings))}
 
 
 def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
@@ -370,7 +370,7 @@ def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str
     given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
     settings = with_preset(given, family_of(studio, tab, sent))
     found = check(settings, studio.workspace)
-    return preflight.report(found, studio.media, known_cost(studio, settings))
+    return dataset_report.report(found, studio.media, known_cost(studio, settings))
 
 
 def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
@@ -386,6 +386,6 @@ def called(studio: Studio, run: Run, tag: str) -> tuple[str, tuple[str, ...], fl
         entry = studio.library.find(tag)
         words, weight = prompt_words(entry), markup.usual_weight(entry)
     if not words:
-        said = TrainSettings.load(run.folder / runs.SETTINGS_FILE)
+        said = TrainSettings.load(run.folder / run_folder.SETTINGS_FILE)
         words = tuple(filter(None, [escaped(said.trigger_word)]))
     return tag, words, weight

@@ -1,0 +1,88 @@
+"""Settings become command-line flags: one per field, with its sentence and its default."""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from sdlora.settings.base import MORE, Settings
+
+_WORDS = {int: "N", float: "X"}
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str] = ()
+) -> None:
+    """One flag per field, except those in `but`, by group. A flag not given leaves its default."""
+    for group, names in settings.groups().items():
+        part = parser if group == MORE else parser.add_argument_group(group)
+        for name in (name for name in names if name not in but):
+            field = settings.model_fields[name]
+            part.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=name,
+                default=argparse.SUPPRESS,
+                help=f"{field.description}{_default(field)}".replace("%", "%%"),
+                **_shape(field),
+            )
+
+
+def add_operands(
+    parser: argparse.ArgumentParser, settings: type[Settings], names: Sequence[str]
+) -> None:
+    """These fields as plain words on the line, in this order, without a flag."""
+    for name in names:
+        field = settings.model_fields[name]
+        many = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
+        parser.add_argument(
+            name,
+            metavar={"files": "FILE"}.get(name, name.upper()),
+            help=f"{field.description}{_default(field)}".replace("%", "%%"),
+            **many,  # type: ignore[arg-type]
+        )
+
+
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of every verb."""
+    parser.add_argument(
+        "--workspace", default="workspace", metavar="DIR", help="folder of all you make"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per line, for programs"
+    )
+
+
+def given(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The settings among the parsed flags."""
+    return {key: value for key, value in vars(options).items() if key in settings.model_fields}
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.is_required() or value in ("", None, ()):
+        return ""
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" (default: {shown})"
+
+
+def _shape(field: FieldInfo) -> dict[str, Any]:
+    """What argparse needs to know about a field; bounds are left to the settings themselves."""
+    kind: Any = field.annotation
+    if isinstance(kind, types.UnionType):  # int | None
+        kind = typing.get_args(kind)[0]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is tuple:
+        return {"nargs": "+", **_value(typing.get_args(kind)[0])}
+    return _value(kind)
+
+
+def _value(kind: Any) -> dict[str, Any]:
+    if typing.get_origin(kind) is Literal:
+        return {"choices": typing.get_args(kind)}
+    return {"type": kind, "metavar": _WORDS.get(kind, "TEXT")}

@@ -1,0 +1,188 @@
+"""The command: settings become flags, events become lines.
+
+Exit code 0 means that what was asked for was done. Problems go to standard error, results to
+standard output; with --json both become one JSON object per line, for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdlora import __version__
+from sdlora.cli.dataset import add_tools as add_dataset_tools
+from sdlora.cli.dataset import dataset
+from sdlora.cli.flags import add_flags, add_shared_flags, given
+from sdlora.cli.lora import add_tools, lora
+from sdlora.cli.runs import add_run_verbs, runs_verb
+from sdlora.cli.train import DONE, FAILED, add_train_flags, train
+from sdlora.errors import SdloraError
+from sdlora.events import (
+    Failed,
+    SampleReady,
+    Warned,
+    to_line,
+)
+from sdlora.files import publish_new
+from sdlora.messages import COMMAND, Message
+from sdlora.settings.image_request import ImageRequest
+from sdlora.terminal import OnInterrupt, Printer, follow
+from sdlora.workspace import Workspace
+
+# Verbs
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Make images from a prompt; LoRAs are named in it: <lora:name:0.8>."""
+    from sdlora.worker.worker import open_engine
+
+    workspace = Workspace.open(options.workspace)
+    printer, lost = Printer(options.json), False
+    request = ImageRequest.of(_asked(options, workspace, printer))
+    made: list[str] = []
+    asked: list[bool] = []
+    with OnInterrupt(lambda: asked.append(True)):
+        for event in open_engine(workspace).generate(request, lambda: bool(asked)):
+            if isinstance(event, SampleReady):
+                lost = lost or bool(event.report.get("problems"))
+                event = _delivered(event, options.output, len(made), request.count)
+                made.append(event.path)
+            printer.show(event)
+    if not options.json:
+        print("\n".join(made))
+    if lost:
+        print("not everything in the prompt could be used; see above", file=sys.stderr)
+    return DONE if len(made) == request.count and not lost else FAILED
+
+
+# Where a picture is wanted -> the format it has to be in
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def _asked(options: argparse.Namespace, workspace: Workspace, printer: Printer) -> dict[str, Any]:
+    """The values of an image request: what is given, over what the picture of --like says."""
+    found: dict[str, Any] = {}
+    if options.like:
+        from sdlora.image_metadata.reader import read_parameters
+        from sdlora.image_metadata.to_request import request_of
+        from sdlora.lora.library.library import Library
+
+        recalled = read_parameters(Path(options.like))
+        found, problems = request_of(recalled, Library.of(workspace), workspace)
+        for problem in problems:
+            printer.show(Warned(problem))
+    if options.output and (format_ := _FORMATS.get(Path(options.output).suffix.lower())):
+        found["image_format"] = format_
+    values = {**found, **given(options, ImageRequest)}
+    if "prompt" not in values:
+        raise SdloraError("say what to show: python launch.py generate PROMPT, or --like PICTURE")
+    return values
+
+
+def _delivered(event: SampleReady, output: str | None, index: int, count: int) -> SampleReady:
+    """The image where the user wants it, beside the workspace's copy. Nothing is overwritten."""
+    if output is None:
+        return event
+    wish = Path(output)
+    made = Path(event.path).suffix
+    if _FORMATS.get(wish.suffix.lower()) != _FORMATS[made]:
+        wish = wish.with_name(wish.name + made)
+    if count > 1:
+        wish = wish.with_stem(f"{wish.stem}-{index + 1}")
+    path = publish_new(wish, lambda to: shutil.copyfile(event.path, to))
+    if path != wish:
+        print(f"warning: {wish} exists, so this image is {path}", file=sys.stderr)
+    return SampleReady(str(path), event.step, event.prompt, event.seed, event.report, at=event.at)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve the page on this machine."""
+    from webui.server import serve as serving
+
+    return serving(Workspace.open(options.workspace), options.port, options.open)
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Do the queue's work; the page starts one by itself."""
+    from sdlora.worker.worker import main as working
+
+    return working(Workspace.open(options.workspace))
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Train a style on the starter model and draw how it grows with its weight."""
+    from sdlora.cli.demo import demo as show
+
+    workspace = Workspace.open(options.workspace)
+    printer = Printer(options.json)
+    last = follow(show(workspace, workspace.outputs / "demo"), printer)
+    if last.status != "done":
+        return FAILED
+    print(Path(last.result).with_suffix(".json").read_text(encoding="utf-8").strip())
+    return DONE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="launch.py", description=__import__("sdlora").__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(
+        name: str, act: Callable[[argparse.Namespace], int], shared: bool = True
+    ) -> argparse.ArgumentParser:
+        words = (act.__doc__ or "").strip()
+        one = verbs.add_parser(name, help=words, description=words)
+        one.set_defaults(act=act)
+        if shared:
+            add_shared_flags(one)
+        return one
+
+    page = verb("serve", serve)
+    page.add_argument(
+        "--port", type=int, default=None, help="fixed port (default: 7860 or the next free)"
+    )
+    page.add_argument("--open", action="store_true", help="open the browser")
+    verb("worker", worker)
+    verb("demo", demo)
+    add_train_flags(verb("train", train))
+    one = verb("generate", generate)
+    one.add_argument(
+        "prompt", nargs="?", default=argparse.SUPPRESS, help="what to show; LoRA tags included"
+    )
+    one.add_argument(
+        "--like", metavar="PICTURE", help="make a picture again; what is given here wins"
+    )
+    one.add_argument("--output", metavar="FILE", help="where the image is copied to")
+    add_flags(one, ImageRequest, but=("prompt",))
+    add_run_verbs(verb("runs", runs_verb, shared=False))
+    add_tools(verb("lora", lora, shared=False))
+    add_dataset_tools(verb("dataset", dataset, shared=False))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; a user's mistake is one sentence, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text, nor fit the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.act(options))
+    except (SdloraError, OSError) as error:  # an OSError says which file, and what the disk said
+        if options.json:
+            print(to_line(Failed(_message(error))), flush=True)
+        print(f"error: {_message(error).on(COMMAND)}", file=sys.stderr)
+        return FAILED
+
+
+def _message(error: SdloraError | OSError) -> Message:
+    return error.message if isinstance(error, SdloraError) else Message(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

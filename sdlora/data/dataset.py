@@ -1,0 +1,225 @@
+"""All that a training learns from: the folders and archives that its settings name, together.
+
+`gather` is what a training starts from and what `dataset check` shows: the same list, made here.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdlora.data.caption_augmentation import WordLists, lists_named
+from sdlora.data.captions import common_trigger, says, with_trigger
+from sdlora.data.folder import Example, Problem, Reading, black_masks, scan_folder
+from sdlora.data.image_stats import PICTURE_SUFFIXES, look_at
+from sdlora.data.near_duplicates import BLURRED_PX, near_duplicates
+from sdlora.data.zips import unpack
+from sdlora.errors import DataError
+from sdlora.messages import Message, Setting
+from sdlora.prompt.wildcard_lists import WildcardFolder
+from sdlora.settings.train import TrainSettings
+from sdlora.workspace import Workspace
+
+_TIMES = re.compile(r"(\d{1,3})\*(.+)")
+_PROMPT_LANGUAGE = re.compile(
+    r"<[A-Za-z]\w*:[^<>\n]+>|\([^()\n]*:[0-9.]+\)|\[[^\[\]\n]*:[0-9.]+\]|(?<!\w)BREAK(?!\w)"
+)
+_CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The examples in their order, the words that call the LoRA ('' for none), which are in every
+    caption but those of regularisation pictures, all that is wrong, and the lists that wildcards in
+    captions are drawn from."""
+
+    examples: list[Example]
+    trigger: str
+    problems: list[Problem]
+    lists: WordLists
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder, and how often and as what its pictures count."""
+
+    folder: Path
+    repeats: int = 1
+    regularisation: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
+    """Every example of every source. DataError: a source is not there, or nothing can be used."""
+    own = [settings.data, *settings.more_data]
+    sources = [_source(name, workspace, False) for name in own]
+    sources += [_source(name, workspace, True) for name in settings.regularisation]
+    masks = _existing(settings.masks, workspace) if settings.masks else None
+    reading = Reading(
+        settings.missing_captions, settings.caption_lines, masks, settings.transparency == "mask"
+    )
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    for source in sources:
+        found, wrong = _scan(source, sources, reading)
+        examples += found
+        problems += [*source.problems, *wrong]
+    if not examples:
+        raise DataError(
+            "nothing is left to learn from: every folder that was given is repeated 0 times; "
+            "give one without 0* before it"
+        )
+    ours = [example for example in examples if not example.regularisation]
+    captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
+    trigger = settings.trigger_word or common_trigger(captions)
+    problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
+    problems += black_masks(examples)
+    lists = lists_named((e.caption for e in examples), WildcardFolder(workspace.wildcards))
+    problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
+    drawn = lists if settings.caption_wildcards else {}
+    return Gathered([_called(e, trigger) for e in examples], trigger, problems, drawn)
+
+
+def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
+    """Captions with wildcards that are not drawn: their list is not there, or nobody asked."""
+    advice = Message("{setting} draws one each time", setting=Setting("caption_wildcards"))
+    problems = []
+    for example in examples:
+        named = lists_named([example.caption], lists.get)
+        lost = sorted(name for name, lines in named.items() if not lines)
+        if wanted and lost:
+            template = "names {lists} in its caption, and there is no such list, or it is empty"
+            what = Message(template, lists=[f"__{name}__" for name in lost])
+            problems.append(Problem(example.image, what, "it is learnt as it stands"))
+        elif not wanted and (any(named.values()) or _CHOICE.search(example.caption)):
+            what = Message("has wildcards in its caption, which are learnt as they stand")
+            problems.append(Problem(example.image, what, advice))
+    return problems
+
+
+def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
+    """Captions that do not say the trigger."""
+    what = Message("does not say {trigger!r} in its caption; it is put before it", trigger=trigger)
+    spoken = (e for e in examples if e.caption)
+    silent = (e for e in spoken if not all(says(line, trigger) for line in _lines(e)))
+    return [Problem(example.image, what) for example in silent]
+
+
+def literal(examples: Iterable[Example]) -> list[Problem]:
+    """Captions with signs that a prompt acts on: a training reads them as text."""
+    what = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
+    advice = "it is learnt as the text that stands there; take it out unless that is meant"
+    marked = (e for e in examples if _PROMPT_LANGUAGE.search(e.caption))
+    return [Problem(example.image, what, advice) for example in marked]
+
+
+def _lines(example: Example) -> list[str]:
+    return example.caption.split("\n")
+
+
+def _called(example: Example, trigger: str) -> Example:
+    """The example with the trigger in every line of its caption; a regularisation picture must not
+    learn to be called."""
+    if example.regularisation:
+        return example
+    lines = (with_trigger(line, trigger) for line in _lines(example))
+    return replace(example, caption="\n".join(lines))
+
+
+def _source(name: str, workspace: Workspace, regularisation: bool) -> _Source:
+    """What a name, a path, or either after `3*`, means."""
+    times = _TIMES.fullmatch(name)
+    repeats, place = (int(times[1]), times[2]) if times else (1, name)
+    path = _existing(place.strip(), workspace)
+    if path.is_dir():
+        return _Source(path, repeats, regularisation)
+    if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+        kind = "a single picture" if path.suffix.lower() in PICTURE_SUFFIXES else "a single file"
+        raise DataError(
+            "{file} is {kind}, not a folder or a zip of pictures; give the folder it lies in, "
+            "{folder}, or put it into a folder of its own",
+            file=path,
+            kind=kind,
+            folder=path.absolute().parent,
+        )
+    folder, problems = unpack(path, workspace.cache / "unpacked")
+    return _Source(folder, repeats, regularisation, tuple(problems))
+
+
+def _existing(name: str, workspace: Workspace) -> Path:
+    path = Path(name).expanduser()
+    named = path if path.exists() else workspace.dataset_folders().get(name, path)
+    if not named.exists():
+        sets = ", ".join(sorted(workspace.dataset_folders()))
+        raise DataError(
+            "there is no folder {name}, nor a zip; give one with pictures and captions, or one "
+            "of the sets {sets}",
+            name=name,
+            sets=sets,
+        )
+    return named
+
+
+def _scan(
+    source: _Source, sources: list[_Source], reading: Reading
+) -> tuple[list[Example], list[Problem]]:
+    """A source's own examples: not those of another source or of the masks inside its folder."""
+    if source.repeats == 0:
+        what = "is left out, since it is to be repeated 0 times"
+        return [], [Problem(source.folder, what, "give it without 0* if it is to be learnt")]
+    others = {other.folder for other in sources} | {reading.masks}
+    inside = (o for o in others if o and o != source.folder and o.is_relative_to(source.folder))
+    examples, problems = scan_folder(source.folder, replace(reading, besides=tuple(inside)))
+    counted = (
+        replace(
+            example,
+            repeats=example.repeats * source.repeats,
+            regularisation=source.regularisation or example.regularisation,
+        )
+        for example in examples
+    )
+    return [*counted], problems
+
+
+def twins(examples: list[Example]) -> list[Problem]:
+    """Pictures that are the same file as another, or look the same."""
+    first: dict[str, Example] = {}
+    problems = []
+    for example in examples:
+        other = first.setdefault(example.digest, example)
+        if other is not example:
+            what = Message(
+                "is the same file as {file}; it counts twice", file=_beside(example, other)
+            )
+            problems.append(Problem(example.image, what, "leave one out, or mean it"))
+    different = list(first.values())
+    alike = near_duplicates([look_at(example.image).print for example in different])
+    for place, (before, mirrored) in alike.items():
+        example, other = different[place], different[before]
+        template = "looks the same as {file}, mirrored" if mirrored else "looks the same as {file}"
+        what = Message(template, file=_beside(example, other))
+        problems.append(Problem(example.image, what, "leave one out, or mean it"))
+    return problems
+
+
+def _beside(example: Example, other: Example) -> str:
+    """The name of another picture, with its folder where that is another one."""
+    same = example.image.parent == other.image.parent
+    return other.image.name if same else f"{other.image.parent.name}/{other.image.name}"
+
+
+def blurred(examples: Iterable[Example]) -> list[Problem]:
+    """Pictures without a sharp edge anywhere."""
+    widths: Mapping[Path, float] = {e.image: look_at(e.image).edges for e in examples}
+    return [
+        Problem(
+            image,
+            Message("looks blurred: its sharpest edges are {width:.0f} pixels wide", width=width),
+            "use a sharper picture, unless the blur is what you want to teach",
+        )
+        for image, width in widths.items()
+        if width > BLURRED_PX
+    ]

@@ -1,0 +1,89 @@
+"""One look at a file: whether it is a picture that can be used, and what can be told of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+
+from sdlora.data.image_files import (
+    BROKEN,
+    FORMATS_SAID,
+    Picture,
+    TooLarge,
+    other_kind,
+    read_picture,
+)
+from sdlora.data.images import as_shown
+from sdlora.data.near_duplicates import Print, edge_width, fingerprint
+from sdlora.messages import Message
+
+# Files that their owner surely takes for pictures, whether or not we can read them.
+PICTURE_SUFFIXES = frozenset((
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif",
+    ".avif", ".jxl", ".jp2", ".psd", ".svg", ".hif", ".tga", ".exr",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf",
+))  # fmt: skip
+MAX_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Look:
+    """A usable picture has a `size`, (width, height) upright; else `what` says why it is none,
+    '' for a file that nobody takes for one. `digest` is the sha256 of its bytes."""
+
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    print: Print = Print()
+    edges: float = 0.0  # how wide its sharpest edges are: likeness.edge_width
+    see_through: bool = False
+    what: str = ""
+    advice: str = ""
+
+
+def look_at(file: Path) -> Look:
+    """The file, decoded to its end, since only that finds a truncated one; remembered while it
+    does not change."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        return Look(what=Message("cannot be read: {why}", why=error.strerror))
+    return _look(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=20_000)
+def _look(file: Path, _mtime_ns: int, size: int) -> Look:
+    again = Message("save it as {formats}", formats=FORMATS_SAID)
+    if size > MAX_BYTES:
+        what = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
+        return Look(what=what, advice=again)
+    try:
+        raw = file.read_bytes()
+        return _seen(read_picture(raw), hashlib.sha256(raw).hexdigest())
+    except UnidentifiedImageError:
+        if file.suffix.lower() not in PICTURE_SUFFIXES:
+            return Look()
+        return Look(what=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
+    except TooLarge as error:
+        advice = "make it smaller: a training looks at a million pixels of it or so"
+        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
+    except BROKEN as error:
+        advice = Message("save it again as {formats}", formats=FORMATS_SAID)
+        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
+
+
+def _seen(picture: Picture, digest: str) -> Look:
+    image = picture.image
+    shown = as_shown(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    return Look(
+        size=shown.size,
+        digest=digest,
+        print=fingerprint(shown),
+        edges=edge_width(shown),
+        see_through=alpha is not None and alpha.getextrema() != (255, 255),
+        what=picture.remark,
+    )

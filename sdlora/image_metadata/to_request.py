@@ -1,0 +1,284 @@
+"""From a picture to the request that makes it again, and what of it is not here; no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sdlora.errors import LoraFileError, SettingsError
+from sdlora.image_metadata.a1111 import Recalled, read_json
+from sdlora.image_metadata.civitai import civitai_resources
+from sdlora.image_metadata.infotext import hashed_name
+from sdlora.image_metadata.other_programs import file_stem
+from sdlora.image_metadata.reader import rename_loras
+from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, sampler_of
+from sdlora.lora.format.hashes import is_hash
+from sdlora.lora.library.library import Library, LoraEntry
+from sdlora.messages import Message
+from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.tags import as_read_before, parse_prompt
+from sdlora.settings.image_request import ImageRequest
+from sdlora.workspace import Workspace
+
+# A1111's field -> our setting, where the value is the same
+_SAME = {
+    "Steps": "steps",
+    "CFG scale": "guidance",
+    "Seed": "seed",
+    "Clip skip": "clip_skip",
+    "Hires upscale": "hires_scale",
+    "Hires steps": "hires_steps",
+}
+# What changes nothing here, or is read elsewhere
+_KNOWN = {
+    *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
+    *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash"),
+    *(NOISE_SCHEDULE, "Hires resize", "Civitai metadata", "Created Date"),
+}
+_SHORTENED = 80  # letters of what a picture says, in a message
+_SAME_RATIO = 0.02  # by which the sides of a second pass may differ: A1111 rounds them
+_EMPHASIS = {"Original": "original", "No norm": "no_norm"}
+# How a prompt names a textual inversion, elsewhere than in A1111, which has the bare name.
+_EMBEDDINGS = {
+    "ComfyUI": re.compile(r"\bembedding:([\w./\\-]*\w)", re.IGNORECASE),
+    "SwarmUI": re.compile(r"<embed(?:ding)?:([^<>]+)>", re.IGNORECASE),
+    "InvokeAI": re.compile(r"<([\w.-]+)>"),
+}
+
+
+def request_of(
+    recalled: Recalled, library: Library, workspace: Workspace
+) -> tuple[dict[str, Any], list[str]]:
+    """(values, problems): an ImageRequest's values that make the picture again, as far as it says,
+    and a sentence for each thing that is missing or cannot be taken over.
+
+    Values hold only what the picture says: the rest stays as it is set. A LoRA of another name
+    here is found by its hash, and its tags are renamed. Never raises, whatever the picture says.
+    """
+    problems: list[str] = list(recalled.problems)
+    request = recalled.details.get("request")
+    if isinstance(request, dict):
+        values = _own(request, recalled.details, workspace, problems)
+    else:
+        values = _foreign(recalled, problems)
+        problems += civitai_resources(recalled.fields.get("Civitai resources", ""), library)
+    values = _accepted(values, problems)
+    _check_model(values, workspace, problems)
+    hashes = recalled.lora_hashes
+    renames = _renames(hashes, library, problems)
+    moved = {name: name for name in renames}
+    for setting in ("prompt", "negative_prompt"):
+        if setting in values:
+            values[setting] = rename_loras(values[setting], moved, renames.get)
+            _check_tags(values[setting], hashes, library, problems)
+    _check_embeddings(recalled, values, workspace, problems)
+    return values, problems
+
+
+def _own(
+    said: dict[str, Any], details: Mapping[str, Any], workspace: Workspace, problems: list[str]
+) -> dict[str, Any]:
+    """The request of a picture of ours, for this one image of it."""
+    image = details.get("image")
+    image = image if isinstance(image, dict) else {}
+    values = {**said, "count": 1}
+    if "seed" in image:
+        values["seed"] = image["seed"]
+    drawn = {name: image.get(name) for name in ("prompt", "negative_prompt")}
+    fresh = _accepted(values, [])
+    if all(isinstance(text, str) for text in drawn.values()) and "seed" in fresh:
+        texts = Wordbook.of(workspace).expand(
+            fresh.get("prompt", ""), fresh.get("negative_prompt", ""), fresh["seed"],
+            fresh.get("styles", ()),
+        )  # fmt: skip
+        if [text.text for text in texts] != list(drawn.values()):
+            text = "styles or wildcards are others here; the prompts are as drawn then"
+            problems.append(Message(text))
+            values = {**values, **drawn, "styles": ()}
+    # pictures have told their rules since there are second ones
+    return values if "prompt_rules" in details else _by_todays_rules(values)
+
+
+def _by_todays_rules(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a picture made by the first rules of prompts, so that it has the same words."""
+    texts = {name: values.get(name) for name in ("prompt", "negative_prompt")}
+    same = {name: as_read_before(text) for name, text in texts.items() if isinstance(text, str)}
+    return values | same
+
+
+def _foreign(recalled: Recalled, problems: list[str]) -> dict[str, Any]:
+    """The values of another program's fields, still unchecked."""
+    fields = recalled.fields
+    values: dict[str, Any] = {"prompt": recalled.prompt, "negative_prompt": recalled.negative}
+    values |= {setting: fields[name] for name, setting in _SAME.items() if name in fields}
+    if fields:
+        values["count"] = 1
+    if sampler := fields.get("Sampler"):
+        setting, told = sampler_of(sampler, fields.get("Schedule type", ""), recalled.program)
+        values |= {"sampler": setting} if setting else {}
+        problems += [told] if told else []
+    width, cross, height = fields.get("Size", "").partition("x")
+    values |= {"width": width, "height": height} if cross else {}
+    values |= {"model": fields["Model"]} if fields.get("Model") else {}
+    if fields.get(NOISE_SCHEDULE) == FROM_NOISE:
+        values["zero_terminal_snr"] = True
+    if fields.keys() & {"Hires upscale", "Hires resize"}:
+        values |= _hires(fields, problems)
+    elif "Denoising strength" in fields:
+        problems.append(Message("it was made from another picture, which it does not hold"))
+    if emphasis := fields.get("Emphasis"):
+        values |= {"emphasis": _EMPHASIS[emphasis]} if emphasis in _EMPHASIS else {}
+        if emphasis not in _EMPHASIS:
+            problems.append(Message("emphasis {name!r} is not known here", name=_short(emphasis)))
+    problems += _not_taken_over(fields)
+    return values
+
+
+def _not_taken_over(fields: Mapping[str, str]) -> Iterator[Message]:
+    """A sentence for the fields that nothing here reads."""
+    read = _KNOWN | _SAME.keys()
+    read |= {name for name in ("Hashes", "Civitai resources") if read_json(fields.get(name, ""))}
+    read |= {"RNG"} if fields.get("RNG") == "CPU" else set()
+    lost = [_short(f"{name}: {value}") for name, value in fields.items() if name not in read]
+    if lost:
+        yield Message("not taken over: {fields}", fields=lost)
+
+
+def _short(text: str) -> str:
+    return text[:_SHORTENED]
+
+
+def _hires(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    upscaler = fields.get("Hires upscaler", "Latent")
+    is_latent = upscaler.startswith("Latent")
+    if not is_latent and upscaler != "Lanczos":
+        problems.append(
+            Message(
+                "the upscaler {name!r} is not known here; Lanczos is taken", name=_short(upscaler)
+            )
+        )
+    values: dict[str, Any] = {"hires_upscaler": "latent" if is_latent else "lanczos"}
+    if "Denoising strength" in fields:
+        values["hires_strength"] = fields["Denoising strength"]
+    if "Hires upscale" not in fields:
+        values |= _resized(fields, problems)
+    return values
+
+
+def _resized(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    """The scale of a second pass whose size is given: of a side that is 0 the other decides."""
+    size, target = (_sides(fields.get(name, "")) for name in ("Size", "Hires resize"))
+    scales = [to / side for side, to in zip(size, target, strict=False) if side and to]
+    shown = {"target": _short(fields["Hires resize"]), "size": _short(fields.get("Size", ""))}
+    if not scales or max(scales) == 1:
+        why = "the size is the same" if scales else "it gives no scale"
+        problems.append(Message("the second pass to {target} is left out: {why}", **shown, why=why))
+        return {}
+    scale = round(max(scales), 4)
+    if max(scales) - min(scales) > _SAME_RATIO:
+        text = "the second pass from {size} to {target} cut the picture; here it is {scale} times"
+        problems.append(Message(text + " the size, uncut", **shown, scale=scale))
+    return {"hires_scale": scale}
+
+
+def _sides(size: str) -> list[int]:
+    return [int(side) for side in re.findall(r"[0-9]{1,6}", size)[:2]]
+
+
+def _accepted(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The values that the settings accept, in their types; a sentence for each of the others."""
+    accepted: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            accepted[name] = getattr(ImageRequest.of({name: value}), name)
+        except SettingsError as error:
+            problems.append(Message("not taken over: {why}", why=_reason(error)))
+    return accepted
+
+
+def _reason(error: SettingsError) -> Message | str:
+    message = error.message
+    return message if len(message) <= 300 else message[:300]
+
+
+def _check_model(values: dict[str, Any], workspace: Workspace, problems: list[str]) -> None:
+    """A picture never chooses what is downloaded or opened: only a model that is on offer here."""
+    model = values.pop("model", "")
+    if model in workspace.model_names():
+        values["model"] = model
+    elif model:
+        text = "the model {name!r} is not here; another one makes another picture"
+        problems.append(Message(text, name=_short(model)))
+
+
+def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -> dict[str, str]:
+    """Name in the picture -> name here, of the LoRAs that only their hashes find. A hash moves no
+    tag off a file of exactly its name: what pictures and files claim may be stale."""
+    renames: dict[str, str] = {}
+    for name, hash_ in hashes.items():
+        entry = _found(name, library)
+        if entry and _has_hash(entry, hash_, library):
+            continue
+        by_hash = _found(hash_, library) if is_hash(hash_.lower()) else None
+        is_exact = entry and hashed_name(name) in map(hashed_name, (entry.name, entry.full_name))
+        shown = {"name": _short(name), "hash": _short(hash_)}
+        if by_hash and not is_exact:
+            renames[name] = by_hash.full_name
+            if by_hash.also:
+                text = "several files have the hash {hash} of {name!r}; {taken!r} is taken"
+                problems.append(Message(text, **shown, taken=by_hash.full_name))
+        elif by_hash:
+            text = "{name!r} is another file here: its hash was {hash}, which {other!r} has; "
+            text += "for that, write its name into the tag"
+            problems.append(Message(text, **shown, other=by_hash.full_name))
+        elif entry:
+            problems.append(Message("{name!r} is another file here: its hash was {hash}", **shown))
+    return renames
+
+
+def _has_hash(entry: LoraEntry, hash_: str, library: Library) -> bool:
+    """Whether a file has a hash, or claims it."""
+    if is_hash(start := hash_.lower()) and entry.facts.said_hash.startswith(start):
+        return True
+    try:
+        return library.hashes(entry).fit(start)
+    except LoraFileError:  # it may be gone by now
+        return False
+
+
+def _check_tags(
+    text: str, hashes: Mapping[str, str], library: Library, problems: list[str]
+) -> None:
+    for name in dict.fromkeys(tag.name for tag in parse_prompt(text).loras):
+        try:
+            library.find(name)
+        except LoraFileError as error:
+            hash_ = hashes.get(hashed_name(name))
+            message = Message(
+                "{why} Its hash is {hash}.", why=error.message, hash=_short(hash_ or "")
+            )
+            problems.append(message if hash_ else error.message)
+
+
+def _check_embeddings(
+    recalled: Recalled, values: Mapping[str, Any], workspace: Workspace, problems: list[str]
+) -> None:
+    """A sentence for each textual inversion that the picture names and that is not here."""
+    known = Wordbook.of(workspace).embedding_names()
+    named = dict(recalled.embedding_hashes)
+    if pattern := _EMBEDDINGS.get(recalled.program):
+        texts = (str(values.get(setting, "")) for setting in ("prompt", "negative_prompt"))
+        for match in pattern.finditer("\n".join(texts)):
+            named.setdefault(file_stem(match[1]).rpartition("/")[2], "")
+    for name, hash_ in named.items():
+        if name.lower() not in known:
+            text = "the textual inversion {name!r} " + ("(hash {hash}) " if hash_ else "")
+            problems.append(Message(text + "is not here", name=_short(name), hash=_short(hash_)))
+
+
+def _found(name: str, library: Library) -> LoraEntry | None:
+    try:
+        return library.find(name)
+    except LoraFileError:
+        return None

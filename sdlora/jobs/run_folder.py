@@ -1,0 +1,289 @@
+"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  state/  stop  pid
+heartbeat`.
+
+It is the only thing the trainer, the worker, the command and the page share. Who can read the
+folder can follow a run; who can create the file `stop` in it can end it. What a training needs to
+go on lies in `state/`. Every other piece of work has such a folder too (`sdlora.jobs.kinds`); the
+pictures of a request lie in `outputs/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
+from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
+from sdlora.files import make_folder, publish, sync_folder
+from sdlora.jobs.control_files import REQUESTS, Request, answered, ask, asked, content
+from sdlora.jobs.heartbeat import TIMES, Heart
+from sdlora.jobs.kinds import KINDS, kind_of
+from sdlora.jobs.processes import identity, wait_for_release
+from sdlora.jobs.queue import Queue
+from sdlora.jobs.resume import check_finished, write_changes
+from sdlora.jobs.run_paths import relative_to_run, workspace_of
+from sdlora.jobs.run_reader import (
+    EVENTS_FILE,
+    HEARTBEAT_FILE,
+    LOG_FILE,
+    PID_FILE,
+    Follower,
+    owner,
+    pid_alive,
+    read,
+    recorded,
+    resume_hint,
+    unread_lines,
+)
+from sdlora.messages import Message, Setting, readable
+from sdlora.settings.base import Settings
+from sdlora.settings.train import TrainSettings
+from sdlora.workspace import Workspace, gone
+
+SETTINGS_FILE = "settings.json"
+__all__ = [
+    "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
+    "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
+    "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
+    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now", "unread_lines",
+]  # fmt: skip
+_OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
+_NOW = "now"  # what the file `stop` says when the run shall not even finish its step
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
+    """Put work of the kind that `settings` are for into the queue; returns its folder."""
+    folder = new_folder(settings, workspace)
+    queue.cancel(folder)  # what waited in a folder of this name that was deleted
+    queue.submit(kind_of(settings), folder)
+    return folder
+
+
+def new_folder(settings: Settings, workspace: Workspace) -> Path:
+    """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
+    if not workspace.root.is_dir():
+        raise gone(workspace.root)
+    try:
+        folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
+        text = settings.to_json()
+        publish(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
+    except (OSError, UnicodeEncodeError) as error:
+        raise RunError(
+            "nothing can be written to {root}: {why}; {advice}",
+            root=workspace.root,
+            why=getattr(error, "strerror", None) or error,
+            advice="make room on that disk and try again"
+            if getattr(error, "errno", 0) in _FULL
+            else "see to that and try again",
+        ) from None
+    return folder
+
+
+def reserve(folder: Path) -> Path:
+    """Make `folder`, or `name-2`, `name-3` ... beside it: a new one, whoever else is asking."""
+    make_folder(folder.parent)
+    fresh, number = folder, 1
+    while True:
+        try:
+            fresh.mkdir()
+            sync_folder(folder.parent)
+            return fresh
+        except FileExistsError:
+            number += 1
+            fresh = folder.with_name(f"{folder.name}-{number}")
+
+
+def _open_events(folder: Path) -> FileIO:
+    lines = (folder / EVENTS_FILE).open("ab", buffering=0)
+    if lines.tell():
+        lines.write(b"\n")  # the process before us may have died in the middle of a line
+    return lines
+
+
+def _line(event: Event, folder: Path, workspace: Path | None) -> bytes:
+    path = getattr(event, "path", "")
+    return to_line(event, **relative_to_run(path, folder, workspace)).encode() + b"\n"
+
+
+def say(folder: Path, event: Event) -> None:
+    """Add one event to the folder, for a run that cannot speak for itself."""
+    with _open_events(folder) as lines:
+        lines.write(_line(event, folder, workspace_of(folder)))
+
+
+def record(events: Iterable[Event], folder: Path, beat_s: float = TIMES.beat) -> Iterator[Event]:
+    """Pass `events` on, each written to the folder first, with a heartbeat every `beat_s`. An
+    exception becomes a `Failed` event: the user's own mistakes by their sentence, anything else
+    with its traceback in the log."""
+    wait_for_release()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
+    lines, unsaid, workspace = _open_events(folder), b"", workspace_of(folder)
+
+    def written(event: Event) -> Event:
+        nonlocal unsaid
+        unsaid += _line(event, folder, workspace)
+        # Of a full disk: what it did not take is kept, and tried again with the next line
+        with contextlib.suppress(OSError):
+            unsaid = unsaid[lines.write(unsaid) :]
+        return event
+
+    with Heart(folder / HEARTBEAT_FILE, beat_s) as heart:
+        try:
+            for event in events:
+                heart.advance()
+                yield written(event)
+        except SdloraError as error:
+            yield written(Failed(error.message))
+        except Exception as error:
+            yield written(failure(error, log_error(folder / LOG_FILE), folder))
+        finally:
+            with contextlib.suppress(OSError):
+                lines.close()
+
+
+def log_error(log: Path) -> Path | None:
+    """Add the traceback of the exception that is being handled to a log; None: it takes none."""
+    try:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exc(file=file)
+    except (OSError, ValueError):
+        return None
+    return log
+
+
+def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
+    """What to tell of an error nobody expected, and of what memory, disk and device may do. `log`
+    is where its traceback was written."""
+    name = type(error).__name__
+    if name == "OutOfMemoryError":
+        return Failed(
+            "the device ran out of memory",
+            Message(
+                "use a smaller {batch} or {resolution}, or turn {checkpointing} on",
+                batch=Setting("batch_size"), resolution=Setting("resolution"),
+                checkpointing=Setting("gradient_checkpointing"),
+            ),
+        )  # fmt: skip
+    if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
+        message = Message("the device failed: {why}", why=error)
+        return Failed(message, "a training goes on from its last checkpoint")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        file = Path(os.fsdecode(error.filename)) if error.filename else folder
+        message = Message("the disk is full: {file} could not be written", file=file)
+        return Failed(message, "make room; a training goes on from its last checkpoint")
+    advice = Message("the full report is in {log}", log=log) if log else ""
+    return Failed(Message("{error}: {why}", error=name, why=error), advice)
+
+
+def stop(folder: Path, now: bool = False) -> None:
+    """Ask the run to stop after its present step; what it has learnt is kept. `now`: end it as it
+    stands; what it last saved is kept."""
+    ask(folder, "stop", _NOW if now else "")
+
+
+def stop_asked(folder: Path) -> bool:
+    """True when somebody asked the run to stop."""
+    return asked(folder, "stop")
+
+
+def stop_asked_now(folder: Path) -> bool:
+    """True when somebody asked the run to end without finishing its step."""
+    return content(folder, "stop") == _NOW
+
+
+def request(folder: Path, wish: Request) -> None:
+    """Ask a training that goes on for something. RunError: it does not go on."""
+    state = read(folder)
+    if state.ended or state.status == "queued":
+        raise RunError(
+            "the run {name} is {status}: it cannot {wish}; only a run that goes on can",
+            name=repr(readable(folder.name)),
+            status=state.status,
+            wish=REQUESTS[wish],
+        )
+    ask(folder, wish)
+
+
+def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> RunState:
+    """Make a training that ended before its time ready to go on, with `changes` of its settings;
+    what it was. BusyError: it goes on already; RunError: it is finished, and no steps are added;
+    SettingsError: one of the changes cannot be made."""
+    state, job, name = read(folder), queue.job_of(folder), repr(folder.name)
+    waits = job is not None and job.waits
+    # one that was killed before it said anything is nobody's, though it has not ended
+    if waits or (not state.ended and pid_alive(folder)):
+        raise BusyError(
+            "the run {name} is {status}; there is nothing to resume",
+            name=name,
+            status=read(folder, queue).status,
+        )
+    check_finished(folder.name, state, changes or {})
+    if changes:
+        write_changes(folder, TrainSettings.load(folder / SETTINGS_FILE), changes)
+    answered(folder, *REQUESTS)
+    for file in (PID_FILE, HEARTBEAT_FILE):
+        (folder / file).unlink(missing_ok=True)
+    say(folder, Queued())
+    return state
+
+
+def resume(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> None:
+    """Put a training that ended before its time into the queue again. BusyError, RunError,
+    SettingsError: as `reopen`."""
+    reopen(folder, queue, changes)
+    queue.submit("train", folder)
+
+
+def cancel(folder: Path, queue: Queue) -> None:
+    """Take the work out of the queue; if it runs already, ask it to stop."""
+    if queue.cancel(folder):
+        with contextlib.suppress(OSError):  # of a folder that takes nothing the queue knows it
+            say(folder, Stopped())
+    else:
+        stop(folder)
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """The folders of all runs, newest first; also those whose settings or events are damaged."""
+    dated = [(_began(folder), folder) for folder in _entries(runs)]
+    written = [(when, folder) for when, folder in dated if when is not None]
+    return [folder for _, folder in sorted(written, reverse=True)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [*folder.iterdir()]
+    except (OSError, ValueError):
+        return []
+
+
+def _began(folder: Path) -> int | None:
+    """When a run was asked for; None: it is no run."""
+    for file in (SETTINGS_FILE, EVENTS_FILE):
+        with contextlib.suppress(OSError, ValueError):
+            return (folder / file).lstat().st_mtime_ns
+    return None
+
+
+def list_runs(runs: Path, queue: Queue | None = None) -> dict[str, RunState]:
+    """Name -> state of every run in the folder, newest first. One that cannot be read is there as
+    a failure that says why."""
+    return {readable(folder.name): read(folder, queue) for folder in run_folders(runs)}
+
+
+def find_run(runs: Path, name: str) -> Path:
+    """The folder of the run `name`. SettingsError with near names when there is none."""
+    folders = {readable(folder.name): folder for folder in run_folders(runs)}
+    if name not in folders:
+        near = did_you_mean(name, folders)
+        raise SettingsError("there is no run {name}.{near}", name=repr(name), near=near)
+    return folders[name]

@@ -1,0 +1,1 @@
+"""LoRA files: key formats, adapter types, metadata, hashes."""

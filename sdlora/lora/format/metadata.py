@@ -1,0 +1,144 @@
+"""What a LoRA file says of its training: kohya's `ss_*`, Stability's `modelspec.*` 1.0.1; no torch.
+
+Other programs read the base model, the trigger word and the tags from here
+(kohya-ss/sd-scripts docs; https://github.com/Stability-AI/ModelSpec). All values are text. Nothing
+here holds a path or a user's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from sdlora import __version__
+from sdlora.architectures import BASES
+from sdlora.settings.train import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a training knows beyond its settings."""
+
+    base: str  # a name in BASES
+    prediction: str  # epsilon or v_prediction
+    resolution: int  # pixels a side
+    images: int
+    steps: int  # taken, which may be fewer than asked for
+    trigger_word: str = ""
+    tag_frequency: Mapping[str, int] = field(default_factory=dict)
+    started_at: float = 0.0  # seconds since the epoch
+    finished_at: float = 0.0
+
+
+def count_tags(captions: Iterable[str]) -> dict[str, int]:
+    """Tag -> number of captions with it, the most frequent first; commas separate tags."""
+    counts = Counter(
+        tag for caption in captions for tag in {part.strip() for part in caption.split(",")} if tag
+    )
+    return dict(sorted(counts.items(), key=lambda row: (-row[1], row[0])))
+
+
+def training_metadata(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
+    """All metadata of a finished training; the same arguments give the same text."""
+    return {**_kohya(settings, facts), **_modelspec(settings, facts)}
+
+
+def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
+    said = {
+        **_network(settings),
+        "ss_base_model_version": BASES[facts.base].version,
+        "ss_v2": facts.base == "sd2",
+        "ss_output_name": settings.name,
+        "ss_sd_model_name": settings.model.replace("\\", "/").rpartition("/")[2],
+        "ss_resolution": f"({facts.resolution}, {facts.resolution})",
+        "ss_num_train_images": facts.images,
+        "ss_tag_frequency": {settings.name: dict(facts.tag_frequency)},
+        "ss_steps": facts.steps,
+        "ss_max_train_steps": settings.steps,
+        "ss_batch_size_per_device": settings.batch_size,
+        "ss_gradient_accumulation_steps": settings.gradient_accumulation,
+        "ss_gradient_checkpointing": settings.gradient_checkpointing,
+        "ss_learning_rate": settings.learning_rate,
+        "ss_unet_lr": settings.learning_rate * settings.train_unet,
+        "ss_text_encoder_lr": settings.text_encoder_learning_rate * settings.train_text_encoder,
+        "ss_lr_scheduler": settings.schedule,
+        "ss_lr_warmup_steps": settings.warmup_steps,
+        "ss_optimizer": settings.optimizer,
+        "ss_max_grad_norm": settings.max_grad_norm,
+        **_objective(settings),
+        "ss_clip_skip": settings.clip_skip if settings.clip_skip > 1 else None,
+        "ss_caption_dropout_rate": settings.caption_dropout,
+        "ss_cache_latents": True,
+        "ss_mixed_precision": settings.precision,
+        "ss_seed": settings.seed,
+        "ss_training_started_at": facts.started_at,
+        "ss_training_finished_at": facts.finished_at,
+        "ss_training_comment": f"trained with sdlora {__version__}",
+    }
+    return {key: _text(value) for key, value in said.items()}
+
+
+# What trainers of the same kind of file say: LyCORIS' algorithm, '' for sd-scripts' own LoRA
+_ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
+
+
+def _network(settings: TrainSettings) -> dict[str, object]:
+    """The adapter, as sd-scripts and LyCORIS say it."""
+    arguments: dict[str, object] = {}
+    if algorithm := _ALGORITHMS.get(settings.adapter):
+        arguments |= {"algo": algorithm, "dora_wd": settings.adapter == "dora"}
+    if settings.adapter == "dora":
+        arguments |= {"wd_on_output": settings.dora_axis == "output"}
+    if "conv" in settings.targets:
+        rank = settings.of_group("rank", "conv")
+        arguments |= {"conv_dim": rank, "conv_alpha": settings.scale("conv") * rank}
+    # PiSSA's file has what it began as beside what it became
+    twice = 2 if settings.adapter == "pissa" else 1
+    return {
+        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "ss_network_dim": twice * settings.rank,
+        "ss_network_alpha": twice * settings.alpha,
+        "ss_network_args": {
+            name: str(value) for name, value in {**arguments, "dropout": settings.dropout}.items()
+        },
+        "ss_scale_weight_norms": settings.max_norm or None,
+    }
+
+
+def _objective(settings: TrainSettings) -> dict[str, object]:
+    is_min_snr = settings.loss_weighting == "min_snr"
+    return {
+        "ss_min_snr_gamma": settings.min_snr_gamma if is_min_snr else None,
+        "ss_debiased_estimation": settings.loss_weighting == "debiased",
+        "ss_zero_terminal_snr": settings.zero_terminal_snr,
+        "ss_noise_offset": settings.noise_offset or None,
+        "ss_multires_noise_iterations": settings.multires_noise or None,
+        "ss_multires_noise_discount": settings.multires_discount,
+        "ss_ip_noise_gamma": settings.input_perturbation or None,
+        "ss_loss_type": settings.loss,
+        "ss_huber_schedule": settings.huber_schedule,
+        "ss_huber_c": settings.huber_threshold,
+    }
+
+
+def _text(value: object) -> str:
+    # Tables are JSON; what kohya writes as Python's str() is read back as such: "True", "16"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def _modelspec(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
+    base = BASES[facts.base]
+    said = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{base.architecture}/lora",
+        "implementation": base.implementation,
+        "title": settings.name,
+        "resolution": f"{facts.resolution}x{facts.resolution}",
+        "date": datetime.fromtimestamp(facts.finished_at, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "prediction_type": facts.prediction.removesuffix("_prediction"),
+        "trigger_phrase": facts.trigger_word,
+    }
+    return {f"modelspec.{key}": value for key, value in said.items() if value}

@@ -1,0 +1,63 @@
+"""Textual inversions in files of their own (arXiv:2208.01618): a word, and its vectors.
+
+A1111 writes `emb_params` (n,width), for SDXL `clip_l` and `clip_g`; diffusers a single tensor under
+the word it was trained for. The word that calls it is the file's bare name, as in A1111
+(modules/textual_inversion/textual_inversion.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sdlora.architectures import BASES
+from sdlora.errors import LoraFileError
+from sdlora.lora.format.errors import refusal
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.header import read_header
+from sdlora.messages import Message
+
+MOST_VECTORS = 75  # what a chunk holds
+_SDXL = {"clip_l", "clip_g"}
+_BY_WIDTH = {BASES[name].width: name for name in ("starter", "sd1", "sd2")}
+
+
+def read_inversion(path: Path) -> LoraFile:
+    """The file at `path` as a LoRA that brings one word and changes nothing else.
+
+    LoraFileError: what is wrong with it.
+    """
+    shapes = read_header(path).shapes
+    if not (len(shapes) == 1 or shapes.keys() == _SDXL):
+        raise LoraFileError(
+            "{file} holds {count} tensors and is no textual inversion",
+            file=path.name, count=len(shapes),
+        )  # fmt: skip
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in shapes}
+    except (OSError, SafetensorError) as error:
+        raise refusal("unreadable", file=path.name, why=error) from None
+    encoders = {key if key in _SDXL else "": _vectors(key, its) for key, its in tensors.items()}
+    return LoraFile({}, {}, {path.stem.lower(): encoders})
+
+
+def inversion_base(file: LoraFile) -> str:
+    """The base that its widths tell, in words."""
+    [encoders] = file.embeddings.values()
+    if encoders.keys() & _SDXL:
+        return BASES["sdxl"].title
+    width = encoders[""].shape[1]
+    name = _BY_WIDTH.get(width)
+    return BASES[name].title if name else Message("a text encoder of width {width}", width=width)
+
+
+def _vectors(key: str, tensor: Tensor) -> Tensor:
+    rows = tensor[None] if tensor.dim() == 1 else tensor
+    if rows.dim() != 2 or not 1 <= len(rows) <= MOST_VECTORS:
+        raise refusal("embedding", name=key, shape=tuple(tensor.shape))
+    if not rows.float().isfinite().all():
+        raise refusal("not_finite", name=key)
+    return rows

@@ -1,0 +1,1 @@
+"""Library of LoRA files: folders scanned, described and searched by name."""

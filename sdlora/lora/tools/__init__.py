@@ -1,0 +1,1 @@
+"""Tools on LoRA files: merge, convert, resize, compare."""

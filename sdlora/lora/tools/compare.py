@@ -1,0 +1,223 @@
+"""Where two LoRAs collide: what of a layer both change, how strongly, and what a blend loses.
+
+Two changes of a layer, D1 and D2, act on the same outputs as far as their column spaces overlap,
+and read the same inputs as far as their row spaces do. The overlap is the mean squared cosine of
+the principal angles between the spaces (Björck and Golub, 1973): |U1ᵀ U2|² / min(r1, r2) for
+orthonormal bases U1 and U2; 0 is apart, 1 is one inside the other, and spaces drawn at random
+overlap by max(r1, r2) / m. A blend at equal weights loses 1 - |D1 + D2|² / (|D1|² + |D2|²) of its
+energy where the changes work against each other; where they add up this is negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sdlora.errors import LoraFileError
+from sdlora.lora.format.file import LoraFile
+from sdlora.lora.format.layer_groups import in_groups
+from sdlora.lora.tools.deltas import Pristine, has_matrix, no_weights, spectrum
+from sdlora.lora.tools.svd import Spectrum
+
+SCALE = 2  # pixels per unit of what is below, for sharp displays
+EDGE, TOP, ROW, LABEL, COLUMN, BAR, GAP = 28, 108, 44, 130, 210, 10, 3
+LETTERS = 44  # of a name
+INK, FAINT, RAIL = "#1f2430", "#7a8194", "#eef0f4"
+ONE, OTHER, BOTH, LOST, GAINED = "#4c6ef5", "#f08c00", "#7048e8", "#e03131", "#2f9e44"
+
+
+@dataclass(frozen=True)
+class _Bar:
+    share: float  # of the column's width, -1 to 1; negative goes left of a middle line
+    colour: str
+    words: str
+    mark: float | None = None  # a thin line at this share
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    bars: Callable[[Collision, float], tuple[_Bar, ...]]  # of a row; the largest size of all rows
+    centred: bool = False
+
+
+def _overlap_panel(its: Collision, _: float) -> tuple[_Bar, ...]:
+    return (_Bar(its.outputs, BOTH, f"{its.outputs:.0%}", its.chance),)
+
+
+def _reads(its: Collision, _: float) -> tuple[_Bar, ...]:
+    return (_Bar(its.inputs, BOTH, f"{its.inputs:.0%}"),)
+
+
+def _sizes(its: Collision, largest: float) -> tuple[_Bar, ...]:
+    colours = zip(its.sizes, (ONE, OTHER), strict=True)
+    return tuple(_Bar(size / (largest or 1.0), colour, f"{size:.3g}") for size, colour in colours)
+
+
+def _loss(its: Collision, _: float) -> tuple[_Bar, ...]:
+    return (_Bar(-its.loss, LOST if its.loss > 0 else GAINED, f"{-its.loss:+.1%}"),)
+
+
+_COLUMNS = (
+    _Column("size of the change", _sizes),
+    _Column("same outputs (line: by chance)", _overlap_panel),
+    _Column("same inputs", _reads),
+    _Column("energy of an equal blend", _loss, centred=True),
+)
+
+
+def draw(table: Mapping[str, Collision], one: str, other: str) -> Image.Image:
+    """`compare`'s table for the LoRAs called `one` and `other`, on white."""
+    width = EDGE * 2 + LABEL + COLUMN * len(_COLUMNS)
+    height = TOP + ROW * len(table) + EDGE
+    image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
+    pen = _Pen(ImageDraw.Draw(image))
+    beside = pen.text(EDGE, 22, one[:LETTERS], 17, ONE)
+    beside = pen.text(beside + 10, 22, "and", 17, FAINT)
+    pen.text(beside + 10, 22, other[:LETTERS], 17, OTHER)
+    pen.text(EDGE, 50, "where the two collide, by kind of layer", 12, FAINT)
+    largest = max(size for its in table.values() for size in its.sizes)
+    for number, column in enumerate(_COLUMNS):
+        left = EDGE + LABEL + COLUMN * number
+        pen.text(left, TOP - 26, column.title, 12, INK)
+        for row, its in enumerate(table.values()):
+            pen.bars(left, TOP + ROW * row, column.bars(its, largest), column.centred)
+    for row, (group, its) in enumerate(table.items()):
+        pen.text(EDGE, TOP + ROW * row + 4, group, 13, INK)
+        pen.text(EDGE, TOP + ROW * row + 20, f"{its.layers} shared layers", 10, FAINT)
+    return image
+
+
+@dataclass(frozen=True)
+class _Pen:
+    on: ImageDraw.ImageDraw
+
+    def text(self, x: float, y: float, words: str, size: int, colour: str) -> float:
+        """Draw; where the words end."""
+        self.on.text((x * SCALE, y * SCALE), words, fill=colour, font=_font(size))
+        return x + self.width(words, size)
+
+    def width(self, words: str, size: int) -> float:
+        return self.on.textlength(words, font=_font(size)) / SCALE
+
+    def bars(self, left: float, top: float, bars: tuple[_Bar, ...], centred: bool) -> None:
+        rail = COLUMN - 74  # words stand to its right
+        tall = len(bars) * BAR + (len(bars) - 1) * GAP
+        for number, bar in enumerate(bars):
+            y = top + (ROW - 12 - tall) / 2 + number * (BAR + GAP)
+            zero = left + rail / 2 if centred else left
+            end = zero + max(-1.0, min(1.0, bar.share)) * (rail / 2 if centred else rail)
+            self.box(left, y, left + rail, y + BAR, RAIL)
+            if bar.share:
+                self.box(min(zero, end), y, max(zero, end), y + BAR, bar.colour)
+            if bar.mark is not None:
+                at = left + min(bar.mark, 1.0) * rail
+                self.box(at - 0.5, y - 3, at + 0.5, y + BAR + 3, INK)
+            self.text(left + rail + 8, y - 1, bar.words, 10, INK)
+
+    def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
+        box = [round(edge * SCALE) for edge in (left, top, right, bottom)]
+        self.on.rectangle((box[0], box[1], max(box[2] - 1, box[0]), box[3] - 1), fill=colour)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * SCALE)
+
+
+@dataclass(frozen=True)
+class Collision:
+    """How two LoRAs meet in some layers. The overlaps are weighted by how strong both are there."""
+
+    layers: int  # changed by both
+    alone: tuple[int, int]  # changed by the one or the other only
+    sizes: tuple[float, float]  # Frobenius norms of all their changes, those alone included
+    outputs: float  # overlap of the column spaces, 0 to 1
+    inputs: float  # overlap of the row spaces, 0 to 1
+    chance: float  # overlap of column spaces drawn at random
+    loss: float  # share of the energy that a blend at equal weights loses; negative: adds up
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """One layer: norms of the two changes, their inner product, overlaps."""
+
+    norms: tuple[float, float]
+    inner: float = 0.0
+    overlaps: tuple[float, float, float] = (0.0, 0.0, 0.0)  # outputs, inputs, outputs by chance
+
+
+def compare(
+    one: LoraFile, other: LoraFile, pristine: Pristine = no_weights
+) -> dict[str, Collision]:
+    """Group of layers -> how the two meet there; 'all' is last. The files name layers alike.
+
+    Only what a LoRA can hold is compared: norms and biases are left out. LoraFileError when a
+    layer has two shapes, or nothing is left.
+    """
+    files = one, other
+    names = dict.fromkeys(
+        name for file in files for name, adapter in file.layers.items() if has_matrix(adapter)
+    )
+    if not names:
+        raise LoraFileError("neither file changes a matrix; norms and biases are not compared")
+    meetings = {name: _meeting(name, files, pristine) for name in names}
+    groups = {**in_groups(names), "all": list(names)}
+    return {
+        group: _collision(meetings[name] for name in layers) for group, layers in groups.items()
+    }
+
+
+def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) -> _Meeting:
+    adapters = [file.layers.get(name) for file in files]
+    found = [
+        spectrum(adapter, name, pristine) if adapter and has_matrix(adapter) else None
+        for adapter in adapters
+    ]
+    first, second = found
+    if first is None or second is None:
+        return _Meeting((first.norm if first else 0.0, second.norm if second else 0.0))
+    outputs, inputs = ((its.left.shape[0], its.right.shape[1]) for its in (first, second))
+    if outputs != inputs:
+        raise LoraFileError(
+            "layer {layer!r} is {first} in one and {second} in the other: these files are for "
+            "different models",
+            layer=name[:80],
+            first=outputs,
+            second=inputs,
+        )
+    return _Meeting((first.norm, second.norm), first.inner(second), _overlaps(first, second))
+
+
+def _overlaps(one: Spectrum, other: Spectrum) -> tuple[float, float, float]:
+    one, other = one.cut(one.rank), other.cut(other.rank)
+    few, many = sorted((one.rank, other.rank))
+    outputs = (one.left.T @ other.left).square().sum() / few
+    inputs = (one.right @ other.right.T).square().sum() / few
+    return float(outputs), float(inputs), many / one.left.shape[0]
+
+
+def _collision(meetings: Iterable[_Meeting]) -> Collision:
+    every = list(meetings)
+    shared = [its for its in every if min(its.norms) > 0]
+    squares = [sum(its.norms[i] ** 2 for its in every) for i in (0, 1)]
+    strength = sum(its.norms[0] * its.norms[1] for its in shared)
+    weights = [its.norms[0] * its.norms[1] / strength for its in shared]
+    outputs, inputs, chance = (
+        sum(w * its.overlaps[i] for w, its in zip(weights, shared, strict=True)) for i in range(3)
+    )
+    energy = sum(squares)
+    return Collision(
+        layers=len(shared),
+        alone=(
+            sum(its.norms[0] > 0 == its.norms[1] for its in every),
+            sum(its.norms[1] > 0 == its.norms[0] for its in every),
+        ),
+        sizes=(squares[0] ** 0.5, squares[1] ** 0.5),
+        outputs=outputs,
+        inputs=inputs,
+        chance=chance,
+        # |D1 + D2|² = |D1|² + |D2|² + 2 <D1, D2>
+        loss=-2 * sum(its.inner for its in shared) / energy if energy else 0.0,
+    )

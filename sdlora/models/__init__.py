@@ -1,0 +1,1 @@
+"""Base models: a file per family behind one contract."""

@@ -1,0 +1,34 @@
+"""What can be asked of a model that describes pictures; no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sdlora.settings.base import Settings
+
+NEEDS_ONNX = (
+    "taggers need onnxruntime: run `pip install onnxruntime` in the environment of this program, "
+    ".venv beside launch.py"
+)
+
+
+class DescribeSettings(Settings):
+    """Let a model write captions. Without --write it only shows them."""
+
+    data: str = Field(min_length=1, description="Folder of pictures, or the name of a set")
+    by: Literal["blip", "florence2", "qwen_vl", "wd14"] = Field(
+        "blip", description="Kind of model: sentences by the first three, tags by wd14"
+    )
+    model: str = Field("", description="Folder or hub id of the model; empty: the usual one")
+    every: bool = Field(False, description="Describe pictures that have a caption as well")
+    prefix: str = Field("", description="Text before every caption, such as the trigger word")
+    question: str = Field(
+        "Describe this picture in one sentence. Name what is to be seen, not its style.",
+        description="What a model that takes questions is asked",
+    )
+    threshold: float = Field(0.35, gt=0, lt=1, description="How sure a tagger is of a tag at least")
+    most_tokens: int = Field(75, ge=1, le=500, description="Length of a caption at most")
+    batch_size: int = Field(4, ge=1, le=64, description="Pictures looked at together")
+    write: bool = Field(False, description="Write the captions; dataset captions --undo undoes it")

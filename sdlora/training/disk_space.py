@@ -1,0 +1,119 @@
+"""Room on the disk: what a training will need of it, and what it does when there is none left.
+
+A training does not end for want of room. A checkpoint that does not fit is told, and the next one
+is tried; what comes at its end, or when it is stopped, waits until it fits, and all that was learnt
+waits in memory with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sdlora.cache import Cache
+from sdlora.errors import RunError
+from sdlora.events import Event, Progress, Warned
+from sdlora.messages import Message, Setting
+from sdlora.settings.cadence import times_left
+from sdlora.settings.train import TrainSettings
+from sdlora.training.checkpoints import checkpoint_folders
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_EVERY_S = 2.0
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a training writes, and what takes up room there and can be made again."""
+
+    folder: Path
+    cache: Path
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
+    def written(
+        self, write: Callable[[], ResultT], size: int, wait: bool = False
+    ) -> Generator[Event, None, ResultT]:
+        """What `write` gives, which needs `size` bytes. Where the disk is full, the cache is
+        emptied first; then, if it shall `wait`, it is tried until there is room. RunError: there
+        is none."""
+        emptied = told = False
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                said = Message(
+                    "{why}: the disk of {folder} has {free} free",
+                    folder=self.folder, free=in_words(self.free), why=error.strerror,
+                )  # fmt: skip
+            if not emptied:
+                emptied = True
+                freed = Cache(self.cache).trim()
+                if freed:
+                    size_freed = in_words(freed)
+                    template = "{why}; the cache was emptied of {freed}"
+                    yield Warned(Message(template, why=said, freed=size_freed), "")
+                    continue
+            said = Message("{why}; {size} are needed", why=said, size=in_words(size))
+            if not wait:
+                raise RunError(said)
+            if not told:
+                told = True
+                advice = "make room, and it goes on by itself; what was learnt waits in memory"
+                yield Warned(Message("{why}; it waits", why=said), advice)
+                yield Progress("waiting for room on the disk")
+            time.sleep(LOOK_EVERY_S)
+
+    def check(
+        self, settings: TrainSettings, step: int, checkpoint: int, lora: int
+    ) -> Iterator[Event]:
+        """Told after `step`, before the next: whether all that will be written fits, where a
+        checkpoint and the LoRA take so many bytes. RunError: not one of each does."""
+        free, more = self.free, self._checkpoints_to_come(settings, step)
+        least = min(more, 1) * checkpoint + 2 * lora  # in the run's folder, and where prompts look
+        if free < least:
+            raise RunError(
+                "the disk of {folder} has {free} free, and this training needs at least {least}, "
+                "for a checkpoint and its LoRA. Make room and resume it",
+                folder=self.folder, free=in_words(free), least=in_words(least),
+            )  # fmt: skip
+        if free < (needed := more * checkpoint + 2 * lora):
+            yield Warned(
+                Message(
+                    "the disk of {folder} has {free} free, and this training writes up to "
+                    "{needed}: {more} checkpoints of {each} each and its LoRA",
+                    folder=self.folder, free=in_words(free), needed=in_words(needed), more=more,
+                    each=in_words(checkpoint),
+                ),
+                Message(
+                    "make room, or lower {keep}; a checkpoint that does not fit is left out",
+                    keep=Setting("keep_checkpoints"),
+                ),
+            )  # fmt: skip
+
+    def _checkpoints_to_come(self, settings: TrainSettings, step: int) -> int:
+        """How many more there will be at once. One is written before the oldest is taken away; the
+        best is kept beside the newest; and one is written when the training ends early."""
+        held_out = settings.validation_share or settings.validation_data
+        most = settings.keep_checkpoints + 1 + bool(settings.validate_every and held_out)
+        due = times_left(step, settings.save_every, settings.steps)
+        early = int(step < settings.steps)
+        there = len(checkpoint_folders(self.folder))
+        return min(max(most - there, 1), max(due, early))
+
+
+def in_words(size: int) -> str:
+    """'0.4 MiB', '12.0 GiB'."""
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

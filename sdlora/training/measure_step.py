@@ -1,0 +1,114 @@
+"""What a training costs on this device, from a few steps taken: memory of the largest, time of all.
+
+The steps are real: the model, the adapter, the optimizer and pictures of the largest bucket. What
+they learnt is thrown away.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from sdlora.data.folder import Example
+from sdlora.data.report import Preflight
+from sdlora.device import free_memory_gib, pick_device, pick_dtype
+from sdlora.errors import DeviceError
+from sdlora.events import Done, Event, Measured, Progress
+from sdlora.messages import Setting
+from sdlora.models.registry import open_family
+from sdlora.training.latent_dataset import encode_dataset
+from sdlora.training.out_of_memory import OUT_OF_MEMORY
+from sdlora.training.train_state import Learner
+from sdlora.workspace import Workspace
+
+STEPS = 3  # the first of which is slower, and not counted
+
+
+def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
+    """Take a few steps of the training that `found` is of, and tell what they took. DeviceError: it
+    does not fit."""
+    started = time.monotonic()
+    settings = found.settings.model_copy(update={"caption_variants": 1})
+    device, _ = pick_device()
+    dtype, _ = pick_dtype(device, settings.precision)
+    free = free_memory_gib(device)
+    examples, share = largest_step(found)
+    yield Progress("loading the model")
+    try:
+        with _peak(device) as peak:
+            family = open_family(workspace.model_source(settings.model), dtype, device)
+            dataset = yield from encode_dataset(
+                family, examples, settings, workspace.cache, found.lists
+            )
+            learner = Learner(family, dataset, settings)
+            for step in range(1, STEPS + 1):
+                yield Progress("taking steps to measure them", step, STEPS)
+                if step == 2:
+                    _wait(device)
+                    began = time.monotonic()
+                learner.learn(step)
+            _wait(device)
+    except OUT_OF_MEMORY:
+        raise DeviceError(
+            "a step of {count} pictures does not fit into the {free:.1f} GiB that are free; choose "
+            "{checkpointing}, a smaller {batch} or a smaller {resolution}",
+            count=len(examples), free=free, checkpointing=Setting("gradient_checkpointing"),
+            batch=Setting("batch_size"), resolution=Setting("resolution"),
+        ) from None  # fmt: skip
+    step_s = (time.monotonic() - began) / (STEPS - 1)
+    whole = step_s * share * settings.steps
+    yield Measured(str(device), step_s, whole, settings.steps, peak[0], free)
+    yield Done(seconds=time.monotonic() - started)
+
+
+def largest_step(found: Preflight) -> tuple[list[Example], float]:
+    """The pictures of a step that needs the most memory, and what part of its pixels a step has on
+    the average."""
+    size = found.settings.batch_size * found.settings.gradient_accumulation
+    counts = {
+        bucket: sum(row.example.repeats for row in found.learnt if row.bucket == bucket)
+        for bucket in found.buckets
+    }
+    pixels = {b: b.width * b.height * min(size, count) for b, count in counts.items()}
+    bucket = max(pixels, key=pixels.__getitem__)
+    mean = sum(b.width * b.height * count for b, count in counts.items()) / found.steps_per_round
+    some = [row.example for row in found.learnt if row.bucket == bucket]
+    while len(some) < min(size, counts[bucket]):
+        some += some  # those that repeat
+    return some[:size], mean / pixels[bucket]
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[float]]:
+    """GiB taken at most while it is open, in a list of one: of the GPU, or of this process beyond
+    what it had before."""
+    peak: list[float] = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_reserved(device) / 2**30
+        return
+    process, over = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            peak[0] = max(peak[0], (process.memory_info().rss - before) / 2**30)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,78 @@
+"""What to do when the device's memory is not enough: the next rung down, until there is none.
+
+Every rung gives the same steps: the same pictures in the same order, gradients of the same sum.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
+
+import torch
+
+from sdlora.errors import DeviceError
+from sdlora.events import Event, Warned
+from sdlora.messages import Message, Setting
+from sdlora.settings.train import TrainSettings
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+ResultT = TypeVar("ResultT")
+
+
+class Frugal(Protocol):
+    """What can go on with settings that need less memory."""
+
+    settings: TrainSettings
+
+    def use(self, settings: TrainSettings) -> None:
+        """Go on with these."""
+
+
+def making_do(its: Frugal, act: Callable[[], ResultT]) -> Generator[Event, None, ResultT]:
+    """The result of `act`, tried again with less memory for as long as there is a way.
+    DeviceError: there is none."""
+    while True:
+        try:
+            return act()
+        except OUT_OF_MEMORY:
+            pass  # outside of this block nothing holds on to what the failed step had made
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        settings, told = next_rung(its.settings)
+        its.use(settings)
+        message = Message("the device ran out of memory; {remedy}", remedy=told)
+        yield Warned(message, "pictures and order are the same")
+
+
+def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
+    """Settings that need less memory, and how they do. DeviceError: there are none."""
+    whole = settings.batch_size * settings.gradient_accumulation
+    if not settings.gradient_checkpointing:
+        return (
+            settings.model_copy(update={"gradient_checkpointing": True}),
+            Message(
+                "{setting} is on: what a step remembers is computed twice instead",
+                setting=Setting("gradient_checkpointing"),
+            ),
+        )
+    if settings.batch_size > 1:
+        smaller = max(n for n in range(1, settings.batch_size) if whole % n == 0)
+        parts = {"batch_size": smaller, "gradient_accumulation": whole // smaller}
+        told = Message(
+            "{whole} pictures per step are computed {few} at a time", whole=whole, few=smaller
+        )
+        return settings.model_copy(update=parts), told
+    if not settings.offload:
+        told = Message(
+            "{setting} is on: what a step remembers is kept in main memory",
+            setting=Setting("offload"),
+        )
+        return settings.model_copy(update={"offload": True}), told
+    raise DeviceError(
+        "the device ran out of memory, with {checkpointing}, {offload} and one picture at a time. "
+        "Use a smaller {resolution} or {rank}, train fewer layers, or close what else uses it",
+        checkpointing=Setting("gradient_checkpointing"), offload=Setting("offload"),
+        resolution=Setting("resolution"), rank=Setting("rank"),
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""The numbers of a training: an adapter that learns, its optimizer, its average, step by step.
+
+Nothing here waits for the device. All that a step depends on is the settings, its number and what
+`state` gives; so a training can be taken up at any step and computes the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters import attach, compile_blocks, limit_norms
+from sdlora.device import generator_for
+from sdlora.models.base import Family
+from sdlora.settings.train import TrainSettings
+from sdlora.training.latent_dataset import Batch, Dataset
+from sdlora.training.loss import Objective, loss_of
+from sdlora.training.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
+from sdlora.training.skip_nonfinite import Guard
+
+HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which are not numbers
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A step that was taken: its pictures, and (2,) its loss and its gradient's norm before
+    clipping, still on the device."""
+
+    step: int
+    names: Sequence[str]
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a learner knows: tensors on the CPU, and plain numbers that JSON holds exactly."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Learner:
+    """An open family with an adapter attached that learns from a dataset."""
+
+    def __init__(self, family: Family, dataset: Dataset, settings: TrainSettings) -> None:
+        self.family, self.dataset = family, dataset
+        self.objective = Objective.of(settings, family.noise)
+        learning = attach(family, settings)
+        groups = [(its.parameters, its.rate) for its in learning]
+        self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
+        self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
+        self.guard = Guard(self.optimizer)
+        self.rate_factor = 1.0  # lowered when the training diverged
+        half = family.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
+        self.average = self._copies() if settings.ema_decay else []
+        for part in {its.part for its in learning}:
+            family.parts[part].train()
+        # captions that are encoded in every step need their encoders
+        family.rest({its.part for its in learning} if dataset.texts else family.text_encoders)
+        self.use(settings)
+        if settings.compile_blocks:
+            compile_blocks(family)
+
+    def use(self, settings: TrainSettings) -> None:
+        """Go on with these settings, which differ from those before in how they save memory."""
+        self.settings = settings
+        if settings.gradient_checkpointing:
+            self.family.denoiser.enable_gradient_checkpointing()
+            for encoder in self.family.text_encoders.values():
+                encoder.activation_checkpointing_enable()
+
+    def learn(self, step: int) -> Learnt:
+        """One optimizer step. Nothing is read back, so the device never waits for us."""
+        self.optimizer.zero_grad(set_to_none=True)  # what a step that failed may have left
+        batch = self.dataset.batch(step)
+        loss = self._gradients(batch, step)
+        norm = self._apply(loss, step)
+        return Learnt(step, batch.names, torch.stack((loss, norm)))
+
+    def _gradients(self, batch: Batch, step: int) -> Tensor:
+        """The loss of the step's pictures, its gradient added up in the parameters."""
+        settings, family, device = self.settings, self.family, self.family.device
+        rng = generator_for(settings.seed, step, "noise")
+        draw = self.objective.draw(batch.latents.shape, rng).to(device)
+        batch = batch.to(device)
+        loss = torch.zeros((), device=device)
+        cuda = device.type == "cuda"
+        kept = torch.autograd.graph.save_on_cpu(pin_memory=cuda) if settings.offload else None
+        with torch.random.fork_rng(devices=[device] if cuda else []), kept or nullcontext():
+            torch.manual_seed(generator_for(settings.seed, step, "dropout").initial_seed())
+            for first in range(0, len(batch), settings.batch_size):
+                rows = slice(first, first + settings.batch_size)
+                losses = loss_of(family, batch[rows], draw[rows], self.objective)
+                share = losses.sum() / len(batch)
+                self.scaler.scale(share).backward()
+                loss += share.detach()
+        return loss
+
+    def _apply(self, loss: Tensor, step: int) -> Tensor:
+        """Move the adapter against the gradient, if that is sound; returns the gradient's norm."""
+        settings = self.settings
+        self.scaler.unscale_(self.optimizer)
+        most = settings.max_grad_norm or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, most)
+        set_rates(self.optimizer, self.rate_factor * rate_share(settings, step))
+        sound = (loss + norm).isfinite()
+        self.guard.step(sound)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        if settings.max_norm:
+            before = self._copies()
+            limit_norms(self.family, settings)
+            self._stand(
+                torch.where(sound, *pair) for pair in zip(self.parameters, before, strict=True)
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
+            decay = min(settings.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                apart = torch._foreach_sub(self.parameters, self.average)
+                torch._foreach_mul_(apart, (1 - decay) * sound)  # not at all where it was left out
+                torch._foreach_add_(self.average, apart)
+        return norm
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """The adapter as it is saved and shown: its average where there is one. Afterwards it is as
+        it was, to the bit."""
+        averages = OPTIMIZERS[self.settings.optimizer].averages
+        if not (self.average or averages):
+            yield
+            return
+        self.guard.settle()
+        optimizer: Any = self.optimizer
+        learning = self._copies()
+        if averages:
+            optimizer.eval()
+        if self.average:
+            self._stand(self.average)
+        try:
+            yield
+        finally:
+            if averages:
+                optimizer.train()
+            self._stand(learning)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def _stand(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    @property
+    def lora_bytes(self) -> int:
+        """About what the LoRA takes on the disk."""
+        return sum(parameter.numel() for parameter in self.parameters) * 2 + HEADER
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on the disk, known before there is one."""
+        numbers = 1 + bool(self.average) + OPTIMIZERS[self.settings.optimizer].remembers
+        learning = sum(parameter.numel() for parameter in self.parameters)
+        return round(numbers * 4 * learning) + self.lora_bytes + HEADER
+
+    def state(self) -> State:
+        """A copy of all that the next step depends on; this waits for the device."""
+        self.guard.settle()
+        tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"average.{i}": p for i, p in enumerate(self.average)}
+        numbers: dict[str, Any] = {}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                kept = tensors if isinstance(value, Tensor) else numbers
+                kept[f"optimizer.{i}.{name}"] = value
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        facts = {
+            "rate_factor": self.rate_factor, "optimizer": numbers, "groups": groups,
+            "scaler": self.scaler.state_dict(),
+        }  # fmt: skip
+        copied = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+        return State(copied, facts)
+
+    def restore(self, state: State) -> None:
+        """Know exactly what `state` says."""
+        self._stand([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
+        for i, value in enumerate(self.average):
+            value.copy_(state.tensors[f"average.{i}"])
+        self.guard.forget()
+        self.optimizer.state.clear()
+        for name, value in {**state.tensors, **state.facts["optimizer"]}.items():
+            kind, place, *key = name.split(".", 2)
+            if kind == "optimizer":
+                parameter = self.parameters[int(place)]
+                if isinstance(value, Tensor):
+                    value = value.to(parameter.device, copy=True)
+                self.optimizer.state[parameter][key[0]] = value
+        for group, values in zip(self.optimizer.param_groups, state.facts["groups"], strict=True):
+            group.update(_like(group, values))
+        self.rate_factor = state.facts["rate_factor"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.facts["scaler"])
+
+
+def _like(group: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's values in the types that the optimizer made."""
+    return {
+        name: tuple(value) if isinstance(group.get(name), tuple) else value
+        for name, value in values.items()
+    }

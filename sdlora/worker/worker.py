@@ -1,0 +1,320 @@
+"""The process that owns the device: `python -m sdlora.worker.worker --workspace DIR`.
+
+One per workspace. It takes jobs from the queue one after the other and keeps the image model open
+between requests. All other work runs as its child process, and gets the device's memory to itself.
+The page may die meanwhile, and so may the worker: the next one goes on with what it finds.
+
+Whatever is wrong with a job fails that job alone: its reason goes to its folder, if that can hold
+it, and to the queue always. What took two workers or processes down is not tried a third time. A
+child that gives no sign of life is ended and replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sdlora.errors import RunError, SdloraError
+from sdlora.events import Event, Failed, Progress, Queued, Resumed, Stopped, Warned
+from sdlora.jobs import run_folder
+from sdlora.jobs.control_files import asked
+from sdlora.jobs.heartbeat import TIMES, Heart, Times, Watch
+from sdlora.jobs.processes import alive, end, identity, release, start_detached, step_back
+from sdlora.jobs.queue import Job, Queue
+from sdlora.messages import Message
+from sdlora.settings.image_request import ImageRequest
+from sdlora.workspace import Workspace
+
+IDLE_S = 600.0  # a worker without a page and without work ends after this
+MOST_TRIES = 2  # what took two workers or processes down is not given to a third
+
+
+class ImageMaker(Protocol):
+    """What the worker needs of `sdlora.inference.engine.Engine`."""
+
+    def generate(
+        self, request: ImageRequest, should_stop: Callable[[], bool] = ...
+    ) -> Iterator[Event]:
+        """The events of a request."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model and the device's memory; the next request opens it again."""
+        ...
+
+
+def open_engine(workspace: Workspace) -> ImageMaker:
+    """The engine on the best device of this machine."""
+    from sdlora.device import pick_device, pick_dtype
+    from sdlora.inference.engine import Engine
+
+    device, _ = pick_device()
+    dtype, _ = pick_dtype(device, "auto")
+    return Engine(workspace, device, dtype)
+
+
+def command(kind: str, folder: Path, workspace: Workspace) -> list[str]:
+    """What Python is called with to do the work in `folder`."""
+    return ["-m", "sdlora.worker.tasks", kind, str(folder), "--workspace", str(workspace.root)]
+
+
+class Worker:
+    """Runs the queue's jobs, one at a time."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        make_engine: Callable[[Workspace], ImageMaker] = open_engine,
+        command: Callable[[str, Path, Workspace], list[str]] = command,
+        idle_s: float = IDLE_S,
+        poll_s: float = 0.2,
+        times: Times = TIMES,
+    ) -> None:
+        """`make_engine` and `command` are what tests replace; it looks every `poll_s`."""
+        self.workspace, self.queue = workspace, Queue(workspace.database)
+        self.make_engine, self.command = make_engine, command
+        self.idle_s, self.poll_s, self.times = idle_s, poll_s, times
+        self.me = identity(os.getpid()) or ""
+        self.engine: ImageMaker | None = None
+        self.heart = Heart(workspace.worker_heartbeat, times.beat)
+
+    def run(self) -> bool:
+        """Work until nobody needs it. False when the workspace has a worker already."""
+        if self.queue.take_seat("worker"):
+            return False
+        try:
+            with self.heart:
+                self._work()
+        finally:
+            self.queue.leave_seat("worker")
+        return True
+
+    def _work(self) -> None:
+        for left in self.queue.left_running_by_others(self.me):
+            self.do(left, adopted=True)
+        needed_at = time.monotonic()
+        while time.monotonic() - needed_at < self.idle_s:
+            self.heart.advance()
+            if self.queue.take_seat("worker"):  # the queue's file was deleted, and another came
+                return
+            job = self.queue.claim(self.me)
+            if job:
+                self.do(job)
+            if job or self.queue.holder("page"):
+                needed_at = time.monotonic()
+            if not job:
+                time.sleep(self.poll_s)
+
+    def do(self, job: Job, adopted: bool = False) -> None:
+        """Do a job, or go on with one that a dead worker left. Whatever goes wrong is the job's
+        failure, not the worker's."""
+        failed = None
+        try:
+            if not job.folder.is_dir():
+                raise RunError("its folder {folder} is gone", folder=job.folder)
+            way = WAYS.get(job.kind)
+            if way is None:
+                raise RunError("this version knows no work of the kind {kind}", kind=job.kind)
+            (way.adopt if adopted else way.run)(self, job)
+        except Exception as error:
+            failed = self._failure(job, error)
+        state = run_folder.read(job.folder)
+        if failed:
+            self.queue.finish(job, "failed", failed.message)
+        elif state.ended:
+            self.queue.finish(job, state.status, state.error)
+
+    def _failure(self, job: Job, error: Exception) -> Failed:
+        """The failure, told wherever that can be; nothing in here can fail itself."""
+        with contextlib.suppress(Exception):
+            traceback.print_exc()  # into the worker's log
+        failed = Failed(type(error).__name__)
+        with contextlib.suppress(Exception):
+            log = None if isinstance(error, SdloraError) else self.workspace.worker_log
+            failed = run_folder.failure(error, log, job.folder)
+            if isinstance(error, SdloraError):
+                failed = Failed(error.message)
+        with contextlib.suppress(Exception):
+            if not job.folder.is_dir():
+                message = Message("its folder {folder} is gone", folder=job.folder)
+                failed = Failed(message)
+        with contextlib.suppress(Exception):
+            if not run_folder.Follower(job.folder).poll().ended:
+                run_folder.say(job.folder, failed)
+        return failed
+
+    def generate(self, job: Job) -> None:
+        """Make images with the engine, which stays open unless it failed."""
+        events = self._images(job.folder)
+        for event in run_folder.record(events, job.folder, self.times.beat):
+            self.heart.advance()
+            if isinstance(event, Failed):
+                self._close_engine()
+        self._conclude(job, Message("the image maker ended without a word"))
+
+    def _images(self, folder: Path) -> Iterator[Event]:
+        request = ImageRequest.load(folder / run_folder.SETTINGS_FILE)
+        if self.engine is None:
+            yield Progress("starting the image maker")
+            self.engine = self.make_engine(self.workspace)
+        yield from self.engine.generate(request, lambda: run_folder.stop_asked(folder))
+
+    def run_child(self, job: Job) -> None:
+        """Have a child process do it, with the device to itself, and see it end."""
+        self._close_engine()
+        for file in (run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
+            (job.folder / file).unlink(missing_ok=True)
+        run_folder.say(job.folder, Progress("starting"))
+        arguments = self.command(job.kind, job.folder, self.workspace)
+        child = start_detached(arguments, job.folder / run_folder.LOG_FILE, held=True)
+        process = identity(child.pid) or f"{child.pid}:gone"
+        try:
+            if WAYS[job.kind].in_background:
+                step_back(child.pid)
+            # Known as the owner before it begins: no other process is ever started beside it
+            self.queue.started(job, process)
+            (job.folder / run_folder.PID_FILE).write_text(process, encoding="utf-8")
+            release(child)
+            silence = self._wait_for(job, process)
+        finally:
+            end(process)  # also where watching it failed
+            code = child.wait()
+        self._conclude(job, silence or _death(code), replace=bool(silence))
+
+    def resume_child(self, job: Job) -> None:
+        """Go on attending a child that outlived its worker, or say that it did not."""
+        process = job.process or run_folder.owner(job.folder)
+        try:
+            silence = self._wait_for(job, process)
+        finally:
+            end(process)
+        death = Message("the worker died, and the process of this work with it")
+        self._conclude(job, silence or death, replace=bool(silence))
+
+    def generate_again(self, job: Job) -> None:
+        """Make the images anew, unless they are made, nobody wants them any more, or this request
+        seems to be what ends workers."""
+        state = run_folder.recorded(job.folder)
+        if state.ended:
+            return
+        if run_folder.stop_asked(job.folder):
+            run_folder.say(job.folder, Stopped(step=state.step))
+            return
+        template = "the worker died or did not answer over this request"
+        if job.tries >= MOST_TRIES:
+            message = Message(template + ", {count} times", count=job.tries)
+            run_folder.say(job.folder, Failed(message, run_folder.resume_hint(state, self._log)))
+            return
+        for name in (run_folder.EVENTS_FILE, run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
+            (job.folder / name).unlink(missing_ok=True)
+        self.queue.requeue(job)
+        run_folder.say(job.folder, Queued())
+        run_folder.say(job.folder, Warned(Message(template + "; it is done again")))
+
+    @property
+    def _log(self) -> Path:
+        return self.workspace.worker_log
+
+    def _wait_for(self, job: Job, process: str) -> Message | None:
+        """Wait for the end of a child, and end it where it shall end or does not answer. The
+        reason, where it did not answer."""
+        watch = Watch(job.folder / run_folder.HEARTBEAT_FILE, self.times)
+        while alive(process):
+            self.heart.advance()
+            if run_folder.stop_asked_now(job.folder):
+                end(process, self.times.terminate)
+            elif not watch.look():
+                seconds = round(watch.silent_s)
+                end(process, self.times.terminate)
+                return Message("the process did not answer for {seconds} s", seconds=seconds)
+            time.sleep(self.poll_s)
+        return None
+
+    def _conclude(self, job: Job, death: Message, replace: bool = False) -> None:
+        """The end of a run that has not told it itself. One that has a checkpoint goes on from it
+        by itself, once, unless somebody asked it to end; `replace`: without one it begins anew."""
+        folder, state = job.folder, run_folder.recorded(job.folder)
+        if state.ended:
+            return
+        if run_folder.stop_asked_now(folder):
+            run_folder.say(folder, Stopped(path=state.result, step=state.step))
+            return
+        reason = Message("{death} at step {step}", death=death, step=state.step)
+        reason = reason if state.step else death
+        log = folder / run_folder.LOG_FILE
+        ends = run_folder.stop_asked(folder) or asked(folder, "pause")
+        if (state.checkpoint is None and not replace) or ends or job.tries >= MOST_TRIES:
+            run_folder.say(folder, Failed(reason, run_folder.resume_hint(state, log, self._log)))
+            return
+        (folder / run_folder.PID_FILE).unlink(missing_ok=True)
+        self.queue.requeue(job)
+        step = state.checkpoint or 0
+        again = "; it goes on from step {step} by itself" if step else "; it begins anew"
+        for event in (
+            Queued(),
+            Resumed(step),
+            Warned(
+                Message("{reason}" + again, reason=reason, step=step),
+                Message("if that happens again, it ends; see {log}", log=log),
+            ),
+        ):
+            run_folder.say(folder, event)
+
+    def _close_engine(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+
+
+Act = Callable[[Worker, Job], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the worker does a job that it has claimed, and one that a dead worker left running.
+    `in_background`: whatever somebody waits for goes first."""
+
+    run: Act
+    adopt: Act
+    in_background: bool = False
+
+
+# In the worker, whose model stays open between requests: it died with the worker, and begins anew.
+HERE = Way(Worker.generate, Worker.generate_again)
+# In a process of its own, which has the device to itself and gives all of it back: it outlives the
+# worker, and the next one has only to wait for its end.
+CHILD = Way(Worker.run_child, Worker.resume_child)
+BACKGROUND = Way(Worker.run_child, Worker.resume_child, in_background=True)
+WAYS: dict[str, Way] = {
+    "generate": HERE,
+    "train": BACKGROUND,
+    "measure": BACKGROUND,  # for it tells how long such a training takes
+    "grid": CHILD,
+    "describe": CHILD,
+}
+
+
+def _death(code: int) -> Message:
+    if code >= 0:
+        return Message("the process died (exit code {code})", code=code)
+    return Message("the process died (signal {signal})", signal=-code)
+
+
+def main(workspace: Workspace) -> int:
+    """Be the workspace's worker; 0 also when there is one already."""
+    if not Worker(workspace).run():
+        print(f"{workspace.root} has a worker already")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="sdlora worker")
+    parser.add_argument("--workspace", required=True)
+    sys.exit(main(Workspace.open(parser.parse_args().workspace)))
