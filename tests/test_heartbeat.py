@@ -152,7 +152,7 @@ def test_a_heart_without_its_folder_beats_on_in_silence(tmp_path: Path) -> None:
 BEATING = """
 import os, signal, sys, time
 from pathlib import Path
-from sdlora import runs
+from sdlora.jobs import run_folder as runs
 from sdlora.events import Done, Step
 def events(folder):
     yield Step(1, 9)

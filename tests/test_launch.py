@@ -264,7 +264,8 @@ class App:
         (self.root / "sdlora").mkdir(parents=True)
         shutil.copy(launch.ROOT / "launch.py", self.root)
         (self.root / "sdlora" / "__init__.py").touch()
-        (self.root / "sdlora" / "cli.py").write_text(STUB, encoding="utf-8")
+        (self.root / "sdlora" / "cli").mkdir()
+        (self.root / "sdlora" / "cli" / "main.py").write_text(STUB, encoding="utf-8")
         self.wheels.mkdir()
         info = "launch_probe-1.0.dist-info"
         with zipfile.ZipFile(self.wheels / "launch_probe-1.0-py3-none-any.whl", "w") as wheel:

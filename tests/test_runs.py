@@ -108,7 +108,7 @@ def test_a_prompt_with_any_separator_is_one_line(folder: Path) -> None:
 
 def test_a_process_that_died_without_a_word_is_a_failed_run(folder: Path) -> None:
     code = (
-        "import sys, os; from pathlib import Path; from sdlora import runs; "
+        "import sys, os; from pathlib import Path; from sdlora.jobs import run_folder as runs; "
         "from sdlora.events import Started, Step\n"
         "for event in runs.record(iter([Started('x', 9), Step(3, 9), Step(4, 9)]), "
         "Path(sys.argv[1])):\n    getattr(event, 'step', 0) == 3 and os._exit(1)"

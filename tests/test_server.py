@@ -69,8 +69,8 @@ def test_serve_ends_with_3_when_its_fixed_port_is_taken(
 def test_two_pages_one_workspace(workspace: Path) -> None:
     """The real command: the second start names the address of the first; Ctrl+C ends the first."""
     code = (
-        "import sys; from sdlora.workspace import Workspace; from webui import server, studio; "
-        "studio.Studio.wake = lambda self: None; "
+        "import sys; from sdlora.workspace import Workspace; from webui import app_state, server; "
+        "app_state.Studio.wake = lambda self: None; "
         f"sys.exit(server.serve(Workspace.open({str(workspace)!r})))"
     )
     command = [sys.executable, "-c", code]
