@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -48,3 +49,17 @@ def test_a_process_that_is_gone_cannot_be_taken_for_another(tmp_path: Path) -> N
     child.wait(30)
     assert not alive(who)
     end(who)
+
+
+def test_a_killed_process_is_gone_when_its_end_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = start_detached(["-c", "import time; time.sleep(60)"], tmp_path / "log.txt")
+    who, kill = identity(child.pid) or "", psutil.Process.kill
+    monkeypatch.setattr(psutil.Process, "terminate", lambda _: None)  # one that does not listen
+    # a busy system takes a moment to do away with it
+    late = lambda process: threading.Timer(0.3, kill, [process]).start()  # noqa: E731
+    monkeypatch.setattr(psutil.Process, "kill", late)
+    end(who, wait_s=1.0)
+    assert not alive(who)
+    child.wait(10)

@@ -95,7 +95,8 @@ def alive(process_identity: str) -> bool:
 
 
 def end(process_identity: str, wait_s: float = 10.0, children: bool = True) -> None:
-    """Ask the process and its `children` to end; after `wait_s` make them, and see them gone."""
+    """Ask the process and its `children` to end; after `wait_s` make them. When this
+    returns the process itself is gone, unless the system holds it for `wait_s` more."""
     if not alive(process_identity):
         return
     parent = psutil.Process(int(process_identity.partition(":")[0]))
