@@ -66,6 +66,17 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert commands("README.md")[:2] == ["python launch.py", "python launch.py test"]
 
 
+FOLDERS = (".", "docs", "training_data")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    local = [t.partition("#")[0] for t in targets if not t.startswith(("http", "#"))]
+    assert not [target for target in local if not (page.parent / target).exists()]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
 def test_commands_of_a_page_are_understood(page: str) -> None:
     lines = [line for line in commands(page) if line not in commands("README.md")[:2]]

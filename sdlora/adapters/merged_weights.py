@@ -1,7 +1,10 @@
 """LoRAs merged into the weights: W = cast(W0.float() + sum of strength * delta(W0)).
 
 Computed from W0 whenever it changes and never by subtracting, so that taking all away gives W0 back
-bit for bit and nothing drifts. W0 is kept of what is touched only.
+bit for bit and nothing drifts. W0 is kept of what is touched only: beside the model while its
+device has room; else in the computer's memory, pinned where there is a GPU that can fetch it from
+there; else nowhere: it is read again from the file that the model was opened from. All three give
+the same bits back.
 """
 
 from __future__ import annotations

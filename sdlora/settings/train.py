@@ -1,8 +1,8 @@
-"""Every setting, written once: its default, its bounds and its sentence.
+"""Settings of a training, each written once: its default, its bounds and its sentence.
 
 Checks, command-line flags, the page's form and the docs are all read from these fields. An unknown
 name is an error with a suggestion. What a goal and a model family want different from the defaults
-stands in `presets/`; what the user set is never overridden.
+stands in `preset_values/`; what the user set is never overridden.
 """
 
 from __future__ import annotations

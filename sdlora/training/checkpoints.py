@@ -4,6 +4,10 @@ Three files: the LoRA as it was then, for other programs too; every number of th
 last, `state.json`, which knows the size and the hash of the other two. The folder is written under
 a hidden name and renamed when it is complete and on the disk: one with a good name is whole.
 No pickle: what is read can only be numbers.
+
+The finished LoRA is exported under the name that prompts call it by. A run owns the file that it
+exported: going on after a stop replaces it, and doing the end again after a kill finds it there.
+Whatever else has the name stays, and the LoRA gets another.
 """
 
 from __future__ import annotations

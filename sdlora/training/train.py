@@ -1,7 +1,7 @@
 """THE loop: a folder of captioned pictures in, a LoRA file out, events all the way.
 
 Read it from top to bottom: `train` is the story, what follows are its first chapters; the others
-have pages of their own in `sdlora.training`, and `under_way` is the next to read. Whatever differs
+have pages of their own in `sdlora.training`, and `trainer` is the next to read. Whatever differs
 between base models is `Family`'s business. Randomness comes from (seed, step) alone, so two runs
 learn the same numbers, and neither samples, nor how a batch is split up, nor where a run was
 interrupted change them.

@@ -1,7 +1,8 @@
 """Whether a training learns, or learns by heart: its loss on pictures that it does not learn from.
 
 The same pictures under the same noise at the same levels every time, so that two figures differ by
-what was learnt in between and by nothing else.
+what was learnt in between and by nothing else: the loss of a step is mostly the noise level that
+was drawn.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from sdlora.training.latent_dataset import Batch, Dataset
 from sdlora.training.loss import Draw, Objective, loss_of
 from sdlora.training.sample_images import SAMPLE_FAILURES, draw_plainly
 
-CHECK_PICTURES, CHECK_LEVELS = 2, (0.2, 0.5, 0.8)  # shares of the noise levels that are learnt
-CHECK_WORSE = 1.5  # times the base model's loss: what is learnt can only have made it lower
+BASE_LOSS_PICTURES = 2
+BASE_LOSS_LEVELS = (0.2, 0.5, 0.8)  # shares of the noise levels that are trained
+MAX_BASE_LOSS_RATIO = 1.5  # times the base model's: what is trained can only have lowered it
 
 
 @torch.no_grad()
@@ -66,14 +68,14 @@ class Health:
         if not self.base:
             return ""
         times = self._loss() / self.base
-        if times <= CHECK_WORSE:
+        if times <= MAX_BASE_LOSS_RATIO:
             return ""
         return f"its loss on the pictures that it learns is {times:.1f} times the base model's"
 
     def _loss(self) -> float:
         low, high = self.settings.min_timestep / 1000, self.settings.max_timestep / 1000
-        levels = [low + level * (high - low) for level in CHECK_LEVELS]
-        batch = self.dataset.batch(1)[:CHECK_PICTURES]
+        levels = [low + level * (high - low) for level in BASE_LOSS_LEVELS]
+        batch = self.dataset.batch(1)[:BASE_LOSS_PICTURES]
         return float(steady_loss(self.family, batch, self.settings, levels).mean())
 
 

@@ -1,8 +1,8 @@
 """A LoRA in memory, and its way from and to a safetensors file.
 
-Reading passes the gate of `header`, `formats` and `kinds` before a tensor is allocated, then a scan
-for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers and the
-others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
+Reading passes the gate of `header`, `keys` and `adapter_types` before a tensor is allocated, then a
+scan for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers
+and the others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every key becomes (layer name, role). A layer name is `lora_unet_` (UNet or transformer), or
 `lora_te_`, `lora_te1_`, `lora_te2_` or `lora_te3_`, and the layer's path with `_` for `.`. The path
-stays as the file spells it; which module of a model it means is told by `vocabulary`.
+stays as the file spells it; which module of a model it means is told by `name_map`.
 
 Sources: kohya-ss/sd-scripts, networks/lora.py; diffusers, loaders/lora_conversion_utils.py; peft,
 utils/save_and_load.py; ComfyUI, comfy/lora.py; LyCORIS, lycoris/wrapper.py.

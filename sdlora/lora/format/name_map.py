@@ -2,7 +2,7 @@
 
 A file names a layer by a prefix for the model's part and the path of a module with `_` for `.`, as
 in `lora_unet_mid_block_attentions_0_proj_in`. The path is diffusers', or that of the model's first
-code (see `naming`), where one layer may be several modules of diffusers.
+code (see `original_names`), where one layer may be several modules of diffusers.
 
 Source of the prefixes: kohya-ss/sd-scripts, networks/lora.py, lora_sd3.py and lora_flux.py.
 """

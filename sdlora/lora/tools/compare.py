@@ -5,7 +5,8 @@ and read the same inputs as far as their row spaces do. The overlap is the mean 
 the principal angles between the spaces (Björck and Golub, 1973): |U1ᵀ U2|² / min(r1, r2) for
 orthonormal bases U1 and U2; 0 is apart, 1 is one inside the other, and spaces drawn at random
 overlap by max(r1, r2) / m. A blend at equal weights loses 1 - |D1 + D2|² / (|D1|² + |D2|²) of its
-energy where the changes work against each other; where they add up this is negative.
+energy where the changes work against each other; where they add up this is negative. The picture
+of a comparison has a row per group of layers and a column per question.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Column:
     centred: bool = False
 
 
-def _overlap_panel(its: Collision, _: float) -> tuple[_Bar, ...]:
+def _output_bars(its: Collision, _: float) -> tuple[_Bar, ...]:
     return (_Bar(its.outputs, BOTH, f"{its.outputs:.0%}", its.chance),)
 
 
@@ -62,7 +63,7 @@ def _loss(its: Collision, _: float) -> tuple[_Bar, ...]:
 
 _COLUMNS = (
     _Column("size of the change", _sizes),
-    _Column("same outputs (line: by chance)", _overlap_panel),
+    _Column("same outputs (line: by chance)", _output_bars),
     _Column("same inputs", _reads),
     _Column("energy of an equal blend", _loss, centred=True),
 )
