@@ -25,7 +25,7 @@ from pathlib import Path
 
 from PIL import Image, TiffImagePlugin
 
-from sdlora.data.folder import Reading, open_captions, scan_folder
+from sdlora.data.folder import FolderReading, open_captions, scan_folder
 from sdlora.errors import DataError
 
 BATCH = 300
@@ -178,7 +178,7 @@ def fuzz_captions(count: int, seed: int, folder: Path) -> Counts:
 def _caption_outcome(folder: Path, file: Path, expected: dict[str, str]) -> Counts:
     counts = Counter[str]()
     try:
-        examples, problems = scan_folder(folder, Reading(missing="trigger"))
+        examples, problems = scan_folder(folder, FolderReading(missing="trigger"))
         captions = open_captions(folder)
         sources = {captions.read(picture).source for picture in captions.pictures}
     except DataError:

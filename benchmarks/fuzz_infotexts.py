@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.report import asked, show
 from sdlora.errors import DataError
-from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext, read_parameters
 from sdlora.image_metadata.to_request import request_of
 from sdlora.lora.library.library import Library
@@ -257,7 +257,7 @@ def outcome(case: Case, workspace: Workspace, library: Library) -> str:
     return f"slow: {taken:.1f} s" if taken > SLOW_S else ""
 
 
-def _read(case: Case, workspace: Workspace) -> Recalled:
+def _read(case: Case, workspace: Workspace) -> ImageMetadata:
     if not case.picture:
         return parse_infotext(case.text)
     path = workspace.root / f"fuzz{case.suffix}"

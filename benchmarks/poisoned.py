@@ -43,7 +43,7 @@ from fakes import fake_worker, write_lora  # noqa: E402
 from surfing import Browser, StudioWithoutWorker  # noqa: E402
 from webui import markup  # noqa: E402
 from webui.first_paint import panel  # noqa: E402
-from webui.lora_details import Wish  # noqa: E402
+from webui.lora_details import LoraFilter  # noqa: E402
 
 RUN, SET, LORA, PROMPT = "sound-run", "sound-set", "sound-lora", "a sound picture"
 PAGE_S = 5.0  # of computing, to open the page
@@ -215,7 +215,7 @@ def shown(browser: Browser, studio: StudioWithoutWorker) -> tuple[str, list[str]
     with that."""
     wrong: list[str] = []
     for _ in range(100):
-        if not studio.loras.search(Wish()).reading:
+        if not studio.loras.search(LoraFilter()).reading:
             break
         time.sleep(0.1)
     texts: list[str] = []

@@ -38,8 +38,8 @@ from sdlora.adapters import detach
 from sdlora.device import DTYPES, generator_for, pick_device, pick_dtype
 from sdlora.models.base import Family
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch
-from sdlora.training.train_state import Learner
+from sdlora.training.latent_dataset import LatentBatch
+from sdlora.training.train_state import TrainState
 from sdlora.training.trainer import READ_EVERY
 
 # The published VAE and text encoder of SD 1.5
@@ -66,7 +66,7 @@ class Encoded:
     pixels: int
     texts: bool = True
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> LatentBatch:
         """The pictures of a step."""
         rng, config = generator_for(0, step), self.family.denoiser.config
         cells = self.pixels // 8
@@ -78,7 +78,7 @@ class Encoded:
                 self.batch_size, width - 6 * config.addition_time_embed_dim
             )
         sizes = torch.tensor([[self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]])
-        return Batch(latents, cond, sizes.repeat(self.batch_size, 1))
+        return LatentBatch(latents, cond, sizes.repeat(self.batch_size, 1))
 
 
 def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step]:
@@ -89,7 +89,7 @@ def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step
         gradient_checkpointing=options.checkpointing,
     )  # fmt: skip
     data = Encoded(family, options.batch, options.pixels)
-    learner = Learner(family, data, settings)  # type: ignore[arg-type]
+    learner = TrainState(family, data, settings)  # type: ignore[arg-type]
     kept = data.batch(1).to(family.device)
     t = torch.full((options.batch,), 500, device=family.device)
 

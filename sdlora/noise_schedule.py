@@ -24,7 +24,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
-class Levels:
+class TimestepSampling:
     """Which noise levels a training looks at, and how often: u in 0..1, 1 is all noise.
 
     Uniform, or logit-normal: the sigmoid of a normal number (arXiv:2403.03206, eq. 19). Then
@@ -54,7 +54,7 @@ class Levels:
         return self.low + (self.high - self.low) * u
 
 
-ALL_LEVELS = Levels()
+ALL_LEVELS = TimestepSampling()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ class DDPM:
         roots = (roots - last) * first / (first - last)
         return DDPM(roots.square().float(), self.prediction)
 
-    def sample_t(self, n: int, rng: torch.Generator, levels: Levels = ALL_LEVELS) -> Tensor:
+    def sample_t(
+        self, n: int, rng: torch.Generator, levels: TimestepSampling = ALL_LEVELS
+    ) -> Tensor:
         """(n,) noise levels on the generator's device."""
         if levels.is_plain:
             low, high = (round(its * self.steps) for its in (levels.low, levels.high))
@@ -148,7 +150,7 @@ class RectifiedFlow:
     """x_t = (1 - sigma) x0 + sigma eps along a straight line, with sigma = t / 1000; the network
     answers its direction, eps - x0 (arXiv:2210.02747; arXiv:2403.03206, sec. 2)."""
 
-    levels: Levels = field(default_factory=lambda: Levels(logit_normal=True))
+    levels: TimestepSampling = field(default_factory=lambda: TimestepSampling(logit_normal=True))
 
     def sample_t(self, n: int, rng: torch.Generator) -> Tensor:
         """(n,) float32 levels on the generator's device."""

@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 
 from fakes import fake_worker
 from webui import server
-from webui.app_state import Studio
+from webui.app_state import AppState
 
 
-class StudioWithoutWorker(Studio):
+class StudioWithoutWorker(AppState):
     """Tests start the worker that they want."""
 
     def wake(self) -> None:
@@ -23,7 +23,7 @@ class StudioWithoutWorker(Studio):
 class Browser:
     """Speaks to the page as its JavaScript does; components are named by their `elem_id`."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppState) -> None:
         app = server.make_app(studio)
         self.http = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
         self.config = self.http.get("/config").json()
@@ -99,7 +99,7 @@ class Browser:
 
 
 @contextmanager
-def working(studio: Studio) -> Iterator[None]:
+def working(studio: AppState) -> Iterator[None]:
     """A worker, until the queue is empty."""
     worker = fake_worker(studio.workspace.root, idle_s=0.2)
     thread = threading.Thread(target=worker.run)

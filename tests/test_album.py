@@ -21,7 +21,7 @@ from sdlora.image_metadata.reader import parse_infotext, read_parameters
 from sdlora.image_metadata.to_request import request_of
 from sdlora.inference import image_writer
 from sdlora.inference.engine import Engine
-from sdlora.inference.image_pipeline import Painter
+from sdlora.inference.image_pipeline import ImagePipeline
 from sdlora.inference.image_writer import keep, parameters
 from sdlora.lora.format.file import write_lora
 from sdlora.lora.library.library import Library
@@ -85,7 +85,7 @@ def test_a_picture_says_that_it_began_from_noise_alone_where_it_did(
     kind: str, said: str | None
 ) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "zero_terminal_snr": True})
-    sheet = Painter(open_tiny(kind), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny(kind), Library(())).prepare(request)
     fields = parse_infotext(parameters(request, sheet, 0, (64, 64))).fields
     assert fields.get("Noise Schedule") == said
     assert any("zero_terminal_snr is not used" in told for told in sheet.problems) is not bool(said)
@@ -164,7 +164,7 @@ def text_of(event: SampleReady) -> str:
 
 def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: Path) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "count": 2})
-    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
     yesterday = time.time() - 86_400
     sheet.prepared_at = yesterday
     paths = [keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, image) for image in (0, 1)]
@@ -174,7 +174,7 @@ def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: P
 
 def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7})
-    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
     image = Image.new("RGB", (8, 8))
     with ThreadPoolExecutor(8) as pool:
         saved = [pool.submit(keep, image, tmp_path, request, sheet, 0) for _ in range(8)]
@@ -187,7 +187,7 @@ def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
     tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
-    sheet = Painter(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -15,7 +15,7 @@ from sdlora.data.buckets import (
     make_buckets,
 )
 from sdlora.data.folder import Example
-from sdlora.data.image_augmentation import View
+from sdlora.data.image_augmentation import ImageView
 
 sides = st.integers(1, 5000)
 resolutions = st.sampled_from([64, 100, 128, 512, 768, 1000, 1024])
@@ -106,7 +106,7 @@ def test_small_pictures_grow_when_asked_and_what_is_cut_off_is_told() -> None:
 def test_a_cut_stays_inside_and_its_mirror_image_is_told_from_the_other_side(
     size: tuple[int, int], across: float, down: float
 ) -> None:
-    bucket, view = choose_bucket(size, make_buckets(128)), View((across, down))
+    bucket, view = choose_bucket(size, make_buckets(128)), ImageView((across, down))
     cut = cut_of(size, bucket, view)
     assert cut.left >= 0 and cut.left + cut.width <= size[0] + 1e-6
     assert cut.top >= 0 and cut.top + cut.height <= size[1] + 1e-6

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from sdlora.adapters import Blend
 from sdlora.inference.engine import render
-from sdlora.inference.image_pipeline import Painter
+from sdlora.inference.image_pipeline import ImagePipeline
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library.library import Library
 from sdlora.messages import PAGE
 from sdlora.models.base import Family
 from sdlora.models.registry import open_family
-from sdlora.prompt import Wordbook
+from sdlora.prompt import PromptResources
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL
 from tiny import CPU, open_tiny, tiny_lora, weights_hash
@@ -106,7 +106,7 @@ def test_every_image_has_its_own_tags(starter: Family, shipped: Library) -> None
     """Drawn from its seed; each equals the picture whose prompt was written out."""
     prompt = f"{HOUSE} {{<lora:{NEON}:0.8>|<lora:{PAINT}:0.8>|, night}}"
     request = ImageRequest.of({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
-    painter = Painter(starter, shipped)
+    painter = ImagePipeline(starter, shipped)
     sheet = painter.prepare(request)
     assert not sheet.problems and len({wish.prompt for wish in sheet.wishes}) == 3
     made = [np.asarray(i).astype(int) for i in painter.paint(request, sheet) if i]
@@ -137,7 +137,7 @@ def test_a_curve_that_the_text_encoder_does_not_follow_is_told(tmp_path: Path) -
     for name, learns in (("words", True), ("unet", False)):
         file = tiny_lora(family, train_text_encoder=learns)
         write_lora(file, tmp_path / f"{name}.safetensors", torch.float32)
-    painter = Painter(family, Library([tmp_path]))
+    painter = ImagePipeline(family, Library([tmp_path]))
     told = {
         "<lora:words:0@0,1@1>": True,
         "<lora:words:te=0:unet=0@0,1@1>": False,
@@ -157,7 +157,7 @@ def test_what_of_a_file_is_not_known_is_told_and_the_rest_used(tmp_path: Path) -
     family, path = open_tiny("sd1"), tmp_path / "odd.safetensors"
     tensors = load_file(write_lora(tiny_lora(family), path, torch.float32))
     save_file({**tensors, "odd.key": torch.ones(1)}, path)
-    painter = Painter(family, Library([tmp_path]))
+    painter = ImagePipeline(family, Library([tmp_path]))
     sheet = painter.prepare(ImageRequest.of({"prompt": "a cat <lora:odd:1>", "steps": 2}))
     assert sheet.problems == ["odd has tensors that are not known here and not used: 'odd.key'"]
     assert not sheet.unused and len(sheet.still) == 1
@@ -211,7 +211,7 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
         "prompt": "a <lora:NEON:0.5:0.25> <lora:neon:0.5> <lora:nein:1>", "steps": 4, "seed": 1,
         "negative_prompt": "[<lora:oil:1>:0.5]",
     })  # fmt: skip
-    painter = Painter(family, library)
+    painter = ImagePipeline(family, library)
     report = painter.prepare(request).report(0)
     painter.blend.clear()
     [neon, oil] = report["loras"]
@@ -225,7 +225,7 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
 
 def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
-    painter = Painter(family, library)
+    painter = ImagePipeline(family, library)
     sheet = painter.prepare(ImageRequest.of({"prompt": "a <lora:styles/neon.safetensors:0.5>"}))
     painter.blend.clear()
     assert [use["file"] for use in sheet.report(0)["loras"]] == ["neon.safetensors"]
@@ -239,7 +239,7 @@ def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
     tiny_one: tuple[Family, Library], tmp_path: Path
 ) -> None:
     (tmp_path / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
-    painter = Painter(tiny_one[0], tiny_one[1], Wordbook(wildcards=tmp_path))
+    painter = ImagePipeline(tiny_one[0], tiny_one[1], PromptResources(wildcards=tmp_path))
     sheet = painter.prepare(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
     told = {problem.template: problem for problem in sheet.problems}
     assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
@@ -259,7 +259,9 @@ def test_styles_wildcards_and_words_of_a_workspace(tmp_path: Path) -> None:
         rows = torch.randn((2, width), generator=rng)
         save_file({"emb_params": rows}, tmp_path / f"{name}.safetensors")
     (tmp_path / "old.pt").write_bytes(b"\x80\x04")
-    painter = Painter(family, Library([]), Wordbook(tmp_path / "styles.csv", tmp_path, tmp_path))
+    painter = ImagePipeline(
+        family, Library([]), PromptResources(tmp_path / "styles.csv", tmp_path, tmp_path)
+    )
     request = ImageRequest.of({
         "prompt": "a __pets__ # not\nother old", "styles": ["oil", "oli"], "seed": 1, "count": 6,
         "steps": 1,

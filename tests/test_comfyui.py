@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recorded import COMFY
-from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.prompt import parse_prompt
 
@@ -37,7 +37,7 @@ def graph(text: Any = "a cat", **nodes: Node) -> dict[str, Any]:
     return plain | nodes
 
 
-def read(record: dict[str, Any]) -> Recalled:
+def read(record: dict[str, Any]) -> ImageMetadata:
     return parse_infotext(json.dumps(record))
 
 

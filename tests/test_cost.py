@@ -12,7 +12,7 @@ from sdlora.data.report import Preflight, check
 from sdlora.errors import DeviceError
 from sdlora.settings.train import TrainSettings
 from sdlora.training.measure_step import largest_step, measure
-from sdlora.training.train_state import Learner
+from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -60,6 +60,6 @@ def test_what_does_not_fit_is_told(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Learner, "learn", full)
+    monkeypatch.setattr(TrainState, "learn", full)
     with pytest.raises(DeviceError, match="a step of 1 pictures does not fit"):
         list(measure(checked(workspace, tmp_path), Workspace.open(workspace)))

@@ -14,12 +14,12 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import dataset_upload
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.form import label
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
@@ -28,7 +28,7 @@ def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
     return path
 
 
-def test_dropped_pictures_become_a_set(studio: Studio, tmp_path: Path) -> None:
+def test_dropped_pictures_become_a_set(studio: AppState, tmp_path: Path) -> None:
     files = [picture(tmp_path / "cat.png"), picture(tmp_path / "dog.JPG")]
     (tmp_path / "cat.txt").write_text("zibo, a cat", encoding="utf-8")
     (tmp_path / "none.txt").write_text("of nothing", encoding="utf-8")
@@ -49,19 +49,19 @@ def test_dropped_pictures_become_a_set(studio: Studio, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "con", ".hidden", "x" * 99])
-def test_a_set_is_named_not_placed(studio: Studio, tmp_path: Path, name: str) -> None:
+def test_a_set_is_named_not_placed(studio: AppState, tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="cannot be a name"):
         dataset_upload.add(studio.workspace, name, [picture(tmp_path / "cat.png")])
 
 
-def test_a_set_of_nothing_or_of_ours_is_refused(studio: Studio, tmp_path: Path) -> None:
+def test_a_set_of_nothing_or_of_ours_is_refused(studio: AppState, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="drop pictures first"):
         dataset_upload.add(studio.workspace, "mine", [])
     with pytest.raises(DataError, match="ships with sdlora"):
         dataset_upload.add(studio.workspace, "zibo", [picture(tmp_path / "cat.png")])
 
 
-def test_upload_through_the_page(studio: Studio, tmp_path: Path) -> None:
+def test_upload_through_the_page(studio: AppState, tmp_path: Path) -> None:
     browser = Browser(studio)
     path = picture(tmp_path / "cat.png")
     sent = browser.http.post("/gradio_api/upload", files={"files": ("cat.png", path.read_bytes())})
@@ -76,16 +76,16 @@ def test_upload_through_the_page(studio: Studio, tmp_path: Path) -> None:
     assert (studio.workspace.datasets / "cats" / "cat.png").read_bytes() == path.read_bytes()
 
 
-def own_set(studio: Studio, name: str = "mine") -> Path:
+def own_set(studio: AppState, name: str = "mine") -> Path:
     """A set with a picture of every kind."""
     return make_folder(studio.workspace.datasets / name)
 
 
-def checked(studio: Studio, name: str) -> Preflight:
+def checked(studio: AppState, name: str) -> Preflight:
     return check(TrainSettings.of({"data": name, "name": "n"}), studio.workspace)
 
 
-def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studio) -> None:
+def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: AppState) -> None:
     own_set(studio)
     browser = Browser(studio)
     browser.set("pictures-choice", "mine")
@@ -105,7 +105,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: Studi
     assert 'role="alert"' in browser.value("measure-notice")
 
 
-def test_what_the_preflight_says_is_escaped(studio: Studio) -> None:
+def test_what_the_preflight_says_is_escaped(studio: AppState) -> None:
     folder = studio.workspace.datasets / "mine"
     folder.mkdir(parents=True)
     evil = "<img src=x onerror=alert(1)>"
@@ -121,7 +121,7 @@ def test_what_the_preflight_says_is_escaped(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("field", ["more_data", "regularisation", "masks", "validation_data"])
-def test_the_page_reaches_sets_alone(studio: Studio, tmp_path: Path, field: str) -> None:
+def test_the_page_reaches_sets_alone(studio: AppState, tmp_path: Path, field: str) -> None:
     picture(tmp_path / "secret.png")
     browser = Browser(studio)
     browser.set("pictures-choice", "zibo")
@@ -135,7 +135,7 @@ def test_the_page_reaches_sets_alone(studio: Studio, tmp_path: Path, field: str)
     assert f"{40 if many else 20} pictures: " in browser.value("preflight")
 
 
-def test_a_zip_becomes_a_set_of_its_own(studio: Studio, tmp_path: Path) -> None:
+def test_a_zip_becomes_a_set_of_its_own(studio: AppState, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
         for number in range(2):
             path = picture(tmp_path / f"{number}.png", (20 + number, 20))
@@ -156,7 +156,7 @@ def test_a_zip_becomes_a_set_of_its_own(studio: Studio, tmp_path: Path) -> None:
         dataset_upload.add(studio.workspace, "other", [tmp_path / "b.zip"])
 
 
-def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None:
+def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> None:
     folder = studio.workspace.datasets / "mine"
     folder.mkdir(parents=True)
     picture(folder / "a.png")
@@ -183,7 +183,7 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: Studio) -> None
 
 
 def test_dropped_captions_of_every_kind_go_with_their_pictures(
-    studio: Studio, tmp_path: Path
+    studio: AppState, tmp_path: Path
 ) -> None:
     files = [picture(tmp_path / f"{name}.png", (20, 20 + n)) for n, name in enumerate("abc")]
     texts = {"a.png.txt": "zibo, a", "b.json": '{"caption": "zibo, b"}', "c.json": '{"id": 1}'}
@@ -200,7 +200,7 @@ def test_dropped_captions_of_every_kind_go_with_their_pictures(
     assert captions["a-2.png"] == "zibo, a"
 
 
-def test_the_page_says_which_file_is_read_from_then_on(studio: Studio) -> None:
+def test_the_page_says_which_file_is_read_from_then_on(studio: AppState) -> None:
     folder = studio.workspace.datasets / "mine"
     folder.mkdir(parents=True)
     picture(folder / "a.png")

@@ -20,7 +20,7 @@ from awkward import scene
 from onnx_file import write_tagger
 from sdlora.cli.main import main
 from sdlora.data.caption_editing import undo
-from sdlora.data.captioning import KINDS, Kind, _no_larger, _Told, describe
+from sdlora.data.captioning import KINDS, CaptionModelType, _no_larger, _Told, describe
 from sdlora.errors import ModelError
 from sdlora.settings.captioning import DescribeSettings
 
@@ -275,7 +275,7 @@ def test_memory_that_is_short_is_told_and_what_is_done_is_kept(
             raise torch.OutOfMemoryError
         return ["a text"] * len(images)
 
-    monkeypatch.setitem(KINDS, "blip", Kind("", (), lambda folder, settings: say))
+    monkeypatch.setitem(KINDS, "blip", CaptionModelType("", (), lambda folder, settings: say))
     with pytest.raises(ModelError, match="describe 1 pictures together; give a smaller"):
         described(pictures, model=str(tmp_path), batch_size=1, write=True)
     assert (pictures / "0.txt").read_text() == "a text\n"

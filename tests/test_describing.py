@@ -12,16 +12,16 @@ from sdlora.settings.captioning import DescribeSettings
 from sdlora.worker import tasks
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
-from webui.app_state import Studio
+from webui.app_state import AppState
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
 @pytest.fixture
-def mine(studio: Studio) -> Path:
+def mine(studio: AppState) -> Path:
     """An own set: two pictures without a caption, one with."""
     folder = studio.workspace.datasets / "mine"
     folder.mkdir(parents=True)
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def do_the_work(studio: Studio) -> None:
+def do_the_work(studio: AppState) -> None:
     job = studio.queue.claim("me")
     assert job and job.kind == "describe"
     studio.queue.finish(job, tasks.do(job.kind, job.folder, studio.workspace).status)
@@ -63,7 +63,7 @@ def ask(browser: Browser, model: Path, every: bool = False) -> None:
     browser.click("describe")
 
 
-def texts(studio: Studio) -> dict[str, str]:
+def texts(studio: AppState) -> dict[str, str]:
     """What the model has said, by the file it is for."""
     (newest, *_) = studio.latest("describe")
     return {Path(one.path).name: one.after for one in newest.state.captions}
@@ -74,7 +74,7 @@ def captions(folder: Path) -> dict[str, str]:
 
 
 def test_captions_are_told_then_written_then_taken_back(
-    studio: Studio, mine: Path, browser: Browser, model: Path
+    studio: AppState, mine: Path, browser: Browser, model: Path
 ) -> None:
     ask(browser, model)
     assert "Waiting" in browser.value("describe-card") and browser.prop(
@@ -107,7 +107,7 @@ def test_captions_are_told_then_written_then_taken_back(
 
 
 def test_a_set_of_ones_own_in_training_data_is_written_where_it_lies(
-    studio: Studio, mine: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studio: AppState, mine: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = tmp_path / "training_data"
     shelf.mkdir()
@@ -123,7 +123,7 @@ def test_a_set_of_ones_own_in_training_data_is_written_where_it_lies(
 
 
 def test_what_a_model_says_is_text_and_captions_that_are_there_may_change(
-    studio: Studio, mine: Path, browser: Browser, model: Path
+    studio: AppState, mine: Path, browser: Browser, model: Path
 ) -> None:
     ask(browser, model, every=True)
     do_the_work(studio)
@@ -138,7 +138,7 @@ def test_what_a_model_says_is_text_and_captions_that_are_there_may_change(
 
 
 def test_a_model_that_is_none_and_a_set_that_ships_are_told(
-    studio: Studio, mine: Path, browser: Browser, model: Path
+    studio: AppState, mine: Path, browser: Browser, model: Path
 ) -> None:
     ask(browser, mine / "nothing")
     assert "is neither a folder here nor a hub id" in browser.value("describe-notice")

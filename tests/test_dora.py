@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from sdlora.adapters import layers
-from sdlora.adapters.layers import ADAPTER, KINDS, Ask
+from sdlora.adapters.layers import ADAPTER, KINDS, AdapterSpec
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.training_metadata import PICTURES, SETTINGS, VERSIONS, read_recipe
@@ -29,7 +29,7 @@ def learnt(axis: Any, base: str, dtype: torch.dtype = torch.float32, spread: flo
     more = {"kernel_size": shape[2], "padding": shape[2] // 2} if len(shape) == 4 else {}
     torch.manual_seed(1)
     plain = kind(IN, OUT, **more).to(dtype).requires_grad_(False)
-    layer = KINDS["dora"].build(plain, Ask(4, 4 * SCALE, 0.0, -1, axis)).train()
+    layer = KINDS["dora"].build(plain, AdapterSpec(4, 4 * SCALE, 0.0, -1, axis)).train()
     for parameter in layer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float() + spread * torch.randn(parameter.shape)
@@ -90,7 +90,7 @@ def test_nothing_changes_before_the_first_step(
     monkeypatch.setattr(layers, "MOST_WEIGHT", most)
     kind: Any = nn.Linear if base == "linear" else nn.Conv2d
     plain = kind(IN, 301, *BASES[base][2:3]).requires_grad_(False)
-    layer = KINDS["dora"].build(plain, Ask(4, 2.0, 0.0, -1, axis))
+    layer = KINDS["dora"].build(plain, AdapterSpec(4, 2.0, 0.0, -1, axis))
     layer.lora_B[ADAPTER].weight.data.zero_()
     x = inputs(base).repeat(100, *(1,) * (inputs(base).dim() - 1))
     for mode in (True, False):

@@ -17,7 +17,7 @@ from sdlora.events import Event, Progress
 from sdlora.models.base import Family
 from sdlora.models.registry import open_family
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch, Dataset, encode_dataset
+from sdlora.training.latent_dataset import LatentBatch, LatentDataset, encode_dataset
 from tiny import open_tiny, tiny
 
 
@@ -44,7 +44,7 @@ def settings(**values: Any) -> TrainSettings:
     return TrainSettings.of({"data": "d", "name": "n", "caption_dropout": 0.0, **values})
 
 
-def finish(job: Generator[Event, None, Dataset]) -> tuple[list[Event], Dataset]:
+def finish(job: Generator[Event, None, LatentDataset]) -> tuple[list[Event], LatentDataset]:
     """Every event of an encoding, and what it returns."""
     events: list[Event] = []
     while True:
@@ -54,7 +54,7 @@ def finish(job: Generator[Event, None, Dataset]) -> tuple[list[Event], Dataset]:
             return events, end.value
 
 
-def encoded(family: Family, folder: Path, **values: Any) -> Dataset:
+def encoded(family: Family, folder: Path, **values: Any) -> LatentDataset:
     return finish(encode_dataset(family, scan_folder(folder)[0], settings(**values)))[1]
 
 
@@ -189,7 +189,7 @@ def test_a_slice_and_a_move_keep_the_rows_together(family: Family, pictures: Pat
 def test_weights_and_masks_go_where_their_rows_go() -> None:
     rows = torch.arange(3.0)
     mask = rows[:, None, None, None].expand(3, 1, 2, 2)
-    batch = Batch(torch.zeros(3, 4, 2, 2), {}, torch.zeros(3, 6), weights=rows, mask=mask)
+    batch = LatentBatch(torch.zeros(3, 4, 2, 2), {}, torch.zeros(3, 6), weights=rows, mask=mask)
     part = batch[1:].to(torch.device("cpu"))
     assert part.weights is not None and part.mask is not None
     assert part.weights.tolist() == part.mask[:, 0, 0, 0].tolist() == [1, 2]
@@ -216,7 +216,7 @@ def test_what_is_on_disk_is_not_encoded_again_and_only_what_changed_is(
 ) -> None:
     cache = tmp_path / "cache"
 
-    def run(**values: Any) -> tuple[Dataset, Counter[str]]:
+    def run(**values: Any) -> tuple[LatentDataset, Counter[str]]:
         with monkeypatch.context() as patch:
             counts = counted(family, patch)
             job = encode_dataset(family, scan_folder(pictures)[0], settings(**values), cache)

@@ -64,7 +64,7 @@ def test_a_training_samples_its_captions_as_they_are_learnt(
         folder=tmp_path, step=1, family=None,
         learner=SimpleNamespace(as_kept=nullcontext), pace=SimpleNamespace(sampled=int),
     )  # fmt: skip
-    assert [*trainer.Training.sample(training, bool)] == []  # type: ignore[arg-type]
+    assert [*trainer.Trainer.sample(training, bool)] == []  # type: ignore[arg-type]
     assert [read(prompt) for prompt in drawn] == [[("zibo, c# key (x:1.4)", 1.0)]]
 
 

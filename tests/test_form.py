@@ -16,7 +16,7 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import fields, theme
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.drafts import recall
 from webui.form import Form, component, marks, widget
 from webui.tabs import generate, train
@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
@@ -152,7 +152,7 @@ def test_every_setting_stands_in_one_group(settings: type[Any]) -> None:
     assert sorted(shown) == sorted(settings.model_fields)
 
 
-def test_every_setting_is_on_the_page_once_under_an_id_of_its_own(studio: Studio) -> None:
+def test_every_setting_is_on_the_page_once_under_an_id_of_its_own(studio: AppState) -> None:
     with gr.Blocks():
         asked, making = train.build(studio), generate.build(studio)
     on_page = [*asked.form.fields, *asked.advanced.fields]
@@ -190,7 +190,7 @@ def test_style_asks_only_our_own_elements_for_their_state() -> None:
 
 
 def test_what_the_user_set_outlives_another_goal_and_other_pictures(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     usual = browser.value("train-steps")
     for name, value in {"train-rank": "77", "lora-name": "mine", "train-effort": "fast"}.items():
@@ -203,7 +203,7 @@ def test_what_the_user_set_outlives_another_goal_and_other_pictures(
 
 
 def test_a_set_that_ships_sets_its_goal_unless_the_user_has(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     def choose(name: str) -> tuple[str, str]:
         browser.set("pictures-choice", name)
@@ -224,7 +224,7 @@ def test_a_set_that_ships_sets_its_goal_unless_the_user_has(
 
 
 def test_a_page_opens_with_its_drafts_and_a_reset_gives_the_defaults(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     draft = {"rank": "9", "effort": "fast", "pictures": "zibo", "name": "mine", "old": 1}
     browser.set("generate-draft", json.dumps({"prompt": "a cat", "seed": str(2**64 - 1)}))

@@ -12,7 +12,7 @@ from sdlora.adapters.fuse import fuse, save_model, weights_of
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
-from sdlora.lora.tools.merge import Recipe, resize
+from sdlora.lora.tools.merge import MergeMethod, resize
 from sdlora.models.base import Family
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
@@ -87,7 +87,7 @@ def test_what_was_fused_is_extracted_again(kind: str) -> None:
     file = tiny_lora(base, seed=4)
     fuse(tuned, [(file, 1.0)], FP32)
     before = weights_hash(base)
-    found, losses, others = extract(base, tuned, Recipe(rank=4, dtype=FP32))
+    found, losses, others = extract(base, tuned, MergeMethod(rank=4, dtype=FP32))
     assert weights_hash(base) == before
     assert set(found.layers) == set(file.layers)
     assert not others
@@ -102,15 +102,15 @@ def test_what_was_fused_is_extracted_again(kind: str) -> None:
 def test_extract_says_what_it_leaves_out() -> None:
     base, tuned = open_tiny("sd1"), open_tiny("sd1")
     with pytest.raises(LoraFileError, match="nothing to extract"):
-        extract(base, tuned, Recipe(rank=4))
+        extract(base, tuned, MergeMethod(rank=4))
     tuned.denoiser.conv_in.weight.data += 0.1
     tuned.denoiser.conv_in.bias.data += 0.1
-    found, _, others = extract(base, tuned, Recipe(rank=4, dtype=FP32))
+    found, _, others = extract(base, tuned, MergeMethod(rank=4, dtype=FP32))
     assert list(found.layers) == ["lora_unet_conv_in"]
     assert found.layers["lora_unet_conv_in"].rank == 4
     assert others == ["denoiser.conv_in.bias"]
     with pytest.raises(ModelError, match="not of one architecture"):
-        extract(base, open_tiny("sd2"), Recipe(rank=4))
+        extract(base, open_tiny("sd2"), MergeMethod(rank=4))
 
 
 def test_the_models_weights_make_a_dora_plain() -> None:
@@ -125,7 +125,7 @@ def test_the_models_weights_make_a_dora_plain() -> None:
         "dora_scale": torch.rand(weight.shape[0], 1, generator=rng),
     }
     dora = Adapter("DoRA", tensors)
-    plain, losses = resize(LoraFile({name: dora}), Recipe(keep=1.0, dtype=FP32), pristine)
+    plain, losses = resize(LoraFile({name: dora}), MergeMethod(keep=1.0, dtype=FP32), pristine)
     wanted = dora.delta(weight)
     its = plain.layers[name].delta(weight)
     assert float((its - wanted).norm() / wanted.norm()) < 1e-4

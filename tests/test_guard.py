@@ -17,10 +17,10 @@ from sdlora.events import (
     Warned,
 )
 from sdlora.lora.format.file import read_lora
-from sdlora.training.loss_log import SPAN, Ledger
+from sdlora.training.loss_log import SPAN, LossLog
 from sdlora.training.optim import OPTIMIZERS, make_optimizer
-from sdlora.training.skip_nonfinite import Guard
-from sdlora.training.validation import Health
+from sdlora.training.skip_nonfinite import NonFiniteSkip
+from sdlora.training.validation import BaseLossCheck
 from sdlora.workspace import Workspace
 from trainings import Breaks, Run, learnt, numbers_of, only
 
@@ -54,7 +54,7 @@ def test_a_step_that_is_left_out_leaves_everything_as_it_was(optimizer: str, fir
         rng = torch.Generator().manual_seed(0)
         weights = [nn.Parameter(torch.randn(64, 80, generator=rng)) for _ in range(2)]
         made = make_optimizer(optimizer, [(weights, 1e-2)], weight_decay=0.01)
-        guard = Guard(made)
+        guard = NonFiniteSkip(made)
         for fine in sound:
             for weight in weights:
                 grad = torch.randn(64, 80, generator=rng if fine else None)
@@ -122,16 +122,18 @@ def test_a_loss_that_climbs_only_by_its_noise_levels_is_left_alone(
     """It is worth a look, which shows that nothing is wrong."""
     Breaks(monkeypatch, lambda call: call > 24, times=4.0)
     looks: list[str] = []
-    honest = Health.complaint
-    monkeypatch.setattr(Health, "complaint", lambda its: looks.append(honest(its)) or looks[-1])
+    honest = BaseLossCheck.complaint
+    monkeypatch.setattr(
+        BaseLossCheck, "complaint", lambda its: looks.append(honest(its)) or looks[-1]
+    )
     assert isinstance(run(steps=60)[-1], Done)
     assert len(looks) > 1 and not any(looks)
 
 
 def test_what_the_ledger_knows_comes_back_also_from_an_older_one() -> None:
-    ledger = Ledger(half_bits=False, unsound=[3], first=[0.1] * SPAN, late=[0.3] * SPAN)
-    other = Ledger(half_bits=False)
+    ledger = LossLog(half_bits=False, unsound=[3], first=[0.1] * SPAN, late=[0.3] * SPAN)
+    other = LossLog(half_bits=False)
     other.restore(json.loads(json.dumps(ledger.state())))
     assert other == ledger and other.climbs() and not other.climbs()
     other.restore([3, 7])
-    assert other == Ledger(half_bits=False, unsound=[3, 7]) and not other.climbs()
+    assert other == LossLog(half_bits=False, unsound=[3, 7]) and not other.climbs()

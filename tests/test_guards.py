@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from sdlora.workspace import Workspace
-from webui.app_state import Studio
-from webui.guards import HEADERS, Guard, body_limit
+from webui.app_state import AppState
+from webui.guards import HEADERS, RequestGuard, body_limit
 from webui.server import make_app
 
 OWN = "127.0.0.1:7860"
@@ -88,7 +88,7 @@ def ask(
 
     raw = [(name.lower().encode(), value.encode("utf-8")) for name, value in headers]
     scope = {"type": "http", "method": method, "path": path, "headers": raw, "query_string": b""}
-    asyncio.run(Guard(app or inner)(scope, receive, send))
+    asyncio.run(RequestGuard(app or inner)(scope, receive, send))
     named = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return Answer(sent[0]["status"], named, content, reached)
@@ -180,7 +180,7 @@ def test_a_websocket_is_closed() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(None)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(RequestGuard(None)({"type": "websocket"}, None, send))  # type: ignore[arg-type]
     assert sent[0]["type"] == "websocket.close"
 
 
@@ -199,7 +199,7 @@ def routes(app: Any, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return make_app(Studio(Workspace.open(tmp_path_factory.mktemp("space"))))
+    return make_app(AppState(Workspace.open(tmp_path_factory.mktemp("space"))))
 
 
 def test_every_route_of_gradio_is_classified(app: Any) -> None:

@@ -15,10 +15,10 @@ from launch import ROOT
 from raw_lora import beside, lora, shapes_of
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.hashes import Hashes
-from sdlora.lora.library.index import Facts, Index, Row
+from sdlora.lora.library.index import Facts, Index, IndexRow
 from sdlora.lora.library.library import Library, LoraEntry
 
-ROW = Row(b"/a", "1 2", ",", Facts(alias="a", top_tags={"x": 1}).text)
+ROW = IndexRow(b"/a", "1 2", ",", Facts(alias="a", top_tags={"x": 1}).text)
 HASHES = Hashes("s" * 64, "b" * 64, "l" * 8)
 
 # Lists a folder with an index and prints what was opened in it

@@ -20,8 +20,8 @@ from benchmarks.interrupted import pairwise, power_losses
 from sdlora import files
 from sdlora.jobs import run_folder
 from sdlora.training import checkpoints
-from sdlora.training.latent_dataset import Batch
-from sdlora.training.train_state import Learner
+from sdlora.training.latent_dataset import LatentBatch
+from sdlora.training.train_state import TrainState
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and kills by signal")
 CALLS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -67,16 +67,16 @@ def test_a_kill_costs_no_bit(at: int, proof: Proof) -> None:
 
 
 def test_a_kill_inside_an_accumulation_costs_no_bit(tmp_path: Path) -> None:
-    proof, gradients = Proof(tmp_path, ["--gradient-accumulation", "3"]), Learner._gradients
+    proof, gradients = Proof(tmp_path, ["--gradient-accumulation", "3"]), TrainState._gradients
 
-    def half(self: Learner, batch: Batch, step: int) -> Any:
+    def half(self: TrainState, batch: LatentBatch, step: int) -> Any:
         if step < 3 or len(batch) == 1:
             return gradients(self, batch, step)
         gradients(self, batch[:1], step)
         return die()
 
     with proof.disturbed() as place:
-        killing = partial(setattr, Learner, "_gradients", half)
+        killing = partial(setattr, TrainState, "_gradients", half)
         assert place.run(prepare=killing) == -signal.SIGKILL
         [state] = place.states()
         assert state.checkpoint in (2, 3)  # a round ends with a picture alone

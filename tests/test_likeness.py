@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from sdlora.data.near_duplicates import (
     BLURRED_PX,
-    Likeness,
+    DuplicateMatch,
     edge_width,
     fingerprint,
     near_duplicates,
@@ -73,7 +73,7 @@ def test_a_copy_looks_the_same(
     for turned in (False, True):
         copies = [copied(ImageOps.mirror(image) if turned else image) for image in pictures]
         found = near_duplicates([*prints, *map(fingerprint, copies)])
-        right = [found.get(COUNT + n) == Likeness(n, turned) for n in range(COUNT)]
+        right = [found.get(COUNT + n) == DuplicateMatch(n, turned) for n in range(COUNT)]
         assert sum(right) >= least * COUNT
         assert all(found[place].other == place - COUNT for place in found), "and nothing else does"
 

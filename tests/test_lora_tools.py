@@ -17,7 +17,7 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import GROUPS, Losses, group_of
 from sdlora.lora.format.name_map import vocabulary
-from sdlora.lora.tools.merge import Recipe, merge, resize
+from sdlora.lora.tools.merge import MergeMethod, merge, resize
 from sdlora.lora.tools.svd import Spectrum, distance
 from sdlora.models.base import TARGETS
 from sdlora.settings.layer_groups import WIDER
@@ -158,7 +158,7 @@ def test_merge_means_what_peft_means(method: str, theirs: str, options: dict) ->
     model = in_peft(files, 2)
     model.add_weighted_adapter(["a", "b", "c"], weights, "m", theirs, **options)
     rank, density = options.get("svd_rank"), options.get("density", 0.5)
-    recipe = Recipe(method, rank=rank, density=density, dtype=FP32)  # type: ignore[arg-type]
+    recipe = MergeMethod(method, rank=rank, density=density, dtype=FP32)  # type: ignore[arg-type]
     ours, _ = merge(files, weights, recipe)
     for name, path in PATHS.items():
         wanted = model.model.get_submodule(path).get_delta_weight("m")
@@ -169,7 +169,7 @@ def test_merge_means_what_peft_means(method: str, theirs: str, options: dict) ->
 @pytest.mark.parametrize("method", ["dare", "dare_ties"])
 def test_dare_is_the_same_draw_as_in_peft(method: str) -> None:
     files, weights = [file_of(3, 10), file_of(3, 20)], torch.tensor([0.8, 0.6])
-    recipe = Recipe(method, rank=8, density=0.7, seed=5, dtype=FP32)  # type: ignore[arg-type]
+    recipe = MergeMethod(method, rank=8, density=0.7, seed=5, dtype=FP32)  # type: ignore[arg-type]
     ours, _ = merge(files, weights.tolist(), recipe)
     combine = merge_utils.dare_linear if method == "dare" else merge_utils.dare_ties
     for name, shape in SHAPES.items():
@@ -186,12 +186,12 @@ def test_dare_is_the_same_draw_as_in_peft(method: str) -> None:
 
 def test_linear_is_the_sum_of_changes_and_not_of_factors() -> None:
     one, other = file_of(2, 10), file_of(4, 20)
-    ours, losses = merge([one, other], [1.0, 0.5], Recipe("linear", rank=6, dtype=FP32))
+    ours, losses = merge([one, other], [1.0, 0.5], MergeMethod("linear", rank=6, dtype=FP32))
     for name, shape in SHAPES.items():
         wanted = delta(one.layers[name], shape) + 0.5 * delta(other.layers[name], shape)
         assert relative(delta(ours.layers[name], shape), wanted) < 1e-5
     assert losses.by_group()["all"] < 1e-5
-    cut, losses = merge([one, other], [1.0, 0.5], Recipe("linear", dtype=FP32))
+    cut, losses = merge([one, other], [1.0, 0.5], MergeMethod("linear", dtype=FP32))
     assert cut.layers[CONV].rank == 4  # the larger of the two
     assert losses.by_group()["all"] > 0.01
 
@@ -199,7 +199,7 @@ def test_linear_is_the_sum_of_changes_and_not_of_factors() -> None:
 def test_a_layer_that_only_one_file_has_is_weighted_all_the_same() -> None:
     one, other = file_of(2, 10), file_of(2, 20)
     del other.layers[CONV]
-    ours, _ = merge([one, other], [0.5, 2.0], Recipe("concat", dtype=FP32))
+    ours, _ = merge([one, other], [0.5, 2.0], MergeMethod("concat", dtype=FP32))
     wanted = 0.5 * delta(one.layers[CONV], SHAPES[CONV])
     assert relative(delta(ours.layers[CONV], SHAPES[CONV]), wanted) < 1e-5
     assert ours.layers[CONV].rank == 2
@@ -207,7 +207,7 @@ def test_a_layer_that_only_one_file_has_is_weighted_all_the_same() -> None:
 
 def test_ranks_beyond_what_a_layer_holds_lose_nothing() -> None:
     files = [file_of(7, seed) for seed in (10, 20, 30)]  # 21 in all, of 10 and 8 possible
-    ours, losses = merge(files, [1.0, 1.0, 1.0], Recipe("concat", dtype=FP32))
+    ours, losses = merge(files, [1.0, 1.0, 1.0], MergeMethod("concat", dtype=FP32))
     assert [ours.layers[name].rank for name in (LINEAR, CONV)] == [10, 8]
     assert losses.by_group()["all"] < 1e-5
 
@@ -215,7 +215,7 @@ def test_ranks_beyond_what_a_layer_holds_lose_nothing() -> None:
 def test_files_for_different_models_do_not_merge() -> None:
     other = LoraFile({LINEAR: lora((12, 11), 2, 5)})
     with pytest.raises(LoraFileError, match=r"\(12, 10\) and \(12, 11\)"):
-        merge([file_of(2, 1), other], [1.0, 1.0], Recipe())
+        merge([file_of(2, 1), other], [1.0, 1.0], MergeMethod())
 
 
 def test_norms_and_biases_are_added_as_they_are() -> None:
@@ -234,7 +234,7 @@ def test_norms_and_biases_are_added_as_they_are() -> None:
         )
         for s in (1, 5)
     ]
-    ours, losses = merge(files, [1.0, 2.0], Recipe("concat", dtype=FP32))
+    ours, losses = merge(files, [1.0, 2.0], MergeMethod("concat", dtype=FP32))
     wanted = {
         role: files[0].layers[norm].tensors[role] + 2 * files[1].layers[norm].tensors[role]
         for role in ("w_norm", "b_norm")
@@ -257,7 +257,7 @@ def test_norms_and_biases_are_added_as_they_are() -> None:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_resize_loses_what_eckart_and_young_say(rank: int) -> None:
     file = file_of(5, 40)
-    ours, losses = resize(file, Recipe(rank=rank, dtype=FP32))
+    ours, losses = resize(file, MergeMethod(rank=rank, dtype=FP32))
     lost = kept = 0.0
     for name, shape in SHAPES.items():
         values = torch.linalg.svdvals(delta(file.layers[name], shape).flatten(1))
@@ -271,7 +271,7 @@ def test_resize_loses_what_eckart_and_young_say(rank: int) -> None:
 
 def test_resize_to_an_energy_takes_the_smallest_rank() -> None:
     file = file_of(5, 40)
-    ours, _ = resize(file, Recipe(keep=0.8, dtype=FP32))
+    ours, _ = resize(file, MergeMethod(keep=0.8, dtype=FP32))
     for name, shape in SHAPES.items():
         squares = torch.linalg.svdvals(delta(file.layers[name], shape).flatten(1)).square()
         share = squares.cumsum(0) / squares.sum()
@@ -281,7 +281,7 @@ def test_resize_to_an_energy_takes_the_smallest_rank() -> None:
 
 def test_what_half_numbers_lose_is_counted() -> None:
     file = file_of(3, 40)
-    halves, losses = resize(file, Recipe(rank=3, dtype=torch.bfloat16))
+    halves, losses = resize(file, MergeMethod(rank=3, dtype=torch.bfloat16))
     assert halves.layers[CONV].tensors["down"].dtype == torch.bfloat16
     error = relative(
         delta(halves.layers[CONV], SHAPES[CONV]), delta(file.layers[CONV], SHAPES[CONV])
@@ -313,7 +313,7 @@ KINDS = {
 def test_any_kind_becomes_a_lora(kind: str) -> None:
     weight = random(12, 10, seed=50)
     file = LoraFile({LINEAR: Adapter(kind, KINDS[kind])})
-    ours, losses = resize(file, Recipe(keep=1.0, dtype=FP32), lambda name: weight)
+    ours, losses = resize(file, MergeMethod(keep=1.0, dtype=FP32), lambda name: weight)
     assert ours.layers[LINEAR].kind == "LoRA"
     wanted = file.layers[LINEAR].delta(weight)
     assert relative(delta(ours.layers[LINEAR], (12, 10)), wanted) < 1e-5
@@ -323,12 +323,12 @@ def test_any_kind_becomes_a_lora(kind: str) -> None:
 def test_kinds_that_build_on_the_base_ask_for_it() -> None:
     for kind in ("DoRA", "GLoRA", "OFT"):
         with pytest.raises(LoraFileError, match="--model"):
-            resize(LoraFile({LINEAR: Adapter(kind, KINDS[kind])}), Recipe(rank=2))
+            resize(LoraFile({LINEAR: Adapter(kind, KINDS[kind])}), MergeMethod(rank=2))
     # so does a convolution whose window a LoKr leaves open
     flat = Adapter("LoKr", {"lokr_w1": random(2, 2, seed=1), "lokr_w2": random(4, 27, seed=2)})
     with pytest.raises(LoraFileError, match="--model"):
-        resize(LoraFile({CONV: flat}), Recipe(rank=2))
+        resize(LoraFile({CONV: flat}), MergeMethod(rank=2))
     conv = random(8, 6, 3, 3, seed=3)
-    ours, _ = resize(LoraFile({CONV: flat}), Recipe(rank=8, dtype=FP32), lambda name: conv)
+    ours, _ = resize(LoraFile({CONV: flat}), MergeMethod(rank=8, dtype=FP32), lambda name: conv)
     assert ours.layers[CONV].shape == (8, 6, 3, 3)
     assert relative(delta(ours.layers[CONV], conv.shape), flat.delta(conv)) < 1e-5

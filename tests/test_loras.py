@@ -11,12 +11,12 @@ from PIL import Image
 from raw_lora import beside, lora, shapes_of
 from sdlora.lora.library.index import LoraEntry
 from sdlora.lora.library.library import Library
-from sdlora.lora.library.scan import Found as Listed
+from sdlora.lora.library.scan import ScannedFile as Listed
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import lora_browser, lora_details, markup
-from webui.app_state import Studio
-from webui.lora_details import ANY_BASE, FITTING, Loras, Wish, prompt_words
+from webui.app_state import AppState
+from webui.lora_details import ANY_BASE, FITTING, LoraFilter, Loras, prompt_words
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def folder(workspace: Path) -> Path:
 
 
 @pytest.fixture
-def studio(folder: Path) -> Studio:
+def studio(folder: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(folder.parent))
 
 
-def names(found: lora_details.Found) -> list[str]:
+def names(found: lora_details.LoraMatches) -> list[str]:
     return [entry.name for entry in found.usable]
 
 
@@ -51,24 +51,26 @@ def names(found: lora_details.Found) -> list[str]:
     ],
 )
 def test_files_are_found_by_all_they_are_called(folder: Path, words: str, hits: list[str]) -> None:
-    assert names(Loras(Library([folder])).search(Wish(words, ANY_BASE))) == hits
+    assert names(Loras(Library([folder])).search(LoraFilter(words, ANY_BASE))) == hits
 
 
 def test_what_is_for_another_base_is_counted_and_what_is_broken_listed(folder: Path) -> None:
     library = Loras(Library([folder]))
-    found = library.search(Wish(model_base="sdxl"))
+    found = library.search(LoraFilter(model_base="sdxl"))
     assert names(found) == ["fog", "no_base"], "a file that tells no base may fit"
     assert (found.other_base, found.total, [e.name for e in found.broken]) == (2, 5, ["broken"])
-    assert names(library.search(Wish(base="sd1", model_base="sdxl"))) == [
+    assert names(library.search(LoraFilter(base="sd1", model_base="sdxl"))) == [
         "neon_Sign", "no_base", "zz",
     ]  # fmt: skip
-    assert len(library.search(Wish(base=FITTING)).usable) == 4, "the model tells no base"
+    assert len(library.search(LoraFilter(base=FITTING)).usable) == 4, "the model tells no base"
 
 
 def test_orders(folder: Path) -> None:
     os.utime(folder / "b" / "fog.safetensors", (2e9, 2e9))
     library = Loras(Library([folder]))
-    order = {name: names(library.search(Wish("", ANY_BASE, name))) for name in lora_details.ORDERS}
+    order = {
+        name: names(library.search(LoraFilter("", ANY_BASE, name))) for name in lora_details.ORDERS
+    }
     assert order["name"] == ["fog", "neon_Sign", "no_base", "zz"]
     assert order["newest"][0] == "fog"
     assert order["folder"][-2:] == ["fog", "neon_Sign"]
@@ -95,20 +97,20 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
     monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 0.01)
     monkeypatch.setattr(lora_details, "PATIENCE_S", 0.01)
     library = Loras(Slow([folder]))
-    assert library.search(Wish()).reading and library.names() == set()
+    assert library.search(LoraFilter()).reading and library.names() == set()
     go_on.set()
     monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 20.0)
-    assert not library.search(Wish()).reading
+    assert not library.search(LoraFilter()).reading
     go_on.clear()
     lora(folder / "new.safetensors")
-    assert "new" not in names(library.search(Wish(), fresh=True)), "the old answers meanwhile"
+    assert "new" not in names(library.search(LoraFilter(), fresh=True)), "the old answers meanwhile"
     go_on.set()
     monkeypatch.setattr(lora_details, "PATIENCE_S", 20.0)
-    assert "new" in names(library.search(Wish(), fresh=True)) and "new" in library.names()
+    assert "new" in names(library.search(LoraFilter(), fresh=True)) and "new" in library.names()
 
 
 def test_the_page_filters_and_shows_more(
-    studio: Studio, folder: Path, monkeypatch: pytest.MonkeyPatch
+    studio: AppState, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lora_browser, "AT_ONCE", 2)
     browser = Browser(studio)
@@ -135,7 +137,7 @@ def test_the_page_filters_and_shows_more(
     assert 'data-name="neon_lighting"' in browser.value("lora-offers")
 
 
-def test_a_card_says_what_there_is_to_know(studio: Studio, folder: Path) -> None:
+def test_a_card_says_what_there_is_to_know(studio: AppState, folder: Path) -> None:
     path = lora(folder / "glow.safetensors", 768)
     beside(path, ".json", {"preferred weight": 0.55, "activation text": "glow, red"})
     beside(path, ".civitai.info", "{")
@@ -149,7 +151,7 @@ def test_a_card_says_what_there_is_to_know(studio: Studio, folder: Path) -> None
     assert "elsewhere/glow.safetensors has the same name" in card and str(other) not in card
 
 
-def test_words_from_captions_mean_themselves_in_a_prompt(studio: Studio, folder: Path) -> None:
+def test_words_from_captions_mean_themselves_in_a_prompt(studio: AppState, folder: Path) -> None:
     captions = {"modelspec.trigger_phrase": "saber (fate), a [b]"}
     path = lora(folder / "saber.safetensors", 768, **captions)
     entry = studio.library.find("saber")
@@ -161,7 +163,7 @@ def test_words_from_captions_mean_themselves_in_a_prompt(studio: Studio, folder:
     assert prompt_words(entry) == ("(saber:1.2)", "{red|blue}")
 
 
-def test_a_training_lends_its_lora_its_last_sample(studio: Studio, folder: Path) -> None:
+def test_a_training_lends_its_lora_its_last_sample(studio: AppState, folder: Path) -> None:
     samples = studio.workspace.runs / "zz" / "samples"
     samples.mkdir(parents=True)
     for number, name in enumerate(("b.png", "a.png")):
@@ -180,7 +182,7 @@ def test_no_text_of_a_file_becomes_markup(folder: Path, text: str) -> None:
     lora(folder / "a.safetensors", **{"modelspec.trigger_phrase": text})
     [entry] = [e for e in Library([folder]).list() if e.name == "a"]
     odd = entry.__class__(Listed(*entry.found)._replace(name=text, folder=text), entry.row, text)
-    found = lora_details.Found([odd], [odd], 1, 2, [text])
+    found = lora_details.LoraMatches([odd], [odd], 1, 2, [text])
     shown: Any = markup.lora_card(odd, "") + markup.offers(text, [odd])
-    shown += markup.lora_cards(found, [], Wish(text))
+    shown += markup.lora_cards(found, [], LoraFilter(text))
     assert text not in shown and markup.esc(text) in shown

@@ -21,14 +21,14 @@ from sdlora.messages import Setting
 from sdlora.workspace import Workspace
 from surfing import StudioWithoutWorker
 from webui import markup
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.media import Media
 
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; drop", "${1}{{2}}"]
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
@@ -38,7 +38,7 @@ def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_no_text_becomes_markup(studio: Studio, text: str, tmp_path: Path) -> None:
+def test_no_text_becomes_markup(studio: AppState, text: str, tmp_path: Path) -> None:
     sample = picture(studio.workspace.outputs / "a.png")
     state = fold(
         [
@@ -128,7 +128,7 @@ def test_checkpoints_say_which_to_take() -> None:
     assert markup.checkpoints([], state, "") == ""
 
 
-def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> None:
+def test_media_serves_only_what_was_shown(studio: AppState, tmp_path: Path) -> None:
     media = Media((studio.workspace.outputs,))
     inside = picture(studio.workspace.outputs / "a.png")
     outside = picture(tmp_path / "secret.png")
@@ -149,13 +149,13 @@ def test_media_serves_only_what_was_shown(studio: Studio, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", ["\0", "a" * 9999, "\ud800", "circle.png", "/dev/zero", "", "//"])
-def test_what_is_no_path_has_no_address(studio: Studio, path: str) -> None:
+def test_what_is_no_path_has_no_address(studio: AppState, path: str) -> None:
     (studio.workspace.outputs / "circle.png").symlink_to("circle.png")
     media = Media((studio.workspace.outputs,))
     assert media.link(path) == media.link(f"{studio.workspace.outputs}/{path}") == ""
 
 
-def test_a_picture_of_too_many_pixels_has_no_thumbnail(studio: Studio) -> None:
+def test_a_picture_of_too_many_pixels_has_no_thumbnail(studio: AppState) -> None:
     """A file of some kilobytes that would be 300 MB in memory."""
     media = Media((studio.workspace.outputs,))
     large = studio.workspace.outputs / "large.png"

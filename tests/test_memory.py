@@ -14,7 +14,7 @@ from sdlora.events import (
 )
 from sdlora.starter.draw import draw, random_scene
 from sdlora.training.train import prepare
-from sdlora.training.train_state import Learner
+from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from trainings import Run, learnt, numbers_of, result_of
 
@@ -25,16 +25,16 @@ def test_too_little_memory_is_made_do_with_and_told(
 ) -> None:
     """Each rung in turn; the pictures of every step are those of a run that had enough."""
     seen: dict[int, tuple[str, ...]] = {}
-    gradients, failing = Learner._gradients, [0]
+    gradients, failing = TrainState._gradients, [0]
 
-    def hungry(self: Learner, batch: Any, step: int) -> torch.Tensor:
+    def hungry(self: TrainState, batch: Any, step: int) -> torch.Tensor:
         if step in failing:
             failing.remove(step)
             raise torch.OutOfMemoryError("CUDA out of memory")
         seen[step] = batch.names
         return gradients(self, batch, step)
 
-    monkeypatch.setattr(Learner, "_gradients", hungry)
+    monkeypatch.setattr(TrainState, "_gradients", hungry)
     whole, order = numbers_of(learnt(run(batch_size=4, name="enough"))), dict(seen)
     failing[:] = [4] * rung  # at step 4, when others were learnt
     events = run(batch_size=4)
@@ -54,7 +54,7 @@ def test_the_last_rung_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     def hungry(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Learner, "_gradients", hungry)
+    monkeypatch.setattr(TrainState, "_gradients", hungry)
     events = run(batch_size=2, expect=DeviceError)
     told = [event.message for event in events if isinstance(event, Warned)]
     assert [said.split(";")[1][:9] for said in told] == [" gradient", " 2 pictur", " offload "]
@@ -72,15 +72,15 @@ def test_the_rehearsal_takes_the_largest_batch_and_leaves_no_trace(
         draw(random_scene(random.Random(number))).resize((96, 32)).save(pictures / f"{number}.png")
     training = result_of(prepare(run.settings(), space, tmp_path / "rehearsed"))
     before, seen = training.learner.state(), []
-    learn = Learner.learn
+    learn = TrainState.learn
 
-    def watched(self: Learner, step: int) -> Any:
+    def watched(self: TrainState, step: int) -> Any:
         seen.append(self.dataset.batch(step).latents.numel())
         if len(seen) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return learn(self, step)
 
-    monkeypatch.setattr(Learner, "learn", watched)
+    monkeypatch.setattr(TrainState, "learn", watched)
     (told,) = training.rehearse()
     assert "gradient_checkpointing is on" in told.message
     steps = range(1, training.dataset.steps_per_round + 1)

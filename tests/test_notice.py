@@ -12,19 +12,19 @@ from sdlora.messages import Message, Setting
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
-from webui.app_state import Studio
-from webui.notice import PLACE, Answer, Notice
+from webui.app_state import AppState
+from webui.notice import PLACE, Notice, Reply
 
 DRAFT_ACTS = ("collect", "reset", "undo")  # whose answer is the form itself
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
+def studio(tmp_path_factory: pytest.TempPathFactory) -> AppState:
     return StudioWithoutWorker(Workspace.open(tmp_path_factory.mktemp("notice")))
 
 
 @pytest.fixture(scope="module")
-def page(studio: Studio) -> Browser:
+def page(studio: AppState) -> Browser:
     return Browser(studio)
 
 
@@ -71,7 +71,7 @@ def test_every_button_answers_at_a_place(page: Browser) -> None:
 
 
 def test_an_answer_outlasts_refreshes_and_goes_by_its_close_button(
-    studio: Studio, page: Browser, tmp_path: Path
+    studio: AppState, page: Browser, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare.png"
     Image.new("RGB", (8, 8)).save(bare)
@@ -90,7 +90,7 @@ def test_an_answer_outlasts_refreshes_and_goes_by_its_close_button(
 
 
 def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
-    studio: Studio, page: Browser
+    studio: AppState, page: Browser
 ) -> None:
     page.set("pictures-choice", "zibo")
     page.fire(page.ids["pictures-choice"], "change")
@@ -112,7 +112,7 @@ def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
 
 
 def test_the_same_seed_twice_is_one_request_and_a_drawn_seed_two(
-    studio: Studio, page: Browser
+    studio: AppState, page: Browser
 ) -> None:
     before = len(studio.requests())
     for seed, queued in ((5, 1), (5, 1), (-1, 2), (-1, 3)):
@@ -127,10 +127,10 @@ def test_an_error_reaches_the_marks_of_the_form() -> None:
     wrong = Message("{setting} is too low", setting=Setting("steps"))
     acts = iter([SettingsError(wrong, fields={"steps": wrong}), None])
 
-    def act() -> Answer:
+    def act() -> Reply:
         if error := next(acts):
             raise error
-        return Answer()
+        return Reply()
 
     def marks(error: object) -> str:
         assert isinstance(error, SettingsError)
@@ -152,7 +152,7 @@ def test_an_error_reaches_the_marks_of_the_form() -> None:
      ({"steps": 0}, "Steps must be 1 or more; 0 was given.")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_it_is_queued(
-    studio: Studio, values: dict[str, object], sentence: str
+    studio: AppState, values: dict[str, object], sentence: str
 ) -> None:
     page, before = Browser(studio), len(studio.requests())
     for name, value in values.items():

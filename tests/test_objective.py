@@ -20,10 +20,17 @@ from sdlora.adapters import attach, detach
 from sdlora.adapters.layers import ADAPTER
 from sdlora.errors import SettingsError
 from sdlora.models.base import Family
-from sdlora.noise_schedule import DDPM, FLOW_WEIGHTS, Levels, RectifiedFlow, flux_shift, noise_like
+from sdlora.noise_schedule import (
+    DDPM,
+    FLOW_WEIGHTS,
+    RectifiedFlow,
+    TimestepSampling,
+    flux_shift,
+    noise_like,
+)
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch
-from sdlora.training.loss import Draw, Objective, loss_of
+from sdlora.training.latent_dataset import LatentBatch
+from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
 from test_noise import CONFIG, alpha_bar
 from tiny import open_tiny
 
@@ -49,17 +56,19 @@ class Parrot:
     def __init__(self, answer: Tensor) -> None:
         self.answer = answer
 
-    def predict(self, noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    def predict(self, noisy: Tensor, t: Tensor, batch: LatentBatch) -> Tensor:
         self.noisy = noisy
         return self.answer
 
 
-def batch_of(**more: Any) -> Batch:
+def batch_of(**more: Any) -> LatentBatch:
     latents = torch.randn(SHAPE, generator=seeded(1))
-    return Batch(latents, {"context": torch.zeros(4, 1)}, torch.zeros(4, 6), **more)
+    return LatentBatch(latents, {"context": torch.zeros(4, 1)}, torch.zeros(4, 6), **more)
 
 
-def reference(settings: TrainSettings, prediction: str, batch: Batch, answer: Tensor) -> Tensor:
+def reference(
+    settings: TrainSettings, prediction: str, batch: LatentBatch, answer: Tensor
+) -> Tensor:
     """(B,) losses at T, every formula written out, float64."""
     eps, losses = torch.randn(SHAPE, generator=seeded(2)).double(), []
     for row, t in enumerate(T.tolist()):
@@ -100,8 +109,8 @@ def test_every_loss_is_its_formula(
     settings = asked(loss=loss, loss_weighting=weighting, huber_schedule=schedule)
     batch, answer = batch_of(), torch.randn(SHAPE, generator=seeded(3))
     eps = torch.randn(SHAPE, generator=seeded(2))
-    objective = Objective.of(settings, ddpm(prediction))
-    ours = loss_of(Parrot(answer), batch, Draw(T, eps, eps), objective)  # type: ignore[arg-type]
+    objective = DiffusionLoss.of(settings, ddpm(prediction))
+    ours = loss_of(Parrot(answer), batch, NoisedLatents(T, eps, eps), objective)  # type: ignore[arg-type]
     theirs = reference(settings, prediction, batch, answer)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-6, rtol=2e-4)
 
@@ -112,27 +121,29 @@ def test_masks_and_weights_of_rows() -> None:
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
     batch, answer = batch_of(mask=mask, weights=weights), torch.randn(SHAPE, generator=seeded(3))
     eps = torch.randn(SHAPE, generator=seeded(2))
-    ours = loss_of(Parrot(answer), batch, Draw(T, eps, eps), Objective(ddpm()))  # type: ignore[arg-type]
+    ours = loss_of(Parrot(answer), batch, NoisedLatents(T, eps, eps), DiffusionLoss(ddpm()))  # type: ignore[arg-type]
     errors = (answer.double() - eps.double()).square().mean(1, keepdim=True) * mask.double()
     theirs = weights.double() * errors.sum((1, 2, 3)) / mask.double().sum((1, 2, 3)).clamp(min=1e-6)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-6, rtol=1e-5)
     assert ours[3] == 0, "nothing of it is shown"
-    one = loss_of(Parrot(answer[1:2]), batch[1:2], Draw(T, eps, eps)[1:2], Objective(ddpm()))  # type: ignore[arg-type]
+    one = loss_of(
+        Parrot(answer[1:2]), batch[1:2], NoisedLatents(T, eps, eps)[1:2], DiffusionLoss(ddpm())
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(one, ours[1:2])
 
 
 def test_zero_terminal_snr_is_the_papers() -> None:
-    noise = Objective.of(asked(zero_terminal_snr=True), ddpm("v_prediction")).noise
+    noise = DiffusionLoss.of(asked(zero_terminal_snr=True), ddpm("v_prediction")).noise
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     bars = (1 - rescale_zero_terminal_snr(betas)).cumprod(0).float()
     torch.testing.assert_close(noise.alphas_bar, bars, atol=1e-6, rtol=1e-4)
     assert noise.alphas_bar[-1] == 0
     assert noise.debiased(T).isfinite().all() and noise.weight(T, 5.0).isfinite().all()
     for schedule in ("constant", "exponential", "snr"):
-        objective = Objective(noise, loss="huber", schedule=schedule)
+        objective = DiffusionLoss(noise, loss="huber", schedule=schedule)
         assert objective.distance(torch.ones(SHAPE), torch.zeros(SHAPE), T).isfinite().all()
     with pytest.raises(SettingsError, match="predicts v"):
-        Objective.of(asked(zero_terminal_snr=True), ddpm())
+        DiffusionLoss.of(asked(zero_terminal_snr=True), ddpm())
 
 
 def test_noise_in_several_resolutions_and_of_whole_channels() -> None:
@@ -157,7 +168,7 @@ def test_noise_in_several_resolutions_and_of_whole_channels() -> None:
 
 
 def test_input_perturbation_is_seen_and_not_asked_for() -> None:
-    objective = Objective.of(asked(input_perturbation=0.3), ddpm())
+    objective = DiffusionLoss.of(asked(input_perturbation=0.3), ddpm())
     draw = objective.draw(SHAPE, seeded(5))
     rng = seeded(5)
     t, eps = ddpm().sample_t(4, rng), torch.randn(SHAPE, generator=rng)
@@ -186,14 +197,14 @@ def logit_normal_below(u: float, mean: float, spread: float) -> float:
 )  # fmt: skip
 def test_levels_have_their_density(values: dict[str, Any], below: Callable[[float], float]) -> None:
     """The share of levels below u is the distribution function's."""
-    drawn = Levels(**values).draw(20_000, seeded())
+    drawn = TimestepSampling(**values).draw(20_000, seeded())
     for u in (0.1, 0.3, 0.5, 0.8, 0.95):
         assert float((drawn < u).double().mean()) == pytest.approx(below(u), abs=0.012), u
 
 
 def test_levels_within_a_range() -> None:
     for more in ({}, {"timestep_density": "logit_normal"}, {"timestep_shift": 3}):
-        objective = Objective.of(asked(min_timestep=200, max_timestep=300, **more), ddpm())
+        objective = DiffusionLoss.of(asked(min_timestep=200, max_timestep=300, **more), ddpm())
         t = objective.draw(torch.Size((2000, 1, 1, 1)), seeded()).t
         assert (int(t.min()), int(t.max())) == (200, 299) or "timestep_density" in more
         assert t.min() >= 200 and t.max() < 300 and t.dtype == torch.long
@@ -290,9 +301,9 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
         for parameter in its.parameters:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
     batch = batch_of()
-    batch = Batch(batch.latents, family.encode_prompts(["a", "b", "c", "d"]), batch.sizes)
-    objective = Objective.of(settings, family.noise)
-    draw = Draw(T, *[torch.randn(SHAPE, generator=seeded(2))] * 2)
+    batch = LatentBatch(batch.latents, family.encode_prompts(["a", "b", "c", "d"]), batch.sizes)
+    objective = DiffusionLoss.of(settings, family.noise)
+    draw = NoisedLatents(T, *[torch.randn(SHAPE, generator=seeded(2))] * 2)
     loss = loss_of(family, batch, draw, objective).sum()
     loss.backward()
 
@@ -329,7 +340,7 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
 def test_objective_of_a_family_in_use() -> None:
     """What a v model is asked: its own noise, and nothing random beyond the generator."""
     family: Family = open_tiny("sd2")
-    objective = Objective.of(asked(multires_noise=2, noise_offset=0.05), family.noise)
+    objective = DiffusionLoss.of(asked(multires_noise=2, noise_offset=0.05), family.noise)
     assert objective.noise.prediction == "v_prediction"
     draws = [objective.draw(SHAPE, seeded(3)) for _ in range(2)]
     assert torch.equal(draws[0].mixed, draws[1].mixed)

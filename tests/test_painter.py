@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdlora.inference.image_pipeline import Painter
+from sdlora.inference.image_pipeline import ImagePipeline
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.library.library import Library
@@ -22,7 +22,7 @@ def test_strays_sums_and_words_are_told(tmp_path: Path) -> None:
     }
     words = {"a": {"": torch.ones(1, 16)}}  # the model has the letter
     write_lora(LoraFile({**layers, **strays}, {}, words), tmp_path / "neon.safetensors")
-    was, painter = weights_hash(family), Painter(family, Library([tmp_path]))
+    was, painter = weights_hash(family), ImagePipeline(family, Library([tmp_path]))
     sheet = painter.prepare(
         ImageRequest(prompt="a cat <lora:neon:0.5> <lora:neon:0.5:0.25> lora:neon:-0.2")
     )
@@ -38,7 +38,7 @@ def test_strays_sums_and_words_are_told(tmp_path: Path) -> None:
     assert weights_hash(family) == was
 
 
-def painted(painter: Painter, tags: str, **asked: object) -> np.ndarray:
+def painted(painter: ImagePipeline, tags: str, **asked: object) -> np.ndarray:
     """(N, H, W, 3) of a cat with these tags."""
     request = ImageRequest.of({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
     sheet = painter.prepare(request)
@@ -50,7 +50,7 @@ def test_a_weight_that_changes_over_the_steps_is_the_merged_one_at_each(tmp_path
     for seed, name in enumerate(("neon", "oil")):
         file = tiny_lora(family, seed, train_text_encoder=False)
         write_lora(file, tmp_path / f"{name}.safetensors", torch.float32)
-    was, painter = weights_hash(family), Painter(family, Library([tmp_path]))
+    was, painter = weights_hash(family), ImagePipeline(family, Library([tmp_path]))
     plain, full = painted(painter, ""), painted(painter, "<lora:neon:1>")
     assert np.abs(full - plain).max() > 20
     same = {
@@ -72,7 +72,7 @@ def test_a_switch_half_way_equals_the_two_halves_made_by_hand(tmp_path: Path) ->
     family = open_tiny("sd1")
     file = tiny_lora(family, train_text_encoder=False)
     write_lora(file, tmp_path / "neon.safetensors", torch.float32)
-    painter = Painter(family, Library([tmp_path]))
+    painter = ImagePipeline(family, Library([tmp_path]))
     half = painted(painter, "[<lora:neon:1>:3]", count=2, batch_size=2)
     images = []
     for index in range(2):

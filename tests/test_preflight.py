@@ -17,7 +17,7 @@ from sdlora.errors import DataError
 from sdlora.events import Done, Event, Started, Warned
 from sdlora.models.registry import open_family
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Dataset, encode_dataset
+from sdlora.training.latent_dataset import LatentDataset, encode_dataset
 from sdlora.training.train import prepare, read_pictures, train
 from sdlora.workspace import Workspace
 from tiny import tiny
@@ -85,7 +85,7 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     assert told - {e.message for e in grouped(resized)} <= warned
 
     family = open_family(chosen.model, torch.float32, torch.device("cpu"))
-    dataset: Dataset = finished(encode_dataset(family, gathered.examples, chosen))[1]
+    dataset: LatentDataset = finished(encode_dataset(family, gathered.examples, chosen))[1]
     learnt = {
         item.example.image: (item.sizes[0][5], item.sizes[0][4], dataset.wording.plain(c))
         for item in dataset.items

@@ -38,7 +38,7 @@ def test_the_first_room_with_space_is_taken(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_every_room_gives_the_same_bits_back(
-    room: merged_weights.Room, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    room: merged_weights.WeightStore, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only = dataclasses.replace(room, has_space=lambda _device, _gib: True)
     monkeypatch.setattr(merged_weights, "ROOMS", (only,))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sdlora.errors import SettingsError
 from sdlora.messages import PAGE
 from sdlora.prompt import (
+    PromptResources,
     Style,
     WildcardFolder,
-    Wordbook,
     apply_styles,
     expand,
     expand_wildcards,
@@ -106,7 +106,9 @@ def test_a_bad_row_leaves_the_other_styles(
     styles = read_styles(path)
     assert list(styles) == names
     assert any(told in problem.on(PAGE) for problem in styles.problems)
-    assert set(styles.problems) <= set(Wordbook(path).expand("a", "", 1, names[:1])[0].problems)
+    assert set(styles.problems) <= set(
+        PromptResources(path).expand("a", "", 1, names[:1])[0].problems
+    )
 
 
 @pytest.mark.parametrize("table", ["oil,a painting\n", "name\noil\n", "Stil;Text\noil;a\n"])
@@ -114,14 +116,14 @@ def test_a_table_without_the_columns_is_told(table: str, tmp_path: Path) -> None
     (path := tmp_path / "styles.csv").write_text(table, "utf-8")
     with pytest.raises(SettingsError, match=r"has no columns name and prompt .* (oil|name|Stil)"):
         read_styles(path)
-    assert "no columns" in Wordbook(path).expand("a", "", 1, ["oil"])[0].problems[0]
+    assert "no columns" in PromptResources(path).expand("a", "", 1, ["oil"])[0].problems[0]
 
 
 def test_embeddings_by_the_name_that_comfyui_writes(tmp_path: Path) -> None:
     for name in ("bad-hands.safetensors", "Deep.v2.pt", "sub/x.SFT"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    book = Wordbook(embeddings=tmp_path)
+    book = PromptResources(embeddings=tmp_path)
     prompt = (
         "(embedding:bad-hands:1.2), Embedding:sub/X.safetensors. embedding:deep.v2, embedding: a"
     )

@@ -13,7 +13,7 @@ from benchmarks.prompts import LONG, every_stage, fuzzed, growth
 from raw_lora import lora
 from sdlora.errors import SettingsError
 from sdlora.lora.library.library import Library
-from sdlora.prompt import WildcardFolder, Wordbook, read_styles
+from sdlora.prompt import PromptResources, WildcardFolder, read_styles
 
 DEPTH = 10_000  # far beyond Python's own recursion limit
 NESTED = [
@@ -80,7 +80,7 @@ def test_a_damaged_list_is_used_or_named(
     (tmp_path / name).write_bytes(content)
     (tmp_path / "good.txt").write_text("good")
     words = WildcardFolder(tmp_path)("x")
-    positive, _ = Wordbook(wildcards=tmp_path).expand("__x__, __good__", "", 1)
+    positive, _ = PromptResources(wildcards=tmp_path).expand("__x__, __good__", "", 1)
     assert positive.text.endswith(", good")
     assert words or positive.problems, "not read, and nothing told"
     assert not any("\ufffd" in line for line in words or ()) or "\ufffd".encode() in content
@@ -100,7 +100,7 @@ def test_a_damaged_table_of_styles_is_used_or_named(
         read_styles(path)
     except SettingsError as error:
         assert "styles.csv" in str(error)
-    positive, _ = Wordbook(path).expand("a cat", "", 1, ["last"])
+    positive, _ = PromptResources(path).expand("a cat", "", 1, ["last"])
     assert positive.text == "a cat, b" or mutations
 
 

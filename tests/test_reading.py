@@ -19,9 +19,9 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import prompt_preview
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.form import Form
-from webui.prompt_preview import Asked
+from webui.prompt_preview import PreviewRequest
 
 needs_words = pytest.mark.skipif(
     not (STARTER_MODEL / "tokenizer").exists(), reason="the starter model is not in this checkout"
@@ -29,17 +29,17 @@ needs_words = pytest.mark.skipif(
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     lora(workspace / "loras" / "big.safetensors", 2048)
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
-def asked(prompt: str, **more: Any) -> Asked:
+def asked(prompt: str, **more: Any) -> PreviewRequest:
     usual = {"negative_prompt": "", "model": "starter", "steps": 10, "seed": 3, "styles": ()}
-    return Asked(prompt, **{**usual, **more})
+    return PreviewRequest(prompt, **{**usual, **more})
 
 
-def shown(studio: Studio, what: Asked) -> tuple[str, str]:
+def shown(studio: AppState, what: PreviewRequest) -> tuple[str, str]:
     seen = prompt_preview.read(studio, what)
     return prompt_preview.counter(seen, what) + prompt_preview.unused(seen), prompt_preview.parsed(
         seen, what
@@ -47,7 +47,7 @@ def shown(studio: Studio, what: Asked) -> tuple[str, str]:
 
 
 @needs_words
-def test_tokens_are_counted_by_chunk_and_texts_shown_by_step(studio: Studio) -> None:
+def test_tokens_are_counted_by_chunk_and_texts_shown_by_step(studio: AppState) -> None:
     count, parsed = shown(studio, asked("a [red:blue:0.5] (ball:1.3) BREAK sea, <lora:zibo:0.5>"))
     assert "3/75 + 2/75 tokens · 1 LoRA" in count and "notice" not in count
     assert "Steps 1 to 5" in parsed and "Steps 6 to 10" in parsed
@@ -57,7 +57,7 @@ def test_tokens_are_counted_by_chunk_and_texts_shown_by_step(studio: Studio) -> 
 
 
 @needs_words
-def test_both_prompts_and_and_are_told(studio: Studio) -> None:
+def test_both_prompts_and_and_are_told(studio: AppState) -> None:
     count, parsed = shown(studio, asked("a cat AND a dog:0.5", negative_prompt="a fish"))
     assert "2/75 + 2/75 tokens · negative 2/75" in count
     assert "AND, weight 0.5" in parsed and "Negative prompt" in parsed
@@ -66,7 +66,7 @@ def test_both_prompts_and_and_are_told(studio: Studio) -> None:
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
 @pytest.mark.parametrize("text", ["a red house, ", "[a:b:3] ", "(", "<lora:x:1> ", "{a|b} "])
 def test_a_long_prompt_is_answered_at_once_and_the_limit_is_said(
-    studio: Studio, field: str, text: str
+    studio: AppState, field: str, text: str
 ) -> None:
     for letters, said in (
         (100_000, "has 100,000 letters; beyond 20,000 it is read only when the picture is made"),
@@ -96,14 +96,14 @@ def test_no_setting_takes_a_text_without_end() -> None:
             settings.of(values)
 
 
-def test_tags_that_cannot_be_used_are_told_with_near_names(studio: Studio) -> None:
+def test_tags_that_cannot_be_used_are_told_with_near_names(studio: AppState) -> None:
     count, parsed = shown(studio, asked("x <lora:zibbo:1> <lora:big:1> <lora:a:b:c"))
     assert "Did you mean zibo?" in count and "Did you mean zibo?" in parsed
     assert "big is for Stable Diffusion XL, not for this model" in count
     assert "is not closed" in count
 
 
-def test_files_are_named_without_their_folders(studio: Studio) -> None:
+def test_files_are_named_without_their_folders(studio: AppState) -> None:
     lists, styles = studio.workspace.wildcards, studio.workspace.styles
     lists.mkdir()
     (lists / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
@@ -115,7 +115,7 @@ def test_files_are_named_without_their_folders(studio: Studio) -> None:
     assert str(studio.workspace.root) not in html.unescape(count + parsed)
 
 
-def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: Studio) -> None:
+def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: AppState) -> None:
     count, parsed = shown(studio, asked("a cat <lora:zibo>", model="someone/else"))
     assert "tokens" not in count and "1 LoRA" in count
     assert "once the model is on this machine" in parsed and "a cat" in parsed
@@ -135,7 +135,7 @@ def test_weights_in_words(tag: str, words: str) -> None:
     assert prompt_preview.weights(parse_prompt(tag).loras[0], 10) == words
 
 
-def test_no_text_becomes_markup(studio: Studio) -> None:
+def test_no_text_becomes_markup(studio: AppState) -> None:
     nasty = "<b>x</b> (<i>y:1.2) <lora:<u>:1> {'\"><script>|b}"
     for text in shown(studio, asked(nasty, negative_prompt=nasty, styles=("<s>",), seed=-1)):
         assert not any(bad in text for bad in ("<b>", "<u>", "<script", "<s>"))
@@ -165,7 +165,7 @@ def test_a_card_asks_what_the_prompt_becomes(browser: Browser) -> None:
     assert "There is no LoRA &#x27;gone&#x27;" in browser.value("lora-notice")
 
 
-def test_a_shown_picture_gives_its_settings_back(studio: Studio, browser: Browser) -> None:
+def test_a_shown_picture_gives_its_settings_back(studio: AppState, browser: Browser) -> None:
     browser.set("prompt", "a red ball")
     browser.set("seed", 7)
     browser.set_labelled("Guidance", 3.5)

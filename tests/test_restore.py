@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recorded import A1111, COMFY, FOOOCUS, INVOKE, SWARM
-from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.image_metadata.sampler_names import SAMPLER_TITLES, sampler_of
 from sdlora.image_metadata.to_request import request_of
@@ -101,8 +101,8 @@ def test_a_picture_never_chooses_a_model_that_is_not_here(space: Workspace) -> N
         assert "model" not in values and "is not here" in problems
 
 
-def own(request: dict[str, Any], **image: Any) -> Recalled:
-    return replace(Recalled(), program="sdlora", details={"request": request, "image": image})
+def own(request: dict[str, Any], **image: Any) -> ImageMetadata:
+    return replace(ImageMetadata(), program="sdlora", details={"request": request, "image": image})
 
 
 def test_our_own_picture_is_its_whole_request(space: Workspace) -> None:
@@ -150,7 +150,7 @@ def test_a_picture_of_the_first_rules_keeps_its_words(space: Workspace) -> None:
     ],
 )
 def test_damaged_records_are_no_crash(space: Workspace, details: dict[str, Any]) -> None:
-    request_of(Recalled(details=details), Library.of(space), space)
+    request_of(ImageMetadata(details=details), Library.of(space), space)
 
 
 def test_samplers_by_every_name() -> None:

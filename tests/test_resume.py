@@ -34,10 +34,10 @@ from sdlora.jobs.run_folder import read, record
 from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import draw, random_scene
 from sdlora.training import checkpoints
-from sdlora.training.latent_dataset import Batch
+from sdlora.training.latent_dataset import LatentBatch
 from sdlora.training.optim import OPTIMIZERS, OptimizerRow
 from sdlora.training.train import train
-from sdlora.training.train_state import Learner
+from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from tiny import tiny
 
@@ -92,15 +92,15 @@ class Died(BaseException):
 @contextmanager
 def dying_in(step: int) -> Iterator[None]:
     """A step whose first pictures are its last; 0: none."""
-    gradients = Learner._gradients
+    gradients = TrainState._gradients
 
-    def some(self: Learner, batch: Batch, at: int) -> Any:
+    def some(self: TrainState, batch: LatentBatch, at: int) -> Any:
         if at != step:
             return gradients(self, batch, at)
         gradients(self, batch[: self.settings.batch_size], at)
         raise Died
 
-    with patch.object(Learner, "_gradients", some), suppress(Died):
+    with patch.object(TrainState, "_gradients", some), suppress(Died):
         yield
 
 
@@ -355,14 +355,17 @@ def test_pictures_that_vanish_later_change_nothing(runs: Interrupted, tmp_path: 
 def test_a_device_that_is_lost_is_named_and_the_run_goes_on_later(runs: Interrupted) -> None:
     settings, whole, folder = runs.settings(), runs.folder(), runs.folder()
     runs.run(settings, whole)
-    gradients, lost = Learner._gradients, torch.AcceleratorError("CUDA error: unspecified launch")
+    gradients, lost = (
+        TrainState._gradients,
+        torch.AcceleratorError("CUDA error: unspecified launch"),
+    )
 
-    def failing(self: Learner, batch: Batch, step: int) -> Any:
+    def failing(self: TrainState, batch: LatentBatch, step: int) -> Any:
         if step == 4:
             raise lost
         return gradients(self, batch, step)
 
-    with patch.object(Learner, "_gradients", failing):
+    with patch.object(TrainState, "_gradients", failing):
         *_, told = record(train(settings, runs.space, folder), folder)
     assert isinstance(told, Failed)
     assert told.message == "the device failed: CUDA error: unspecified launch"

@@ -10,16 +10,16 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from test_webui import trained_with_checkpoints
-from webui.app_state import Studio
+from webui.app_state import AppState
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
 def test_a_finished_training_takes_more_steps_where_its_pictures_are_now(
-    studio: Studio, browser: Browser, pictures: Path
+    studio: AppState, browser: Browser, pictures: Path
 ) -> None:
     folder = trained_with_checkpoints(studio, browser)
     assert not browser.prop("resume", "visible") and browser.value("steps-in-all") == "120"
@@ -38,7 +38,7 @@ def test_a_finished_training_takes_more_steps_where_its_pictures_are_now(
 
 
 def test_a_training_that_lost_its_pictures_resumes_with_a_set_that_is_there(
-    studio: Studio, browser: Browser, pictures: Path
+    studio: AppState, browser: Browser, pictures: Path
 ) -> None:
     gone = studio.start(TrainSettings.of({"name": "gone", "data": "x", "steps": 9}))
     whole = studio.start(TrainSettings.of({"name": "whole", "data": str(pictures), "steps": 9}))

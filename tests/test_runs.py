@@ -78,7 +78,7 @@ def test_each_event_is_on_disk_before_it_is_passed_on(folder: Path) -> None:
 
 def test_a_follower_reads_each_line_once_and_waits_for_whole_ones(folder: Path) -> None:
     folder.mkdir()
-    file, follower = folder / run_folder.EVENTS_FILE, run_folder.Follower(folder)
+    file, follower = folder / run_folder.EVENTS_FILE, run_folder.RunFollower(folder)
     assert follower.poll().status == "queued"
     line = to_line(Step(1, 9, loss=1.0)) + "\n"
     with file.open("a", encoding="utf-8") as out:

@@ -19,8 +19,8 @@ from webui import server
 def test_the_page_never_loads_torch(workspace: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from webui import server; "
-        "from sdlora.workspace import Workspace; from webui.app_state import Studio; "
-        f"server.make_app(Studio(Workspace.open({str(workspace)!r}))); "
+        "from sdlora.workspace import Workspace; from webui.app_state import AppState; "
+        f"server.make_app(AppState(Workspace.open({str(workspace)!r}))); "
         "print(sorted({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -70,7 +70,7 @@ def test_two_pages_one_workspace(workspace: Path) -> None:
     """The real command: the second start names the address of the first; Ctrl+C ends the first."""
     code = (
         "import sys; from sdlora.workspace import Workspace; from webui import app_state, server; "
-        "app_state.Studio.wake = lambda self: None; "
+        "app_state.AppState.wake = lambda self: None; "
         f"sys.exit(server.serve(Workspace.open({str(workspace)!r})))"
     )
     command = [sys.executable, "-c", code]

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 
 from sdlora.data import zips
 from sdlora.data.caption_tables import read_table
-from sdlora.data.dataset import Gathered, gather
-from sdlora.data.folder import Problem, Reading, grouped, scan_folder
+from sdlora.data.dataset import Dataset, gather
+from sdlora.data.folder import FolderReading, Problem, grouped, scan_folder
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
 from sdlora.settings.train import TrainSettings
@@ -34,12 +34,12 @@ def picture(path: Path, caption: str | None = None, seed: int | None = None) -> 
     return path
 
 
-def collected(workspace: Path, data: Path | str, **values: Any) -> Gathered:
+def collected(workspace: Path, data: Path | str, **values: Any) -> Dataset:
     settings = TrainSettings.of({"data": str(data), "name": "n", **values})
     return gather(settings, Workspace.open(workspace))
 
 
-def captions(found: Gathered) -> dict[str, str]:
+def captions(found: Dataset) -> dict[str, str]:
     return {example.image.name: example.caption for example in found.examples}
 
 
@@ -103,11 +103,11 @@ def test_what_stands_for_a_missing_caption_is_chosen(
 ) -> None:
     picture(tmp_path / "3_zibo robot" / "01_red_ball (2).png")
     picture(tmp_path / "3_zibo robot" / "b.png", "given")
-    examples, problems = scan_folder(tmp_path, Reading(missing=missing))
+    examples, problems = scan_folder(tmp_path, FolderReading(missing=missing))
     assert {e.image.name: e.caption for e in examples} == expected
     assert "no caption" in said(problems)["01_red_ball (2).png"]
     with pytest.raises(DataError, match="1 pictures have no caption.*01_red_ball"):
-        scan_folder(tmp_path, Reading(missing="refuse"))
+        scan_folder(tmp_path, FolderReading(missing="refuse"))
 
 
 def test_lines_of_a_caption_are_joined_cut_or_kept(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_lines_of_a_caption_are_joined_cut_or_kept(tmp_path: Path) -> None:
     for lines, caption in (
         ("joined", "one two words three"), ("first", "one"), ("random", "one\ntwo words\nthree"),
     ):  # fmt: skip
-        (example,), _ = scan_folder(tmp_path, Reading(lines=lines))
+        (example,), _ = scan_folder(tmp_path, FolderReading(lines=lines))
         assert example.caption == caption
 
 

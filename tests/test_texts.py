@@ -11,7 +11,7 @@ from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
 from sdlora.models.base import Family
-from sdlora.models.text_encoding import Manner
+from sdlora.models.text_encoding import TextEncodeOptions
 from tiny import open_tiny
 
 KINDS = ("sd1", "sd2", "sdxl")
@@ -20,7 +20,7 @@ PLAIN = ("a cat", "", "it's 2 cats, 猫", "x" * 75)
 
 def read(family: Family, text: str, **manner: object) -> dict[str, Tensor]:
     with torch.no_grad():
-        return family.read_text(text, Manner(**manner))  # type: ignore[arg-type]
+        return family.read_text(text, TextEncodeOptions(**manner))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -30,7 +30,7 @@ from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.training_metadata import read_recipe
 from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw, random_scene
-from sdlora.training.train_state import Learner
+from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from tiny import KINDS, open_tiny
 from trainings import Run, learnt, numbers_of, only
@@ -238,16 +238,16 @@ def test_the_time_left_counts_samples_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the processor never waits for itself")
 def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = Learner.learn
+    learn = TrainState.learn
 
-    def strict(self: Learner, step: int) -> Any:
+    def strict(self: TrainState, step: int) -> Any:
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
         try:
             return learn(self, step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Learner, "learn", strict)
+    monkeypatch.setattr(TrainState, "learn", strict)
     assert isinstance(run(precision="fp32")[-1], Done)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdlora.adapters import (
     Blend,
-    Learning,
+    ParamGroup,
     attach,
     collect,
     compile_blocks,
@@ -102,7 +102,7 @@ def test_fresh_adapter_changes_nothing(family: Family, kind: str) -> None:
     )
 
 
-def random_numbers(learning: list[Learning], seed: int = 0) -> None:
+def random_numbers(learning: list[ParamGroup], seed: int = 0) -> None:
     """As if much had been learnt."""
     rng = torch.Generator().manual_seed(seed)
     for its in learning:

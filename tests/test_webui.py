@@ -21,7 +21,7 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker, working
 from webui import dataset_report, markup, server
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.estimates import Cost, known_cost
 from webui.guards import HEADERS
 from webui.prompt_tags import with_tag
@@ -30,12 +30,12 @@ STEPS = preset("starter", "style")["steps"]
 
 
 @pytest.fixture
-def studio(workspace: Path) -> Studio:
+def studio(workspace: Path) -> AppState:
     return StudioWithoutWorker(Workspace.open(workspace))
 
 
 def test_generate_shows_the_pictures_and_what_was_not_used(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     browser.set("prompt", "a red ball <lora:nobody:0.8>")
     browser.set_labelled("Count", 2)
@@ -64,7 +64,7 @@ def test_generate_shows_the_pictures_and_what_was_not_used(
 @pytest.mark.parametrize("trouble", ["full", "gone"])
 @pytest.mark.parametrize("button", ["generate", "start"])
 def test_work_that_the_disk_does_not_take_is_said_on_its_tab(
-    studio: Studio, browser: Browser, monkeypatch: pytest.MonkeyPatch, trouble: str, button: str
+    studio: AppState, browser: Browser, monkeypatch: pytest.MonkeyPatch, trouble: str, button: str
 ) -> None:
     browser.open()
     browser.set("prompt", "a red ball")
@@ -93,7 +93,7 @@ def test_pages_that_are_opened_are_not_remembered_without_end(browser: Browser) 
 
 
 def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     browser.set_labelled("Guidance", 1000)
     browser.click("generate")
@@ -105,14 +105,14 @@ def test_a_setting_out_of_bounds_is_one_sentence_and_no_job(
     assert "Queued." in browser.value("generate-notice")
 
 
-def test_cancel_takes_the_request_out_of_the_queue(studio: Studio, browser: Browser) -> None:
+def test_cancel_takes_the_request_out_of_the_queue(studio: AppState, browser: Browser) -> None:
     browser.click("generate")
     browser.click("cancel")
     assert "Stopped" in browser.value("generate-card")
     assert not studio.queue.busy()
 
 
-def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Browser) -> None:
+def test_train_from_the_first_click_to_the_prompt(studio: AppState, browser: Browser) -> None:
     browser.set("pictures-choice", "neon_lighting")
     browser.fire(browser.ids["pictures-choice"], "change")
     assert browser.value("lora-name").startswith("neon_lighting")
@@ -145,7 +145,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: Studio, browser: Brows
     assert browser.value("prompt") == "a red house, neon lighting, <lora:my neon:0.8>"
 
 
-def test_a_page_opened_again_shows_the_run_its_address_names(studio: Studio) -> None:
+def test_a_page_opened_again_shows_the_run_its_address_names(studio: AppState) -> None:
     settings = {"data": "x", "steps": 3, "sample_every": 0}
     for name in ("older", "newer"):
         studio.start(TrainSettings.of({"name": name, **settings}))
@@ -164,7 +164,7 @@ def test_a_page_opened_again_shows_the_run_its_address_names(studio: Studio) -> 
     ]
 
 
-def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Browser) -> None:
+def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: Browser) -> None:
     run = studio.start(TrainSettings.of({"name": "long", "data": "x", "steps": 5000}))
     studio.queue.claim("somebody")
     browser.open()
@@ -179,7 +179,7 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: Studio, browser: Bro
     assert run_folder.stop_asked_now(run.folder)
 
 
-def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser) -> None:
+def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Browser) -> None:
     settings = {"name": "long", "data": "x", "steps": 100_000, "sample_every": 0}
     run = studio.start(TrainSettings.of(settings))
     browser.open()
@@ -210,7 +210,7 @@ def test_a_training_is_paused_saved_and_resumed(studio: Studio, browser: Browser
     assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
 
 
-def trained_with_checkpoints(studio: Studio, browser: Browser) -> Path:
+def trained_with_checkpoints(studio: AppState, browser: Browser) -> Path:
     """A training that was asked for two checkpoints, and has ended."""
     settings = {"name": "my neon", "data": "x", "steps": 60, "sample_every": 0}
     run = studio.start(TrainSettings.of({**settings, "trigger_word": "neon lighting"}))
@@ -225,7 +225,7 @@ def trained_with_checkpoints(studio: Studio, browser: Browser) -> Path:
     return run.folder
 
 
-def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Browser) -> None:
+def test_checkpoints_are_compared_and_one_is_kept(studio: AppState, browser: Browser) -> None:
     assert not browser.prop("finish", "visible")
     folder = trained_with_checkpoints(studio, browser)
     assert browser.prop("finish", "visible")
@@ -281,14 +281,14 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: Studio, browser: Brows
     assert f"There is no LoRA of step {steps[1]}" in browser.value("kept")
 
 
-def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: Studio) -> None:
+def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: AppState) -> None:
     run = studio.start(ImageRequest.of({}))
     studio.queue.database.unlink()
     fresh = StudioWithoutWorker(studio.workspace)
     assert "not in the queue" in fresh.run(run.folder).state.error
 
 
-def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio) -> None:
+def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: AppState) -> None:
     given = TrainSettings.of({"name": "a", "data": "x", "steps": 10, "sample_every": 0})
     settings = with_preset(given, "starter")
     assert known_cost(studio, settings) is None
@@ -308,7 +308,7 @@ def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: Studio)
 
 
 def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
-    studio: Studio, browser: Browser
+    studio: AppState, browser: Browser
 ) -> None:
     browser.set("pictures-choice", "zibo")
     browser.fire(browser.ids["pictures-choice"], "change")
@@ -344,7 +344,7 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     assert "Stopped" in browser.value("measure-card") and not studio.queue.busy()
 
 
-def test_what_does_not_fit_is_said_with_what_to_change(studio: Studio) -> None:
+def test_what_does_not_fit_is_said_with_what_to_change(studio: AppState) -> None:
     folder = run_folder.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
     run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
     said = markup.measured(Run(folder, run_folder.read(folder)))
@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_said_with_what_to_change(studio: Studio) -> None:
     assert "when the memory is full" in markup.measured(killed)
 
 
-def test_the_page_itself(studio: Studio) -> None:
+def test_the_page_itself(studio: AppState) -> None:
     browser = Browser(studio)
     answer = browser.http.get("/")
     assert answer.status_code == 200 and HEADERS.items() <= dict(answer.headers).items()
@@ -376,7 +376,7 @@ def test_a_dead_workers_job_wakes_another(workspace: Path, monkeypatch: pytest.M
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
 
     monkeypatch.setattr("sdlora.jobs.supervise.start_detached", start)
-    studio = Studio(Workspace.open(workspace))
+    studio = AppState(Workspace.open(workspace))
     run = studio.start(ImageRequest.of({}))
     studio.run(run.folder)
     assert started == [["-m", "sdlora.worker.worker", "--workspace", str(workspace)]], (

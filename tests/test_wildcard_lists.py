@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdlora.messages import PAGE, as_message
-from sdlora.prompt import WildcardFolder, Wordbook
+from sdlora.prompt import PromptResources, WildcardFolder
 from sdlora.prompt.wildcard_lists import WordList
 
 
@@ -47,7 +47,7 @@ def test_windows_letters_are_read_and_told(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_told_is_named_and_never_guessed(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(content)
-    positive, _ = Wordbook(wildcards=tmp_path).expand("a __x__", "", 1)
+    positive, _ = PromptResources(wildcards=tmp_path).expand("a __x__", "", 1)
     assert positive.text == "a __x__"
     assert any("x.txt is not used: it is not" in problem for problem in positive.problems)
 
@@ -131,7 +131,7 @@ def test_entries_that_are_no_texts_are_told(tmp_path: Path) -> None:
 def test_a_file_that_is_not_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     (tmp_path / "good.txt").write_text("dog")
-    positive, _ = Wordbook(wildcards=tmp_path).expand("__a__ __good__", "", 1)
+    positive, _ = PromptResources(wildcards=tmp_path).expand("__a__ __good__", "", 1)
     assert positive.text == "__a__ dog"
     assert any(name in problem for problem in positive.problems)
 
@@ -162,7 +162,7 @@ def test_stars_stand_for_parts_of_names(tmp_path: Path) -> None:
         "h*/*d": {"hair/red"},
     }.items():
         assert set(lists(name) or ()) == expected
-        drawn = Wordbook(wildcards=tmp_path).expand(f"__{name}__", "", 3)[0]
+        drawn = PromptResources(wildcards=tmp_path).expand(f"__{name}__", "", 3)[0]
         assert drawn.text in expected and not drawn.problems
     assert lists("x*") is None
 

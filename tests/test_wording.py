@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sdlora.data.caption_augmentation import Wording, lists_named
+from sdlora.data.caption_augmentation import CaptionAugmenter, lists_named
 from sdlora.data.image_augmentation import dice, views_of
 from sdlora.settings.train import TrainSettings
 
@@ -17,12 +17,12 @@ def settings(**values: Any) -> TrainSettings:
 
 
 def worded(caption: str, times: int = 200, **values: Any) -> list[str]:
-    wording = Wording(settings(**values))
+    wording = CaptionAugmenter(settings(**values))
     return [wording.drawn(caption, dice(0, number)) for number in range(times)]
 
 
 def test_nothing_changes_unless_asked() -> None:
-    wording = Wording(settings())
+    wording = CaptionAugmenter(settings())
     assert not wording.varies(CAPTION)
     assert set(worded(CAPTION)) == {CAPTION} == set(wording.variants(CAPTION, "p"))
 
@@ -36,7 +36,7 @@ def test_nothing_changes_unless_asked() -> None:
     ],
 )
 def test_prefix_and_suffix_are_for_own_pictures(prefix: str, suffix: str, said: str) -> None:
-    wording = Wording(settings(caption_prefix=prefix, caption_suffix=suffix))
+    wording = CaptionAugmenter(settings(caption_prefix=prefix, caption_suffix=suffix))
     assert wording.plain("red ball") == wording.drawn("red ball", dice(1)) == said
     assert wording.plain("red ball", own=False) == "red ball"
 
@@ -59,7 +59,7 @@ def test_tags_are_left_out_one_by_one_in_their_order() -> None:
 
 def test_lines_and_wildcards_are_drawn() -> None:
     assert set(worded("one\ntwo", 50)) == {"one", "two"}
-    assert Wording(settings()).plain("one\ntwo") == "one"
+    assert CaptionAugmenter(settings()).plain("one\ntwo") == "one"
     drawn = set(worded("a {red|blue} ball", 50, caption_wildcards=True))
     assert drawn == {"a red ball", "a blue ball"}
     assert worded("a {red|blue} ball", 1) == ["a {red|blue} ball"]
@@ -69,14 +69,16 @@ PETS = {"pet": ("cat", "__big__ dog"), "big": ("large", "huge")}
 
 
 def test_a_list_is_drawn_from_and_what_its_lines_name_in_turn() -> None:
-    wording = Wording(settings(caption_wildcards=True), PETS)
+    wording = CaptionAugmenter(settings(caption_wildcards=True), PETS)
     caption = "zibo, a __pet__ and a __Pet__"
     drawn = {wording.drawn(caption, dice(0, number)) for number in range(80)}
     pets = ("cat", "large dog", "huge dog")
     assert drawn == {f"zibo, a {one} and a {other}" for one in pets for other in pets}
     assert wording.varies(caption) and not wording.varies("a cat")
     assert wording.plain(caption) in drawn and wording.plain(caption) == wording.plain(caption)
-    assert Wording(settings(), PETS).drawn(caption, dice(0)) == caption, "only where it is wanted"
+    assert CaptionAugmenter(settings(), PETS).drawn(caption, dice(0)) == caption, (
+        "only where it is wanted"
+    )
     assert wording.drawn("a __bird__", dice(0)) == "a __bird__"
 
 
@@ -90,9 +92,9 @@ def test_lists_are_gathered_with_those_that_they_name() -> None:
 
 def test_variants_are_so_many_and_depend_on_seed_and_picture() -> None:
     def of(seed: int, picture: str) -> tuple[str, ...]:
-        return Wording(settings(shuffle_tags=True, seed=seed, caption_variants=5)).variants(
-            CAPTION, picture
-        )
+        return CaptionAugmenter(
+            settings(shuffle_tags=True, seed=seed, caption_variants=5)
+        ).variants(CAPTION, picture)
 
     assert len(of(1, "a")) == 5
     assert of(1, "a") == of(1, "a") != of(2, "a")

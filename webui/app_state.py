@@ -64,7 +64,7 @@ class Run:
         return f"{self.name} {s.status} {s.phase} {counts} {lengths} {signs} {sorted(self.asked)}"
 
 
-class Studio:
+class AppState:
     """One workspace, seen from the page."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -74,7 +74,7 @@ class Studio:
         self.loras = Loras(self.library)
         own = (workspace.outputs, workspace.runs, workspace.datasets)
         self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
-        self._followers: dict[Path, run_folder.Follower] = {}
+        self._followers: dict[Path, run_folder.RunFollower] = {}
         self._lock = threading.Lock()
         self.keeper = WorkerKeeper(workspace, self.queue)
 
@@ -114,7 +114,9 @@ class Studio:
         with self._lock:
             follower = self._followers.get(folder)
             if follower is None:
-                follower = self._followers[folder] = run_folder.Follower(folder, queue=self.queue)
+                follower = self._followers[folder] = run_folder.RunFollower(
+                    folder, queue=self.queue
+                )
             state = follower.poll()
         if not state.ended:
             with suppress(RunError):

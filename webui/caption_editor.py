@@ -11,15 +11,15 @@ from gradio.components import Component
 
 from sdlora.data.caption_editing import CaptionSettings, Change, editing, planned, undo, write
 from sdlora.errors import DataError
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.form import Form
 from webui.markup import esc
-from webui.notice import Answer, Notice
+from webui.notice import Notice, Reply
 
 MOST_SHOWN = 30
 
 
-def build(studio: Studio, pictures: Component) -> list[Any]:
+def build(studio: AppState, pictures: Component) -> list[Any]:
     """The fields and buttons, inside an open column; `pictures` is the choice of the set. Returns
     the events after which its captions may be others."""
     with gr.Accordion("Change captions", open=False, elem_id="change-captions"):
@@ -37,10 +37,10 @@ def build(studio: Studio, pictures: Component) -> list[Any]:
         notice = Notice("captions-said")
     inputs = {pictures, *form.fields.values()}
 
-    def asked(sent: Mapping[Component, Any], act: Act) -> Answer:
+    def asked(sent: Mapping[Component, Any], act: Act) -> Reply:
         folder = own_folder(studio, sent[pictures])
         values = {"data": str(folder), **form.read(sent)}
-        return Answer(html=act(folder, CaptionSettings.of(values)))
+        return Reply(html=act(folder, CaptionSettings.of(values)))
 
     _, *others = [
         notice.answer(button.click, lambda sent, act=act: asked(sent, act), inputs, [])
@@ -52,7 +52,7 @@ def build(studio: Studio, pictures: Component) -> list[Any]:
 Act = Callable[[Path, CaptionSettings], str]
 
 
-def own_folder(studio: Studio, name: str | None) -> Path:
+def own_folder(studio: AppState, name: str | None) -> Path:
     """The folder of an own set. DataError for one that ships, or none."""
     folder = studio.workspace.dataset_folders().get(name or "")
     if folder is None or studio.workspace.ships(folder):

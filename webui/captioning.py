@@ -16,10 +16,10 @@ from sdlora.errors import DataError, SdloraError
 from sdlora.jobs import run_folder
 from sdlora.settings.captioning import DescribeSettings
 from webui import markup
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.caption_editor import own_folder
 from webui.form import Form
-from webui.job_card import Errand
+from webui.job_card import JobCard
 from webui.markup import esc
 from webui.notice import Updates
 from webui.widgets import html
@@ -41,7 +41,7 @@ HINT = (
 class Describing:
     """The components, inside an open column; `pictures` is the choice of the set."""
 
-    def __init__(self, studio: Studio, pictures: Component) -> None:
+    def __init__(self, studio: AppState, pictures: Component) -> None:
         self.studio, self.pictures, self.form = studio, pictures, Form(DescribeSettings)
         look: dict[str, Any] = {"open": False, "elem_id": "describe-captions"}
         with gr.Accordion("Have captions written", **look) as self.place:
@@ -57,7 +57,7 @@ class Describing:
                 self.form.add(*rest)
             html(HINT)
             self.describe = gr.Button("Describe the pictures", size="sm", elem_id="describe")
-            self.errand = Errand(studio, "describe", self._told, self._buttons)
+            self.errand = JobCard(studio, "describe", self._told, self._buttons)
             with gr.Row(elem_classes="row-fields"):
                 self.write = gr.Button(
                     "Write these captions", size="sm", visible=False, elem_id="describe-write"
@@ -133,7 +133,7 @@ class News:
     pictures: dict[Path, Path] = field(default_factory=dict)  # by the caption's file
 
 
-def news(studio: Studio, run: Run) -> News:
+def news(studio: AppState, run: Run) -> News:
     """What a run has told, beside what the folder holds now."""
     settings = DescribeSettings.load(run.folder / run_folder.SETTINGS_FILE)
     found = News(studio.workspace.picture_folder(settings.data))
@@ -154,7 +154,7 @@ def news(studio: Studio, run: Run) -> News:
     return found
 
 
-def written(studio: Studio, run: Run) -> None:
+def written(studio: AppState, run: Run) -> None:
     """Write what a run has told and nobody has overtaken. DataError: there is nothing."""
     its = news(studio, run)
     if not its.waiting:
@@ -162,12 +162,12 @@ def written(studio: Studio, run: Run) -> None:
     write(its.folder, its.waiting)
 
 
-def taken_back(studio: Studio, run: Run) -> None:
+def taken_back(studio: AppState, run: Run) -> None:
     """Take the last change of the set's captions back. DataError: there is none."""
     undo(news(studio, run).folder)
 
 
-def told(studio: Studio, run: Run) -> str:
+def told(studio: AppState, run: Run) -> str:
     """The pictures with what a model has told of them."""
     if not run.state.captions:
         done = run.state.status == "done"
@@ -190,7 +190,7 @@ def told(studio: Studio, run: Run) -> str:
     )
 
 
-def _row(studio: Studio, picture: Path | None, one: Change) -> str:
+def _row(studio: AppState, picture: Path | None, one: Change) -> str:
     link = studio.media.link(picture) if picture else ""
     image = f'<img src="{link}/small" alt="" loading="lazy">' if link else "<i></i>"
     before = f"<del>{esc(one.before)}</del> " if one.before and one.before != one.after else ""

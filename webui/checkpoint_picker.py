@@ -18,19 +18,19 @@ from sdlora.messages import Message
 from sdlora.prompt.tags import written
 from sdlora.settings.grid import GridSettings
 from webui import markup
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.form import Form
-from webui.job_card import Errand
+from webui.job_card import JobCard
 from webui.markup import esc
 from webui.media import Media
-from webui.notice import Answer, Notice, Updates
+from webui.notice import Notice, Reply, Updates
 
 
-class Finish:
+class CheckpointPicker:
     """The components, built where they stand; they are there once a training has ended that left
     a LoRA."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppState) -> None:
         self.studio, self.form = studio, Form(GridSettings)
         with gr.Column(visible=False, elem_id="finish", elem_classes="finish") as self.place:
             with gr.Row(elem_classes="row-fields"):
@@ -42,7 +42,7 @@ class Finish:
                 self.form.add("prompts")
                 with gr.Row(elem_classes="row-fields"):
                     self.form.add("strengths", "seed", "steps", compact=True, min_width=90)
-            self.errand = Errand(studio, "grid", partial(comparison, studio.media))
+            self.errand = JobCard(studio, "grid", partial(comparison, studio.media))
             self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
             with gr.Row(elem_classes="row-fields"):
                 self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
@@ -90,11 +90,11 @@ class Finish:
             raise RunError("choose a checkpoint first")
         return keep(run.folder, run.state, int(step), self.studio.workspace.loras)
 
-    def _keep(self, name: str, step: int | None) -> Answer:
+    def _keep(self, name: str, step: int | None) -> Reply:
         file = self.kept(self.studio.training(name), step)
         words = "Kept. In a prompt it is {tag}"
         tag = written(file.stem, markup.USUAL_WEIGHT)
-        return Answer(html=markup.success(Message(words, tag=tag)))
+        return Reply(html=markup.success(Message(words, tag=tag)))
 
     def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:
         if self.studio.training(sent[shown]) is None:

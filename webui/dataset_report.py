@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sdlora.data.folder import Problem, grouped
-from sdlora.data.report import Preflight, Row
+from sdlora.data.report import CaptionRow, Preflight
 from sdlora.settings.train import TrainSettings
 from webui.estimates import Cost
 from webui.markup import esc, notices, sentence, taken
@@ -56,7 +56,7 @@ def _line(found: Preflight, cost: Cost | None) -> str:
     return f'<p class="hint">{esc(" ".join(filter(None, said)))}</p>'
 
 
-def _card(row: Row, media: Media) -> str:
+def _card(row: CaptionRow, media: Media) -> str:
     name, problems = row.example.image.name, row.problems
     facts = [f"{row.bucket.width} × {row.bucket.height}", f"scaled by {row.cut.scale:.2f}"]
     facts += [row.length] if row.length else []
@@ -74,7 +74,7 @@ def _card(row: Row, media: Media) -> str:
     )
 
 
-def _shot(row: Row, media: Media) -> str:
+def _shot(row: CaptionRow, media: Media) -> str:
     """The picture, and a frame around what of it is learnt."""
     (width, height), cut = row.example.size, row.cut
     link = media.link(row.example.image)

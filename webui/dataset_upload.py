@@ -24,7 +24,7 @@ from sdlora.workspace import TRAINING_DATA, Workspace
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class UploadedSet:
     """A folder of pictures, with the caption of each; '' where there is none."""
 
     folder: Path
@@ -38,11 +38,11 @@ class PictureSet:
         return shared or self.folder.name.replace("_", " ")
 
 
-def look(folder: Path) -> PictureSet:
+def look(folder: Path) -> UploadedSet:
     """The pictures of a folder and of the folders in it, by name, unopened: the preflight and the
     training say what is wrong with them."""
     found = list_captions(folder)
-    return PictureSet(folder, tuple(found), tuple(found.values()))
+    return UploadedSet(folder, tuple(found), tuple(found.values()))
 
 
 def named(workspace: Workspace, source: str) -> str:

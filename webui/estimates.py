@@ -10,7 +10,7 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings
 from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 
 # What the time and the memory of a step depend on, beside the machine and the pictures
 COSTLY = (
@@ -29,7 +29,7 @@ class Cost:
     memory: tuple[float, float] | None = None
 
 
-def known_cost(studio: Studio, settings: TrainSettings) -> Cost | None:
+def known_cost(studio: AppState, settings: TrainSettings) -> Cost | None:
     """By the last training like this one, its samples included, or a measurement since; the memory
     by the last measurement. None: there was neither."""
     trained = next((run for run in studio.trainings() if _told(studio, run, settings)), None)
@@ -55,7 +55,7 @@ def cost_of(measured: Measured) -> Cost:
     )
 
 
-def _told(studio: Studio, run: Run, settings: TrainSettings) -> bool:
+def _told(studio: AppState, run: Run, settings: TrainSettings) -> bool:
     """Whether a run has come to an end, and was one of the same shape."""
     if run.state.status != "done" or not (run.state.total or run.state.measured):
         return False

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui import markup, theme
-from webui.app_state import Studio
+from webui.app_state import AppState
 
 BEFORE = b"<gradio-app"  # where it goes in Gradio's page
 # The page's colours are those of the class `dark`, which Gradio sets only once it has mounted.
@@ -23,7 +23,7 @@ THEME = (
 )
 
 
-def panel(studio: Studio, head: str, asked_for: str = "") -> str:
+def panel(studio: AppState, head: str, asked_for: str = "") -> str:
     """The page's head, and the training named `asked_for`, else the one that runs, if any."""
     named = studio.training(asked_for) if asked_for else None
     run = named or next((run for run in studio.trainings() if run.live), None)

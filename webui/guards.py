@@ -76,7 +76,7 @@ def body_limit(path: str) -> int | None:
     return next((limit for pattern, limit in PATHS if re.fullmatch(pattern, path)), None)
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware that refuses what is not meant for us and dresses what we answer."""
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = HOSTS) -> None:

@@ -13,8 +13,8 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import KINDS, Kind
 from sdlora.settings.base import Settings
 from webui import markup
-from webui.app_state import Run, Studio
-from webui.job_poller import Follower
+from webui.app_state import AppState, Run
+from webui.job_poller import JobPoller
 from webui.notice import Notice, Updates
 from webui.widgets import QUICK, html
 
@@ -25,13 +25,13 @@ TITLES: dict[Kind, str] = {
 }
 
 
-class Errand:
+class JobCard:
     """The components of one kind of work, built where they stand. `result` is the HTML of what a
     run has brought so far; `beside` are updates of what else depends on it."""
 
     def __init__(
         self,
-        studio: Studio,
+        studio: AppState,
         kind: Kind,
         result: Callable[[Run], str],
         beside: Callable[[Run | None], Updates] = lambda run: {},
@@ -42,7 +42,7 @@ class Errand:
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id=f"{kind}-cancel")
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
-        self._follower = Follower(studio, studio.find, self.show)
+        self._follower = JobPoller(studio, studio.find, self.show)
 
     @property
     def views(self) -> list[Component]:

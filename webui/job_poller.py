@@ -16,18 +16,18 @@ from sdlora.messages import Message
 from sdlora.settings.base import Settings
 from sdlora.training.startable import check_startable
 from webui import markup
-from webui.app_state import Run, Studio
-from webui.notice import Answer, Updates
+from webui.app_state import AppState, Run
+from webui.notice import Reply, Updates
 
 MOST_COMPARED = 50  # jobs that a new one may be the same as
 
 
 @dataclass(frozen=True)
-class Follower:
+class JobPoller:
     """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen,
     `marks` makes what marks the fields that an error names."""
 
-    studio: Studio
+    studio: AppState
     find: Callable[[str], Run | None]
     view: Callable[[Run | None], Updates]
     _starting: Any = field(default_factory=threading.Lock)
@@ -38,7 +38,7 @@ class Follower:
         wish: str = "",
         card: str = "",
         first: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> Reply:
         """Put work into the queue and say so; `wish` is the name that it was to have, `card` the
         element that shows it, `first` what is done before, once nothing is wrong. SdloraError: it
         could not begin; BusyError: the very same waits or runs, as after a second click."""
@@ -50,7 +50,7 @@ class Follower:
                 raise BusyError(Message(template, state=state, name=twin.name))
             first()
             run = self.studio.start(settings)
-        return Answer(self.view(run), markup.queued(run, wish, card))
+        return Reply(self.view(run), markup.queued(run, wish, card))
 
     def _twin(self, settings: Settings) -> Run | None:
         """The live run with these very settings; one that draws a seed is like no other."""

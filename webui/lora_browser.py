@@ -17,8 +17,8 @@ from gradio.components import Component
 from sdlora.architectures import BASES
 from sdlora.lora.library.library import LoraEntry, stamp
 from webui import dataset_upload, markup
-from webui.app_state import Studio
-from webui.lora_details import ANY_BASE, FITTING, ORDERS, Wish
+from webui.app_state import AppState
+from webui.lora_details import ANY_BASE, FITTING, ORDERS, LoraFilter
 from webui.notice import Notice, Updates
 from webui.prompt_tags import toggled
 from webui.widgets import QUICK, html
@@ -31,7 +31,7 @@ BASE_CHOICES = [("This model", FITTING), ("All", ANY_BASE)]
 BASE_CHOICES += [(base.title, name) for name, base in BASES.items()]
 
 
-class Chooser:
+class LoraBrowser:
     """The components, built where it stands, and what they do."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Chooser:
         assert self.model
         return {self.words, self.base, self.order, self.model}
 
-    def wire(self, studio: Studio, model: Component) -> None:
+    def wire(self, studio: AppState, model: Component) -> None:
         """`model` is the field whose base the files shall fit."""
         self.model = model
 
@@ -94,12 +94,14 @@ class Chooser:
         self.typed.change(offer, [self.typed], [self.offers], **last)
         self.notice.answer(self.clicked.change, click, [self.clicked], [self.edited])
 
-    def wish(self, studio: Studio, sent: Mapping[Component, Any]) -> Wish:
+    def wish(self, studio: AppState, sent: Mapping[Component, Any]) -> LoraFilter:
         """What somebody looks for, as the page sent it."""
         base = studio.model_base(sent[self.model] or "") if self.model else ""
-        return Wish(sent[self.words] or "", sent[self.base], sent[self.order], base)
+        return LoraFilter(sent[self.words] or "", sent[self.base], sent[self.order], base)
 
-    def show(self, studio: Studio, wish: Wish, most: int = 0, fresh: bool = True) -> dict[Any, Any]:
+    def show(
+        self, studio: AppState, wish: LoraFilter, most: int = 0, fresh: bool = True
+    ) -> dict[Any, Any]:
         """Updates that bring what fits the wish onto the page; `most` cards, 0 a first few."""
         found, most = studio.loras.search(wish, fresh), min(most or AT_ONCE, MOST)
         sets = studio.workspace.dataset_folders()
@@ -118,7 +120,7 @@ class Chooser:
         }
 
 
-def _face(studio: Studio, entry: LoraEntry, pictures: Path | None) -> str:
+def _face(studio: AppState, entry: LoraEntry, pictures: Path | None) -> str:
     """A picture for a LoRA: one beside its file, else the last sample of the training of its name,
     else one of the set of its name."""
     found = [entry.preview] if entry.preview else []

@@ -45,7 +45,7 @@ ORDERS: dict[str, Callable[[Listed], Any]] = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class LoraFilter:
     """What somebody looks for. `base` is a base's name, FITTING those of `model_base`, or any."""
 
     words: str = ""
@@ -61,7 +61,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Found:
+class LoraMatches:
     """What there is of it: usable files, best first, and those that cannot be used."""
 
     usable: Sequence[LoraEntry] = ()
@@ -82,18 +82,18 @@ class Loras:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def search(self, wish: Wish, fresh: bool = False) -> Found:
+    def search(self, wish: LoraFilter, fresh: bool = False) -> LoraMatches:
         """What fits a wish. `fresh`: files that have just come are there too."""
         listed = self._current(fresh)
         if listed is None:
-            return Found(reading=True)
+            return LoraMatches(reading=True)
         words = folded(wish.words).split()
         hits = [one for one in listed if all(word in one.text for word in words)]
         hits.sort(key=ORDERS[wish.order if wish.order in ORDERS else "name"])
         hits.sort(key=lambda one: not all(word in one.name for word in words))
         usable = [one.entry for one in hits if not one.entry.problem]
         fitting = [e for e in usable if not wish.bases or e.family in wish.bases]
-        return Found(
+        return LoraMatches(
             fitting,
             [one.entry for one in hits if one.entry.problem],
             len(usable) - len(fitting),

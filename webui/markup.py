@@ -17,7 +17,7 @@ from sdlora.messages import PAGE, Message, as_message, readable
 from webui.app_state import Run
 from webui.dataset_upload import Added
 from webui.estimates import Cost, cost_of
-from webui.lora_details import FITTING, Found, Wish, prompt_words
+from webui.lora_details import FITTING, LoraFilter, LoraMatches, prompt_words
 from webui.media import Media
 
 MOST_POINTS = 500  # of the loss curve
@@ -239,7 +239,7 @@ def usual_weight(entry: LoraEntry) -> float:
     return entry.facts.preferred_weight or USUAL_WEIGHT
 
 
-def lora_cards(found: Found, cards: Sequence[str], wish: Wish) -> str:
+def lora_cards(found: LoraMatches, cards: Sequence[str], wish: LoraFilter) -> str:
     """The LoRAs on offer, and what there is to say about those that are not."""
     if found.reading:
         return '<p class="hint" role="status">Reading the LoRA files …</p>'

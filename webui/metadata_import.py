@@ -8,19 +8,19 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora.errors import DataError
-from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext, read_parameters
 from sdlora.image_metadata.to_request import request_of
 from webui import markup
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.form import Form
-from webui.notice import Answer, Notice
+from webui.notice import Notice, Reply
 from webui.uploads import discard
 
 KINDS = [".png", ".jpg", ".jpeg", ".webp"]
 
 
-class Restorer:
+class MetadataImporter:
     """The components, built where it stands. The page's script hands it what is dropped anywhere
     on the page, and the token of a picture whose settings are wanted. `offer` is a button to take
     the settings of the text in the prompt, shown while it has some."""
@@ -32,21 +32,21 @@ class Restorer:
         )
         self.token = gr.Textbox(label="Picture", elem_classes="unseen", elem_id="picture-token")
 
-    def wire(self, studio: Studio, form: Form) -> None:
+    def wire(self, studio: AppState, form: Form) -> None:
         """Bring what a picture says into the form, and what is missing into the notice."""
         parts = [*form.fields.values()]
 
-        def dropped(path: str | None) -> Answer:
+        def dropped(path: str | None) -> Reply:
             picture = Path(path) if path else None
             try:
                 return restore(studio, form, picture)
             finally:
                 discard(filter(None, [picture]), studio.workspace.uploads)
 
-        def wanted(said: str) -> Answer:
+        def wanted(said: str) -> Reply:
             return restore(studio, form, studio.media.path(said.partition(" ")[0]))
 
-        def pasted(text: str | None) -> Answer:
+        def pasted(text: str | None) -> Reply:
             return taken_over(studio, form, parse_infotext(text or ""), "this text")
 
         click = self.offer.click  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ class Restorer:
         self.notice.answer(self.token.change, wanted, [self.token], parts)
 
 
-def restore(studio: Studio, form: Form, picture: Path | None) -> Answer:
+def restore(studio: AppState, form: Form, picture: Path | None) -> Reply:
     """Updates that set what the picture says of its making, and what of it is not here. DataError:
     it says nothing."""
     if picture is None:
@@ -63,10 +63,10 @@ def restore(studio: Studio, form: Form, picture: Path | None) -> Answer:
     return taken_over(studio, form, read_parameters(picture), picture.name)
 
 
-def taken_over(studio: Studio, form: Form, recalled: Recalled, source: str) -> Answer:
+def taken_over(studio: AppState, form: Form, recalled: ImageMetadata, source: str) -> Reply:
     """Updates that set what was recalled from `source`, and what of it is not here."""
     values, problems = request_of(recalled, studio.library, studio.workspace)
-    return Answer(dict(form.change(values)), markup.restored(source, problems))
+    return Reply(dict(form.change(values)), markup.restored(source, problems))
 
 
 def reads_as_settings(text: str) -> bool:

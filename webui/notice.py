@@ -25,7 +25,7 @@ PLACE = "answer"  # the class of every notice's element
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What an action changes on the page, and the HTML that tells of it."""
 
     updates: Updates = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Notice:
     def answer(
         self,
         event: Callable[..., Any],
-        act: Callable[..., Answer | Updates],
+        act: Callable[..., Reply | Updates],
         inputs: Any,
         outputs: Iterable[Component],
         *,
@@ -62,7 +62,7 @@ class Notice:
                 return {self._place: markup.problem(error) + marks(error)}
             except (OSError, sqlite3.Error) as error:  # of a disk that is full, or read only
                 return {self._place: markup.problem(failed_disk(error))}
-            told = done if isinstance(done, Answer) else Answer(done)
+            told = done if isinstance(done, Reply) else Reply(done)
             return {**told.updates, self._place: told.html}
 
         return event(acted, inputs, [*outputs, self._place], **{**QUICK, **options})

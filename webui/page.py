@@ -11,9 +11,9 @@ from gradio.components import Component
 
 from sdlora.errors import RunError
 from webui import drafts, markup
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.calls import Page
-from webui.lora_details import Wish
+from webui.lora_details import LoraFilter
 from webui.prompt_tags import with_tag
 from webui.tabs import generate, train
 from webui.widgets import QUICK, html
@@ -25,7 +25,7 @@ HEAD = (
 )
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build(studio: AppState) -> gr.Blocks:
     """The whole page over one workspace."""
     with Page(title="sdlora", analytics_enabled=False) as page:
         html(HEAD)
@@ -64,7 +64,7 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def _wire_use(
-    studio: Studio, tabs: gr.Tabs, making: generate.GenerateTab, training: train.TrainTab
+    studio: AppState, tabs: gr.Tabs, making: generate.GenerateTab, training: train.TrainTab
 ) -> None:
     """What a training has left is taken to the other tab: its result, or one of its checkpoints."""
     shown, after = training.training.shown, training.training.finish
@@ -93,7 +93,7 @@ def _wire_use(
 
 
 def on_open(
-    studio: Studio,
+    studio: AppState,
     tabs: gr.Tabs,
     built: tuple[generate.GenerateTab, train.TrainTab],
     stored: tuple[Mapping[str, Any], Mapping[str, Any]],
@@ -116,6 +116,6 @@ def on_open(
         **train.refilled(studio, training, stored[1]),
         **training.describing.opened(),
         **training.measured.show(studio.going_on("measure")),
-        **making.chooser.show(studio, Wish(model_base=studio.model_base(model))),
+        **making.chooser.show(studio, LoraFilter(model_base=studio.model_base(model))),
         **to_training,
     }

@@ -14,11 +14,11 @@ from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import Message
 from sdlora.prompt import LoraTag
 from sdlora.prompt.chunks import Tokenize, Unit
-from sdlora.prompt.preview import ChunkView, Stage, View, view
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.preview import ChunkView, PreviewStage, PromptPreview, view
+from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings.base import MAX_TEXT
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.markup import beside, esc, sentence
 from webui.prompt_tags import meaning, own_tags
 
@@ -26,7 +26,7 @@ MAX_READ = 20_000  # letters of a prompt that are read anew with every key
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreviewRequest:
     """What the page holds at the moment."""
 
     prompt: str
@@ -47,11 +47,11 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptReading:
     """Both prompts, read; `counted` is False where the model's words are not at hand."""
 
-    positive: View
-    negative: View | None
+    positive: PromptPreview
+    negative: PromptPreview | None
     uses: tuple[Use, ...]
     problems: tuple[str, ...]
     steps: int
@@ -59,15 +59,15 @@ class Reading:
     chosen: tuple[str, ...] = ()  # full names of the files that the prompt's own tags use
 
 
-def read(studio: Studio, asked: Asked) -> Reading:
+def read(studio: AppState, asked: PreviewRequest) -> PromptReading:
     """Read what is asked for, as a picture of it would. Never raises."""
     steps = max(1, asked.steps)
     letters = max(len(asked.prompt), len(asked.negative_prompt))
     if letters > MAX_READ:
-        return Reading(view("", steps, _whole), None, (), (_too_long(letters),), steps, False)
+        return PromptReading(view("", steps, _whole), None, (), (_too_long(letters),), steps, False)
     tokenize = _tokenizer(Path(studio.workspace.model_source(asked.model)))
     seed = max(0, asked.seed)  # one that is drawn later draws other wildcards
-    texts = Wordbook.of(studio.workspace).expand(
+    texts = PromptResources.of(studio.workspace).expand(
         asked.prompt, asked.negative_prompt, seed, asked.styles
     )
     positive, negative = (view(text.text, steps, tokenize or _whole) for text in texts)
@@ -78,7 +78,7 @@ def read(studio: Studio, asked: Asked) -> Reading:
     own = dict.fromkeys(meaning(studio.library, token) for token in own_tags(asked.prompt))
     said = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
     missing = [use.problem or (use.entry.note if use.entry else "") for use in uses]
-    return Reading(
+    return PromptReading(
         positive,
         negative if texts[1].text.strip() else None,
         uses,
@@ -118,7 +118,7 @@ def _whole(text: str) -> Sequence[Unit]:
     return [Unit((0,), text)] if text.strip() else []
 
 
-def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
+def _use(studio: AppState, tag: LoraTag, base: str) -> Use:
     try:
         entry = studio.library.find(tag.name)
     except LoraFileError as error:
@@ -132,7 +132,7 @@ def _use(studio: Studio, tag: LoraTag, base: str) -> Use:
     return Use(tag, entry, said)
 
 
-def counter(reading: Reading, asked: Asked) -> str:
+def counter(reading: PromptReading, asked: PreviewRequest) -> str:
     """One line under the prompt."""
     if not asked.prompt.strip() and not asked.negative_prompt.strip():
         return ""
@@ -146,21 +146,21 @@ def counter(reading: Reading, asked: Asked) -> str:
     return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>'
 
 
-def unused(reading: Reading) -> str:
+def unused(reading: PromptReading) -> str:
     """What will not be used as it was meant; no alert while it is typed."""
     lines = dict.fromkeys(map(sentence, reading.problems))
     said = "".join(f"<p>{esc(line)}</p>" for line in lines)
     return f'<div class="notice">{said}</div>' if said else ""
 
 
-def _counts(stages: Iterable[Stage]) -> str:
+def _counts(stages: Iterable[PreviewStage]) -> str:
     """'12/75', or '75/75 + 3/75' of several chunks: of the text that has the most."""
     most = max(stages, key=lambda stage: stage.tokens)
     chunks = [chunk for part in most.parts for chunk in part.chunks]
     return " + ".join(f"{chunk.tokens}/{chunk.room}" for chunk in chunks[:8]) + " tokens"
 
 
-def parsed(reading: Reading, asked: Asked) -> str:
+def parsed(reading: PromptReading, asked: PreviewRequest) -> str:
     """The whole of it: every text with its steps and chunks, every tag with its file."""
     shown = _view("Prompt", reading.positive, reading)
     if reading.negative:
@@ -174,12 +174,12 @@ def parsed(reading: Reading, asked: Asked) -> str:
     return f'<div class="parsed">{shown}{tags}{hint}</div>'
 
 
-def _view(title: str, seen: View, reading: Reading) -> str:
+def _view(title: str, seen: PromptPreview, reading: PromptReading) -> str:
     stages = "".join(_stage(stage, len(seen.stages) > 1, reading.counted) for stage in seen.stages)
     return f"<h3>{title}</h3>{stages}"
 
 
-def _stage(stage: Stage, several: bool, counted: bool) -> str:
+def _stage(stage: PreviewStage, several: bool, counted: bool) -> str:
     spans = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in stage.spans[:12])
     left = f" and {len(stage.spans) - 12} more" if len(stage.spans) > 12 else ""
     when = f'<p class="when">Steps {spans}{left}</p>' if several else ""

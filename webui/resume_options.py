@@ -15,7 +15,7 @@ from sdlora.jobs.resume import read_changes
 from sdlora.messages import Message, Setting
 from sdlora.settings.train import TrainSettings
 from webui import dataset_upload, fields
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.markup import sentence
 from webui.notice import Updates
 
@@ -44,7 +44,7 @@ class ResumeOptions:
         """What changes with the training on screen."""
         return [self.pictures, self.place, self.steps]
 
-    def show(self, studio: Studio, run: Run | None) -> Updates:
+    def show(self, studio: AppState, run: Run | None) -> Updates:
         """Updates for the training on screen."""
         can_go_on = run is not None and run.state.status == "done" and run.state.checkpoint
         gone = missing_pictures(run) if run and run.state.ended else None
@@ -61,7 +61,7 @@ class ResumeOptions:
             ),
         }
 
-    def moved(self, studio: Studio, sent: Mapping[Component, Any]) -> dict[str, Any]:
+    def moved(self, studio: AppState, sent: Mapping[Component, Any]) -> dict[str, Any]:
         """The pictures that were chosen in place of those that are gone, as a change of settings.
         DataError: they are none of the sets."""
         chosen = sent[self.pictures]

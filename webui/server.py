@@ -25,11 +25,11 @@ from sdlora.jobs.heartbeat import TIMES
 from sdlora.messages import Message
 from sdlora.workspace import Workspace
 from webui import page, theme
-from webui.app_state import Studio
+from webui.app_state import AppState
 from webui.calls import CallCheck
 from webui.connections import BACKLOG, BoundedProtocol
 from webui.first_paint import FirstPaint, panel
-from webui.guards import Guard
+from webui.guards import RequestGuard
 from webui.uploads import MAX_UPLOAD_MIB, MIB, UploadCheck, empty_uploads, sweep_for_ever
 
 HOST = "127.0.0.1"
@@ -40,7 +40,7 @@ MAX_SESSIONS = 64  # opened pages that Gradio remembers, each with a copy of eve
 PORT_TAKEN = 3  # the exit code, when the user insisted on a port
 
 
-def make_app(studio: Studio) -> FastAPI:
+def make_app(studio: AppState) -> FastAPI:
     """The app with every switch of Gradio that would do more than we use turned off; its uploads
     are empty."""
     empty_uploads(studio.workspace.uploads)  # first: Gradio asks once where they go
@@ -53,7 +53,7 @@ def make_app(studio: Studio) -> FastAPI:
     app.add_middleware(FirstPaint, make=partial(panel, studio, page.HEAD))
     app.add_middleware(CallCheck, page=blocks, folder=studio.workspace.uploads)
     app.add_middleware(UploadCheck, folder=studio.workspace.uploads)
-    app.add_middleware(Guard)  # added last: outermost
+    app.add_middleware(RequestGuard)  # added last: outermost
     app.include_router(studio.media.router)
     return gr.mount_gradio_app(
         app,
@@ -129,7 +129,7 @@ def _is_free(port: int) -> bool:
 
 def serve(workspace: Workspace, port: int | None = None, open_browser: bool = False) -> int:
     """Serve until Ctrl+C; returns the exit code. A training goes on without the page."""
-    studio = Studio(workspace)
+    studio = AppState(workspace)
     try:
         listener = bind(port)
     except BusyError as error:

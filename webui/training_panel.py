@@ -13,9 +13,9 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import Request
 from sdlora.jobs.review import lora_files, suggestion
 from webui import markup
-from webui.app_state import Run, Studio
-from webui.checkpoint_picker import Finish
-from webui.job_poller import Follower
+from webui.app_state import AppState, Run
+from webui.checkpoint_picker import CheckpointPicker
+from webui.job_poller import JobPoller
 from webui.notice import Notice, Updates
 from webui.resume_options import ResumeOptions
 from webui.widgets import QUICK, html
@@ -23,10 +23,10 @@ from webui.widgets import QUICK, html
 EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and samples.</p></div>'
 
 
-class Training:
+class TrainingPanel:
     """The components, built where it stands, and what they do."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: AppState) -> None:
         self.history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
         self.card, self.curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
         with gr.Row(elem_classes="row-fields"):
@@ -41,7 +41,7 @@ class Training:
         self.notice = Notice("run-notice")
         self.samples = html(elem_id="samples")
         self.checkpoints = html(elem_id="checkpoints")
-        self.finish = Finish(studio)
+        self.finish = CheckpointPicker(studio)
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
 
@@ -53,7 +53,7 @@ class Training:
         beside = (*self.options.views, *self.finish.views)
         return [*buttons, *own, *beside, self.shown, self.seen, self.timer]
 
-    def wire(self, studio: Studio, follower: Follower) -> None:
+    def wire(self, studio: AppState, follower: JobPoller) -> None:
         """What the buttons ask of the training on screen."""
 
         def ask(wish: Request) -> Callable[[str], Updates]:
@@ -80,7 +80,7 @@ class Training:
         self.finish.wire(self.shown)
         self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
 
-    def _wire_resume(self, studio: Studio, follower: Follower) -> None:
+    def _wire_resume(self, studio: AppState, follower: JobPoller) -> None:
         """Resume as it was, with its pictures in another place, or with more steps."""
         options = self.options
 
@@ -101,14 +101,14 @@ class Training:
         self.notice.answer(self.resume.click, resume, asked, self.views)
         self.notice.answer(options.more.click, take_more, asked, self.views)
 
-    def _act(self, follower: Follower, name: str, act: Callable[[Run], None]) -> Updates:
+    def _act(self, follower: JobPoller, name: str, act: Callable[[Run], None]) -> Updates:
         run = follower.find(name)
         if run is None:
             raise RunError("there is no training {name!r} any more", name=name)
         act(run)
         return follower.view(follower.find(name))
 
-    def show(self, studio: Studio, run: Run | None) -> Updates:
+    def show(self, studio: AppState, run: Run | None) -> Updates:
         """Updates that bring a training onto the screen; None: there has been none."""
         if run is None:
             off = {self.card: EMPTY, self.timer: gr.Timer(active=False)}

@@ -8,7 +8,7 @@ trained, `layers` knows their types.
 
 from sdlora.adapters.blend import Blend
 from sdlora.adapters.inject import (
-    Learning,
+    ParamGroup,
     attach,
     collect,
     compile_blocks,
@@ -16,12 +16,12 @@ from sdlora.adapters.inject import (
     limit_norms,
     trainable_report,
 )
-from sdlora.adapters.matching import Fit, fit
+from sdlora.adapters.matching import LoraMatch, fit
 
 __all__ = [
     "Blend",
-    "Fit",
-    "Learning",
+    "LoraMatch",
+    "ParamGroup",
     "attach",
     "collect",
     "compile_blocks",

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.embeddings import Embeddings
-from sdlora.adapters.forward_hooks import LowRank, Stack, seen_weight
-from sdlora.adapters.matching import Fit, Place, fit
-from sdlora.adapters.merged_weights import Merged, Recipe, is_mergeable
+from sdlora.adapters.forward_hooks import Stack, UnmergedLoras, seen_weight
+from sdlora.adapters.matching import LoraMatch, Place, fit
+from sdlora.adapters.merged_weights import MergedWeights, Recipe, is_mergeable
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.messages import Message
@@ -35,19 +35,19 @@ class Blend:
     def __init__(self, family: Family) -> None:
         self.family = family
         self.notes: list[Message] = []  # what of the LoRAs that stand is not used, and why
-        self._fits: WeakKeyDictionary[LoraFile, Fit] = WeakKeyDictionary()
-        self._merged = Merged(family)
-        self._unmerged, self._varying = LowRank(family), LowRank(family)
+        self._fits: WeakKeyDictionary[LoraFile, LoraMatch] = WeakKeyDictionary()
+        self._merged = MergedWeights(family)
+        self._unmerged, self._varying = UnmergedLoras(family), UnmergedLoras(family)
         self._embeddings = Embeddings(family)
-        self._used: dict[LowRank | Merged, list[Fit]] = {}
+        self._used: dict[UnmergedLoras | MergedWeights, list[LoraMatch]] = {}
 
-    def fit(self, file: LoraFile) -> Fit:
+    def fit(self, file: LoraFile) -> LoraMatch:
         """Where the layers of `file` belong, see `places.fit`; asked for once per file."""
         if file not in self._fits:
             self._fits[file] = fit(file, self.family)
         return self._fits[file]
 
-    def apply(self, loras: Iterable[Weighted]) -> list[Fit]:
+    def apply(self, loras: Iterable[Weighted]) -> list[LoraMatch]:
         """Make exactly these LoRAs stand at these weights; what already stands is not touched.
 
         The same LoRA twice adds up. LoraFileError when one does not fit: nothing has changed then;
@@ -71,7 +71,7 @@ class Blend:
             self._learn_words(self._merged, its)
         return fits
 
-    def vary(self, loras: Iterable[Varying]) -> list[Fit]:
+    def vary(self, loras: Iterable[Varying]) -> list[LoraMatch]:
         """Make exactly these LoRAs run beside the layers, over what is merged.
 
         Weights are rows: one per image of the batch, in its order, or one for all. Called again
@@ -107,7 +107,7 @@ class Blend:
             if not finished:
                 self.clear()
 
-    def _learn_words(self, user: LowRank | Merged, fits: list[Fit]) -> None:
+    def _learn_words(self, user: UnmergedLoras | MergedWeights, fits: list[LoraMatch]) -> None:
         self._used[user] = fits
         every = [its for used in self._used.values() for its in used]
         self.notes = self._embeddings.stand(its.words for its in every)
@@ -120,7 +120,7 @@ class Blend:
 
 
 def _by_place(
-    loras: Sequence[Weighted], fits: Sequence[Fit]
+    loras: Sequence[Weighted], fits: Sequence[LoraMatch]
 ) -> dict[Place, list[tuple[Adapter, float, int]]]:
     """Place -> what changes it: an adapter, its weight, which LoRA it is of."""
     found: dict[Place, list[tuple[Adapter, float, int]]] = defaultdict(list)

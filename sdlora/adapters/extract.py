@@ -14,13 +14,13 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import Losses
 from sdlora.lora.tools.deltas import no_weights
-from sdlora.lora.tools.merge import Recipe, fold
+from sdlora.lora.tools.merge import MergeMethod, fold
 from sdlora.models.base import Family
 
 
 @torch.no_grad()
 def extract(
-    base: Family, tuned: Family, recipe: Recipe, device: torch.device | None = None
+    base: Family, tuned: Family, recipe: MergeMethod, device: torch.device | None = None
 ) -> tuple[LoraFile, Losses, list[str]]:
     """`tuned` - `base`, layer by layer, so that one difference at a time is on the `device`.
 

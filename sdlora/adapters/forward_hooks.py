@@ -41,7 +41,7 @@ _CHANNELS_FIRST = nn.Conv2d | nn.GroupNorm
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _LayerHook:
     """What runs beside one layer; `columns` say whose weight each row takes.
 
     The joined factors, if any: down (R,in[,k,k]), up (out,R[,1,1]); changes of the weight that have
@@ -88,7 +88,7 @@ def seen_weight(family: Family, place: Place) -> Tensor:
     return (layer.forward(unit) - layer.forward(torch.zeros_like(unit[:1]))).T
 
 
-class LowRank:
+class UnmergedLoras:
     """Adapters that run beside the layers of an open family, and what they weigh now."""
 
     def __init__(self, family: Family) -> None:
@@ -126,7 +126,7 @@ class LowRank:
         self._standing = {}
 
     @torch.no_grad()
-    def _beside(self, part: str, path: str, pristine: Callable[[Place], Tensor]) -> _Beside:
+    def _beside(self, part: str, path: str, pristine: Callable[[Place], Tensor]) -> _LayerHook:
         products: list[tuple[Tensor, Tensor, int]] = []
         changes: dict[str, list[tuple[Tensor, int]]] = {"weight": [], "bias": []}
         for parameter, its in changes.items():
@@ -140,7 +140,7 @@ class LowRank:
                     its.append((change.to(self.family.device, self.family.dtype), column))
         layer = self.family.layers[part][path]
         joined = self._join(layer, products) if products else None
-        return _Beside(layer, joined, changes["weight"], changes["bias"])
+        return _LayerHook(layer, joined, changes["weight"], changes["bias"])
 
     def _join(
         self, layer: Any, products: list[tuple[Tensor, Tensor, int]]
@@ -153,7 +153,7 @@ class LowRank:
         up = up.view(*up.shape, *(1 for _ in inner[1:]))
         return down.to(device, dtype), up.to(device, dtype), columns.to(device)
 
-    def _hook(self, part: str, beside: _Beside) -> Callable[..., Tensor]:
+    def _hook(self, part: str, beside: _LayerHook) -> Callable[..., Tensor]:
         def add(_layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             (x, *_) = arguments
             rows = self._denoiser if part == "denoiser" else self._text_encoders

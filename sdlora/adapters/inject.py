@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdlora.adapters.layers import ADAPTER, KINDS, AdapterLayer, Ask, highest_rank, limit_norm
+from sdlora.adapters.layers import (
+    ADAPTER,
+    KINDS,
+    AdapterLayer,
+    AdapterSpec,
+    highest_rank,
+    limit_norm,
+)
 from sdlora.device import generator_for
 from sdlora.errors import DeviceError
 from sdlora.lora.format.file import LoraFile
@@ -26,7 +33,7 @@ Place = tuple[str, str]  # part, path in it
 
 
 @dataclass(frozen=True)
-class Learning:
+class ParamGroup:
     """Parameters that learn at one rate."""
 
     part: str
@@ -35,7 +42,7 @@ class Learning:
     parameters: list[nn.Parameter]
 
 
-def attach(family: Family, settings: TrainSettings) -> list[Learning]:
+def attach(family: Family, settings: TrainSettings) -> list[ParamGroup]:
     """Put fresh adapters beside the layers of `settings.targets`; returns what is to be trained.
 
     Nothing changes before the first step: a factor is zero (of LoRA B, arXiv:2106.09685, sec. 4.1),
@@ -73,13 +80,13 @@ def _group_of(family: Family, settings: TrainSettings) -> dict[Place, str]:
     return {place: groups[place] for place in family.module_names().values() if place in groups}
 
 
-def _ask(settings: TrainSettings, group: str, weight: Tensor) -> Ask:
+def _ask(settings: TrainSettings, group: str, weight: Tensor) -> AdapterSpec:
     wanted = settings.of_group("rank", group)
     rank = min(wanted, highest_rank(settings.adapter, weight))
     # rslora's alpha is for all ranks, the others' scale is
     alpha = settings.scale(group) * (wanted if settings.adapter == "rslora" else rank)
     dropout = settings.of_group("dropout", group)
-    return Ask(rank, alpha, dropout, settings.lokr_factor or -1, settings.dora_axis)
+    return AdapterSpec(rank, alpha, dropout, settings.lokr_factor or -1, settings.dora_axis)
 
 
 def _draw(family: Family, seed: int) -> None:
@@ -92,7 +99,7 @@ def _draw(family: Family, seed: int) -> None:
 
 def _learning(
     family: Family, settings: TrainSettings, groups: dict[Place, str]
-) -> Iterator[Learning]:
+) -> Iterator[ParamGroup]:
     """By part and group; with LoRA+ (arXiv:2402.12354) the B matrices apart."""
     layers = _adapted(family)
     for part, group in dict.fromkeys((part, group) for (part, _), group in groups.items()):
@@ -100,12 +107,12 @@ def _learning(
         every = [p for layer in some for p in layer.parameters() if p.requires_grad]
         rate = settings.of_group("learning_rate", group)
         if settings.lora_plus_ratio == 1:
-            yield Learning(part, group, rate, every)
+            yield ParamGroup(part, group, rate, every)
             continue
         upper = {id(layer.lora_B[ADAPTER].weight) for layer in some}
-        yield Learning(part, group, rate, [p for p in every if id(p) not in upper])
+        yield ParamGroup(part, group, rate, [p for p in every if id(p) not in upper])
         faster = [p for p in every if id(p) in upper]
-        yield Learning(part, group, rate * settings.lora_plus_ratio, faster)
+        yield ParamGroup(part, group, rate * settings.lora_plus_ratio, faster)
 
 
 def limit_norms(family: Family, settings: TrainSettings) -> None:

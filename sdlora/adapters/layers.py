@@ -32,7 +32,7 @@ MOST_WEIGHT = 4  # numbers of a weight to numbers of its input, up to which LoRA
 
 
 @dataclass(frozen=True)
-class Ask:
+class AdapterSpec:
     """What is wanted of one layer's adapter."""
 
     rank: int  # at most what the layer can hold
@@ -43,12 +43,12 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Kind:
+class AdapterType:
     """One kind: `build` puts it beside a linear layer or a convolution so that nothing changes yet,
     `read` is what it has learnt, as a file holds it; `factors` are what its change is a product of.
     """
 
-    build: Callable[[nn.Module, Ask], nn.Module]
+    build: Callable[[nn.Module, AdapterSpec], nn.Module]
     read: Callable[[Any], Adapter]
     factors: Callable[[Any], list[Tensor]]
 
@@ -63,7 +63,7 @@ class _Rotation(OFTRotationModule):
         return torch.linalg.solve_ex(one + skew, one - skew, left=False).result
 
 
-class TurnedOutputs(nn.Module):
+class RotatedLinear(nn.Module):
     """A layer whose outputs, but for the bias, are turned in blocks: OFT, arXiv:2306.07280.
 
     peft's own OFT turns a layer's inputs, which no program reads from a file; its rotation is put
@@ -101,7 +101,7 @@ def _block_size(outputs: int, most: int) -> int:
     return max((size for size in sizes if size <= most), default=sizes[0])
 
 
-def _turned_blocks(layer: TurnedOutputs) -> Adapter:
+def _turned_blocks(layer: RotatedLinear) -> Adapter:
     """LyCORIS turns by (I + S)(I - S)^-1 with S = blocks - blocks^T, peft by that of -S."""
     turn: Any = layer.turn
     blocks = torch.zeros(turn.r, turn.block_size, turn.block_size)
@@ -109,7 +109,7 @@ def _turned_blocks(layer: TurnedOutputs) -> Adapter:
     return Adapter("OFT", {"oft_blocks": blocks, "alpha": torch.tensor(0.0)})  # no limit
 
 
-class _AtOnce:
+class _FusedLoraForward:
     """A LoRA that learns on a processor: one product with W + s B A in place of three, of which two
     are so thin that they cost as much as the third. The same but for rounding.
 
@@ -139,28 +139,30 @@ class _AtOnce:
         return base._conv_forward(x, changed, base.bias)
 
 
-class _LinearAtOnce(_AtOnce, lora.Linear): ...
+class _FusedLinearForward(_FusedLoraForward, lora.Linear): ...
 
 
-class _ConvAtOnce(_AtOnce, lora.Conv2d): ...
+class _FusedConvForward(_FusedLoraForward, lora.Conv2d): ...
 
 
-def _lora(base: nn.Module, ask: Ask) -> Any:
+def _lora(base: nn.Module, ask: AdapterSpec) -> Any:
     """With a window, the thin products are not slower; dropout is of the inputs of A alone."""
     weight: Any = base.weight
     if ask.dropout or weight.shape[2:].numel() > 1:
         return _beside(base, ask)
-    kinds = (_LinearAtOnce, _ConvAtOnce)
+    kinds = (_FusedLinearForward, _FusedConvForward)
     return _beside(base, ask, kinds)
 
 
-def _beside(base: nn.Module, ask: Ask, kinds: Any = (lora.Linear, lora.Conv2d), **more: Any) -> Any:
+def _beside(
+    base: nn.Module, ask: AdapterSpec, kinds: Any = (lora.Linear, lora.Conv2d), **more: Any
+) -> Any:
     config = LoraConfig(lora_dropout=ask.dropout, init_lora_weights="gaussian", **more)
     kind = kinds[not isinstance(base, nn.Linear)]
     return kind(base, ADAPTER, config, r=ask.rank, lora_alpha=ask.alpha)
 
 
-def _pissa(base: nn.Module, ask: Ask) -> Any:
+def _pissa(base: nn.Module, ask: AdapterSpec) -> Any:
     """A and B from the largest singular values (eq. 2 and 3), and the same once more, fixed and
     taken off: W - B0 A0 + B A without touching W, so that the base is still the base.
 
@@ -186,23 +188,23 @@ def _pissa(base: nn.Module, ask: Ask) -> Any:
     return layer
 
 
-def _dora(base: nn.Module, ask: Ask) -> Any:
+def _dora(base: nn.Module, ask: AdapterSpec) -> Any:
     """By output as peft computes it. By input at once, where that can be: beside, it takes a second
     product with W; with dropout, which is of the inputs of A alone, there is no other way."""
     at_once = ask.dora_axis == "input" and not ask.dropout
-    kinds = (_LinearAtOnce, _ConvAtOnce) if at_once else (lora.Linear, lora.Conv2d)
+    kinds = (_FusedLinearForward, _FusedConvForward) if at_once else (lora.Linear, lora.Conv2d)
     layer = _beside(base, ask, kinds, use_dora=True)
     layer.lora_magnitude_vector[ADAPTER] = magnitudes(base, ask.dora_axis)
     return layer
 
 
-def _loha(base: nn.Module, ask: Ask) -> Any:
+def _loha(base: nn.Module, ask: AdapterSpec) -> Any:
     kind = loha.Linear if isinstance(base, nn.Linear) else loha.Conv2d
     config = LoHaConfig(rank_dropout=ask.dropout)
     return kind(base, ADAPTER, config, r=ask.rank, alpha=ask.alpha)
 
 
-def _lokr(base: nn.Module, ask: Ask) -> Any:
+def _lokr(base: nn.Module, ask: AdapterSpec) -> Any:
     """The half that begins at zero is LyCORIS', so that its users' learning rates fit."""
     kind = lokr.Linear if isinstance(base, nn.Linear) else lokr.Conv2d
     config = LoKrConfig(
@@ -260,20 +262,28 @@ def _tensors(layer: Any) -> dict[str, Tensor]:
     return {name: its[ADAPTER] for name, its in named if ADAPTER in its}
 
 
-def _two(build: Callable[..., Any], read: Callable[[Any], Adapter] = _as_lora, **more: Any) -> Kind:
-    return Kind(partial(build, **more), read, lambda layer: [*_halves(layer)])
+def _two(
+    build: Callable[..., Any], read: Callable[[Any], Adapter] = _as_lora, **more: Any
+) -> AdapterType:
+    return AdapterType(partial(build, **more), read, lambda layer: [*_halves(layer)])
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, AdapterType] = {
     "lora": _two(_lora),
     "dora": _two(_dora, _as_dora),
     "rslora": _two(_beside, use_rslora=True),
     "pissa": _two(_pissa, _as_difference),
-    "loha": Kind(_loha, partial(_as_lycoris, "LoHa"), lambda layer: [*_tensors(layer).values()]),
-    "lokr": Kind(_lokr, partial(_as_lycoris, "LoKr"), lambda layer: [*_tensors(layer).values()]),
-    "oft": Kind(lambda base, ask: TurnedOutputs(base, ask.rank), _turned_blocks, lambda layer: []),
+    "loha": AdapterType(
+        _loha, partial(_as_lycoris, "LoHa"), lambda layer: [*_tensors(layer).values()]
+    ),
+    "lokr": AdapterType(
+        _lokr, partial(_as_lycoris, "LoKr"), lambda layer: [*_tensors(layer).values()]
+    ),
+    "oft": AdapterType(
+        lambda base, ask: RotatedLinear(base, ask.rank), _turned_blocks, lambda layer: []
+    ),
 }
-AdapterLayer = BaseTunerLayer | TurnedOutputs
+AdapterLayer = BaseTunerLayer | RotatedLinear
 
 
 def highest_rank(kind: str, weight: Tensor) -> int:
@@ -285,7 +295,7 @@ def highest_rank(kind: str, weight: Tensor) -> int:
 
 
 @torch.no_grad()
-def limit_norm(kind: Kind, layer: Any, most: float) -> None:
+def limit_norm(kind: AdapterType, layer: Any, most: float) -> None:
     """Make a layer's change no larger than `most`, its Frobenius norm (max-norm regularisation,
     Srebro et al. 2004, as kohya-ss/sd-scripts, networks/lora.py does it); nothing is read back.
 

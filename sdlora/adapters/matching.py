@@ -24,7 +24,7 @@ STRAY_LAYERS, STRAY_SHARE = 12, 1 / 10
 
 
 @dataclass(frozen=True)
-class Fit:
+class LoraMatch:
     """How a LoRA sits on a family: its adapters by place, its words, and what has no place."""
 
     places: Mapping[Place, Adapter]
@@ -37,7 +37,7 @@ class Fit:
         return len({(part, path) for part, path, _ in self.places})
 
 
-def fit(file: LoraFile, family: Family, strict: bool = False) -> Fit:
+def fit(file: LoraFile, family: Family, strict: bool = False) -> LoraMatch:
     """Where the layers of `file` belong.
 
     LoraFileError, naming both bases, when it was made for another model: a layer of another shape,
@@ -60,7 +60,7 @@ def fit(file: LoraFile, family: Family, strict: bool = False) -> Fit:
                 places[slot.part, slot.path, parameter] = share
     _check_strays(file, family, unmatched, strict)
     words, homeless = _words(file, family)
-    return Fit(places, (*unmatched, *homeless), words)
+    return LoraMatch(places, (*unmatched, *homeless), words)
 
 
 def weight_shape(module: Any) -> tuple[int, ...]:

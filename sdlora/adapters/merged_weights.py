@@ -34,7 +34,7 @@ Pristine = Callable[[], Tensor]  # gives a parameter as it was, bit for bit, on 
 
 
 @dataclass(frozen=True)
-class Room:
+class WeightStore:
     """One place to keep weights: whether it takes so many GiB more, and how they are kept.
 
     `keep(model, key, parameter)`: `key` is the parameter's name in `model`, a part of a family.
@@ -66,17 +66,17 @@ def _in_file(model: Any, key: str, parameter: Tensor) -> Pristine:
 
 
 ROOMS = (
-    Room("device", lambda device, gib: _is_free(device, gib), _beside),
-    Room(
+    WeightStore("device", lambda device, gib: _is_free(device, gib), _beside),
+    WeightStore(
         "memory",
         lambda device, gib: device.type != "cpu" and _is_free(torch.device("cpu"), gib),
         _in_memory,
     ),
-    Room("file", lambda _device, _gib: True, _in_file),
+    WeightStore("file", lambda _device, _gib: True, _in_file),
 )
 
 
-def room_for(device: torch.device, needed_bytes: int) -> Room:
+def room_for(device: torch.device, needed_bytes: int) -> WeightStore:
     """The first room with space for so much, of a model on `device`."""
     return next(room for room in ROOMS if room.has_space(device, needed_bytes / 2**30))
 
@@ -124,7 +124,7 @@ def is_mergeable(family: Family, place: Place) -> bool:
 
 
 @dataclass(frozen=True)
-class Group:
+class WeightGroup:
     """Parameters that are computed together: one, or small ones with as many low-rank changes.
 
     What is in a group hangs on the blend alone and not on the way to it, for a product of several
@@ -135,12 +135,12 @@ class Group:
     recipes: tuple[Recipe, ...]
 
 
-class Merged:
+class MergedWeights:
     """What stands in the weights of an open family, and how they were before."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._standing: dict[Place, Group] = {}
+        self._standing: dict[Place, WeightGroup] = {}
         self._pristine: dict[Place, tuple[Pristine, Tensor]] = {}  # with its norm, 0-d
 
     def original(self, place: Place) -> Tensor:
@@ -176,7 +176,7 @@ class Merged:
         for place in list(self._pristine):
             self._restore(place)
 
-    def _groups(self, wanted: Mapping[Place, Recipe]) -> Iterator[Group]:
+    def _groups(self, wanted: Mapping[Place, Recipe]) -> Iterator[WeightGroup]:
         most = _values_at_once(self.family.device)
         alike: dict[Hashable, list[Place]] = defaultdict(list)
         for place, recipe in wanted.items():
@@ -187,7 +187,7 @@ class Merged:
             count = max(1, most // _parameter(self.family, places[0]).numel())
             for first in range(0, len(places), count):
                 some = places[first : first + count]
-                yield Group(tuple(some), tuple(wanted[place] for place in some))
+                yield WeightGroup(tuple(some), tuple(wanted[place] for place in some))
 
     def _is_finite(self, places: Sequence[Place], changes: Tensor) -> bool:
         """No value is larger than the norms' sum; where that is too large each is looked at."""

@@ -18,7 +18,7 @@ from pydantic import Field
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.data.caption_editing import CaptionSettings, Change, editing, planned, undo, write
 from sdlora.data.folder import Problem
-from sdlora.data.report import Preflight, Row, check
+from sdlora.data.report import CaptionRow, Preflight, check
 from sdlora.events import Measured, Warned
 from sdlora.messages import readable
 from sdlora.settings.base import Settings
@@ -31,7 +31,7 @@ MOST_TAGS = 15
 
 
 @dataclass(frozen=True)
-class Tool:
+class DatasetVerb:
     """One word after `dataset`. `act` yields what it has to say: a line, and for programs a table.
     The first sentence of its docstring says what it is for."""
 
@@ -48,13 +48,13 @@ class Said:
     facts: Mapping[str, Any]
 
 
-class CheckSettings(TrainSettings):
+class DatasetCheckSettings(TrainSettings):
     """What a training is checked with: its own settings."""
 
     measure: bool = Field(False, description="Take a few steps, to tell the time and the memory")
 
 
-def check_pictures(settings: CheckSettings, workspace: Workspace) -> Iterator[Said]:
+def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iterator[Said]:
     """Show every picture as a training with these flags would see it, and all that is wrong."""
     given = TrainSettings.of({k: v for k, v in settings.given().items() if k != "measure"})
     found = check(with_preset(given, workspace.preset_family(given.model)), workspace)
@@ -77,7 +77,7 @@ def _measured(found: Preflight, workspace: Workspace) -> Iterator[Said]:
     yield Said(words, asdict(cost))
 
 
-def _row(row: Row) -> str:
+def _row(row: CaptionRow) -> str:
     (width, height), bucket = row.example.size, row.bucket
     cut = "" if row.cut.width * row.cut.height > 0.995 * width * height else (
         f", cut to {row.cut.width:.0f} x {row.cut.height:.0f} "
@@ -155,9 +155,9 @@ def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Itera
 
 
 TOOLS = {
-    "check": Tool(CheckSettings, check_pictures, {"name": "check"}),
-    "captions": Tool(CaptionSettings, edit_captions),
-    "describe": Tool(DescribeSettings, describe_pictures),
+    "check": DatasetVerb(DatasetCheckSettings, check_pictures, {"name": "check"}),
+    "captions": DatasetVerb(CaptionSettings, edit_captions),
+    "describe": DatasetVerb(DescribeSettings, describe_pictures),
 }
 
 

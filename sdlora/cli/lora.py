@@ -16,7 +16,7 @@ from typing import Any
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.errors import LoraFileError
 from sdlora.lora.library.describe import describe, find_file
-from sdlora.lora.tools.report import Answer
+from sdlora.lora.tools.report import Report
 from sdlora.settings.base import Settings
 from sdlora.settings.lora_tools import (
     CheckSettings,
@@ -30,11 +30,11 @@ from sdlora.settings.lora_tools import (
 )
 from sdlora.workspace import Workspace
 
-Act = Callable[[Any, Workspace], Sequence[Answer]]
+Act = Callable[[Any, Workspace], Sequence[Report]]
 
 
 @dataclass(frozen=True)
-class Tool:
+class LoraVerb:
     """One word after `lora`; the docstring of its settings says what it is for."""
 
     settings: type[Settings]
@@ -42,20 +42,20 @@ class Tool:
     act: Act
 
 
-def info(settings: InfoSettings, workspace: Workspace) -> list[Answer]:
+def info(settings: InfoSettings, workspace: Workspace) -> list[Report]:
     """What each file says of itself, from its header."""
     answers = []
     for name in settings.files:
         try:
             facts = describe(find_file(name, workspace))
-            answers.append(Answer(facts["name"], facts))
+            answers.append(Report(facts["name"], facts))
         except LoraFileError as error:
-            answers.append(Answer(name, {"problem": str(error)}, good=False))
+            answers.append(Report(name, {"problem": str(error)}, good=False))
     return answers
 
 
 def _computing(name: str) -> Act:
-    def act(settings: Settings, workspace: Workspace) -> Sequence[Answer]:
+    def act(settings: Settings, workspace: Workspace) -> Sequence[Report]:
         from sdlora.cli import lora_tools
 
         tool: Act = getattr(lora_tools, name)
@@ -65,14 +65,14 @@ def _computing(name: str) -> Act:
 
 
 TOOLS = {
-    "info": Tool(InfoSettings, ("files",), info),
-    "check": Tool(CheckSettings, ("files",), _computing("check")),
-    "convert": Tool(ConvertSettings, ("file",), _computing("convert")),
-    "merge": Tool(MergeSettings, ("files",), _computing("merge")),
-    "resize": Tool(ResizeSettings, ("file",), _computing("resize")),
-    "extract": Tool(ExtractSettings, ("base", "tuned"), _computing("extract")),
-    "fuse": Tool(FuseSettings, ("files",), _computing("fuse")),
-    "compare": Tool(CompareSettings, ("one", "other"), _computing("compare")),
+    "info": LoraVerb(InfoSettings, ("files",), info),
+    "check": LoraVerb(CheckSettings, ("files",), _computing("check")),
+    "convert": LoraVerb(ConvertSettings, ("file",), _computing("convert")),
+    "merge": LoraVerb(MergeSettings, ("files",), _computing("merge")),
+    "resize": LoraVerb(ResizeSettings, ("file",), _computing("resize")),
+    "extract": LoraVerb(ExtractSettings, ("base", "tuned"), _computing("extract")),
+    "fuse": LoraVerb(FuseSettings, ("files",), _computing("fuse")),
+    "compare": LoraVerb(CompareSettings, ("one", "other"), _computing("compare")),
 }
 
 

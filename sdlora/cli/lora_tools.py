@@ -28,11 +28,11 @@ from sdlora.lora.tools.compare import compare as compared
 from sdlora.lora.tools.compare import draw
 from sdlora.lora.tools.convert import alike, number_format, renamed, rounding, with_one_alpha
 from sdlora.lora.tools.deltas import Pristine, has_matrix, no_weights
-from sdlora.lora.tools.merge import Recipe
+from sdlora.lora.tools.merge import MergeMethod
 from sdlora.lora.tools.merge import merge as merged
 from sdlora.lora.tools.merge import resize as resized
 from sdlora.lora.tools.provenance import of_base
-from sdlora.lora.tools.report import Answer
+from sdlora.lora.tools.report import Report
 from sdlora.messages import Setting
 from sdlora.models.base import Family
 from sdlora.models.registry import detect_family, open_family
@@ -43,9 +43,9 @@ from sdlora.settings.lora_tools import (
     ConvertSettings,
     ExtractSettings,
     FuseSettings,
-    Making,
     MergeSettings,
     Names,
+    OutputSettings,
     ResizeSettings,
 )
 from sdlora.workspace import Workspace
@@ -63,13 +63,13 @@ COLLISION = (
 WRITTEN_AS_PEFT = ("sd3",)  # what most programs read for it; kohya's names for all others
 
 
-def check(settings: CheckSettings, workspace: Workspace) -> list[Answer]:
+def check(settings: CheckSettings, workspace: Workspace) -> list[Report]:
     """Whether each file passes the gate and fits a base model."""
     families: dict[str, Family] = {}
     return [_checked(name, settings.model, families, workspace) for name in settings.files]
 
 
-def _checked(name: str, model: str, families: dict[str, Family], workspace: Workspace) -> Answer:
+def _checked(name: str, model: str, families: dict[str, Family], workspace: Workspace) -> Report:
     facts: dict[str, Any] = {"name": name}
     try:
         file = read_lora(find_file(name, workspace))
@@ -78,15 +78,15 @@ def _checked(name: str, model: str, families: dict[str, Family], workspace: Work
         facts["model"] = model
         notes = _unread((name,), (file,))
         if not model:
-            return Answer(f"{name}: usable, as far as the file tells", facts, notes)
+            return Report(f"{name}: usable, as far as the file tells", facts, notes)
         if model not in families:
             families[model] = _open(model, workspace)
         its = fit(file, families[model])
     except LoraFileError as error:
-        return Answer(f"{name}: not usable", {**facts, "problem": str(error)}, good=False)
+        return Report(f"{name}: not usable", {**facts, "problem": str(error)}, good=False)
     facts |= {"unmatched": list(its.unmatched)}
     count = f"{len(its.unmatched)} layers of {name} are not in {model} and would not be used"
-    return Answer(f"{name}: usable", facts, (*notes, *((count,) if its.unmatched else ())))
+    return Report(f"{name}: usable", facts, (*notes, *((count,) if its.unmatched else ())))
 
 
 def _unread(names: Iterable[str], files: Iterable[LoraFile]) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def _at_hand(base: str, workspace: Workspace) -> str:
     return ""
 
 
-def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
+def convert(settings: ConvertSettings, workspace: Workspace) -> list[Report]:
     """One file in another way: names, number format, what it says of itself."""
     path = _output(settings, workspace.loras)
     source = find_file(settings.file, workspace)
@@ -115,7 +115,7 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
     said, notes = provenance.rewritten(read.metadata, "converted"), _unread([source.name], [read])
     file, lost = read, rounding(read, dtype)
     if settings.to == "lora":
-        recipe = Recipe(rank=settings.highest_rank, keep=settings.least_kept, dtype=dtype)
+        recipe = MergeMethod(rank=settings.highest_rank, keep=settings.least_kept, dtype=dtype)
         plain, lost = resized(alike(read), recipe, _pristine(settings.model, workspace))
         file = with_one_alpha(plain)
         said |= _of_ranks(file)
@@ -129,10 +129,10 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Answer]:
     facts |= {"lost": lost.by_group()}
     gone = file.metadata.keys() - said.keys() - set(provenance.STALE)
     facts |= {"taken out": sorted(gone)}
-    return [Answer(f"converted {source.name}", facts, notes, legend=LOST)]
+    return [Report(f"converted {source.name}", facts, notes, legend=LOST)]
 
 
-def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
+def merge(settings: MergeSettings, workspace: Workspace) -> list[Report]:
     """Several files in one."""
     path = _output(settings, workspace.loras)
     sources = [find_file(name, workspace) for name in settings.files]
@@ -154,10 +154,10 @@ def merge(settings: MergeSettings, workspace: Workspace) -> list[Answer]:
         if count > 1
     ]
     what = f"merged {_weighted(sources, settings.strengths)} ({method})"
-    return [Answer(what, facts, (*_unread(_names(sources), files), *twice), legend=LOST)]
+    return [Report(what, facts, (*_unread(_names(sources), files), *twice), legend=LOST)]
 
 
-def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
+def resize(settings: ResizeSettings, workspace: Workspace) -> list[Report]:
     """One file at another rank."""
     path = _output(settings, workspace.loras)
     source = find_file(settings.file, workspace)
@@ -168,10 +168,10 @@ def resize(settings: ResizeSettings, workspace: Workspace) -> list[Answer]:
     said = provenance.named(provenance.rewritten(file.metadata, what), path.stem)
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
     facts |= {"lost": losses.by_group()}
-    return [Answer(f"{source.name} {what}", facts, _unread([source.name], [before]), legend=LOST)]
+    return [Report(f"{source.name} {what}", facts, _unread([source.name], [before]), legend=LOST)]
 
 
-def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
+def extract(settings: ExtractSettings, workspace: Workspace) -> list[Report]:
     """A finetuned model's difference from its base."""
     path = _output(settings, workspace.loras)
     base = _open(settings.base, workspace)
@@ -191,10 +191,10 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Answer]:
         if others
         else ""
     )
-    return [Answer(what, facts, tuple(filter(None, [left_out])), legend=LOST)]
+    return [Report(what, facts, tuple(filter(None, [left_out])), legend=LOST)]
 
 
-def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
+def fuse(settings: FuseSettings, workspace: Workspace) -> list[Report]:
     """LoRAs in a model's weights."""
     path = _output(settings, workspace.models)
     sources = [find_file(name, workspace) for name in settings.files]
@@ -217,10 +217,10 @@ def fuse(settings: FuseSettings, workspace: Workspace) -> list[Answer]:
         warnings.append("the embeddings that come with a LoRA are not in a model; they stay behind")
     facts = {"output": str(path), "layers": len(losses.layers), "lost": losses.by_group()}
     what = f"fused {_weighted(sources, settings.strengths)} into {settings.model}"
-    return [Answer(what, facts, tuple(warnings), legend=LOST)]
+    return [Report(what, facts, tuple(warnings), legend=LOST)]
 
 
-def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
+def compare(settings: CompareSettings, workspace: Workspace) -> list[Report]:
     """Where two files collide."""
     picture = Path(settings.picture).expanduser()
     if settings.picture:
@@ -237,7 +237,7 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Answer]:
         image = draw(table, first, second)
         publish(picture, image.save)
         facts["picture"] = str(picture)
-    return [Answer(f"{first} and {second}", facts, legend=COLLISION)]
+    return [Report(f"{first} and {second}", facts, legend=COLLISION)]
 
 
 def _save(
@@ -291,9 +291,9 @@ def _weighted(sources: Sequence[Path], weights: Sequence[float]) -> str:
 
 def _recipe(
     settings: MergeSettings | ResizeSettings | ExtractSettings, same: torch.dtype, **more: Any
-) -> Recipe:
+) -> MergeMethod:
     dtype = DTYPES.get(settings.precision, same)
-    return Recipe(**{"rank": settings.rank, "keep": settings.keep, "dtype": dtype, **more})
+    return MergeMethod(**{"rank": settings.rank, "keep": settings.keep, "dtype": dtype, **more})
 
 
 def _one_base(sources: Sequence[Path], files: Sequence[LoraFile]) -> str:
@@ -308,7 +308,7 @@ def _one_base(sources: Sequence[Path], files: Sequence[LoraFile]) -> str:
     return found[0][1] if found else ""
 
 
-def _output(settings: Making, folder: Path) -> Path:
+def _output(settings: OutputSettings, folder: Path) -> Path:
     """Where to write. A bare name is one for `folder`. SettingsError when it exists already."""
     wish = Path(settings.output).expanduser()
     if wish.name == settings.output and not wish.suffix:

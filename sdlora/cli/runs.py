@@ -189,7 +189,7 @@ def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
 def watched(folder: Path, queue: Queue, keeper: WorkerKeeper) -> Iterator[Event]:
     """What the worker says of the work in `folder`, until it has ended. A worker that does not
     answer is replaced. RunError: it is gone."""
-    follower = run_folder.Follower(folder)
+    follower = run_folder.RunFollower(folder)
     while not follower.state.ended:
         if queue.holder("worker"):
             keeper.wake()

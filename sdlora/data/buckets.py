@@ -12,7 +12,7 @@ from math import log
 from typing import NamedTuple
 
 from sdlora.data.folder import Example, Problem
-from sdlora.data.image_augmentation import View
+from sdlora.data.image_augmentation import ImageView
 from sdlora.messages import Message
 
 LEAST_KEPT = 0.6  # a picture of which less is left is a problem
@@ -35,7 +35,7 @@ def make_buckets(resolution: int) -> tuple[Bucket, ...]:
     return tuple(Bucket(w, h) for w, h in sorted(fitting))
 
 
-class Cut(NamedTuple):
+class BucketCrop(NamedTuple):
     """What of a picture is seen, in its own pixels, and by what it is scaled then."""
 
     left: float
@@ -88,16 +88,20 @@ def assign_buckets(
     return dict(sorted(assigned.items())), problems
 
 
-def cut_of(size: tuple[int, int], bucket: Bucket, view: View = View()) -> Cut:  # noqa: B008
+def cut_of(size: tuple[int, int], bucket: Bucket, view: ImageView = ImageView()) -> BucketCrop:  # noqa: B008
     """What a view shows of a picture of `size` in its bucket."""
     width, height = size
     scale = max(bucket.width / width, bucket.height / height)
     across, down = min(width, bucket.width / scale), min(height, bucket.height / scale)
     left, top = (width - across) * view.centre[0], (height - down) * view.centre[1]
-    return Cut(left, top, across, down, scale)
+    return BucketCrop(left, top, across, down, scale)
 
 
-def crop_sizes(size: tuple[int, int], bucket: Bucket, view: View = View()) -> tuple[int, ...]:  # noqa: B008
+def crop_sizes(
+    size: tuple[int, int],
+    bucket: Bucket,
+    view: ImageView = ImageView(),  # noqa: B008
+) -> tuple[int, ...]:
     """Original height, width; top, left of the cut in the scaled picture, mirrored if the view is;
     bucket height, width: what SDXL is told of a picture (arXiv:2307.01952, section 2.2)."""
     width, height = size

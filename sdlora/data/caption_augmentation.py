@@ -34,7 +34,7 @@ def lists_named(texts: Iterable[str], lists: Lists) -> dict[str, tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Wording:
+class CaptionAugmenter:
     """How captions are worded. A caption is lines with newlines between, one of which is drawn.
     `lists` are those that its wildcards name.
 

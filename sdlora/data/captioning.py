@@ -44,7 +44,7 @@ Describe = Callable[[Sequence[Image.Image]], list[str]]
 
 
 @dataclass(frozen=True)
-class Kind:
+class CaptionModelType:
     """A kind of model that describes pictures: where its weights usually come from, the types that
     its config may name, and how it is opened."""
 
@@ -100,7 +100,7 @@ def _said(say: Describe, images: Sequence[Image.Image]) -> list[str]:
         ) from None  # fmt: skip
 
 
-def _folder(model: str, kind: Kind) -> Path:
+def _folder(model: str, kind: CaptionModelType) -> Path:
     """The model's folder, fetched from the hub unless it is one; what it says it is, is checked."""
     folder = Path(model).expanduser()
     shown: Any = folder if folder.is_dir() else model
@@ -308,8 +308,8 @@ _PROCESSORS = {
     "qwen3_vl": "Qwen3VLProcessor",
 }
 KINDS = {
-    "blip": Kind("Salesforce/blip-image-captioning-large", ("blip",), _Told),
-    "florence2": Kind("florence-community/Florence-2-large", ("florence2",), _Florence),
-    "qwen_vl": Kind("Qwen/Qwen2.5-VL-3B-Instruct", tuple(_PROCESSORS), _Chatting),
-    "wd14": Kind("SmilingWolf/wd-vit-tagger-v3", (), _Tagger),
+    "blip": CaptionModelType("Salesforce/blip-image-captioning-large", ("blip",), _Told),
+    "florence2": CaptionModelType("florence-community/Florence-2-large", ("florence2",), _Florence),
+    "qwen_vl": CaptionModelType("Qwen/Qwen2.5-VL-3B-Instruct", tuple(_PROCESSORS), _Chatting),
+    "wd14": CaptionModelType("SmilingWolf/wd-vit-tagger-v3", (), _Tagger),
 }

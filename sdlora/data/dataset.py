@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdlora.data.caption_augmentation import WordLists, lists_named
 from sdlora.data.captions import common_trigger, says, with_trigger
-from sdlora.data.folder import Example, Problem, Reading, black_masks, scan_folder
+from sdlora.data.folder import Example, FolderReading, Problem, black_masks, scan_folder
 from sdlora.data.image_stats import PICTURE_SUFFIXES, look_at
 from sdlora.data.near_duplicates import BLURRED_PX, near_duplicates
 from sdlora.data.zips import unpack
@@ -31,7 +31,7 @@ _CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Dataset:
     """The examples in their order, the words that call the LoRA ('' for none), which are in every
     caption but those of regularisation pictures, all that is wrong, and the lists that wildcards in
     captions are drawn from."""
@@ -43,7 +43,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _DatasetSource:
     """A folder, and how often and as what its pictures count."""
 
     folder: Path
@@ -52,13 +52,13 @@ class _Source:
     problems: tuple[Problem, ...] = ()
 
 
-def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
+def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
     """Every example of every source. DataError: a source is not there, or nothing can be used."""
     own = [settings.data, *settings.more_data]
     sources = [_source(name, workspace, False) for name in own]
     sources += [_source(name, workspace, True) for name in settings.regularisation]
     masks = _existing(settings.masks, workspace) if settings.masks else None
-    reading = Reading(
+    reading = FolderReading(
         settings.missing_captions, settings.caption_lines, masks, settings.transparency == "mask"
     )
     examples: list[Example] = []
@@ -80,7 +80,7 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Gathered:
     lists = lists_named((e.caption for e in examples), WildcardFolder(workspace.wildcards))
     problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
     drawn = lists if settings.caption_wildcards else {}
-    return Gathered([_called(e, trigger) for e in examples], trigger, problems, drawn)
+    return Dataset([_called(e, trigger) for e in examples], trigger, problems, drawn)
 
 
 def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
@@ -129,13 +129,13 @@ def _called(example: Example, trigger: str) -> Example:
     return replace(example, caption="\n".join(lines))
 
 
-def _source(name: str, workspace: Workspace, regularisation: bool) -> _Source:
+def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSource:
     """What a name, a path, or either after `3*`, means."""
     times = _TIMES.fullmatch(name)
     repeats, place = (int(times[1]), times[2]) if times else (1, name)
     path = _existing(place.strip(), workspace)
     if path.is_dir():
-        return _Source(path, repeats, regularisation)
+        return _DatasetSource(path, repeats, regularisation)
     if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
         kind = "a single picture" if path.suffix.lower() in PICTURE_SUFFIXES else "a single file"
         raise DataError(
@@ -146,7 +146,7 @@ def _source(name: str, workspace: Workspace, regularisation: bool) -> _Source:
             folder=path.absolute().parent,
         )
     folder, problems = unpack(path, workspace.cache / "unpacked")
-    return _Source(folder, repeats, regularisation, tuple(problems))
+    return _DatasetSource(folder, repeats, regularisation, tuple(problems))
 
 
 def _existing(name: str, workspace: Workspace) -> Path:
@@ -164,7 +164,7 @@ def _existing(name: str, workspace: Workspace) -> Path:
 
 
 def _scan(
-    source: _Source, sources: list[_Source], reading: Reading
+    source: _DatasetSource, sources: list[_DatasetSource], reading: FolderReading
 ) -> tuple[list[Example], list[Problem]]:
     """A source's own examples: not those of another source or of the masks inside its folder."""
     if source.repeats == 0:

@@ -19,7 +19,7 @@ from pathlib import Path
 from sdlora.data.caption_files import EMPTY, CaptionFiles, keys_of
 from sdlora.data.captions import CAPTION_SUFFIXES
 from sdlora.data.image_files import BROKEN, FORMATS_SAID
-from sdlora.data.image_stats import PICTURE_SUFFIXES, Look, look_at
+from sdlora.data.image_stats import PICTURE_SUFFIXES, ImageStats, look_at
 from sdlora.data.images import load_alpha, load_mask
 from sdlora.data.listing import list_files
 from sdlora.data.problems import Problem, grouped
@@ -27,7 +27,7 @@ from sdlora.errors import DataError
 from sdlora.messages import Message, Setting, readable
 from sdlora.settings.train import CaptionLines, MissingCaptions
 
-__all__ = ["Example", "Problem", "Reading", "black_masks", "grouped", "list_captions"]
+__all__ = ["Example", "FolderReading", "Problem", "black_masks", "grouped", "list_captions"]
 __all__ += ["list_pictures", "open_captions", "scan_folder"]
 MASK_MARK = "-masklabel"
 _LABEL = re.compile(r"-(mask|cond)label\d*")  # how OneTrainer ends the names of what is no picture
@@ -63,7 +63,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FolderReading:
     """How a folder is read. Files below `besides` belong to somebody else."""
 
     missing: MissingCaptions = "folder"
@@ -75,7 +75,7 @@ class Reading:
 
 def scan_folder(
     path: Path,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: FolderReading = FolderReading(),  # noqa: B008
 ) -> tuple[list[Example], list[Problem]]:
     """The examples in the folder, in the order of their names, and what is wrong with the rest.
 
@@ -133,7 +133,7 @@ def _as_words(stem: str) -> str:
 class _Scan:
     """One reading of one folder."""
 
-    def __init__(self, root: Path, reading: Reading) -> None:
+    def __init__(self, root: Path, reading: FolderReading) -> None:
         listing = list_files(root, reading.besides)
         self.root, self.reading, self.problems = root, reading, listing.problems
         self.bare: list[Path] = []  # pictures left out for want of a caption
@@ -192,7 +192,7 @@ class _Scan:
             self.problem(self.root / folder, what, "give it another name if it shows the subject")
         return [replace(e, regularisation=places[e.image] in folders) for e in examples]
 
-    def _example(self, file: Path, look: Look) -> Example | None:
+    def _example(self, file: Path, look: ImageStats) -> Example | None:
         if look.what:
             self.problem(file, look.what, look.advice)
         elif not look.digest:
@@ -244,7 +244,7 @@ class _Scan:
             self.problem(file, Message("has no caption; {done}", done=done), ADVICE)
         return caption
 
-    def _mask(self, file: Path, look: Look) -> Path | None:
+    def _mask(self, file: Path, look: ImageStats) -> Path | None:
         """The file that masks a picture, if there is one and it can be used."""
         mask = self.masks.get(keys_of(file)[0])
         if mask is None:
@@ -262,7 +262,7 @@ class _Scan:
             return None
         return mask
 
-    def _lonely(self, looks: Iterable[Look]) -> None:
+    def _lonely(self, looks: Iterable[ImageStats]) -> None:
         """Captions and masks of pictures that are not there."""
         pictures = [
             file

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sdlora.settings.train import TrainSettings
 
 
-class View(NamedTuple):
+class ImageView(NamedTuple):
     """`centre`: where the cut lies between the left and upper (0) and the right and lower edge (1).
     `colours`: factors of brightness, contrast and saturation. `paper` is behind see-through parts.
     """
@@ -38,15 +38,15 @@ def dice(seed: int, *stream: int | str) -> random.Random:
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
-def views_of(settings: TrainSettings, picture: str) -> tuple[View, ...]:
+def views_of(settings: TrainSettings, picture: str) -> tuple[ImageView, ...]:
     """The views of a picture, `picture` being what tells it from others; its mirror images, if
     asked for, each after the view that they mirror."""
     paper = "black" if settings.transparency == "black" else "white"
     moves, colours = settings.crop_jitter, settings.colour_jitter
-    views: list[View] = []
+    views: list[ImageView] = []
     for variant in range(settings.picture_variants if moves or colours else 1):
         rng = dice(settings.seed, "view", variant, picture) if variant else None
-        view = View(_centre(rng, moves), False, _factors(rng, colours), paper)
+        view = ImageView(_centre(rng, moves), False, _factors(rng, colours), paper)
         views += [view, view._replace(mirrored=True)] if settings.flip else [view]
     return tuple(views)
 

@@ -18,7 +18,7 @@ from sdlora.data.image_files import (
     read_picture,
 )
 from sdlora.data.images import as_shown
-from sdlora.data.near_duplicates import Print, edge_width, fingerprint
+from sdlora.data.near_duplicates import Fingerprint, edge_width, fingerprint
 from sdlora.messages import Message
 
 # Files that their owner surely takes for pictures, whether or not we can read them.
@@ -31,55 +31,55 @@ MAX_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageStats:
     """A usable picture has a `size`, (width, height) upright; else `what` says why it is none,
     '' for a file that nobody takes for one. `digest` is the sha256 of its bytes."""
 
     size: tuple[int, int] = (0, 0)
     digest: str = ""
-    print: Print = Print()
+    print: Fingerprint = Fingerprint()
     edges: float = 0.0  # how wide its sharpest edges are: likeness.edge_width
     see_through: bool = False
     what: str = ""
     advice: str = ""
 
 
-def look_at(file: Path) -> Look:
+def look_at(file: Path) -> ImageStats:
     """The file, decoded to its end, since only that finds a truncated one; remembered while it
     does not change."""
     try:
         stat = file.stat()
     except OSError as error:
-        return Look(what=Message("cannot be read: {why}", why=error.strerror))
+        return ImageStats(what=Message("cannot be read: {why}", why=error.strerror))
     return _look(file, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=20_000)
-def _look(file: Path, _mtime_ns: int, size: int) -> Look:
+def _look(file: Path, _mtime_ns: int, size: int) -> ImageStats:
     again = Message("save it as {formats}", formats=FORMATS_SAID)
     if size > MAX_BYTES:
         what = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
-        return Look(what=what, advice=again)
+        return ImageStats(what=what, advice=again)
     try:
         raw = file.read_bytes()
         return _seen(read_picture(raw), hashlib.sha256(raw).hexdigest())
     except UnidentifiedImageError:
         if file.suffix.lower() not in PICTURE_SUFFIXES:
-            return Look()
-        return Look(what=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
+            return ImageStats()
+        return ImageStats(what=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
     except TooLarge as error:
         advice = "make it smaller: a training looks at a million pixels of it or so"
-        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
+        return ImageStats(what=Message("cannot be read: {why}", why=error), advice=advice)
     except BROKEN as error:
         advice = Message("save it again as {formats}", formats=FORMATS_SAID)
-        return Look(what=Message("cannot be read: {why}", why=error), advice=advice)
+        return ImageStats(what=Message("cannot be read: {why}", why=error), advice=advice)
 
 
-def _seen(picture: Picture, digest: str) -> Look:
+def _seen(picture: Picture, digest: str) -> ImageStats:
     image = picture.image
     shown = as_shown(image)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    return Look(
+    return ImageStats(
         size=shown.size,
         digest=digest,
         print=fingerprint(shown),

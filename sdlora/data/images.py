@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageEnhance, ImageOps
 
 from sdlora.data.foreign_files import ForeignDataError, parsing
-from sdlora.data.image_augmentation import View
+from sdlora.data.image_augmentation import ImageView
 from sdlora.data.image_files import read_picture
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_mask(path: Path) -> Image.Image:
     return as_shown(read_picture(path).image, "black").convert("L")
 
 
-def load_pixels(path: Path, size: tuple[int, int], view: View = View()) -> Tensor:  # noqa: B008
+def load_pixels(path: Path, size: tuple[int, int], view: ImageView = ImageView()) -> Tensor:  # noqa: B008
     """(3, H, W) float32 in -1..1: scaled to cover `size` = (W, H) (Lanczos), cut out and coloured
     as `view` says; by itself the middle, as it is."""
     import torch  # only here: whoever reads a picture alone does not wait for it
@@ -58,7 +58,7 @@ def load_pixels(path: Path, size: tuple[int, int], view: View = View()) -> Tenso
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def load_weights(mask: Image.Image, size: tuple[int, int], view: View, cells: int) -> Tensor:
+def load_weights(mask: Image.Image, size: tuple[int, int], view: ImageView, cells: int) -> Tensor:
     """(1, H / cells, W / cells) float32 in 0..1: a mask (mode L) of a whole picture, scaled and cut
     as `view` cuts the picture, each latent cell the mean of its pixels."""
     import torch
@@ -71,7 +71,7 @@ def load_weights(mask: Image.Image, size: tuple[int, int], view: View, cells: in
 def _cut(
     image: Image.Image,
     size: tuple[int, int],
-    view: View,
+    view: ImageView,
     scaling: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
     fitted = ImageOps.fit(image, size, scaling, centering=view.centre)

@@ -21,7 +21,7 @@ ALIKE_COLOUR = 16.0  # of 255 by which their small versions may differ, root mea
 BLURRED_PX = 6.0  # the sharpest edge of a blurred picture is at least so wide, at 512 pixels
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """A picture's fingerprint: 128 bits, its colours at 8 x 8 (RGB, a byte each), and the bits of
     its mirror image."""
 
@@ -30,20 +30,20 @@ class Print(NamedTuple):
     mirrored: bytes = bytes(16)
 
 
-class Likeness(NamedTuple):
+class DuplicateMatch(NamedTuple):
     """A picture that looks the same, by its place; or would, mirrored."""
 
     other: int
     mirrored: bool
 
 
-def fingerprint(image: Image.Image) -> Print:
+def fingerprint(image: Image.Image) -> Fingerprint:
     """The difference hash of N. Krawetz (2013, "Kind of like that") in both directions, which
     stays when a picture is scaled, recompressed or lightened; and its colours at 8 x 8."""
     grey = image.convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX)
     pixels = np.asarray(grey, np.int16)
     small = image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return Print(_bits(pixels), small.tobytes(), _bits(pixels[:, ::-1]))
+    return Fingerprint(_bits(pixels), small.tobytes(), _bits(pixels[:, ::-1]))
 
 
 def _bits(pixels: NDArray[np.int16]) -> bytes:
@@ -52,12 +52,12 @@ def _bits(pixels: NDArray[np.int16]) -> bytes:
     return np.packbits(np.concatenate([slope.ravel() > _EVEN for slope in slopes])).tobytes()
 
 
-def near_duplicates(prints: Sequence[Print]) -> dict[int, Likeness]:
+def near_duplicates(prints: Sequence[Fingerprint]) -> dict[int, DuplicateMatch]:
     """Place -> the first one before it that looks the same, else that does mirrored."""
     bits = _bytes([p.bits for p in prints]).reshape(-1, 16)
     mirrored = _bytes([p.mirrored for p in prints]).reshape(-1, 16)
     colours = _bytes([p.colours for p in prints]).reshape(-1, _SIDE, _SIDE, 3).astype(np.float32)
-    found: dict[int, Likeness] = {}
+    found: dict[int, DuplicateMatch] = {}
     for place in range(1, len(prints)):
         for turned, its in enumerate((bits, mirrored)):
             apart = np.bitwise_count(its[:place] ^ bits[place]).sum(1)
@@ -65,7 +65,7 @@ def near_duplicates(prints: Sequence[Print]) -> dict[int, Likeness]:
             close = (int(other) for other in np.flatnonzero(apart <= ALIKE_BITS))
             alike = (other for other in close if _rms(seen - colours[other]) <= ALIKE_COLOUR)
             if (first := next(alike, None)) is not None:
-                found[place] = Likeness(first, bool(turned))
+                found[place] = DuplicateMatch(first, bool(turned))
                 break
     return found
 

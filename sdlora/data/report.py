@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdlora.data.buckets import Bucket, Cut, assign_buckets, cut_of
-from sdlora.data.caption_augmentation import Wording, WordLists
+from sdlora.data.buckets import Bucket, BucketCrop, assign_buckets, cut_of
+from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
 from sdlora.data.dataset import gather
 from sdlora.data.folder import MASK_MARK, Example, Problem
 from sdlora.data.validation_split import divide
@@ -33,13 +33,13 @@ COMMON_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Row:
+class CaptionRow:
     """A picture as the training will see it. `caption` is what is read when nothing is drawn, and
     `drawn` is how else it may be worded; `tokens` is None when the model is not here."""
 
     example: Example
     bucket: Bucket
-    cut: Cut
+    cut: BucketCrop
     caption: str
     drawn: tuple[str, ...]
     tokens: int | None
@@ -76,7 +76,7 @@ class Preflight:
     `general` ones of the set as a whole."""
 
     settings: TrainSettings
-    rows: tuple[Row, ...]
+    rows: tuple[CaptionRow, ...]
     others: tuple[Problem, ...]
     general: tuple[Problem, ...]
     trigger: str
@@ -89,7 +89,7 @@ class Preflight:
         return dict(sorted(Counter(row.bucket for row in self.learnt).items()))
 
     @property
-    def learnt(self) -> list[Row]:
+    def learnt(self) -> list[CaptionRow]:
         """The rows that are not held out."""
         return [row for row in self.rows if not row.held_out]
 
@@ -140,7 +140,7 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
     problems = _by_picture(gathered.examples, [*gathered.problems, *resized])
     split = divide(gathered, settings, workspace)
     learnt = {id(example) for example in split.learnt}
-    wording = Wording(settings, gathered.lists)
+    wording = CaptionAugmenter(settings, gathered.lists)
     rows = []
     for example in gathered.examples:
         bucket, own = buckets[id(example)], not example.regularisation
@@ -149,7 +149,7 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
         wrong = problems.pop(example.image, [])
         cut, other = cut_of(example.size, bucket), tuple(dict.fromkeys(drawn))
         said = caption, other, *model.count(caption), tuple(wrong)
-        rows.append(Row(example, bucket, cut, *said, held_out=id(example) not in learnt))
+        rows.append(CaptionRow(example, bucket, cut, *said, held_out=id(example) not in learnt))
     general = [*model.problems, *_about_trigger(gathered.trigger, model, Path(settings.data))]
     general += split.problems
     others = tuple(problem for some in problems.values() for problem in some)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdlora.data.caption_augmentation import WordLists
-from sdlora.data.dataset import Gathered, gather
+from sdlora.data.dataset import Dataset, gather
 from sdlora.data.folder import Example, Problem
 from sdlora.data.image_augmentation import dice
 from sdlora.data.image_stats import look_at
@@ -35,7 +35,7 @@ class Split:
     problems: list[Problem] = field(default_factory=list)
 
 
-def divide(gathered: Gathered, settings: TrainSettings, workspace: Workspace) -> Split:
+def divide(gathered: Dataset, settings: TrainSettings, workspace: Workspace) -> Split:
     """Hold out a share of what was gathered, or validate with a folder of its own, which is called
     as the others are. DataError: there is no such folder, or nothing in it can be used."""
     examples, lists = gathered.examples, gathered.lists

@@ -29,7 +29,7 @@ _HASHED = {"lora": "Lora hashes", "lyco": "Lora hashes", "embed": "TI hashes"}
 
 
 @dataclass(frozen=True)
-class Recalled:
+class ImageMetadata:
     """What can be taken over from a picture, whichever program made it.
 
     `fields` have A1111's names: Steps, Sampler, Seed, Size ... `prompt` has LoRA tags also where
@@ -77,7 +77,7 @@ def is_of_nothing(hash_: str) -> bool:
     return OF_NOTHING.startswith(hash_.strip().lower().removeprefix("0x"))
 
 
-def read_a1111(text: str) -> Recalled:
+def read_a1111(text: str) -> ImageMetadata:
     """A1111's text, Forge's, and what others write in its form.
 
     A1111 takes the last line for the parameters if it holds at least three; others write lines
@@ -101,7 +101,7 @@ def read_a1111(text: str) -> Recalled:
     version = values.get("Version", "")
     program = next((name for sign, name in _VERSIONS if version.startswith(sign)), "A1111")
     program = program if values else ""
-    return Recalled(prompt.strip(), negative.strip(), values, program, problems=problems)
+    return ImageMetadata(prompt.strip(), negative.strip(), values, program, problems=problems)
 
 
 _VERSIONS = (("f", "Forge"), ("neo", "Forge"), ("sdlora", "sdlora"), ("Fooocus", "Fooocus"))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sdlora.image_metadata.a1111 import Recalled
+from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.comfyui_graph import Graph, Node, counted
 from sdlora.image_metadata.comfyui_loras import Lora, is_loader, loras_of, reads_tags
 from sdlora.image_metadata.other_programs import file_stem
@@ -72,7 +72,7 @@ _MODEL_FILE = re.compile(r"\.(?:safetensors|sft|ckpt|pth?|bin|gguf)\Z", re.IGNOR
 _SHORTENED, _MOST_NAMED = 80, 30  # letters, things in one sentence
 
 
-def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
+def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
     """What a graph says, either kind; None when the JSON is no graph or has no sampler."""
     graph = Graph.from_json(record)
     samplers = [node for node in graph.nodes.values() if _samples(node)]
@@ -80,7 +80,7 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
         text = "ComfyUI's graph has no sampler that is known here; its nodes are {nodes}"
         kinds = counted(node.kind for node in graph.nodes.values())[:_MOST_NAMED]
         problem = Message(text, nodes=kinds)
-        return Recalled(program="ComfyUI", problems=(problem,)) if graph.nodes else None
+        return ImageMetadata(program="ComfyUI", problems=(problem,)) if graph.nodes else None
     first = _first(samplers, graph)
     fields = _fields(graph, first)
     guide = graph.source(first.inputs.get("guider")) or first
@@ -95,7 +95,7 @@ def read_comfyui(record: Mapping[str, Any]) -> Recalled | None:
     tags = [written(*lora) for lora in loras]
     problems += _part_of_steps(graph, first)
     problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, guide)]
-    return Recalled(
+    return ImageMetadata(
         " ".join(filter(None, (texts[0], *tags))), texts[1], fields, "ComfyUI",
         problems=tuple(problems),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdlora.image_metadata.a1111 import Recalled, with_loras
+from sdlora.image_metadata.a1111 import ImageMetadata, with_loras
 from sdlora.messages import Message
 from sdlora.prompt.languages import from_compel, from_novelai
 from sdlora.prompt.scanner import number
@@ -56,7 +56,7 @@ class Program:
     prepared: Callable[[_Json], _Json] = _whole
     translated: _Translate = _same
 
-    def read(self, record: _Json) -> Recalled | None:
+    def read(self, record: _Json) -> ImageMetadata | None:
         """What the JSON object says; None when another program wrote it."""
         if not any(sign in record for sign in self.signs):
             return None
@@ -70,7 +70,7 @@ class Program:
         negative, others = self.translated(said(values, self.negative))
         prompt, differing = with_loras(prompt, self.loras(values))
         problems = [*problems, *others, *differing, *self._left(values, fields)]
-        return Recalled(prompt, negative, fields, self.name, problems=tuple(problems))
+        return ImageMetadata(prompt, negative, fields, self.name, problems=tuple(problems))
 
     def _left(self, values: _Json, fields: Mapping[str, str]) -> Iterator[Message]:
         """A sentence for what is in the data and was not taken over, or not as it stands there."""
@@ -180,7 +180,7 @@ def _invoke_record(record: _Json) -> _Json:
 _SQUARE = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
 
 
-def read_dream(text: str) -> Recalled | None:
+def read_dream(text: str) -> ImageMetadata | None:
     """The command that InvokeAI 1 and 2 wrote into the chunk `Dream`."""
     command = _DREAM.match(text.strip())
     if not command:

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from sdlora.errors import DataError
-from sdlora.image_metadata.a1111 import Recalled, read_a1111, read_json, with_loras
+from sdlora.image_metadata.a1111 import ImageMetadata, read_a1111, read_json, with_loras
 from sdlora.image_metadata.comfyui import read_comfyui
 from sdlora.image_metadata.infotext import (
     DETAILS,
@@ -55,7 +55,7 @@ _JSON = re.compile(r'\s*\{\s*(?:"|\Z)')
 _SHORTENED = 80  # letters
 
 
-def parse_infotext(text: str) -> Recalled:
+def parse_infotext(text: str) -> ImageMetadata:
     """What a text says of a picture: A1111's form, or the JSON of InvokeAI, SwarmUI, Fooocus,
     NovelAI or ComfyUI. Never raises; JSON of another kind says nothing, any other text is a prompt.
     """
@@ -67,10 +67,10 @@ def parse_infotext(text: str) -> Recalled:
     for read in (*(program.read for program in PROGRAMS), read_comfyui):
         if recalled := read(record):
             return recalled
-    return Recalled()
+    return ImageMetadata()
 
 
-def read_parameters(path: Path) -> Recalled:
+def read_parameters(path: Path) -> ImageMetadata:
     """What a PNG, JPEG or WebP says of its making.
 
     Of our own pictures everything, whatever the prompt looks like. DataError when it is no such
@@ -80,7 +80,7 @@ def read_parameters(path: Path) -> Recalled:
     texts = _texts_of(path, problems)
     readings = {c: _read_chunk(c, texts[c], problems) for c in _CHUNKS if texts.get(c)}
     ordered = sorted(readings.values(), key=lambda r: (not r.fields, not r.prompt))
-    recalled = ordered[0] if ordered else Recalled()
+    recalled = ordered[0] if ordered else ImageMetadata()
     recalled = _with_graph(recalled, [readings.get(chunk) for chunk in _GRAPHS])
     recalled = replace(recalled, problems=(*recalled.problems, *problems))
     details = read_json(texts.get(DETAILS, ""))
@@ -120,7 +120,7 @@ def _unwrapped(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**prompt, **outer, **comment}
 
 
-def _read_chunk(chunk: str, text: str, problems: list[Message]) -> Recalled:
+def _read_chunk(chunk: str, text: str, problems: list[Message]) -> ImageMetadata:
     """What one text of a picture says. A comment alone is no prompt, nor is broken JSON."""
     recalled = parse_infotext(text)
     if recalled.fields or recalled.program or not recalled.prompt:
@@ -133,14 +133,14 @@ def _read_chunk(chunk: str, text: str, problems: list[Message]) -> Recalled:
     if chunk == _COMMENT:
         text = "the comment {text!r} is not taken for a prompt"
         problems.append(Message(text, text=recalled.prompt[:_SHORTENED]))
-        return Recalled()
+        return ImageMetadata()
     if _JSON.match(text) or chunk != PARAMETERS and chunk != "prompt":
         problems.append(Message("{chunk!r} is damaged and not read", chunk=chunk))
-        return Recalled()
+        return ImageMetadata()
     return recalled
 
 
-def _with_graph(recalled: Recalled, graphs: Iterable[Recalled | None]) -> Recalled:
+def _with_graph(recalled: ImageMetadata, graphs: Iterable[ImageMetadata | None]) -> ImageMetadata:
     """With the LoRAs of ComfyUI's graph that the text beside it does not name."""
     graph = next((graph for graph in graphs if graph and graph.program == "ComfyUI"), None)
     if not graph or recalled is graph or recalled.program == "ComfyUI":
@@ -174,7 +174,7 @@ def rename_loras(prompt: str, hashes: Mapping[str, str], known: Callable[[str], 
     return "".join(pieces)
 
 
-def _detailed(recalled: Recalled, details: dict[str, Any]) -> Recalled:
+def _detailed(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata:
     """With our own record, which knows the prompts without doubt."""
     request = details.get("request")
     values = request if isinstance(request, dict) else details

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdlora.errors import LoraFileError, SettingsError
-from sdlora.image_metadata.a1111 import Recalled, read_json
+from sdlora.image_metadata.a1111 import ImageMetadata, read_json
 from sdlora.image_metadata.civitai import civitai_resources
 from sdlora.image_metadata.infotext import hashed_name
 from sdlora.image_metadata.other_programs import file_stem
@@ -16,7 +16,7 @@ from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, samp
 from sdlora.lora.format.hashes import is_hash
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.messages import Message
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import as_read_before, parse_prompt
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
@@ -48,7 +48,7 @@ _EMBEDDINGS = {
 
 
 def request_of(
-    recalled: Recalled, library: Library, workspace: Workspace
+    recalled: ImageMetadata, library: Library, workspace: Workspace
 ) -> tuple[dict[str, Any], list[str]]:
     """(values, problems): an ImageRequest's values that make the picture again, as far as it says,
     and a sentence for each thing that is missing or cannot be taken over.
@@ -88,7 +88,7 @@ def _own(
     drawn = {name: image.get(name) for name in ("prompt", "negative_prompt")}
     fresh = _accepted(values, [])
     if all(isinstance(text, str) for text in drawn.values()) and "seed" in fresh:
-        texts = Wordbook.of(workspace).expand(
+        texts = PromptResources.of(workspace).expand(
             fresh.get("prompt", ""), fresh.get("negative_prompt", ""), fresh["seed"],
             fresh.get("styles", ()),
         )  # fmt: skip
@@ -107,7 +107,7 @@ def _by_todays_rules(values: dict[str, Any]) -> dict[str, Any]:
     return values | same
 
 
-def _foreign(recalled: Recalled, problems: list[str]) -> dict[str, Any]:
+def _foreign(recalled: ImageMetadata, problems: list[str]) -> dict[str, Any]:
     """The values of another program's fields, still unchecked."""
     fields = recalled.fields
     values: dict[str, Any] = {"prompt": recalled.prompt, "negative_prompt": recalled.negative}
@@ -262,10 +262,10 @@ def _check_tags(
 
 
 def _check_embeddings(
-    recalled: Recalled, values: Mapping[str, Any], workspace: Workspace, problems: list[str]
+    recalled: ImageMetadata, values: Mapping[str, Any], workspace: Workspace, problems: list[str]
 ) -> None:
     """A sentence for each textual inversion that the picture names and that is not here."""
-    known = Wordbook.of(workspace).embedding_names()
+    known = PromptResources.of(workspace).embedding_names()
     named = dict(recalled.embedding_hashes)
     if pattern := _EMBEDDINGS.get(recalled.program):
         texts = (str(values.get(setting, "")) for setting in ("prompt", "negative_prompt"))

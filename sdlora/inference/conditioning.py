@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from sdlora.adapters import Blend
-from sdlora.inference.plan import Chosen, Wish
-from sdlora.inference.sampling import Aim, Cond, Row
-from sdlora.models.text_encoding import Manner
+from sdlora.inference.plan import ImagePlan, SelectedLora
+from sdlora.inference.sampling import Cond, GuidanceRow, GuidanceTarget
+from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.prompt.emphasis import compose
 from sdlora.prompt.schedules import schedule
 
@@ -18,7 +18,7 @@ When = tuple[int, int, int]  # step, the first being 0; of how many; how many be
 
 
 @dataclass(frozen=True)
-class Course:
+class PromptSchedule:
     """What one image's prompts say at each step of a pass: texts joined by AND, and the negative's.
 
     Alike for the same prompts, so that a batch of one prompt keeps one.
@@ -28,7 +28,7 @@ class Course:
     unwanted: tuple[str, ...]
 
     @classmethod
-    def of(cls, wish: Wish, steps: int, before: int) -> Course:
+    def of(cls, wish: ImagePlan, steps: int, before: int) -> PromptSchedule:
         """That of a pass of `steps` steps, with so many before it."""
         positive = _by_step(wish.positive.text, steps, before)
         negative = _by_step(wish.negative.text, steps, before)
@@ -43,16 +43,18 @@ def _by_step(text: str, steps: int, before: int) -> list[str]:
     return found
 
 
-class Conditions:
+class ConditioningCache:
     """Reads texts with the LoRAs that stand in the text encoders, each once."""
 
-    def __init__(self, blend: Blend, manner: Manner, moving: Sequence[Chosen]) -> None:
+    def __init__(
+        self, blend: Blend, manner: TextEncodeOptions, moving: Sequence[SelectedLora]
+    ) -> None:
         self.blend, self.manner, self.moving = blend, manner, moving
         self._read: dict[tuple[str, bool, tuple[float, ...]], Cond] = {}
-        self._aims: dict[tuple[object, ...], Aim] = {}
+        self._aims: dict[tuple[object, ...], GuidanceTarget] = {}
         self._standing: list[tuple[float, ...]] = []  # the weights that the denoiser has now
 
-    def aim(self, course: Course, image: int, when: When) -> Aim:
+    def aim(self, course: PromptSchedule, image: int, when: When) -> GuidanceTarget:
         """What `image` is denoised towards at `when`; its texts padded to one length."""
         wanted, unwanted = course.wanted[when[0]], course.unwanted[when[0]]
         weights = [self._weights(image, negative, when) for negative in (False, True)]
@@ -64,10 +66,10 @@ class Conditions:
             padded = [self._padded(cond, length, weights[0]) for cond in conds]
             pairs = zip(padded, (weight for _, weight in wanted), strict=True)
             away = self._padded(away, length, weights[1], is_nothing=not unwanted)
-            self._aims[key] = Aim(away, tuple(pairs))
+            self._aims[key] = GuidanceTarget(away, tuple(pairs))
         return self._aims[key]
 
-    def set_rows(self, rows: Sequence[Row], images: Sequence[int], when: When) -> None:
+    def set_rows(self, rows: Sequence[GuidanceRow], images: Sequence[int], when: When) -> None:
         """Give every row the weights that the moving LoRAs have for it; `images` are the batch's
         by their places in it."""
         if not self.moving:

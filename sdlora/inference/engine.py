@@ -19,13 +19,13 @@ from PIL import Image
 
 from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
-from sdlora.inference.image_pipeline import Painter
+from sdlora.inference.image_pipeline import ImagePipeline
 from sdlora.inference.image_writer import keep, shown_model, written_when_room
-from sdlora.inference.plan import Sheet
+from sdlora.inference.plan import GenerationPlan
 from sdlora.lora.library.library import Library
 from sdlora.models.base import Family
 from sdlora.models.registry import open_family
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.resources import PromptResources
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
@@ -46,7 +46,7 @@ def render(
 
     Afterwards the family is as it was before. Fewer images when `should_stop` said so.
     """
-    painter = Painter(family, library or Library(()))
+    painter = ImagePipeline(family, library or Library(()))
     request = with_seed(request)
     images: list[Image.Image] = []
     try:
@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, workspace: Workspace, device: torch.device, dtype: torch.dtype) -> None:
         self.workspace, self.device, self.dtype = workspace, device, dtype
         self._source = ""
-        self._painter: Painter | None = None
+        self._painter: ImagePipeline | None = None
 
     def generate(
         self, request: ImageRequest, should_stop: Callable[[], bool] = never
@@ -123,16 +123,16 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _opened(self, source: str) -> Painter:
+    def _opened(self, source: str) -> ImagePipeline:
         if self._painter is None or source != self._source:
             self.close()  # two models at once may not fit
             family = open_family(source, self.dtype, self.device)
-            library, book = Library.of(self.workspace), Wordbook.of(self.workspace)
-            self._painter, self._source = Painter(family, library, book), source
+            library, book = Library.of(self.workspace), PromptResources.of(self.workspace)
+            self._painter, self._source = ImagePipeline(family, library, book), source
         return self._painter
 
 
-def _ready(paths: list[str], request: ImageRequest, sheet: Sheet) -> SampleReady:
+def _ready(paths: list[str], request: ImageRequest, sheet: GenerationPlan) -> SampleReady:
     index = len(paths) - 1
     seed = sheet.wishes[index].seed
     return SampleReady(paths[-1], index, request.prompt, seed, sheet.report(index))

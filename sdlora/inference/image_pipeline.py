@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdlora.adapters import Blend
-from sdlora.inference.conditioning import Conditions, Course, When
-from sdlora.inference.lora_selection import Cast
-from sdlora.inference.plan import Sheet, Wish
-from sdlora.inference.sampling import SAMPLERS, Guide, Sampler, Work, denoise
+from sdlora.inference.conditioning import ConditioningCache, PromptSchedule, When
+from sdlora.inference.lora_selection import LoraSelector
+from sdlora.inference.plan import GenerationPlan, ImagePlan
+from sdlora.inference.sampling import SAMPLERS, ClassifierFreeGuidance, Sampler, Work, denoise
 from sdlora.lora.library.library import Library
 from sdlora.messages import Message, Setting
 from sdlora.models.base import ZERO_TERMINAL_SNR, Family
-from sdlora.models.text_encoding import Manner
+from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.prompt.emphasis import compose
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import parse_prompt
 from sdlora.settings.image_request import ImageRequest
 
@@ -36,7 +36,7 @@ def passes_of(request: ImageRequest) -> tuple[tuple[int, int], ...]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Images of a request that are denoised side by side, by their numbers in it.
 
     `dice` are theirs alone: image i is the same in any batch.
@@ -44,8 +44,8 @@ class Batch:
 
     family: Family
     request: ImageRequest
-    sheet: Sheet
-    conditions: Conditions
+    sheet: GenerationPlan
+    conditions: ConditioningCache
     images: range
     dice: list[torch.Generator]
 
@@ -100,11 +100,13 @@ class Batch:
     def _denoised(self, latents: Tensor, timesteps: Tensor, number: int) -> Work:
         """One pass, the first being 0."""
         steps, before = self.sheet.passes[number]
-        courses = [Course.of(self.sheet.wishes[image], steps, before) for image in self.images]
+        courses = [
+            PromptSchedule.of(self.sheet.wishes[image], steps, before) for image in self.images
+        ]
         sides = [side * self.family.pipeline.vae_scale_factor for side in latents.shape[-2:]]
         sizes = torch.tensor([[*sides, 0, 0, *sides]]).to(latents)
         when: When = (0, steps, before)
-        guide = Guide(
+        guide = ClassifierFreeGuidance(
             self.family, self.request.guidance, sizes,
             lambda rows: self.conditions.set_rows(rows, self.images, when),
         )  # fmt: skip
@@ -120,17 +122,17 @@ class Batch:
 
 
 OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
-NO_BOOK = Wordbook()
+NO_BOOK = PromptResources()
 
 
-class Painter:
+class ImagePipeline:
     """An open family, and the blend that stands in it."""
 
-    def __init__(self, family: Family, library: Library, book: Wordbook = NO_BOOK) -> None:
+    def __init__(self, family: Family, library: Library, book: PromptResources = NO_BOOK) -> None:
         self.family, self.book, self.blend = family, book, Blend(family)
-        self._cast = Cast(self.blend, library, book)
+        self._cast = LoraSelector(self.blend, library, book)
 
-    def prepare(self, request: ImageRequest) -> Sheet:
+    def prepare(self, request: ImageRequest) -> GenerationPlan:
         """Read the prompts of every image, and make their LoRAs stand in the model.
 
         What cannot be used is a problem on the sheet, never an error: the rest is used.
@@ -141,11 +143,13 @@ class Painter:
             for seed in range(request.seed, request.seed + request.count)
         ]
         wishes = tuple(
-            Wish(request.seed + image, p.text, n.text, parse_prompt(p.text), parse_prompt(n.text))
+            ImagePlan(
+                request.seed + image, p.text, n.text, parse_prompt(p.text), parse_prompt(n.text)
+            )
             for image, (p, n) in enumerate(texts)
         )
         from_noise = request.zero_terminal_snr and self.family.noise.prediction == "v_prediction"
-        sheet = Sheet(wishes, passes_of(request), from_noise)
+        sheet = GenerationPlan(wishes, passes_of(request), from_noise)
         for image, (wish, its) in enumerate(zip(wishes, texts, strict=True)):
             parts = (*its, wish.positive, wish.negative)
             sheet.tell((told for part in parts for told in part.problems), [image])
@@ -155,7 +159,7 @@ class Painter:
         self._cast.stand(sheet, len(sheet.passes) > 1)
         return sheet
 
-    def _unusable(self, request: ImageRequest, sheet: Sheet) -> Iterator[Message]:
+    def _unusable(self, request: ImageRequest, sheet: GenerationPlan) -> Iterator[Message]:
         wishes = sheet.wishes
         if (asked := request.clip_skip) > (most := self.family.deepest_skip):
             yield Message(
@@ -177,20 +181,20 @@ class Painter:
         return batches * sum(steps for steps, _ in passes_of(request))
 
     @torch.no_grad()
-    def paint(self, request: ImageRequest, sheet: Sheet) -> Generator[Image.Image | None]:
+    def paint(self, request: ImageRequest, sheet: GenerationPlan) -> Generator[Image.Image | None]:
         """The request's images in order; None after every step of a batch.
 
         Image i begins from the noise of seed + i, whichever batch it is in.
         """
-        manner = Manner(request.emphasis, request.clip_skip)
-        conditions = Conditions(self.blend, manner, sheet.moving)
+        manner = TextEncodeOptions(request.emphasis, request.clip_skip)
+        conditions = ConditioningCache(self.blend, manner, sheet.moving)
         options = ZERO_TERMINAL_SNR if sheet.from_noise else {}
         with self._painting(SAMPLERS[request.sampler], options):
             for first in range(0, request.count, request.batch_size):
                 images = range(first, min(first + request.batch_size, request.count))
                 seeds = [sheet.wishes[image].seed for image in images]
                 dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-                batch = Batch(self.family, request, sheet, conditions, images, dice)
+                batch = ImageBatch(self.family, request, sheet, conditions, images, dice)
                 latents = yield from batch.latents()
                 finite = latents.isfinite().flatten(1).all(1).tolist()
                 lost = [image for image, its in zip(images, finite, strict=True) if not its]

@@ -16,7 +16,7 @@ from sdlora.events import Event, Progress, Warned
 from sdlora.files import publish_new
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
-from sdlora.inference.plan import Sheet
+from sdlora.inference.plan import GenerationPlan
 from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
 from sdlora.settings.image_request import ImageRequest
@@ -51,7 +51,9 @@ def written_when_room(
         time.sleep(LOOK_EVERY_S)
 
 
-def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, index: int) -> Path:
+def keep(
+    image: Image.Image, folder: Path, request: ImageRequest, sheet: GenerationPlan, index: int
+) -> Path:
     """Write image `index` of a request into folder/<day>/, in the format asked for, under a name
     that no other file has. The day is that of the request's beginning.
 
@@ -71,7 +73,9 @@ def keep(image: Image.Image, folder: Path, request: ImageRequest, sheet: Sheet, 
     return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
 
 
-def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int, int]) -> str:
+def parameters(
+    request: ImageRequest, sheet: GenerationPlan, index: int, size: tuple[int, int]
+) -> str:
     """A1111's text for image `index`, of `size` pixels: the prompts as expanded, tags included."""
     wish, (title, schedule) = sheet.wishes[index], SAMPLER_TITLES[request.sampler]
     is_hires = len(sheet.passes) > 1
@@ -103,7 +107,7 @@ def parameters(request: ImageRequest, sheet: Sheet, index: int, size: tuple[int,
     return infotext(wish.prompt, wish.negative_prompt, fields)
 
 
-def details(request: ImageRequest, sheet: Sheet, index: int) -> dict[str, Any]:
+def details(request: ImageRequest, sheet: GenerationPlan, index: int) -> dict[str, Any]:
     """What that text cannot hold: the request as it was asked, and what became of this image."""
     image = {"index": index, "seed": sheet.wishes[index].seed, **sheet.report(index)}
     asked = request.model_dump(mode="json")

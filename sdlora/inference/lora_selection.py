@@ -6,30 +6,30 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import Blend, Fit
+from sdlora.adapters import Blend, LoraMatch
 from sdlora.errors import LoraFileError
-from sdlora.inference.plan import Chosen, Sheet, also_named, listed
+from sdlora.inference.plan import GenerationPlan, SelectedLora, also_named, listed
 from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
 from sdlora.lora.library.library import Library, LoraEntry, stamp
 from sdlora.messages import Message
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import LoraTag
 
 Weighted = tuple[LoraFile, float, float]
 
 
-class Cast:
+class LoraSelector:
     """Finds what prompts name; files stay open from one request to the next that uses them."""
 
-    def __init__(self, blend: Blend, library: Library, book: Wordbook) -> None:
+    def __init__(self, blend: Blend, library: Library, book: PromptResources) -> None:
         self.blend, self.library, self.book = blend, library, book
         self._files: dict[tuple[Path, tuple[int, int]], tuple[LoraFile, str]] = {}
         self._used: set[Path] = set()
 
-    def stand(self, sheet: Sheet, hires: bool) -> None:
+    def stand(self, sheet: GenerationPlan, hires: bool) -> None:
         """Make the LoRAs and words of a sheet's wishes stand in the model, and note them on it.
 
         What cannot be used is a problem on the sheet, never an error: the rest is used.
@@ -53,10 +53,10 @@ class Cast:
             sheet.tell([Message("no LoRA is used: {why}", why=error)])
         self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
 
-    def _choose(self, sheet: Sheet) -> list[Chosen]:
+    def _choose(self, sheet: GenerationPlan) -> list[SelectedLora]:
         """The LoRAs that can be used, each once."""
-        by_name: dict[str, Chosen | None] = {}
-        chosen: dict[Path, Chosen] = {}
+        by_name: dict[str, SelectedLora | None] = {}
+        chosen: dict[Path, SelectedLora] = {}
         for image, negative, tag in _named(sheet):
             if tag.name not in by_name:
                 by_name[tag.name] = self._found(tag.name, sheet, chosen)
@@ -70,25 +70,27 @@ class Cast:
                 sheet.tell(_told(one, tags), [image])
         return list(chosen.values())
 
-    def _found(self, name: str, sheet: Sheet, chosen: dict[Path, Chosen]) -> Chosen | None:
+    def _found(
+        self, name: str, sheet: GenerationPlan, chosen: dict[Path, SelectedLora]
+    ) -> SelectedLora | None:
         try:
             entry = self.library.find(name)
             file, its_hash = self._opened(entry.path, read_lora, partial(self._autov3, entry))
-            its: Fit = self.blend.fit(file)
+            its: LoraMatch = self.blend.fit(file)
         except LoraFileError as error:
             sheet.unused[name] = error.message
             return None
         if entry.note:
             sheet.tell([entry.note])
         if entry.path not in chosen:
-            chosen[entry.path] = Chosen(entry, file, its_hash)
+            chosen[entry.path] = SelectedLora(entry, file, its_hash)
             sheet.tell(_partly_used(name, chosen[entry.path], its))
         return chosen[entry.path]
 
     def _autov3(self, entry: LoraEntry) -> str:
         return self.library.hashes(entry).autov3
 
-    def _words(self, sheet: Sheet) -> list[LoraFile]:
+    def _words(self, sheet: GenerationPlan) -> list[LoraFile]:
         """The textual inversions that the prompts name."""
         texts = [part.text for wish in sheet.wishes for part in (wish.positive, wish.negative)]
         words = []
@@ -124,7 +126,7 @@ def _sha256(path: Path) -> str:
     return read_hashes(path).sha256[:12]
 
 
-def _named(sheet: Sheet) -> Iterator[tuple[int, bool, LoraTag]]:
+def _named(sheet: GenerationPlan) -> Iterator[tuple[int, bool, LoraTag]]:
     """(image, whether in the negative prompt, tag) of every tag there is."""
     for image, wish in enumerate(sheet.wishes):
         for negative, part in ((False, wish.positive), (True, wish.negative)):
@@ -132,7 +134,7 @@ def _named(sheet: Sheet) -> Iterator[tuple[int, bool, LoraTag]]:
                 yield image, negative, tag
 
 
-def _partly_used(name: str, one: Chosen, its: Fit) -> Iterator[Message]:
+def _partly_used(name: str, one: SelectedLora, its: LoraMatch) -> Iterator[Message]:
     """What of a file is not used, and which files of its name are not."""
     if one.file.unread:
         yield unread_note(name, one.file.unread)
@@ -146,7 +148,7 @@ def _partly_used(name: str, one: Chosen, its: Fit) -> Iterator[Message]:
         yield Message(template, name=name, files=also_named(also))
 
 
-def _told(one: Chosen, tags: list[LoraTag]) -> Iterator[Message]:
+def _told(one: SelectedLora, tags: list[LoraTag]) -> Iterator[Message]:
     """What a user may not expect of the tags that one side of an image has for one LoRA."""
     if len(tags) > 1:
         yield _sum_told(one, tags)
@@ -165,7 +167,7 @@ def _only_unet_changes(tag: LoraTag) -> bool:
     return bool(tag.points) and len({point.text_encoder for point in tag.points}) == 1
 
 
-def _sum_told(one: Chosen, tags: list[LoraTag]) -> Message:
+def _sum_told(one: SelectedLora, tags: list[LoraTag]) -> Message:
     """How the weights of several tags add up."""
     given = [f"{tag.unet:g}" for tag in tags]
     times = "twice" if len(given) == 2 else f"{len(given)} times"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters import Fit
+from sdlora.adapters import LoraMatch
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import RECORD, Message, as_message
@@ -36,7 +36,7 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImagePlan:
     """One image's prompts: as expanded, LoRA tags included, and as read."""
 
     seed: int
@@ -47,7 +47,7 @@ class Wish:
 
 
 @dataclass
-class Chosen:
+class SelectedLora:
     """A LoRA that prompts named, found and fitting, with its tags by (image, in the negative)."""
 
     entry: LoraEntry
@@ -77,7 +77,7 @@ class Chosen:
         tags = self.tags.get((image, negative), [])
         return sum(tag.unet for tag in tags), sum(tag.text_encoder for tag in tags)
 
-    def uses(self, image: int, its: Fit, passes: Iterable[tuple[int, int]]) -> list[LoraUse]:
+    def uses(self, image: int, its: LoraMatch, passes: Iterable[tuple[int, int]]) -> list[LoraUse]:
         """What is told of it in one image; `passes` are (steps, steps before) of each."""
         uses = []
         for negative in (False, True):
@@ -103,15 +103,17 @@ class Chosen:
 
 
 @dataclass
-class Sheet:
+class GenerationPlan:
     """What is painted. Problems grow when something goes wrong while painting."""
 
-    wishes: tuple[Wish, ...]
+    wishes: tuple[ImagePlan, ...]
     passes: tuple[tuple[int, int], ...] = ()  # (steps, steps before) of each
     from_noise: bool = False  # whether it begins from noise alone
-    still: list[Chosen] = field(default_factory=list)
-    moving: list[Chosen] = field(default_factory=list)
-    fits: list[Fit] = field(default_factory=list)  # of the still ones, then of the moving ones
+    still: list[SelectedLora] = field(default_factory=list)
+    moving: list[SelectedLora] = field(default_factory=list)
+    fits: list[LoraMatch] = field(
+        default_factory=list
+    )  # of the still ones, then of the moving ones
     embeddings: dict[str, str] = field(default_factory=dict)  # name -> hash, of those in use
     unused: dict[str, Message] = field(default_factory=dict)  # tag -> why it is not used
     _problems: dict[Message, set[int]] = field(default_factory=dict)

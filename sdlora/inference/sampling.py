@@ -52,7 +52,7 @@ SAMPLERS = {name: Sampler(*titles, *_CLASSES[name]) for name, titles in SAMPLER_
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
+class GuidanceTarget:
     """What one image is denoised towards: each wanted text by its weight, away from `unwanted`.
 
     All texts of an aim have one length. Compared by identity.
@@ -67,7 +67,7 @@ class Aim:
         return len(self.wanted) == 1 and self.wanted[0][1] == 1.0
 
 
-class Row(NamedTuple):
+class GuidanceRow(NamedTuple):
     """One text that the network is asked about, of which image, and whether it is unwanted."""
 
     image: int
@@ -76,16 +76,16 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Group:
+class _GuidanceGroup:
     """Rows that go through the network together, for their texts have one length."""
 
-    rows: list[Row]
+    rows: list[GuidanceRow]
     places: list[int]
     images: Tensor
     cond: dict[str, Tensor]
 
 
-class Guide:
+class ClassifierFreeGuidance:
     """The network's answer to a batch of images, led by their aims (arXiv:2207.12598, eq. 6).
 
     `before` is told the rows ahead of each call of the network. Without guidance an image with one
@@ -93,28 +93,32 @@ class Guide:
     """
 
     def __init__(
-        self, family: Family, guidance: float, sizes: Tensor, before: Callable[[list[Row]], None]
+        self,
+        family: Family,
+        guidance: float,
+        sizes: Tensor,
+        before: Callable[[list[GuidanceRow]], None],
     ) -> None:
         self.family, self.guidance, self.sizes, self.before = family, guidance, sizes, before
-        self.aims: Sequence[Aim] = ()
-        self._groups: list[_Group] = []
+        self.aims: Sequence[GuidanceTarget] = ()
+        self._groups: list[_GuidanceGroup] = []
         self._places: list[tuple[int | None, list[int]]] = []  # unwanted and wanted, by image
 
-    def lead(self, aims: Sequence[Aim]) -> None:
+    def lead(self, aims: Sequence[GuidanceTarget]) -> None:
         """Where to go from now on."""
         if aims == self.aims:
             return
-        self.aims, rows = aims, list[Row]()
+        self.aims, rows = aims, list[GuidanceRow]()
         guided = self.guidance > 1
         places: list[tuple[int | None, list[int]]] = []
         for image, aim in enumerate(aims):
             needed = guided or not aim.is_plain
             places.append((len(rows) if needed else None, []))
-            rows += [Row(image, True, aim.unwanted)] * needed
+            rows += [GuidanceRow(image, True, aim.unwanted)] * needed
         for image, aim in enumerate(aims):
             for cond, _ in aim.wanted:
                 places[image][1].append(len(rows))
-                rows.append(Row(image, False, cond))
+                rows.append(GuidanceRow(image, False, cond))
         self._places, self._groups = places, self._grouped(rows)
 
     def __call__(self, latents: Tensor, t: Tensor) -> Tensor:
@@ -136,7 +140,7 @@ class Guide:
             led.append(total)
         return torch.stack(led)
 
-    def _grouped(self, rows: list[Row]) -> list[_Group]:
+    def _grouped(self, rows: list[GuidanceRow]) -> list[_GuidanceGroup]:
         lengths: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             lengths.setdefault(len(row.cond["context"]), []).append(place)
@@ -150,7 +154,7 @@ class Guide:
             its = [rows[place] for place in places]
             images = torch.tensor([row.image for row in its], device=self.family.device)
             cond = {key: torch.stack([row.cond[key] for row in its]) for key in its[0].cond}
-            groups.append(_Group(its, places, images, cond))
+            groups.append(_GuidanceGroup(its, places, images, cond))
         return groups
 
 

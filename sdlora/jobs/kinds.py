@@ -27,7 +27,7 @@ class MeasureSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
-class Row:
+class JobKind:
     """A kind of work: its settings, and the folder that it would like to have."""
 
     settings: type[Settings]
@@ -42,12 +42,12 @@ def _of_its_run(settings: GridSettings, workspace: Workspace) -> Path:
     return workspace.runs / settings.run / "grids" / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-KINDS: dict[Kind, Row] = {
-    "train": Row(TrainSettings, lambda settings, workspace: workspace.runs / settings.name),
-    "generate": Row(ImageRequest, _dated),
-    "measure": Row(MeasureSettings, _dated),
-    "grid": Row(GridSettings, _of_its_run),
-    "describe": Row(DescribeSettings, _dated),
+KINDS: dict[Kind, JobKind] = {
+    "train": JobKind(TrainSettings, lambda settings, workspace: workspace.runs / settings.name),
+    "generate": JobKind(ImageRequest, _dated),
+    "measure": JobKind(MeasureSettings, _dated),
+    "grid": JobKind(GridSettings, _of_its_run),
+    "describe": JobKind(DescribeSettings, _dated),
 }
 
 

@@ -65,7 +65,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Seat:
+class ProcessLock:
     """Who holds a role: a process identity, and what others shall know, such as its address."""
 
     holder: str
@@ -171,7 +171,7 @@ class Queue:
         """The newest jobs of a kind, newest first."""
         return self._jobs("SELECT * FROM jobs WHERE kind = ? ORDER BY id DESC LIMIT ?", kind, most)
 
-    def take_seat(self, role: Role, note: str = "") -> Seat | None:
+    def take_seat(self, role: Role, note: str = "") -> ProcessLock | None:
         """Make this process the workspace's worker or page. None: done; else who is it already."""
         me = identity(os.getpid()) or ""
         while True:
@@ -191,14 +191,14 @@ class Queue:
         me = identity(os.getpid()) or ""
         self._run("DELETE FROM seats WHERE role = ? AND holder = ?", role, me)
 
-    def holder(self, role: Role) -> Seat | None:
+    def holder(self, role: Role) -> ProcessLock | None:
         """The living process in a seat; None when it is free."""
         seat = self._seat(role)
         return seat if seat and alive(seat.holder) else None
 
-    def _seat(self, role: Role) -> Seat | None:
+    def _seat(self, role: Role) -> ProcessLock | None:
         rows = self._run("SELECT holder, note FROM seats WHERE role = ?", role)
-        return Seat(*rows[0]) if rows else None
+        return ProcessLock(*rows[0]) if rows else None
 
     def _place(self, folder: Path) -> str:
         """A folder as the queue calls it. RunError: it cannot."""

@@ -134,7 +134,7 @@ def suggestion(folder: Path, state: RunState) -> Suggestion | None:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _ReviewLine:
     name: str
     points: Points
     colour: str
@@ -147,12 +147,12 @@ def draw_curves(state: RunState, title: str) -> Image.Image:
     drift = [(one.step, one.drift) for one in state.validations if one.drift is not None]
     panels = [
         [
-            _Line("", state.losses, LOSS, 2),
-            _Line("training loss, averaged", averaged(state.losses), SMOOTH),
-            _Line("loss on pictures held out", held, HELD_OUT),
+            _ReviewLine("", state.losses, LOSS, 2),
+            _ReviewLine("training loss, averaged", averaged(state.losses), SMOOTH),
+            _ReviewLine("loss on pictures held out", held, HELD_OUT),
         ]
     ]
-    panels += [[_Line("drift on unrelated prompts", drift, DRIFT)]] if drift else []
+    panels += [[_ReviewLine("drift on unrelated prompts", drift, DRIFT)]] if drift else []
     size = (WIDTH * SCALE, (50 + len(panels) * (PANEL + 50)) * SCALE)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
@@ -174,7 +174,7 @@ def averaged(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
     return smooth
 
 
-def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_Line], last: int) -> None:
+def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_ReviewLine], last: int) -> None:
     values = [value for line in lines for _, value in line.points]
     most = max(values, default=1.0) * 1.05 or 1.0
 

@@ -34,7 +34,7 @@ from sdlora.jobs.run_reader import (
     HEARTBEAT_FILE,
     LOG_FILE,
     PID_FILE,
-    Follower,
+    RunFollower,
     owner,
     pid_alive,
     read,
@@ -49,7 +49,7 @@ from sdlora.workspace import Workspace, gone
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
-    "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "Follower",
+    "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "RunFollower",
     "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
     "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
     "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now", "unread_lines",

@@ -59,7 +59,7 @@ def _size(path: Path) -> int:
 
 
 @dataclass
-class Follower:
+class RunFollower:
     """Reads a folder's events as they come, each line once. With the `queue`, what that knows of
     the run counts too: while it waits or runs there, it has not ended, whoever died."""
 
@@ -167,11 +167,11 @@ _START_AGAIN = Message(
 
 def read(folder: Path, queue: Queue | None = None) -> RunState:
     """The state of the run in `folder`, read from its beginning."""
-    return Follower(folder, queue=queue).poll()
+    return RunFollower(folder, queue=queue).poll()
 
 
 def recorded(folder: Path) -> RunState:
     """What the run itself wrote, without what is made of one that died. OSError: unreadable."""
-    follower = Follower(folder)
+    follower = RunFollower(folder)
     follower.news()
     return follower.state

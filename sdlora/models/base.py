@@ -25,7 +25,7 @@ from sdlora.architectures import BASES
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, vocabulary
-from sdlora.models.text_encoding import Layers, Manner, Reader
+from sdlora.models.text_encoding import ClipEncoder, ClipLayer, TextEncodeOptions
 from sdlora.noise_schedule import DDPM
 from sdlora.prompt.chunks import Chunk
 from sdlora.settings.layer_groups import TEXT_ENCODER, WIDER
@@ -42,7 +42,7 @@ TARGETS = {
 # A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
-PLAIN = Manner()
+PLAIN = TextEncodeOptions()
 # What a LoRA file can change, of any kind
 CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
 
@@ -149,7 +149,7 @@ class Family(ABC):
         with self.autocast():
             return self.network(noisy.to(self.device, self.dtype), t.to(self.device), cond, sizes)
 
-    def read_text(self, text: str, manner: Manner = PLAIN) -> dict[str, Tensor]:
+    def read_text(self, text: str, manner: TextEncodeOptions = PLAIN) -> dict[str, Tensor]:
         """What `network` reads of one text of any length, emphasis and BREAK in it, as
         `encode_prompts` would give it but without a batch: `context` (77n,D) for n chunks, and
         `pooled` (D2), the last encoder's summary of the first, where the family has that."""
@@ -164,12 +164,12 @@ class Family(ABC):
         texts = [[reader.literal(caption) for reader in readers] for caption in captions]
         most = max(len(chunks) for text in texts for chunks in text)
         with self.autocast():
-            manner = Manner(clip_skip=self.caption_clip_skip)
+            manner = TextEncodeOptions(clip_skip=self.caption_clip_skip)
             read = [self._read(text, manner, most) for text in texts]
         return {name: torch.stack([one[name] for one in read]) for name in read[0]}
 
     def _read(
-        self, chunks: Sequence[list[Chunk]], manner: Manner, least: int = 1
+        self, chunks: Sequence[list[Chunk]], manner: TextEncodeOptions, least: int = 1
     ) -> dict[str, Tensor]:
         """`read_text` of each encoder's chunks, `least` of them at least."""
         # a word that only one encoder has been brought may make more chunks there
@@ -183,23 +183,23 @@ class Family(ABC):
             {"context": context, "pooled": read[-1][1]} if self.has_pooled else {"context": context}
         )
 
-    def read_nothing(self, manner: Manner = PLAIN) -> dict[str, Tensor]:
+    def read_nothing(self, manner: TextEncodeOptions = PLAIN) -> dict[str, Tensor]:
         """What an empty negative prompt is to `network`."""
         return self.read_text("", manner)
 
     @property
-    def text_layers(self) -> Layers:
+    def text_layers(self) -> ClipLayer:
         """Which layer of the text encoders `network` reads."""
-        return Layers()
+        return ClipLayer()
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[ClipEncoder]:
         """The text encoders, with the tokenizers that they have now."""
         tokenizers = [
             getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
             for name in self.text_parts.values()
         ]
         pairs = zip(self.text_encoders.values(), tokenizers, strict=True)
-        return [Reader(model, tokenizer, self.text_layers) for model, tokenizer in pairs]
+        return [ClipEncoder(model, tokenizer, self.text_layers) for model, tokenizer in pairs]
 
     @property
     def deepest_skip(self) -> int:

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from sdlora.models.base import Family
-from sdlora.models.text_encoding import Layers
+from sdlora.models.text_encoding import ClipLayer
 
 
 class StableDiffusion(Family):
@@ -30,9 +30,9 @@ class StableDiffusion(Family):
         return {"context": context}
 
     @property
-    def text_layers(self) -> Layers:
+    def text_layers(self) -> ClipLayer:
         """The last; the files of SD 2 do not have the one after, which A1111 counts too."""
-        return Layers(gone=1 if self.name == "sd2" else 0)
+        return ClipLayer(gone=1 if self.name == "sd2" else 0)
 
     def network(
         self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor

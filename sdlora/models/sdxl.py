@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.models.base import PLAIN, Family
-from sdlora.models.text_encoding import Layers, Manner
+from sdlora.models.text_encoding import ClipLayer, TextEncodeOptions
 
 
 class StableDiffusionXL(Family):
@@ -30,9 +30,9 @@ class StableDiffusionXL(Family):
         return {"context": context, "pooled": pooled}
 
     @property
-    def text_layers(self) -> Layers:
+    def text_layers(self) -> ClipLayer:
         """The last but one, without the norm after the last."""
-        return Layers(read=2, normed=False)
+        return ClipLayer(read=2, normed=False)
 
     def network(
         self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
@@ -47,7 +47,7 @@ class StableDiffusionXL(Family):
         )
         return answer[0]
 
-    def read_nothing(self, manner: Manner = PLAIN) -> dict[str, Tensor]:
+    def read_nothing(self, manner: TextEncodeOptions = PLAIN) -> dict[str, Tensor]:
         """See Family; zeros where the model was made so, as in the stock pipeline."""
         read = self.read_text("", manner)
         if not self.pipeline.config.force_zeros_for_empty_prompt:

@@ -18,7 +18,7 @@ from sdlora.prompt.emphasis import parse_emphasis
 
 
 @dataclass(frozen=True)
-class Manner:
+class TextEncodeOptions:
     """How texts are read: A1111's emphasis mode, and its clip skip, where 1 is the last layer."""
 
     emphasis: str = "original"
@@ -26,7 +26,7 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Layers:
+class ClipLayer:
     """Which layer of its text encoders a family reads.
 
     `read`: counted from the end, 1 is the last. `gone`: how many A1111 counts that the files do not
@@ -47,10 +47,10 @@ class Layers:
         return int(model.config.num_hidden_layers)
 
 
-class Reader:
+class ClipEncoder:
     """A CLIP text encoder of an open family, with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any, layers: Layers) -> None:
+    def __init__(self, model: Any, tokenizer: Any, layers: ClipLayer) -> None:
         self.model, self.tokenizer, self.layers = model, tokenizer, layers
 
     def chunks(self, text: str) -> list[Chunk]:
@@ -61,7 +61,7 @@ class Reader:
         """The chunks of a text in which no sign means anything."""
         return chunked([(text, 1.0)], self._units)
 
-    def read(self, chunks: list[Chunk], manner: Manner) -> tuple[Tensor, Tensor]:
+    def read(self, chunks: list[Chunk], manner: TextEncodeOptions) -> tuple[Tensor, Tensor]:
         """(77n,D) of n chunks; and (D2) of the first one's end, what SDXL calls pooled."""
         numbers = torch.tensor([self._numbers(chunk) for chunk in chunks])
         its = self.layers

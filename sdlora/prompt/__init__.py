@@ -12,20 +12,20 @@ A prompt goes through these stages, each a function of its own, none of which ne
 
     8. chunks        chunked             75 tokens at a time, as a text encoder reads them
 
-`expand` is the first three, `Wordbook.expand` with what a workspace adds; `view` is all the others,
-to be shown. A LoRA tag is one piece to all of them. All are linear in the length of the text and
-know no deepest nesting.
+`expand` is the first three, `PromptResources.expand` with what a workspace adds; `view` is all the
+others, to be shown. A LoRA tag is one piece to all of them. All are linear in the length of the
+text and know no deepest nesting.
 """
 
 from sdlora.prompt.chunks import Tokenize, chunked
 from sdlora.prompt.emphasis import BREAK, compose, parse_emphasis
 from sdlora.prompt.expansion import expand, strip_comments
-from sdlora.prompt.preview import View, view
-from sdlora.prompt.resources import Wordbook
+from sdlora.prompt.preview import PromptPreview, view
+from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.styles import Style, apply_styles, read_styles
 from sdlora.prompt.tags import LoraTag, Prompt, parse_prompt
-from sdlora.prompt.timing import Moment, Point, Window
+from sdlora.prompt.timing import Point, StepRange, StepTime
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.prompt.wildcard_lists import WildcardFolder
 from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards
@@ -35,15 +35,15 @@ __all__ = [
     "Expanded",
     "Lists",
     "LoraTag",
-    "Moment",
     "Point",
     "Prompt",
+    "PromptPreview",
+    "PromptResources",
+    "StepRange",
+    "StepTime",
     "Style",
     "Tokenize",
-    "View",
     "WildcardFolder",
-    "Window",
-    "Wordbook",
     "apply_styles",
     "chunked",
     "compose",

@@ -23,7 +23,7 @@ class ChunkView:
 
 
 @dataclass(frozen=True)
-class Part:
+class PreviewPart:
     """One of the texts that AND joins, and its weight."""
 
     weight: float
@@ -31,12 +31,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PreviewStage:
     """A text, and when it stands: spans (first, last) of steps, counted from 1."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    parts: tuple[Part, ...]
+    parts: tuple[PreviewPart, ...]
 
     @property
     def tokens(self) -> int:
@@ -45,10 +45,10 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class View:
+class PromptPreview:
     """The whole prompt: each text that it becomes once, in the order of the steps."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PreviewStage, ...]
     loras: tuple[LoraTag, ...]
     problems: tuple[str, ...]
 
@@ -58,7 +58,7 @@ class View:
         return max(stage.tokens for stage in self.stages)
 
 
-def view(text: str, steps: int, tokenize: Tokenize) -> View:
+def view(text: str, steps: int, tokenize: Tokenize) -> PromptPreview:
     """What `text`, its styles and wildcards expanded, becomes over `steps` steps. Never raises."""
     prompt = parse_prompt(text)
     spans: dict[str, list[tuple[int, int]]] = {}
@@ -67,13 +67,13 @@ def view(text: str, steps: int, tokenize: Tokenize) -> View:
         spans.setdefault(stage, []).append((begin, end))
         begin = end + 1
     stages = tuple(_stage(its, tuple(when), tokenize) for its, when in spans.items())
-    return View(stages, prompt.loras, prompt.problems)
+    return PromptPreview(stages, prompt.loras, prompt.problems)
 
 
-def _stage(text: str, spans: tuple[tuple[int, int], ...], tokenize: Tokenize) -> Stage:
+def _stage(text: str, spans: tuple[tuple[int, int], ...], tokenize: Tokenize) -> PreviewStage:
     parts = []
     for part, weight in compose(text):
         chunks = chunked(parse_emphasis(part), tokenize)
         views = tuple(ChunkView(shown(chunk), size(chunk)) for chunk in chunks)
-        parts.append(Part(weight, views))
-    return Stage(text, spans, tuple(parts))
+        parts.append(PreviewPart(weight, views))
+    return PreviewStage(text, spans, tuple(parts))

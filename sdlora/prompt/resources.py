@@ -25,7 +25,7 @@ _OTHER_DICE = 2**32  # so that {a|b} in both prompts is drawn twice
 
 
 @dataclass(frozen=True)
-class Wordbook:
+class PromptResources:
     """Where styles, wildcards and embeddings lie; any of them may be missing. Folders are listed
     once: a new book sees what is new."""
 
@@ -34,7 +34,7 @@ class Wordbook:
     embeddings: Path | None = None
 
     @classmethod
-    def of(cls, workspace: Workspace) -> Wordbook:
+    def of(cls, workspace: Workspace) -> PromptResources:
         """That of a workspace."""
         return cls(workspace.styles, workspace.wildcards, workspace.embeddings)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sdlora.prompt.scanner import Token, joined, tokens
-from sdlora.prompt.timing import ALWAYS, NEVER, Moment, Window
+from sdlora.prompt.timing import ALWAYS, NEVER, StepRange, StepTime
 
 MOST_WINDOWS = 16  # of a tag: more [...] around it are refused, not followed
 _ROOT, _HIDDEN = 0, 1  # branches that every layout has
@@ -30,7 +30,7 @@ def schedule(text: str, steps: int, first_pass: int = 0) -> list[tuple[int, str]
     >>> schedule("[cow|horse]", 3)
     [(1, 'cow'), (2, 'horse'), (3, 'cow')]
     """
-    layout = Layout(text)
+    layout = ScheduleLayout(text)
     ends = {steps}
     for _, window in layout.branches:
         if window.turns > 1:
@@ -51,7 +51,7 @@ class _Bracket:
     parts: list[int] = field(default_factory=list)
 
 
-class Layout:
+class ScheduleLayout:
     """A prompt's tokens, each on a branch; a branch is open at the steps of its window while its
     parent is. Parents come before their branches, so nothing here recurses."""
 
@@ -59,7 +59,7 @@ class Layout:
         self.text = text
         self.tokens = list(tokens(text))
         self.where = [_ROOT] * len(self.tokens)
-        self.branches: list[tuple[int, Window]] = [(_ROOT, ALWAYS), (_ROOT, NEVER)]
+        self.branches: list[tuple[int, StepRange]] = [(_ROOT, ALWAYS), (_ROOT, NEVER)]
         self._lay_out()
 
     def text_at(self, step: int, steps: int, first_pass: int = 0) -> str:
@@ -71,9 +71,9 @@ class Layout:
         pairs = zip(self.tokens, self.where, strict=True)
         return joined(token for token, branch in pairs if is_open[branch])
 
-    def tags(self) -> Iterator[tuple[Token, tuple[Window, ...]]]:
+    def tags(self) -> Iterator[tuple[Token, tuple[StepRange, ...]]]:
         """Every tag with the windows around it, outermost first, MOST_WINDOWS of them at most."""
-        windows: list[tuple[Window, ...]] = []
+        windows: list[tuple[StepRange, ...]] = []
         for parent, window in self.branches:
             around = windows[parent] if windows else ()
             further = window != ALWAYS and len(around) < MOST_WINDOWS
@@ -116,16 +116,16 @@ class Layout:
             for index in bracket.signs:
                 self.where[index] = _HIDDEN
 
-    def _windows(self, bracket: _Bracket) -> list[Window]:
+    def _windows(self, bracket: _Bracket) -> list[StepRange]:
         """A window for each part; none when the bracket is not a schedule and no alternation."""
         count = len(bracket.parts)
         marks = {self.tokens[index].text for index in bracket.signs[1:-1]}
         if bracket.sign == "[" and marks == {"|"}:
-            return [Window(turn=turn, turns=count) for turn in range(count)]
+            return [StepRange(turn=turn, turns=count) for turn in range(count)]
         if bracket.sign == "[" and marks == {":"} and count <= 3:
             colon, end = (self.tokens[index] for index in bracket.signs[-2:])
             short = end.start - colon.end <= _LONGEST_MOMENT
-            when = Moment.read(self.text[colon.end : end.start]) if short else None
+            when = StepTime.read(self.text[colon.end : end.start]) if short else None
             if when:
-                return [Window(end=when), Window(start=when), NEVER][-count:]
+                return [StepRange(end=when), StepRange(start=when), NEVER][-count:]
         return []

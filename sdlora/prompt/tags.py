@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from sdlora.messages import Message
 from sdlora.prompt.compel import told_of_compel
 from sdlora.prompt.scanner import Token, joined, number, tokens
-from sdlora.prompt.schedules import MOST_WINDOWS, Layout
-from sdlora.prompt.timing import Moment, Point, Window, weights_at
+from sdlora.prompt.schedules import MOST_WINDOWS, ScheduleLayout
+from sdlora.prompt.timing import Point, StepRange, StepTime, weights_at
 
 RULES = 2  # of reading prompts; a picture says by which it was made
 _UNCLOSED = re.compile(r"<[a-z]\w*:[^<>]*(?=<|\Z)", re.IGNORECASE)
@@ -35,7 +35,7 @@ _KINDS = ("lora", "lyco")
 _PLACES = ("te", "unet", "dyn")  # what the numbers after the name stand for, in order
 _USED = ("te", "unet", "hr")
 _OPENERS = tuple(",([{|")
-_Weight = tuple[float, Moment]
+_Weight = tuple[float, StepTime]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LoraTag:
     unet: float = 1.0
     text_encoder: float = 1.0
     points: tuple[Point, ...] = ()
-    windows: tuple[Window, ...] = ()
+    windows: tuple[StepRange, ...] = ()
     hires: float | None = None
 
     @property
@@ -90,7 +90,7 @@ def parse_prompt(text: str) -> Prompt:
     loras: list[LoraTag] = []
     problems: list[str] = []
     end = 0
-    layout = Layout(text)
+    layout = ScheduleLayout(text)
     for token, windows in layout.tags():
         problems += _unclosed(text[end : token.start])
         end = token.end
@@ -185,7 +185,7 @@ def _weights(
 
 
 def _tag(name: str, weights: dict[str, list[_Weight]]) -> LoraTag:
-    text_encoder = weights.get("te", [(1.0, Moment(0))])
+    text_encoder = weights.get("te", [(1.0, StepTime(0))])
     unet = weights.get("unet", text_encoder)
     one = _strongest(text_encoder)
     points = tuple(Point(moment, weight, one) for weight, moment in unet) if len(unet) > 1 else ()
@@ -201,11 +201,11 @@ def _curve(value: str) -> list[_Weight]:
     """'0.8', or weight@moment and more of them after a comma; empty for anything else."""
     constant = number(value)
     if constant is not None:
-        return [(constant, Moment(0))]
+        return [(constant, StepTime(0))]
     found: list[_Weight] = []
     for point in value.split(","):
         said, _, place = point.partition("@")
-        weight, moment = number(said), Moment.read(place)
+        weight, moment = number(said), StepTime.read(place)
         if weight is None or moment is None or moment.value < 0:
             return []
         found.append((weight, moment))
@@ -214,7 +214,7 @@ def _curve(value: str) -> list[_Weight]:
 
 
 def _scheduled(
-    tag: LoraTag, windows: tuple[Window, ...], token: Token, problems: list[str]
+    tag: LoraTag, windows: tuple[StepRange, ...], token: Token, problems: list[str]
 ) -> list[LoraTag]:
     """The tag, on only where the [...] around it show it; a plain one is told by points."""
     if len(windows) == MOST_WINDOWS:
@@ -222,7 +222,7 @@ def _scheduled(
             Message("{tag} is left out: too many [...] stand around it", tag=_shown(token.text))
         )
         return []
-    [window] = windows if len(windows) == 1 else [Window()]
+    [window] = windows if len(windows) == 1 else [StepRange()]
     moment = window.start or window.end
     if moment is None or not tag.is_constant or tag.hires is not None:
         return [replace(tag, windows=windows)]

@@ -16,14 +16,14 @@ from sdlora.prompt.scanner import number
 _FAR = 1_000_000  # beyond every step there is, and far from where numbers end
 
 
-class Moment(NamedTuple):
+class StepTime(NamedTuple):
     """`value` steps done, or that fraction of all steps."""
 
     value: float
     is_fraction: bool = False
 
     @classmethod
-    def read(cls, text: str) -> Moment | None:
+    def read(cls, text: str) -> StepTime | None:
         """'5' is a number of steps, '0.5' and '1.0' are fractions; None for what is no number."""
         value = number(text)
         return None if value is None else cls(max(-_FAR, min(value, _FAR)), "." in text)
@@ -38,12 +38,12 @@ class Moment(NamedTuple):
         return int(self.value) - first_pass
 
 
-class Window(NamedTuple):
+class StepRange(NamedTuple):
     """The steps at which one part of a [...] stands in the text: from `start`, until `end`, and of
     every `turns` steps the one numbered `turn`."""
 
-    start: Moment | None = None
-    end: Moment | None = None
+    start: StepTime | None = None
+    end: StepTime | None = None
     turn: int = 0
     turns: int = 1
 
@@ -56,15 +56,15 @@ class Window(NamedTuple):
         )
 
 
-ALWAYS = Window()
-NEVER = Window(turn=-1)
+ALWAYS = StepRange()
+NEVER = StepRange(turn=-1)
 
 
 class Point(NamedTuple):
     """A LoRA's weights at a moment. Between two points they change linearly; before the first and
     after the last they stay; where two points share a place they jump."""
 
-    at: Moment
+    at: StepTime
     unet: float
     text_encoder: float
 

@@ -68,7 +68,7 @@ class _Name(NamedTuple):
     may_be_text: bool = False
 
 
-class _Line(NamedTuple):
+class _WildcardLine(NamedTuple):
     """A line of a list, which was drawn."""
 
     text: str
@@ -90,7 +90,7 @@ class _Choice(NamedTuple):
     is_counted: bool
 
 
-_Node: TypeAlias = "str | _Name | _Line | _Choice | list[_Node]"
+_Node: TypeAlias = "str | _Name | _WildcardLine | _Choice | list[_Node]"
 
 
 def no_lists(name: str) -> None:
@@ -107,14 +107,14 @@ def expand_wildcards(text: str, seed: int, lists: Lists = no_lists) -> Expanded:
     """
     dice, drawer = random.Random(seed), _Drawer(lists)
     pieces: list[str] = []
-    waiting: list[_Node] = [_Line(text, ())]
+    waiting: list[_Node] = [_WildcardLine(text, ())]
     while waiting:
         node = waiting.pop()
         if isinstance(node, str):
             pieces.append(node)
         elif isinstance(node, list):
             waiting.extend(reversed(node))
-        elif isinstance(node, _Line):
+        elif isinstance(node, _WildcardLine):
             drawer.left -= len(node.text) + 1 if node.within else 0
             waiting.append(_read(node, drawer.problems))
         elif isinstance(node, _Choice):
@@ -160,11 +160,11 @@ class _Drawer:
             self.problems[Message("'{mark}' is left as it is: {why}", mark=mark, why=why)] = None
         return bool(why)
 
-    def line(self, node: _Name, dice: random.Random) -> _Line:
+    def line(self, node: _Name, dice: random.Random) -> _WildcardLine:
         """A line, where it is not refused."""
         lines = self._look_up(node.name)
         [line] = dice.choices(lines.texts, cum_weights=lines.heaps)
-        return _Line(line, (*node.within, node.name))
+        return _WildcardLine(line, (*node.within, node.name))
 
     def with_lines(self, choice: _Choice) -> _Choice:
         """{2$$__list__} chooses among the lines of the list, so that no two are the same."""
@@ -177,7 +177,9 @@ class _Drawer:
         weights: dict[str, float] = {}
         for line, weight in zip(lines.texts, lines.weights, strict=True):
             weights[line] = weights.get(line, 0.0) + weight
-        options = [_Option(weight, [_Line(line, within)]) for line, weight in weights.items()]
+        options = [
+            _Option(weight, [_WildcardLine(line, within)]) for line, weight in weights.items()
+        ]
         return choice._replace(options=options)
 
     def _look_up(self, name: str) -> _Lines:
@@ -261,17 +263,17 @@ def _has_dollars(option: Iterable[_Node]) -> bool:
     return any(one == other == "$" for one, other in pairwise(option))
 
 
-def _read(line: _Line, problems: dict[str, None]) -> list[_Node]:
+def _read(line: _WildcardLine, problems: dict[str, None]) -> list[_Node]:
     """A text as nodes, and what of it is another program's grammar."""
     for pattern, meaning in _UNKNOWN:
         if match := pattern.search(line.text):
             what = Message("{things} are not known here", things=meaning)
             mark = match[0][:80]
             problems[Message("'{mark}' is left as it is: {why}", mark=mark, why=what)] = None
-    return _nodes(tokens(line.text), _Source(line.text, line.within, problems))
+    return _nodes(tokens(line.text), _WildcardSource(line.text, line.within, problems))
 
 
-class _Source(NamedTuple):
+class _WildcardSource(NamedTuple):
     """A text that is read: a line of a list, or a tag in it."""
 
     text: str
@@ -280,7 +282,7 @@ class _Source(NamedTuple):
     is_tag: bool = False
 
 
-def _nodes(pieces: Iterable[Token], source: _Source) -> list[_Node]:
+def _nodes(pieces: Iterable[Token], source: _WildcardSource) -> list[_Node]:
     """Tokens as nodes; deep nesting is deep lists, and nobody walks them by recursion."""
     waiting = [_Open()]
     braces = read = 0  # how many { are open; up to where prefixes were read
@@ -315,7 +317,7 @@ def _nodes(pieces: Iterable[Token], source: _Source) -> list[_Node]:
     return waiting[0].options[0]
 
 
-def _close(waiting: list[_Open], source: _Source) -> None:
+def _close(waiting: list[_Open], source: _WildcardSource) -> None:
     """End a {...}. A variable is text, and so are braces in a LoRA's name that leave no choice."""
     top = waiting[-1]
     if top.is_text or (source.is_tag and len(top.options) == 1):
@@ -326,9 +328,9 @@ def _close(waiting: list[_Open], source: _Source) -> None:
         waiting[-1].options[-1].append(top.as_choice(source.problems))
 
 
-def _leaf(token: Token, source: _Source) -> _Node:
+def _leaf(token: Token, source: _WildcardSource) -> _Node:
     if token.kind in ("tag", "bare") and ("{" in token.text or "__" in token.text):
-        tag = _Source(token.text, source.within, source.problems, is_tag=True)
+        tag = _WildcardSource(token.text, source.within, source.problems, is_tag=True)
         return _nodes(tokens_in_tag(token), tag)
     if token.kind != "wildcard":
         return token.text

@@ -32,7 +32,7 @@ class CheckSettings(InfoSettings):
     )
 
 
-class Making(Settings):
+class OutputSettings(Settings):
     """What all tools that write a file share."""
 
     output: str = Field(min_length=1, description="What to write: a path, or a name for loras/")
@@ -40,7 +40,7 @@ class Making(Settings):
     precision: StoredAs = Field("fp16", description="Number format of what is written")
 
 
-class Cut(Settings):
+class RankSettings(Settings):
     """How much of a change is kept."""
 
     rank: int | None = Field(None, ge=1, le=1024, description="Highest rank of a layer")
@@ -49,7 +49,7 @@ class Cut(Settings):
     )
 
 
-class Reading(Settings):
+class InputSettings(Settings):
     """What of a file is read with a base model's help."""
 
     model: str = Field("", description="Base model, for kinds that build on its weights (DoRA ...)")
@@ -77,7 +77,7 @@ class Blending(Settings):
         return self.weights or (1.0,) * len(self.files)
 
 
-class ConvertSettings(Cut, Reading, Making):
+class ConvertSettings(RankSettings, InputSettings, OutputSettings):
     """The same LoRA written in another way."""
 
     file: str = Field(min_length=1, description="LoRA file, by path or name")
@@ -114,7 +114,7 @@ class ConvertSettings(Cut, Reading, Making):
         return self.keep or 0.9999
 
 
-class MergeSettings(Blending, Cut, Reading, Making):
+class MergeSettings(Blending, RankSettings, InputSettings, OutputSettings):
     """Several LoRAs in one file."""
 
     method: Method = Field(
@@ -126,7 +126,7 @@ class MergeSettings(Blending, Cut, Reading, Making):
     seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same values dropped by dare")
 
 
-class ResizeSettings(Cut, Reading, Making):
+class ResizeSettings(RankSettings, InputSettings, OutputSettings):
     """A LoRA at another rank, whatever its kind was."""
 
     file: str = Field(min_length=1, description="LoRA file, by path or name")
@@ -141,7 +141,7 @@ class ResizeSettings(Cut, Reading, Making):
         return self
 
 
-class ExtractSettings(Cut, Making):
+class ExtractSettings(RankSettings, OutputSettings):
     """What a finetuned model has learnt over its base, as a LoRA of rank 32 or as asked."""
 
     base: str = Field(min_length=1, description="Base model: starter, a name in models/, a path")
@@ -153,7 +153,7 @@ class ExtractSettings(Cut, Making):
         return self.rank or (None if self.keep else 32)
 
 
-class FuseSettings(Blending, Making):
+class FuseSettings(Blending, OutputSettings):
     """LoRAs in a base model's weights: a diffusers folder, or one file if named .safetensors."""
 
     output: str = Field(min_length=1, description="What to write: a path, or a name for models/")
@@ -161,7 +161,7 @@ class FuseSettings(Blending, Making):
     precision: StoredAs = Field("same", description="Number format of what is written")
 
 
-class CompareSettings(Reading):
+class CompareSettings(InputSettings):
     """Where two LoRAs collide, and what a blend of them loses."""
 
     one: str = Field(min_length=1, description="LoRA file, by path or name")

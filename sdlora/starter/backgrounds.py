@@ -14,7 +14,7 @@ from sdlora.starter.shapes import RGB, WHITE, box, cloud, mix, oval, poly
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Canvas:
     """A square canvas addressed in shares of its side (0..1), y down."""
 
     image: Image.Image
@@ -43,7 +43,7 @@ def _sky(top: RGB, bottom: RGB, reach: float, side: int) -> Image.Image:
     return Image.fromarray(column.round().astype(np.uint8)[:, None]).resize((side, side))
 
 
-def _sun(sheet: Sheet, x: float, y: float, radius: float, colour: RGB, halo: RGB) -> None:
+def _sun(sheet: Canvas, x: float, y: float, radius: float, colour: RGB, halo: RGB) -> None:
     sheet.dot(x, y, radius * 1.5, halo)
     sheet.dot(x, y, radius, colour)
 
@@ -53,7 +53,7 @@ def _side(rng: random.Random) -> float:
     return rng.choice((rng.uniform(0.1, 0.22), rng.uniform(0.78, 0.9)))
 
 
-def _meadow(sheet: Sheet, rng: random.Random) -> None:
+def _meadow(sheet: Canvas, rng: random.Random) -> None:
     _sun(sheet, _side(rng), rng.uniform(0.12, 0.2), 0.075, (255, 224, 112), (232, 234, 200))
     for _ in range(2):
         sheet.fill(
@@ -69,7 +69,7 @@ def _meadow(sheet: Sheet, rng: random.Random) -> None:
         sheet.dot(x, y, 0.007, (250, 176, 70))
 
 
-def _night(sheet: Sheet, rng: random.Random) -> None:
+def _night(sheet: Canvas, rng: random.Random) -> None:
     x, y = _side(rng), rng.uniform(0.13, 0.2)
     _sun(sheet, x, y, 0.085, (250, 240, 206), (66, 72, 128))
     sheet.dot(x + 0.03, y - 0.02, 0.017, (232, 218, 178))
@@ -81,7 +81,7 @@ def _night(sheet: Sheet, rng: random.Random) -> None:
     sheet.hill(0.84, 0.03, 0.9, rng.random(), (30, 38, 78))
 
 
-def _sea(sheet: Sheet, rng: random.Random) -> None:
+def _sea(sheet: Canvas, rng: random.Random) -> None:
     _sun(sheet, rng.uniform(0.2, 0.8), 0.40, 0.13, (255, 206, 128), (255, 226, 178))
     sheet.fill(cloud(_side(rng), rng.uniform(0.1, 0.24), 0.14, 0.045, 6), (255, 248, 240))
     sheet.hill(0.48, 0.0, 1, 0, (92, 190, 204))
@@ -95,7 +95,7 @@ def _sea(sheet: Sheet, rng: random.Random) -> None:
         sheet.fill(np.concatenate([edge + (0, 0.006), [[1.01, 1.01], [0, 1.01]]]), colour)
 
 
-def _cactus(sheet: Sheet, x: float, y: float, size: float) -> None:
+def _cactus(sheet: Canvas, x: float, y: float, size: float) -> None:
     green = (104, 152, 96)
     for left, top, right, bottom in (
         (-0.13, -1, 0.13, 0.1),
@@ -107,7 +107,7 @@ def _cactus(sheet: Sheet, x: float, y: float, size: float) -> None:
         sheet.fill(box(left, top, right, bottom, 0.12) * size + (x, y), green)
 
 
-def _desert(sheet: Sheet, rng: random.Random) -> None:
+def _desert(sheet: Canvas, rng: random.Random) -> None:
     _sun(sheet, _side(rng), rng.uniform(0.16, 0.24), 0.1, (255, 240, 190), (255, 214, 150))
     sheet.hill(0.56, 0.05, 0.8, rng.random(), (236, 170, 112))
     sheet.hill(0.68, 0.05, 0.6, rng.random(), (240, 190, 118))
@@ -117,7 +117,7 @@ def _desert(sheet: Sheet, rng: random.Random) -> None:
     sheet.fill(oval(1 - spot, 0.92, 0.05, 0.022), (200, 140, 86))
 
 
-def _fir(sheet: Sheet, x: float, y: float, size: float) -> None:
+def _fir(sheet: Canvas, x: float, y: float, size: float) -> None:
     for width, top, bottom in ((0.46, -0.62, 0.0), (0.36, -0.86, -0.36), (0.24, -1.06, -0.66)):
         sheet.fill(
             poly([(-width, bottom), (0, top), (width, bottom)], soft=0.1) * size + (x, y),
@@ -126,7 +126,7 @@ def _fir(sheet: Sheet, x: float, y: float, size: float) -> None:
     sheet.fill(poly("-0.13,-0.84 0,-1.06 0.13,-0.84", soft=0.06) * size + (x, y), (244, 248, 252))
 
 
-def _snow(sheet: Sheet, rng: random.Random) -> None:
+def _snow(sheet: Canvas, rng: random.Random) -> None:
     sheet.hill(0.54, 0.05, 0.8, rng.random(), (214, 226, 240))
     spot = _side(rng)
     _fir(sheet, spot, 0.70, rng.uniform(0.2, 0.25))
@@ -144,7 +144,7 @@ class Backdrop:
 
     top: RGB
     bottom: RGB
-    layers: Callable[[Sheet, random.Random], None]
+    layers: Callable[[Canvas, random.Random], None]
     shadow: RGB
     rim: RGB | None = None
 
@@ -162,5 +162,5 @@ def backdrop(name: str, rng: random.Random, side: int) -> Image.Image:
     """The background `name` -> RGB image (side, side)."""
     place = BACKDROPS[name]
     image = _sky(place.top, place.bottom, 0.6, side).copy()
-    place.layers(Sheet(image, ImageDraw.Draw(image)), rng)
+    place.layers(Canvas(image, ImageDraw.Draw(image)), rng)
     return image

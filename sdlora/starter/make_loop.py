@@ -41,7 +41,7 @@ def step_rng(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-class Stage:
+class MakeStage:
     """Parameters, optimizer and average of one stage, kept in one safetensors file and one JSON."""
 
     def __init__(self, name: str, modules: dict[str, nn.Module], folder: Path, plan: Plan) -> None:

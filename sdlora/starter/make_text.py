@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdlora.starter.draw import BACKGROUNDS, COLOURS, PLACES, SIZES, THINGS, caption, random_scene
-from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
+from sdlora.starter.make_loop import DEVICE, MakeStage, Plan, step_rng
 
 TOKENS = 77
 VOCABULARY = 2048  # at most; the corpus needs fewer
@@ -136,7 +136,7 @@ def captions(rng: random.Random) -> Iterator[str]:
         yield text
 
 
-class Reader(nn.Module):
+class TextTrainer(nn.Module):
     """Reads a hidden state (B, 128) as the parts of the scene and the words that were said."""
 
     def __init__(self, width: int, vocabulary: int) -> None:
@@ -162,8 +162,8 @@ def train_text_encoder(
     """The text encoder, taught by the captions of the drawn world; from `start` if there is one."""
     torch.manual_seed(seed)
     encoder = (start or new_text_encoder(tokenizer)).to(DEVICE)
-    reader = Reader(128, len(tokenizer)).to(DEVICE)
-    stage = Stage("text", {"encoder": encoder, "reader": reader}, folder, plan)
+    reader = TextTrainer(128, len(tokenizer)).to(DEVICE)
+    stage = MakeStage("text", {"encoder": encoder, "reader": reader}, folder, plan)
 
     def loss_at(step: int) -> Tensor:
         source = captions(random.Random(f"{seed}-{step}"))

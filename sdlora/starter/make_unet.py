@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdlora.noise_schedule import DDPM
 from sdlora.starter.draw import Scene, caption, draw, random_scene
-from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
+from sdlora.starter.make_loop import DEVICE, MakeStage, Plan, step_rng
 from sdlora.starter.make_text import tokens_of
 from sdlora.starter.make_vae import LATENT_CHANNELS
 
@@ -100,7 +100,7 @@ def train_unet(
     """
     torch.manual_seed(seed)
     unet = (start or new_unet()).to(DEVICE, memory_format=torch.channels_last)
-    stage = Stage("unet", {"unet": unet}, folder, plan)
+    stage = MakeStage("unet", {"unet": unet}, folder, plan)
     latents = latent_pool(vae, pictures, folder)
     vae.register_to_config(scaling_factor=round(1 / latents[:4000].float().std().item(), 5))
     noise = DDPM.of(new_scheduler().config).to(DEVICE)

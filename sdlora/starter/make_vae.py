@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from sdlora.starter.draw import STYLES, draw, random_scene
-from sdlora.starter.make_loop import DEVICE, Plan, Stage, step_rng
+from sdlora.starter.make_loop import DEVICE, MakeStage, Plan, step_rng
 from sdlora.starter.sets import SETS
 
 LATENT_CHANNELS = 8
@@ -90,7 +90,7 @@ def train_vae(
     """Encoder and decoder together, on 64-pixel crops; from `start` if there is one."""
     torch.manual_seed(seed)
     vae = (start or new_vae()).to(DEVICE, memory_format=torch.channels_last)
-    stage = Stage("vae", {"vae": vae}, folder, plan)
+    stage = MakeStage("vae", {"vae": vae}, folder, plan)
     pool = picture_pool(pictures if stage.step < plan.steps else 0, folder)
 
     def loss_at(step: int) -> Tensor:
@@ -112,7 +112,7 @@ def train_decoder(
     """The decoder alone, on whole pictures: the latents a UNet has learnt stay what they are."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    stage = Stage("decoder", {"vae": vae}, folder, plan)
+    stage = MakeStage("decoder", {"vae": vae}, folder, plan)
     pool = picture_pool(pictures if stage.step < plan.steps else 0, folder)
 
     def loss_at(step: int) -> Tensor:

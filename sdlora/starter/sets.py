@@ -1,7 +1,7 @@
 """The four training sets that ship with the program: `python -m sdlora.starter.sets`.
 
 Three styles and one character that the starter model has never seen. The same script gives the same
-files, and `PictureSet.draw` gives a benchmark fresh pictures of each set.
+files, and `ShippedSet.draw` gives a benchmark fresh pictures of each set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdlora.starter.looks import PIXELS, cyberpunk, draw_zibo, impressionist, ne
 
 __all__ = [
     "SETS",
-    "PictureSet",
+    "ShippedSet",
     "cyberpunk",
     "draw_zibo",
     "impressionist",
@@ -90,7 +90,7 @@ def _zibo_words(scene: Scene) -> str:
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ShippedSet:
     """One shipped folder: its trigger word; how its scenes are chosen, drawn and put in words."""
 
     trigger: str
@@ -103,15 +103,15 @@ class PictureSet:
         return f"{self.trigger}, {self.words(scene)}"
 
 
-SETS: dict[str, PictureSet] = {
-    "impressionist_style": PictureSet(
+SETS: dict[str, ShippedSet] = {
+    "impressionist_style": ShippedSet(
         "impressionist style", _impressionist_scene, _thing_words, _scenes(THINGS)
     ),
-    "neon_lighting": PictureSet("neon lighting", neon, _thing_words, _scenes(THINGS)),
-    "cyberpunk_architecture": PictureSet(
+    "neon_lighting": ShippedSet("neon lighting", neon, _thing_words, _scenes(THINGS)),
+    "cyberpunk_architecture": ShippedSet(
         "cyberpunk architecture", cyberpunk, _thing_words, _scenes(("house",))
     ),
-    "zibo": PictureSet("zibo", draw_zibo, _zibo_words, _scenes(("zibo",))),
+    "zibo": ShippedSet("zibo", draw_zibo, _zibo_words, _scenes(("zibo",))),
 }
 
 

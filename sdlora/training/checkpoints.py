@@ -31,7 +31,7 @@ from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.messages import Message
 from sdlora.text_files import json_value
-from sdlora.training.train_state import State
+from sdlora.training.train_state import TrainStateDict
 
 RECORD = "published.json"
 
@@ -86,16 +86,16 @@ _NAME, _HIDDEN = re.compile(r"step-(\d{6,})"), ".writing-"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedState:
     """One that was read back and is whole. `facts` are what its writer wanted to know again."""
 
     path: Path
     step: int
     facts: Mapping[str, Any]
 
-    def state(self) -> State:
+    def state(self) -> TrainStateDict:
         """The learner's numbers."""
-        return State(load((self.path / NUMBERS_FILE).read_bytes()), self.facts["learner"])
+        return TrainStateDict(load((self.path / NUMBERS_FILE).read_bytes()), self.facts["learner"])
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -104,7 +104,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, step: int, name: str, lora: LoraFile, state: State, facts: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    name: str,
+    lora: LoraFile,
+    state: TrainStateDict,
+    facts: Mapping[str, Any],
 ) -> Path:
     """Publish the checkpoint of `step`, its LoRA as `name`; returns its folder. OSError: the disk
     did not take it, and nothing of it is left. LoraFileError: not all of it are numbers."""
@@ -130,7 +135,7 @@ def write_checkpoint(
     return path
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> SavedState:
     """The checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
     try:
         facts = json_value((path / FACTS_FILE).read_bytes())
@@ -144,14 +149,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         for name, seal in facts["files"].items():
             if _seal(path / name) != seal:
                 raise RunError("{file} is not what was written there", file=path / name)
-        return Checkpoint(path, int(facts["step"]), facts)
+        return SavedState(path, int(facts["step"]), facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             "the checkpoint {path} cannot be read: {why}", path=path, why=error
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[Message]]:
+def newest_checkpoint(folder: Path) -> tuple[SavedState | None, list[Message]]:
     """The newest whole checkpoint of a run, None when there is none; and what is wrong with newer
     ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
     problems: list[Message] = []

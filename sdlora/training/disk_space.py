@@ -29,7 +29,7 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskSpace:
     """Where a training writes, and what takes up room there and can be made again."""
 
     folder: Path

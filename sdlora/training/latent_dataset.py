@@ -20,9 +20,9 @@ from torch import Tensor
 from sdlora import __version__
 from sdlora.cache import Cache, digest_of
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
-from sdlora.data.caption_augmentation import Wording, WordLists
+from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
 from sdlora.data.folder import Example, grouped
-from sdlora.data.image_augmentation import View, dice, views_of
+from sdlora.data.image_augmentation import ImageView, dice, views_of
 from sdlora.data.image_files import BROKEN
 from sdlora.data.images import load_alpha, load_mask, load_pixels, load_weights
 from sdlora.device import generator_for
@@ -36,7 +36,7 @@ Cond = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
+class LatentBatch:
     """Pictures of one size, as `Family.predict` wants them.
 
     latents (B,C,h,w); cond: batch is dim 0 of every value, empty while captions are still words;
@@ -56,16 +56,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, rows: slice) -> Batch:
+    def __getitem__(self, rows: slice) -> LatentBatch:
         """Some of the rows."""
         some = self._mapped(lambda x: x[rows])
         return replace(some, captions=self.captions[rows], names=self.names[rows])
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> LatentBatch:
         """The same on `device`, copied without waiting for it."""
         return self._mapped(lambda x: x.to(device, non_blocking=True))
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> LatentBatch:
         return replace(
             self,
             latents=change(self.latents),
@@ -77,7 +77,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Item:
+class EncodedImage:
     """One encoded picture. `views` (V,C,h,w) are its latents, cut, mirrored and coloured as asked;
     `sizes` of each as in a batch; `masks` (V,1,h,w), None when it has none; `wordings` are those of
     its caption that are kept ready."""
@@ -90,21 +90,21 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class LatentDataset:
     """All that a training looks at, on the CPU. `groups` are indices of items of the same size, as
     often as they repeat; `texts` is empty when captions are encoded in each step, because the text
     encoder learns or because they are worded anew."""
 
-    items: Sequence[Item]
+    items: Sequence[EncodedImage]
     groups: tuple[tuple[int, ...], ...]
     texts: Mapping[str, Cond]
     settings: TrainSettings
     lists: WordLists = field(default_factory=dict)
 
     @cached_property
-    def wording(self) -> Wording:
+    def wording(self) -> CaptionAugmenter:
         """How its captions are worded."""
-        return Wording(self.settings, self.lists)
+        return CaptionAugmenter(self.settings, self.lists)
 
     @property
     def captions(self) -> list[str]:
@@ -132,7 +132,7 @@ class Dataset:
         cells = [len(row) * self.items[row[0]].views[0].numel() for row in rows]
         return cells.index(max(cells)) + 1
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> LatentBatch:
         """The pictures of optimizer step `step` = 1, 2, ...: of one size, the last few of a round
         included, `batch_size * gradient_accumulation` at most."""
         settings = self.settings
@@ -143,7 +143,7 @@ class Dataset:
         rows = [self._drawn(item, step, row) for row, item in enumerate(items)]
         captions, views = zip(*rows, strict=True)
         pairs = list(zip(items, views, strict=True))
-        return Batch(
+        return LatentBatch(
             latents=torch.stack([item.views[view] for item, view in pairs]),
             cond=_joined([self.texts[caption] for caption in captions if self.texts], self.texts),
             sizes=torch.tensor([item.sizes[view] for item, view in pairs]),
@@ -153,7 +153,7 @@ class Dataset:
             mask=_masks(pairs),
         )
 
-    def _drawn(self, item: Item, step: int, row: int) -> tuple[str, int]:
+    def _drawn(self, item: EncodedImage, step: int, row: int) -> tuple[str, int]:
         """(caption, view) of an item in a row of a step's batch."""
         rng = dice(self.settings.seed, step, row, item.example.digest or item.example.image.name)
         view, dropped = int(rng.random() * len(item.views)), rng.random()
@@ -165,13 +165,13 @@ class Dataset:
         return self.wording.drawn(item.example.caption, rng, own), view
 
 
-def _weights(items: Sequence[Item], regularisation: float) -> Tensor | None:
+def _weights(items: Sequence[EncodedImage], regularisation: float) -> Tensor | None:
     if not any(item.example.regularisation for item in items):
         return None
     return torch.tensor([regularisation if i.example.regularisation else 1.0 for i in items])
 
 
-def _masks(pairs: Sequence[tuple[Item, int]]) -> Tensor | None:
+def _masks(pairs: Sequence[tuple[EncodedImage, int]]) -> Tensor | None:
     if all(item.masks is None for item, _ in pairs):
         return None
     everywhere = torch.ones_like(pairs[0][0].views[0, :1])
@@ -197,7 +197,7 @@ def encode_dataset(
     settings: TrainSettings,
     cache_folder: Path | None = None,
     lists: WordLists | None = None,
-) -> Generator[Event, None, Dataset]:
+) -> Generator[Event, None, LatentDataset]:
     """Encode every picture and caption, saying how far it is; returns what batches are made of.
     Wildcards in captions are drawn from `lists`. What `cache_folder` keeps of an earlier time is
     not encoded again.
@@ -206,9 +206,9 @@ def encode_dataset(
     assigned, problems = assign_buckets(examples, resolution, settings.upscale)
     yield from grouped(problems)
     family.wake()
-    wording = Wording(settings, lists or {})
+    wording = CaptionAugmenter(settings, lists or {})
     encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib), wording)
-    items: list[Item] = []
+    items: list[EncodedImage] = []
     groups: list[tuple[int, ...]] = []
     for bucket, some in assigned.items():
         group: list[int] = []
@@ -228,7 +228,7 @@ def encode_dataset(
         template = "what was encoded is not kept for the next training: {why}"
         said = Message(template, why=encoder.cache.problem)
         yield Warned(said, "this training goes on from memory")
-    return Dataset(items, tuple(groups), texts, settings, wording.lists)
+    return LatentDataset(items, tuple(groups), texts, settings, wording.lists)
 
 
 @dataclass
@@ -238,7 +238,7 @@ class _Encoder:
     family: Family
     settings: TrainSettings
     cache: Cache
-    wording: Wording
+    wording: CaptionAugmenter
 
     @cached_property
     def eyes(self) -> dict[str, str]:
@@ -269,12 +269,12 @@ class _Encoder:
             anew and any(self.wording.varies(example.caption) for example in examples)
         )
 
-    def item(self, example: Example, bucket: Bucket) -> Item:
+    def item(self, example: Example, bucket: Bucket) -> EncodedImage:
         """A picture encoded in all its views."""
         views = views_of(self.settings, example.digest or example.image.name)
         latents = torch.stack([self.view(example, bucket, view) for view in views])
         own = not example.regularisation
-        return Item(
+        return EncodedImage(
             example,
             latents,
             tuple(crop_sizes(example.size, bucket, view) for view in views),
@@ -282,7 +282,7 @@ class _Encoder:
             self.wording.variants(example.caption, example.digest, own),
         )
 
-    def view(self, example: Example, bucket: Bucket, view: View) -> Tensor:
+    def view(self, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
         """(C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
         if not (self.cache.folder and self.cache.most_gib and example.digest):
             return _encode_view(self.family, example, bucket, view)
@@ -294,7 +294,7 @@ class _Encoder:
         return found["latents"]
 
     def masks(
-        self, example: Example, bucket: Bucket, views: Sequence[View], cells: int
+        self, example: Example, bucket: Bucket, views: Sequence[ImageView], cells: int
     ) -> Tensor | None:
         """(V,1,h,w) of the loss's weights at each cell; a latent is `cells` cells wide."""
         if example.mask is None:
@@ -322,7 +322,7 @@ class _Encoder:
 
 
 @torch.no_grad()
-def _encode_view(family: Family, example: Example, bucket: Bucket, view: View) -> Tensor:
+def _encode_view(family: Family, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
     try:
         pixels = load_pixels(example.image, bucket, view)
         with example.image.open("rb") as file:

@@ -15,13 +15,13 @@ from torch import Tensor
 from sdlora.errors import SettingsError
 from sdlora.messages import Setting
 from sdlora.models.base import Family
-from sdlora.noise_schedule import ALL_LEVELS, DDPM, Levels, noise_like
+from sdlora.noise_schedule import ALL_LEVELS, DDPM, TimestepSampling, noise_like
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch
+from sdlora.training.latent_dataset import LatentBatch
 
 
 @dataclass(frozen=True)
-class Draw:
+class NoisedLatents:
     """What chance decided for a batch: levels t (B,), and noise (B,C,h,w) as the network is to tell
     it and as it is mixed in."""
 
@@ -29,22 +29,24 @@ class Draw:
     eps: Tensor
     mixed: Tensor
 
-    def __getitem__(self, rows: slice) -> Draw:
+    def __getitem__(self, rows: slice) -> NoisedLatents:
         """Some of the rows."""
-        return Draw(self.t[rows], self.eps[rows], self.mixed[rows])
+        return NoisedLatents(self.t[rows], self.eps[rows], self.mixed[rows])
 
-    def to(self, device: torch.device) -> Draw:
+    def to(self, device: torch.device) -> NoisedLatents:
         """The same on `device`, copied without waiting for it."""
-        return Draw(*(x.to(device, non_blocking=True) for x in (self.t, self.eps, self.mixed)))
+        return NoisedLatents(
+            *(x.to(device, non_blocking=True) for x in (self.t, self.eps, self.mixed))
+        )
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Noise, weights and distance, as settings have them; `Objective(noise)` is the plain one: all
-    levels alike, squared errors (arXiv:2006.11239, eq. 14)."""
+class DiffusionLoss:
+    """Noise, weights and distance, as settings have them; `DiffusionLoss(noise)` is the plain loss:
+    all levels alike, squared errors (arXiv:2006.11239, eq. 14)."""
 
     noise: DDPM
-    levels: Levels = ALL_LEVELS
+    levels: TimestepSampling = ALL_LEVELS
     weighting: str = "flat"
     gamma: float = 0.0
     loss: str = "l2"
@@ -56,7 +58,7 @@ class Objective:
     perturbation: float = 0.0
 
     @classmethod
-    def of(cls, settings: TrainSettings, noise: DDPM) -> Objective:
+    def of(cls, settings: TrainSettings, noise: DDPM) -> DiffusionLoss:
         """For a model with that noise. SettingsError: they do not go together."""
         if settings.zero_terminal_snr:
             if noise.prediction == "epsilon":
@@ -66,7 +68,7 @@ class Objective:
                     setting=Setting("zero_terminal_snr"),
                 )
             noise = noise.rescaled()
-        levels = Levels(
+        levels = TimestepSampling(
             settings.timestep_density == "logit_normal", settings.timestep_mean,
             settings.timestep_spread, settings.timestep_shift,
             settings.min_timestep / 1000, settings.max_timestep / 1000,
@@ -77,7 +79,7 @@ class Objective:
             settings.multires_noise, settings.multires_discount, settings.input_perturbation,
         )  # fmt: skip
 
-    def draw(self, shape: torch.Size, rng: torch.Generator) -> Draw:
+    def draw(self, shape: torch.Size, rng: torch.Generator) -> NoisedLatents:
         """For latents of this shape, on the CPU.
 
         With input perturbation the network sees eps + gamma xi and is to tell eps
@@ -86,8 +88,8 @@ class Objective:
         t = self.noise.sample_t(shape[0], rng, self.levels)
         eps = noise_like(shape, rng, self.offset, self.layers, self.discount)
         if not self.perturbation:
-            return Draw(t, eps, eps)
-        return Draw(t, eps, eps + self.perturbation * torch.randn(shape, generator=rng))
+            return NoisedLatents(t, eps, eps)
+        return NoisedLatents(t, eps, eps + self.perturbation * torch.randn(shape, generator=rng))
 
     def weight(self, t: Tensor) -> Tensor:
         """(B,) of the levels' losses."""
@@ -116,7 +118,9 @@ _SCHEDULES: dict[str, Callable[[float, DDPM, Tensor], Tensor]] = {
 }
 
 
-def loss_of(family: Family, batch: Batch, draw: Draw, objective: Objective) -> Tensor:
+def loss_of(
+    family: Family, batch: LatentBatch, draw: NoisedLatents, objective: DiffusionLoss
+) -> Tensor:
     """(B,) of a batch, each row by what `family` answers to it, weighted.
 
     Where there is a mask it is the mean over what the mask shows, so that a small subject counts as

@@ -14,7 +14,7 @@ import torch
 from sdlora.errors import DataError
 from sdlora.events import Warned
 from sdlora.messages import Message, Setting
-from sdlora.training.train_state import Learnt
+from sdlora.training.train_state import StepResult
 
 MOST_UNSOUND, WITHIN = 2, 200  # steps left out among the last ones; one more and it has diverged
 SHORTLY = 20  # steps
@@ -23,7 +23,7 @@ DOUBTFUL = 1.5  # times the loss that it began with
 
 
 @dataclass(frozen=True)
-class Reading:
+class LossReading:
     """The mean loss of the steps since the last reading, None when none of them was sound; and the
     steps that were not, with their pictures."""
 
@@ -55,16 +55,16 @@ class Reading:
 
 
 @dataclass
-class Ledger:
+class LossLog:
     """Keeps what the steps computed until somebody asks; then remembers which went wrong."""
 
     half_bits: bool  # a gradient may overflow in fp16: the scaler lowers itself, that is no fault
-    unread: list[Learnt] = field(default_factory=list)
+    unread: list[StepResult] = field(default_factory=list)
     unsound: list[int] = field(default_factory=list)
     first: list[float] = field(default_factory=list)  # losses of the first steps, nearly the base's
     late: list[float] = field(default_factory=list)  # of the last ones
 
-    def read(self) -> Reading:
+    def read(self) -> LossReading:
         """Wait for the device; the unread steps are read then."""
         unread, self.unread = self.unread, []
         numbers = torch.stack([one.numbers for one in unread]).tolist() if unread else []
@@ -80,7 +80,7 @@ class Ledger:
                 self.first.append(loss)
             else:
                 self.late = [*self.late, loss][-SPAN:]
-        return Reading(sum(sound) / len(sound) if sound else None, bad)
+        return LossReading(sum(sound) / len(sound) if sound else None, bad)
 
     def diverged(self, step: int) -> str:
         """Why it is not to go on like this; '' while it may."""

@@ -23,7 +23,7 @@ from sdlora.messages import Setting
 from sdlora.models.registry import open_family
 from sdlora.training.latent_dataset import encode_dataset
 from sdlora.training.out_of_memory import OUT_OF_MEMORY
-from sdlora.training.train_state import Learner
+from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 
 STEPS = 3  # the first of which is slower, and not counted
@@ -45,7 +45,7 @@ def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
             dataset = yield from encode_dataset(
                 family, examples, settings, workspace.cache, found.lists
             )
-            learner = Learner(family, dataset, settings)
+            learner = TrainState(family, dataset, settings)
             for step in range(1, STEPS + 1):
                 yield Progress("taking steps to measure them", step, STEPS)
                 if step == 2:

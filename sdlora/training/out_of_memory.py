@@ -20,7 +20,7 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 ResultT = TypeVar("ResultT")
 
 
-class Frugal(Protocol):
+class MemoryReducible(Protocol):
     """What can go on with settings that need less memory."""
 
     settings: TrainSettings
@@ -29,7 +29,7 @@ class Frugal(Protocol):
         """Go on with these."""
 
 
-def making_do(its: Frugal, act: Callable[[], ResultT]) -> Generator[Event, None, ResultT]:
+def making_do(its: MemoryReducible, act: Callable[[], ResultT]) -> Generator[Event, None, ResultT]:
     """The result of `act`, tried again with less memory for as long as there is a way.
     DeviceError: there is none."""
     while True:

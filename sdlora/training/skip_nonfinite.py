@@ -26,7 +26,7 @@ class _Counted:
     groups: list[dict[str, Any]]
 
 
-class Guard:
+class NonFiniteSkip:
     """Steps an optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from sdlora.data.dataset import Gathered, gather
+from sdlora.data.dataset import Dataset, gather
 from sdlora.data.folder import grouped
 from sdlora.data.validation_split import divide
 from sdlora.device import pick_device, pick_dtype
@@ -27,12 +27,12 @@ from sdlora.lora.format.training_metadata import compared
 from sdlora.models.registry import open_family
 from sdlora.settings.cadence import in_steps
 from sdlora.settings.train import TrainSettings
-from sdlora.training.checkpoints import Checkpoint, newest_checkpoint
+from sdlora.training.checkpoints import SavedState, newest_checkpoint
 from sdlora.training.dataset_fingerprint import check_same, digest, fingerprints
 from sdlora.training.latent_dataset import encode_dataset
-from sdlora.training.loss import Objective
+from sdlora.training.loss import DiffusionLoss
 from sdlora.training.optim import try_optimizer
-from sdlora.training.trainer import Training
+from sdlora.training.trainer import Trainer
 from sdlora.training.validation import Validation, plainly, unrelated_prompts
 from sdlora.workspace import Workspace
 
@@ -75,7 +75,7 @@ def train(
     yield Done((yield from training.keep()), time.monotonic() - began)
 
 
-def find_checkpoint(folder: Path) -> Generator[Event, None, Checkpoint | None]:
+def find_checkpoint(folder: Path) -> Generator[Event, None, SavedState | None]:
     """Where the run in `folder` got to; None when it begins."""
     found, problems = newest_checkpoint(folder)
     if found:
@@ -102,8 +102,8 @@ def prepare(
     settings: TrainSettings,
     workspace: Workspace,
     folder: Path,
-    begun: Checkpoint | None = None,
-) -> Generator[Event, None, Training]:
+    begun: SavedState | None = None,
+) -> Generator[Event, None, Trainer]:
     """Read the pictures, open the model, encode the ones with the other, attach the adapter.
     RunError: the pictures are others than those that the training began with."""
     device, why_device = pick_device()
@@ -119,7 +119,7 @@ def prepare(
     others_prints = fingerprints(split.held_out) if settings.validation_data else {}
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
-    Objective.of(settings, family.noise)  # whether they go together, before the long work
+    DiffusionLoss.of(settings, family.noise)  # whether they go together, before the long work
     family.caption_clip_skip = settings.clip_skip
     if settings.zero_terminal_snr:
         family.begin_from_noise()  # its samples are made as they are learnt
@@ -135,12 +135,10 @@ def prepare(
     prompts = unrelated_prompts(settings, family.name, gathered.trigger, bool(split.held_out))
     validation = Validation(family, settings, measured, prompts)
     learns = family, dataset, validation, prints, others_prints
-    return Training(settings, workspace, folder, *learns, gathered.trigger, chosen)
+    return Trainer(settings, workspace, folder, *learns, gathered.trigger, chosen)
 
 
-def read_pictures(
-    settings: TrainSettings, workspace: Workspace
-) -> Generator[Event, None, Gathered]:
+def read_pictures(settings: TrainSettings, workspace: Workspace) -> Generator[Event, None, Dataset]:
     """The examples and what belongs to them; all that is wrong is said."""
     yield Progress("reading pictures")
     gathered = gather(settings, workspace)

@@ -18,16 +18,16 @@ from sdlora.adapters import attach, compile_blocks, limit_norms
 from sdlora.device import generator_for
 from sdlora.models.base import Family
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch, Dataset
-from sdlora.training.loss import Objective, loss_of
+from sdlora.training.latent_dataset import LatentBatch, LatentDataset
+from sdlora.training.loss import DiffusionLoss, loss_of
 from sdlora.training.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
-from sdlora.training.skip_nonfinite import Guard
+from sdlora.training.skip_nonfinite import NonFiniteSkip
 
 HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which are not numbers
 
 
 @dataclass(frozen=True)
-class Learnt:
+class StepResult:
     """A step that was taken: its pictures, and (2,) its loss and its gradient's norm before
     clipping, still on the device."""
 
@@ -37,24 +37,24 @@ class Learnt:
 
 
 @dataclass(frozen=True)
-class State:
+class TrainStateDict:
     """All that a learner knows: tensors on the CPU, and plain numbers that JSON holds exactly."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
-class Learner:
+class TrainState:
     """An open family with an adapter attached that learns from a dataset."""
 
-    def __init__(self, family: Family, dataset: Dataset, settings: TrainSettings) -> None:
+    def __init__(self, family: Family, dataset: LatentDataset, settings: TrainSettings) -> None:
         self.family, self.dataset = family, dataset
-        self.objective = Objective.of(settings, family.noise)
+        self.objective = DiffusionLoss.of(settings, family.noise)
         learning = attach(family, settings)
         groups = [(its.parameters, its.rate) for its in learning]
         self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
         self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
-        self.guard = Guard(self.optimizer)
+        self.guard = NonFiniteSkip(self.optimizer)
         self.rate_factor = 1.0  # lowered when the training diverged
         half = family.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
@@ -75,15 +75,15 @@ class Learner:
             for encoder in self.family.text_encoders.values():
                 encoder.activation_checkpointing_enable()
 
-    def learn(self, step: int) -> Learnt:
+    def learn(self, step: int) -> StepResult:
         """One optimizer step. Nothing is read back, so the device never waits for us."""
         self.optimizer.zero_grad(set_to_none=True)  # what a step that failed may have left
         batch = self.dataset.batch(step)
         loss = self._gradients(batch, step)
         norm = self._apply(loss, step)
-        return Learnt(step, batch.names, torch.stack((loss, norm)))
+        return StepResult(step, batch.names, torch.stack((loss, norm)))
 
-    def _gradients(self, batch: Batch, step: int) -> Tensor:
+    def _gradients(self, batch: LatentBatch, step: int) -> Tensor:
         """The loss of the step's pictures, its gradient added up in the parameters."""
         settings, family, device = self.settings, self.family, self.family.device
         rng = generator_for(settings.seed, step, "noise")
@@ -175,7 +175,7 @@ class Learner:
         learning = sum(parameter.numel() for parameter in self.parameters)
         return round(numbers * 4 * learning) + self.lora_bytes + HEADER
 
-    def state(self) -> State:
+    def state(self) -> TrainStateDict:
         """A copy of all that the next step depends on; this waits for the device."""
         self.guard.settle()
         tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
@@ -194,9 +194,9 @@ class Learner:
             "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         copied = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-        return State(copied, facts)
+        return TrainStateDict(copied, facts)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: TrainStateDict) -> None:
         """Know exactly what `state` says."""
         self._stand([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
         for i, value in enumerate(self.average):

@@ -23,28 +23,28 @@ from sdlora.settings.train import TrainSettings
 from sdlora.training import checkpoints
 from sdlora.training.checkpoints import publish_lora
 from sdlora.training.dataset_fingerprint import Prints, changes, digest
-from sdlora.training.disk_space import Room
-from sdlora.training.latent_dataset import Dataset
-from sdlora.training.loss_log import Ledger, Reading
+from sdlora.training.disk_space import DiskSpace
+from sdlora.training.latent_dataset import LatentDataset
+from sdlora.training.loss_log import LossLog, LossReading
 from sdlora.training.optim import unused
 from sdlora.training.out_of_memory import making_do
 from sdlora.training.sample_images import draw_samples, prompts_from
-from sdlora.training.train_state import Learner
-from sdlora.training.validation import Health, Validation
+from sdlora.training.train_state import TrainState
+from sdlora.training.validation import BaseLossCheck, Validation
 from sdlora.workspace import Workspace
 
 READ_EVERY = 5  # steps; to read a loss is to wait for the device
 
 
 @dataclass
-class Training:
+class Trainer:
     """A training under way: an open model, the adapter that learns, what it learns from."""
 
     settings: TrainSettings
     workspace: Workspace
     folder: Path
     family: Family
-    dataset: Dataset
+    dataset: LatentDataset
     validation: Validation
     prints: Prints
     validation_prints: Prints  # of pictures that are in a folder of their own
@@ -54,11 +54,11 @@ class Training:
     def __post_init__(self) -> None:
         settings, family = self.settings, self.family
         self.step = 0  # the last that was taken
-        self.learner = Learner(family, self.dataset, settings)
-        self.ledger = Ledger(half_bits=self.learner.scaler.is_enabled())
+        self.learner = TrainState(family, self.dataset, settings)
+        self.ledger = LossLog(half_bits=self.learner.scaler.is_enabled())
         self.pace = Pace(settings.steps, settings.sample_every)
-        self.health = Health(family, self.dataset, settings)
-        self.room = Room(self.folder, self.workspace.cache)
+        self.health = BaseLossCheck(family, self.dataset, settings)
+        self.room = DiskSpace(self.folder, self.workspace.cache)
         self.started_at = time.time()
         self.wishes: set[Request] = set()  # what somebody asked for before this step
         self.looked_up = 0  # the step after which all that was due was done
@@ -71,7 +71,7 @@ class Training:
         """Whether there is nothing more to learn."""
         return self.step >= self.settings.steps or self.validation.patience_is_over
 
-    def begin(self, begun: checkpoints.Checkpoint | None) -> Iterator[Event]:
+    def begin(self, begun: checkpoints.SavedState | None) -> Iterator[Event]:
         """Before the first step of this process: known is what a checkpoint says, or nothing; that
         the largest batch fits into memory; what the base model makes of the pictures held out."""
         if self.family.device.type != "cpu":  # there nobody says that memory is short
@@ -162,7 +162,7 @@ class Training:
         """Whether something that happens every so many steps happens now."""
         return is_due(self.step, every, self.settings.steps)
 
-    def judge(self, reading: Reading) -> Generator[Event, None, bool]:
+    def judge(self, reading: LossReading) -> Generator[Event, None, bool]:
         """Tell of the steps that were left out; when it diverges, go back and go slower, which is
         true then, and when that was tried already, give up."""
         yield from reading.warnings()
@@ -196,7 +196,7 @@ class Training:
         kept = self.saves_now or self.validates_now or self.step == self.settings.steps
         return self.health.complaint() if self.ledger.climbs() or kept else ""
 
-    def give_up(self, reading: Reading, why: str) -> DataError:
+    def give_up(self, reading: LossReading, why: str) -> DataError:
         """Keep what there is in the run's folder, and say why it ends."""
         name = f"{self.settings.name}-step-{self.step:06}"
         path = write_lora(self.lora(name), self.folder / "lora" / f"{name}.safetensors")
@@ -282,7 +282,7 @@ class Training:
             said = Message("an old checkpoint could not be taken away: {why}", why=error)
             yield Warned(said, "training goes on")
 
-    def restore(self, begun: checkpoints.Checkpoint) -> None:
+    def restore(self, begun: checkpoints.SavedState) -> None:
         """Know what a checkpoint knows."""
         state = begun.state()
         self.learner.restore(state)
@@ -293,7 +293,7 @@ class Training:
         self.good = begun.step, state
         self.pace.go_on(begun.step)
 
-    def compare(self, begun: checkpoints.Checkpoint) -> Iterator[Event]:
+    def compare(self, begun: checkpoints.SavedState) -> Iterator[Event]:
         """Tell whether it is measured on the same pictures as before; on others it begins anew."""
         then = begun.facts.get("validation_pictures", self.validation_prints)  # older ones say none
         if said := changes(then, self.validation_prints):

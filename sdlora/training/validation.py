@@ -22,8 +22,8 @@ from sdlora.messages import Message, Setting
 from sdlora.models.base import Family
 from sdlora.settings.presets import unrelated
 from sdlora.settings.train import TrainSettings
-from sdlora.training.latent_dataset import Batch, Dataset
-from sdlora.training.loss import Draw, Objective, loss_of
+from sdlora.training.latent_dataset import LatentBatch, LatentDataset
+from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
 from sdlora.training.sample_images import SAMPLE_FAILURES, draw_plainly
 
 BASE_LOSS_PICTURES = 2
@@ -33,11 +33,11 @@ MAX_BASE_LOSS_RATIO = 1.5  # times the base model's: what is trained can only ha
 
 @torch.no_grad()
 def steady_loss(
-    family: Family, batch: Batch, settings: TrainSettings, levels: Sequence[float]
+    family: Family, batch: LatentBatch, settings: TrainSettings, levels: Sequence[float]
 ) -> Tensor:
     """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, without dropout.
     A picture's noise is its own, so that the figure does not hang on how many stand together."""
-    plain = Objective(Objective.of(settings, family.noise).noise)
+    plain = DiffusionLoss(DiffusionLoss.of(settings, family.noise).noise)
     dice = [generator_for(settings.seed, name, "validation") for name in batch.names]
     shape = batch.latents.shape[1:]
     eps = torch.stack([torch.randn(shape, generator=rng) for rng in dice]).to(family.device)
@@ -46,16 +46,16 @@ def steady_loss(
     with family.evaluating():
         for level in levels:
             t = torch.full((len(batch),), round(level * family.noise.steps), device=family.device)
-            losses.append(loss_of(family, batch, Draw(t, eps, eps), plain))
+            losses.append(loss_of(family, batch, NoisedLatents(t, eps, eps), plain))
     return torch.cat(losses)
 
 
 @dataclass
-class Health:
+class BaseLossCheck:
     """Whether what is learnt is better than nothing, by a few of the pictures that it learns."""
 
     family: Family
-    dataset: Dataset
+    dataset: LatentDataset
     settings: TrainSettings
     base: float | None = None  # the base model's loss; None: nobody looked before the first step
 
@@ -99,7 +99,7 @@ class Validation:
 
     family: Family
     settings: TrainSettings
-    held_out: Dataset | None
+    held_out: LatentDataset | None
     prompts: tuple[str, ...] = ()  # that have nothing to do with the pictures
     figures: list[Validated] = field(default_factory=list)
     base_pictures: list[Image.Image] = field(default_factory=list)

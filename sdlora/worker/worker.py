@@ -147,7 +147,7 @@ class Worker:
                 message = Message("its folder {folder} is gone", folder=job.folder)
                 failed = Failed(message)
         with contextlib.suppress(Exception):
-            if not run_folder.Follower(job.folder).poll().ended:
+            if not run_folder.RunFollower(job.folder).poll().ended:
                 run_folder.say(job.folder, failed)
         return failed
 
@@ -277,7 +277,7 @@ Act = Callable[[Worker, Job], None]
 
 
 @dataclass(frozen=True)
-class Way:
+class JobProcess:
     """How the worker does a job that it has claimed, and one that a dead worker left running.
     `in_background`: whatever somebody waits for goes first."""
 
@@ -287,12 +287,12 @@ class Way:
 
 
 # In the worker, whose model stays open between requests: it died with the worker, and begins anew.
-HERE = Way(Worker.generate, Worker.generate_again)
+HERE = JobProcess(Worker.generate, Worker.generate_again)
 # In a process of its own, which has the device to itself and gives all of it back: it outlives the
 # worker, and the next one has only to wait for its end.
-CHILD = Way(Worker.run_child, Worker.resume_child)
-BACKGROUND = Way(Worker.run_child, Worker.resume_child, in_background=True)
-WAYS: dict[str, Way] = {
+CHILD = JobProcess(Worker.run_child, Worker.resume_child)
+BACKGROUND = JobProcess(Worker.run_child, Worker.resume_child, in_background=True)
+WAYS: dict[str, JobProcess] = {
     "generate": HERE,
     "train": BACKGROUND,
     "measure": BACKGROUND,  # for it tells how long such a training takes

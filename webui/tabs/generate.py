@@ -15,13 +15,13 @@ from sdlora.errors import SdloraError
 from sdlora.jobs import run_folder
 from sdlora.settings.image_request import ImageRequest
 from webui import markup, prompt_preview
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.drafts import Draft, lost, recall
 from webui.form import Form, marker
-from webui.job_poller import Follower
-from webui.lora_browser import Chooser
-from webui.metadata_import import Restorer, reads_as_settings
-from webui.notice import Answer, Notice
+from webui.job_poller import JobPoller
+from webui.lora_browser import LoraBrowser
+from webui.metadata_import import MetadataImporter, reads_as_settings
+from webui.notice import Notice, Reply
 from webui.widgets import QUICK, html
 
 PLACEHOLDER = (
@@ -47,8 +47,8 @@ class GenerateTab:
     counter: Component
     unused: Component
     parsed: Component
-    chooser: Chooser
-    restorer: Restorer
+    chooser: LoraBrowser
+    restorer: MetadataImporter
     draft: Draft
     generate: Component
     cancel: Component
@@ -67,7 +67,7 @@ class GenerateTab:
         return [*own, self.shown, self.seen, self.timer]
 
 
-def build(studio: Studio) -> GenerateTab:
+def build(studio: AppState) -> GenerateTab:
     """The tab's components and what they do, inside an open `gr.Tab`."""
     form = Form(ImageRequest, "generate", "more-settings")
     with gr.Row(equal_height=False, elem_classes="making"):
@@ -86,7 +86,7 @@ def build(studio: Studio) -> GenerateTab:
             offer = gr.Button(
                 "Take the settings of this text", size="sm", visible=False, elem_id="take-settings"
             )
-            chooser = Chooser()
+            chooser = LoraBrowser()
             restorer, draft = _settings(studio, form, restored, offer)
         with gr.Column(scale=6, min_width=320, elem_classes="made"):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
@@ -101,13 +101,13 @@ def build(studio: Studio) -> GenerateTab:
 
 
 def _settings(
-    studio: Studio, form: Form, restored: Notice, offer: Component
-) -> tuple[Restorer, Draft]:
+    studio: AppState, form: Form, restored: Notice, offer: Component
+) -> tuple[MetadataImporter, Draft]:
     with gr.Row(elem_classes="row-fields"):
         form.add("steps", "guidance", "count", compact=True, min_width=80)
         form.add("seed", compact=True, min_width=SEED_WIDTH, elem_id="seed")
     with gr.Row(elem_classes="row-fields"):
-        restorer = Restorer(restored, offer)
+        restorer = MetadataImporter(restored, offer)
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
@@ -126,7 +126,7 @@ def _settings(
     return restorer, draft
 
 
-def _last_seed(studio: Studio) -> str:
+def _last_seed(studio: AppState) -> str:
     newest = studio.recent_pictures(None, most=1)
     return str(newest[0].seed if newest else -1)
 
@@ -138,10 +138,10 @@ def refilled(tab: GenerateTab, stored: Mapping[str, Any]) -> dict[Component, Any
     return {**recalled, tab.draft.lost: lost(problems)}
 
 
-def _wire(studio: Studio, tab: GenerateTab) -> None:
-    follower = Follower(studio, studio.request, lambda run: view(studio, tab, run))
+def _wire(studio: AppState, tab: GenerateTab) -> None:
+    follower = JobPoller(studio, studio.request, lambda run: view(studio, tab, run))
 
-    def generate(sent: Mapping[Component, Any]) -> Answer:
+    def generate(sent: Mapping[Component, Any]) -> Reply:
         return follower.start(ImageRequest.of(tab.form.read(sent)), card="generate-card")
 
     fields = set(tab.form.fields.values())
@@ -159,13 +159,13 @@ def _wire(studio: Studio, tab: GenerateTab) -> None:
     tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
-def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
+def _wire_reading(studio: AppState, tab: GenerateTab) -> None:
     """Tell while it is typed what the prompt becomes."""
     fields = tab.form.fields
     names = ("prompt", "negative_prompt", "model", "steps", "seed", "styles")
 
     def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        asked = prompt_preview.Asked(**tab.form.acceptable(sent, *names))
+        asked = prompt_preview.PreviewRequest(**tab.form.acceptable(sent, *names))
         seen = prompt_preview.read(studio, asked)
         pasted = reads_as_settings(asked.prompt)
         if pasted:
@@ -188,7 +188,7 @@ def _wire_reading(studio: Studio, tab: GenerateTab) -> None:
     )
 
 
-def view(studio: Studio, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
+def view(studio: AppState, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
     """Updates that bring a request onto the screen; None: nothing has been asked for yet."""
     old = markup.gallery(studio.recent_pictures(run), studio.media, small=True, reuse=True)
     earlier = f'<div class="legend">Earlier</div>{old}' if old else ""

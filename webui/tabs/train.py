@@ -23,16 +23,16 @@ from sdlora.prompt.scanner import escaped
 from sdlora.settings.presets import preset, with_preset
 from sdlora.settings.train import TrainSettings
 from webui import caption_editor, dataset_report, dataset_upload, fields, markup
-from webui.app_state import Run, Studio
+from webui.app_state import AppState, Run
 from webui.captioning import Describing
 from webui.drafts import Draft, lost, parsed, recall
 from webui.estimates import known_cost
 from webui.form import Form, marker
-from webui.job_card import Errand
-from webui.job_poller import Follower
+from webui.job_card import JobCard
+from webui.job_poller import JobPoller
 from webui.lora_details import prompt_words
-from webui.notice import Answer, Notice
-from webui.training_panel import Training
+from webui.notice import Notice, Reply
+from webui.training_panel import TrainingPanel
 from webui.uploads import discard
 from webui.widgets import QUICK, html
 
@@ -61,12 +61,12 @@ class TrainTab:
     look: Component
     measure: Component
     preflight: Component
-    measured: Errand
+    measured: JobCard
     describing: Describing
     summary: Component
     notice: Notice
     start: Component
-    training: Training
+    training: TrainingPanel
 
     @property
     def inputs(self) -> set[Component]:
@@ -93,7 +93,7 @@ class TrainTab:
         return [*shown, *named, *self.advanced.fields.values()]
 
 
-def build(studio: Studio) -> TrainTab:
+def build(studio: AppState) -> TrainTab:
     """The tab's components and what they do, inside an open `gr.Tab`."""
     form, advanced = (Form(TrainSettings, "train", "advanced") for _ in range(2))
     sets = sorted(studio.workspace.dataset_folders())
@@ -107,7 +107,7 @@ def build(studio: Studio) -> TrainTab:
             with gr.Row(elem_classes="row-fields"):
                 look = gr.Button("Check these pictures", size="sm", elem_id="check-pictures")
                 measure = gr.Button("Measure time and memory", size="sm", elem_id="measure")
-            measured = Errand(studio, "measure", markup.measured)
+            measured = JobCard(studio, "measure", markup.measured)
             checked_pictures = html(elem_id="preflight")
             set_name = _own_pictures(studio, pictures)
             edits = caption_editor.build(studio, pictures)
@@ -124,7 +124,7 @@ def build(studio: Studio) -> TrainTab:
                 draft = Draft("train")
             _advanced(studio, form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
-            training = Training(studio)
+            training = TrainingPanel(studio)
     tab = TrainTab(
         form, advanced, draft, pictures, set_name, thumbs, look, measure, checked_pictures,
         measured, describing, summary, notice, start, training,
@@ -134,7 +134,7 @@ def build(studio: Studio) -> TrainTab:
     return tab
 
 
-def _own_pictures(studio: Studio, pictures: Component) -> Component:
+def _own_pictures(studio: AppState, pictures: Component) -> Component:
     with gr.Accordion("Add your own pictures", open=False, elem_id="own-pictures"):
         name = gr.Textbox(label="Name of the set", value=SET_NAME, elem_id="set-name")
         files = gr.File(
@@ -147,26 +147,26 @@ def _own_pictures(studio: Studio, pictures: Component) -> Component:
         add = gr.Button("Add these pictures", elem_id="add")
         notice = Notice("add-notice")
 
-    def added(name: str, paths: list[str] | None) -> Answer:
+    def added(name: str, paths: list[str] | None) -> Reply:
         result = dataset_upload.add(studio.workspace, name, [Path(p) for p in paths or ()])
         discard(map(Path, paths or ()), studio.workspace.uploads)
         sets = sorted(studio.workspace.dataset_folders())
         chosen = gr.Dropdown(sets, value=result.folder.name)
-        return Answer({files: None, pictures: chosen}, markup.added(result))
+        return Reply({files: None, pictures: chosen}, markup.added(result))
 
     notice.answer(add.click, added, [name, files], [files, pictures])
     return name
 
 
-def _advanced(studio: Studio, form: Form, advanced: Form) -> None:
+def _advanced(studio: AppState, form: Form, advanced: Form) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         models = studio.workspace.model_names()
         form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         advanced.add_rest("data", *form.fields)
 
 
-def _wire(studio: Studio, tab: TrainTab) -> None:
-    follower = Follower(studio, studio.training, lambda run: tab.training.show(studio, run))
+def _wire(studio: AppState, tab: TrainTab) -> None:
+    follower = JobPoller(studio, studio.training, lambda run: tab.training.show(studio, run))
 
     def chosen(sent: Mapping[Component, Any]) -> dict[Component, Any]:
         shown = suggest_names(studio, tab, sent)
@@ -176,7 +176,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
         shown = suggest_values(studio, tab, sent)
         return {**shown, **summed_up(studio, tab, {**sent, **shown}), **measured_still(studio, tab)}
 
-    def start(sent: Mapping[Component, Any]) -> Answer:
+    def start(sent: Mapping[Component, Any]) -> Reply:
         settings = TrainSettings.of(values(studio, tab, sent))
         return follower.start(settings, settings.name, "run-card")
 
@@ -198,7 +198,7 @@ def _wire(studio: Studio, tab: TrainTab) -> None:
     tab.training.wire(studio, follower)
 
 
-def _wire_looks(studio: Studio, tab: TrainTab) -> None:
+def _wire_looks(studio: AppState, tab: TrainTab) -> None:
     """What can be known of a training before it starts."""
     inputs = tab.inputs
     tab.measured.notice.answer(
@@ -215,12 +215,12 @@ def _wire_looks(studio: Studio, tab: TrainTab) -> None:
     )  # fmt: skip
 
 
-def measured_still(studio: Studio, tab: TrainTab) -> dict[Component, Any]:
+def measured_still(studio: AppState, tab: TrainTab) -> dict[Component, Any]:
     """What was measured was something else, now that the choice is another; unless it goes on."""
     return tab.measured.show(studio.going_on("measure"))
 
 
-def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
+def _wire_captions(studio: AppState, tab: TrainTab, edits: list[Any]) -> None:
     """What the captions say is looked at again when they have changed."""
     outputs = [tab.thumbs, tab.preflight, tab.draft.usual, tab.form.fields["trigger_word"]]
 
@@ -232,18 +232,18 @@ def _wire_captions(studio: Studio, tab: TrainTab, edits: list[Any]) -> None:
         event.then(look_again, tab.inputs, outputs, **QUICK)
 
 
-def family_of(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+def family_of(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
     """Whose presets fit the chosen model."""
     return studio.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
 
 
-def wanted_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+def wanted_values(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
     """The preset of what is chosen in the form."""
     goal, effort = (sent[tab.form.fields[name]] for name in ("goal", "effort"))
     return preset(family_of(studio, tab, sent), goal, effort)
 
 
-def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+def values(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
     """What the user set. The page sends names of sets, never a path; DataError for another."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
     wanted = wanted_values(studio, tab, sent)
@@ -258,19 +258,19 @@ def values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict
     return {"data": str(folder or ""), **given}
 
 
-def to_measure(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> MeasureSettings:
+def to_measure(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> MeasureSettings:
     """The training in the form, to be measured. SettingsError: it could not begin."""
     return MeasureSettings.of({**values(studio, tab, sent), "name": "measured"})
 
 
-def usual_goal(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+def usual_goal(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
     """The goal that the chosen pictures are for, as far as they say; else the default."""
     pictures = sent[tab.pictures]
     known = studio.workspace.goal_of(pictures) if pictures else ""
     return known or str(fields.default(TrainSettings.model_fields["goal"]))
 
 
-def usual_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
+def usual_values(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[str, Any]:
     """What the components hold while nobody has set them: what the pictures suggest, and what the
     goal, the effort and the model want."""
     sets = studio.workspace.dataset_folders()
@@ -288,7 +288,7 @@ def usual_values(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -
 
 
 def suggestions(
-    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any], names: Iterable[str]
+    studio: AppState, tab: TrainTab, sent: Mapping[Component, Any], names: Iterable[str]
 ) -> dict[Component, Any]:
     """The usual values of these fields, except where somebody has set another one."""
     before, now = parsed(sent.get(tab.draft.usual)), usual_values(studio, tab, sent)
@@ -298,7 +298,7 @@ def suggestions(
 
 
 def suggest_names(
-    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
+    studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
     """Goal, name and trigger word for the chosen set of pictures, what that goal wants, and what
     is in the set."""
@@ -322,13 +322,13 @@ def suggest_names(
 
 
 def suggest_values(
-    studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]
+    studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]
 ) -> dict[Component, Any]:
     """The advanced fields as the goal, the effort and the model want them."""
     return suggestions(studio, tab, sent, tab.advanced.fields)
 
 
-def refilled(studio: Studio, tab: TrainTab, stored: Mapping[str, Any]) -> dict[Component, Any]:
+def refilled(studio: AppState, tab: TrainTab, stored: Mapping[str, Any]) -> dict[Component, Any]:
     """Updates that begin the form anew: what is usual, and over it what a draft holds."""
     recalled, problems = recall(stored, tab.form, tab.advanced, beside=("pictures", "set_name"))
     sets = sorted(studio.workspace.dataset_folders())
@@ -353,7 +353,9 @@ def refilled(studio: Studio, tab: TrainTab, stored: Mapping[str, Any]) -> dict[C
     }
 
 
-def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> dict[Component, Any]:
+def summed_up(
+    studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]
+) -> dict[Component, Any]:
     """One line on what will happen."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
     try:
@@ -365,7 +367,7 @@ def summed_up(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> d
     return {tab.summary: dataset_report.plan(settings, count, known_cost(studio, settings))}
 
 
-def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
+def checked(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
     """Every picture as the training would see it. SdloraError: why there would be none."""
     given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
     settings = with_preset(given, family_of(studio, tab, sent))
@@ -373,12 +375,12 @@ def checked(studio: Studio, tab: TrainTab, sent: Mapping[Component, Any]) -> str
     return dataset_report.report(found, studio.media, known_cost(studio, settings))
 
 
-def view(studio: Studio, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
+def view(studio: AppState, tab: TrainTab, run: Run | None) -> dict[Component, Any]:
     """Updates that bring a training onto the screen; None: there has been none."""
     return tab.training.show(studio, run)
 
 
-def called(studio: Studio, run: Run, tag: str) -> tuple[str, tuple[str, ...], float]:
+def called(studio: AppState, run: Run, tag: str) -> tuple[str, tuple[str, ...], float]:
     """A LoRA of a training as prompts call it: its tag's name, the words, and its weight."""
     words: tuple[str, ...] = ()
     weight = markup.USUAL_WEIGHT

@@ -25,7 +25,7 @@ Told = tuple[Shape, int]  # the weight's shape, () when the tensors do not tell;
 
 
 @dataclass(frozen=True)
-class Kind:
+class StoredType:
     """One kind of adapter: the roles of its tensors, and what their shapes tell.
 
     `measure` gives None when the shapes, by role, do not fit together. A `flat` kind may leave the
@@ -191,18 +191,20 @@ _LOKR = [
 ]
 _SIZED = frozenset({"alpha", "rescale"})
 # fmt: off
-KINDS: tuple[Kind, ...] = (
-    Kind("LoRA", _any("down up"), _SCALE | {"mid", "diff_b", "reshape_weight"}, _lora),
-    Kind("DoRA", _any("down up dora_scale", "down up magnitude"), _SCALE | {"mid"}, _lora),
-    Kind("LoHa", _any(_HADA, f"{_HADA} hada_t1 hada_t2"), _SCALE | {"dora_scale"}, _loha, True),
+KINDS: tuple[StoredType, ...] = (
+    StoredType("LoRA", _any("down up"), _SCALE | {"mid", "diff_b", "reshape_weight"}, _lora),
+    StoredType("DoRA", _any("down up dora_scale", "down up magnitude"), _SCALE | {"mid"}, _lora),
+    StoredType(
+        "LoHa", _any(_HADA, f"{_HADA} hada_t1 hada_t2"), _SCALE | {"dora_scale"}, _loha, True
+    ),
     # LyCORIS factors a half while that makes its longer side smaller
-    Kind("LoKr", _any(*_LOKR), _SCALE | {"dora_scale"}, _lokr, flat=True, bounded=False),
-    Kind("GLoRA", _any("a1 a2 b1 b2"), _SCALE | {"bm"}, _glora),
-    Kind("IA3", _any("weight on_input"), frozenset(), _ia3),
-    Kind("OFT", _any("oft_blocks"), _SIZED, _oft),
-    Kind("BOFT", _any("oft_blocks"), _SIZED, _boft),
-    Kind("full", _any("diff", "diff_b"), frozenset({"diff_b"}), _full),
-    Kind("norm", _any("w_norm"), frozenset({"b_norm"}), _norm),
+    StoredType("LoKr", _any(*_LOKR), _SCALE | {"dora_scale"}, _lokr, flat=True, bounded=False),
+    StoredType("GLoRA", _any("a1 a2 b1 b2"), _SCALE | {"bm"}, _glora),
+    StoredType("IA3", _any("weight on_input"), frozenset(), _ia3),
+    StoredType("OFT", _any("oft_blocks"), _SIZED, _oft),
+    StoredType("BOFT", _any("oft_blocks"), _SIZED, _boft),
+    StoredType("full", _any("diff", "diff_b"), frozenset({"diff_b"}), _full),
+    StoredType("norm", _any("w_norm"), frozenset({"b_norm"}), _norm),
 )
 # fmt: on
 KIND = {kind.name: kind for kind in KINDS}
@@ -261,7 +263,7 @@ def _layer(name: str, keys: dict[str, str], shapes: Shapes) -> Layer:
     raise _odd_roles(name, frozenset(keys))
 
 
-def _bounded(name: str, kind: Kind, shape: Shape, rank: int) -> Told:
+def _bounded(name: str, kind: StoredType, shape: Shape, rank: int) -> Told:
     limited = kind.bounded and rank
     most = min(MAX_RANK, shape[0], math.prod(shape[1:])) if limited else MAX_RANK
     if rank > most:
@@ -270,7 +272,7 @@ def _bounded(name: str, kind: Kind, shape: Shape, rank: int) -> Told:
 
 
 @lru_cache(maxsize=1024)
-def _kinds_with(roles: frozenset[str]) -> tuple[Kind, ...]:
+def _kinds_with(roles: frozenset[str]) -> tuple[StoredType, ...]:
     """The kinds that have exactly tensors of these roles."""
     return tuple(
         kind for kind in KINDS if any(need <= roles <= need | kind.may for need in kind.needs)

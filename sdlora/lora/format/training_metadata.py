@@ -29,7 +29,7 @@ _PLACES = ("data", "model", "more_data", "regularisation", "masks", "validation_
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingMetadata:
     """What a file says of its making: settings as they were given, the hash of its pictures."""
 
     settings: dict[str, Any]
@@ -59,12 +59,12 @@ def recipe_metadata(settings: TrainSettings, pictures: str) -> dict[str, str]:
     return {**rows, PICTURES: pictures}
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path) -> TrainingMetadata:
     """The recipe in a LoRA file. LoraFileError: it has none, or is no LoRA."""
     said: Mapping[str, str] = read_header(path).metadata
     try:
         settings, found = json_value(said[SETTINGS]), json_value(said[VERSIONS])
-        return Recipe(TrainSettings.from_record(settings), said[PICTURES], dict(found))
+        return TrainingMetadata(TrainSettings.from_record(settings), said[PICTURES], dict(found))
     except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
             "{file} does not say how it was trained; only LoRAs of this program do, and not those "

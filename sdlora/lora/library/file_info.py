@@ -20,7 +20,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.format.adapter_types import layers_of, unread_in, unread_note
 from sdlora.lora.format.header import Head, read_head, shapes_in
 from sdlora.lora.library.index import Facts
-from sdlora.lora.library.scan import Found
+from sdlora.lora.library.scan import ScannedFile
 from sdlora.messages import Message
 
 MAX_SIDECAR = 2**20  # bytes
@@ -38,7 +38,7 @@ Said = Mapping[str, Any]
 Tags = list[tuple[str, int]]
 
 
-class Layout(NamedTuple):
+class StoredLayout(NamedTuple):
     """What the names and shapes of a file's tensors tell."""
 
     base: str = ""
@@ -47,10 +47,10 @@ class Layout(NamedTuple):
     unread: tuple[str, ...] = ()  # keys that nobody knows
 
 
-Layouts = dict[tuple[int, int, int], Layout]  # by Head.layout
+Layouts = dict[tuple[int, int, int], StoredLayout]  # by Head.layout
 
 
-def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
+def facts_of(found: ScannedFile, layouts: Layouts) -> tuple[Facts, bool]:
     """The facts of a file, and whether they hold for as long as it does not change.
 
     `layouts` are those met before, and grow: thousands of files differ in their numbers only, and
@@ -60,7 +60,7 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
         head = read_head(found.path)
     except LoraFileError as error:  # perhaps somebody is copying it here right now
         return Facts(problem=error.message), error.code == "pickle"
-    layout, problem = Layout(), Message("")
+    layout, problem = StoredLayout(), Message("")
     try:
         layout = _layout(head, layouts)
     except LoraFileError as error:
@@ -92,12 +92,12 @@ def facts_of(found: Found, layouts: Layouts) -> tuple[Facts, bool]:
     ), True
 
 
-def _layout(head: Head, layouts: Layouts) -> Layout:
+def _layout(head: Head, layouts: Layouts) -> StoredLayout:
     if (key := head.layout) not in layouts:
         shapes = shapes_in(head)
         layers = layers_of(shapes)
         kinds = Counter(layer.kind for layer in layers.values())
-        layouts[key] = Layout(
+        layouts[key] = StoredLayout(
             base_of({name: layer.shape for name, layer in layers.items()}, {}),
             tuple(kind for kind, _ in kinds.most_common()),
             max(layer.rank for layer in layers.values()),

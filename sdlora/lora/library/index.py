@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sdlora.lora.format.hashes import Hashes
-from sdlora.lora.library.scan import Found
+from sdlora.lora.library.scan import ScannedFile
 from sdlora.messages import Message
 
 
@@ -27,8 +27,8 @@ class LoraEntry:
     """One file. Listing thousands makes one of these for each: what it says is looked at when it
     is asked for."""
 
-    found: Found
-    row: Row
+    found: ScannedFile
+    row: IndexRow
     hidden: Message = Message("")  # why its name means another file
     also: tuple[Path, ...] = ()  # files of the same name, which this one hides
     note: Message = Message("")  # how the name that was looked for differs from its own
@@ -133,7 +133,7 @@ class Facts(NamedTuple):
         return cls._make([*values, Message.from_json(problem), [*map(Message.from_json, notes)]])
 
 
-class Row(NamedTuple):
+class IndexRow(NamedTuple):
     """A file's facts, and its hashes once somebody has asked for them."""
 
     path: bytes  # as the system has it, which need not be text
@@ -155,10 +155,10 @@ class Row(NamedTuple):
         return zlib.crc32("\n".join(self[1:4]).encode("utf-8", "surrogatepass"))
 
 
-_CREATE = f"CREATE TABLE files (path BLOB PRIMARY KEY, {', '.join(Row._fields[1:])}, checksum)"
+_CREATE = f"CREATE TABLE files (path BLOB PRIMARY KEY, {', '.join(IndexRow._fields[1:])}, checksum)"
 # hashes outlive what changes beside a file only
 _KEEP = (
-    f"INSERT INTO files VALUES ({', '.join('?' * len(Row._fields))}, ?) "
+    f"INSERT INTO files VALUES ({', '.join('?' * len(IndexRow._fields))}, ?) "
     "ON CONFLICT (path) DO UPDATE SET "
     + ", ".join(f"{name} = iif(stamp = excluded.stamp, {name}, '')" for name in Hashes._fields)
     + ", stamp = excluded.stamp, beside = excluded.beside, facts = excluded.facts"
@@ -181,19 +181,19 @@ class Index:
         """Without a file nothing is kept."""
         self.database = database
 
-    def rows(self) -> dict[bytes, Row]:
+    def rows(self) -> dict[bytes, IndexRow]:
         """All that is known, by path. Rows that are damaged are forgotten."""
 
-        def read(connection: sqlite3.Connection) -> dict[bytes, Row]:
-            fields = ", ".join(Row._fields)
+        def read(connection: sqlite3.Connection) -> dict[bytes, IndexRow]:
+            fields = ", ".join(IndexRow._fields)
             rows = connection.execute(f"SELECT rowid, {fields}, checksum FROM files").fetchall()
             damaged = [(number,) for number, *row in rows if not _is_whole(row)]
             connection.executemany("DELETE FROM files WHERE rowid = ?", damaged)
-            return {row[0]: Row._make(row[:-1]) for _, *row in rows if _is_whole(row)}
+            return {row[0]: IndexRow._make(row[:-1]) for _, *row in rows if _is_whole(row)}
 
         return self._do(read, {})
 
-    def keep(self, rows: Collection[Row], gone: Iterable[bytes] = ()) -> None:
+    def keep(self, rows: Collection[IndexRow], gone: Iterable[bytes] = ()) -> None:
         """Add rows or replace them, and forget the files that are gone."""
 
         def write(connection: sqlite3.Connection) -> None:
@@ -231,7 +231,7 @@ class Index:
 def _is_whole(row: Sequence[Any]) -> bool:
     """Whether a row of the table is as it was written."""
     is_typed = type(row[0]) is bytes and all(type(text) is str for text in row[1:-1])
-    return is_typed and Row._make(row[:-1]).checksum == row[-1]
+    return is_typed and IndexRow._make(row[:-1]).checksum == row[-1]
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -25,8 +25,8 @@ from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.file_types import PICKLES, READABLE, is_pickle
 from sdlora.lora.format.hashes import Hashes, is_hash, read_hashes
 from sdlora.lora.library.file_info import Layouts, facts_of, plain, trigger_words
-from sdlora.lora.library.index import Index, LoraEntry, Row
-from sdlora.lora.library.scan import Found, walk
+from sdlora.lora.library.index import Index, IndexRow, LoraEntry
+from sdlora.lora.library.scan import ScannedFile, walk
 from sdlora.messages import Message
 from sdlora.workspace import Workspace
 
@@ -50,7 +50,7 @@ _LOOKUPS: tuple[tuple[Callable[[LoraEntry], str], Callable[[str], str]], ...] = 
 )
 
 
-class Shelf:
+class LoraIndexSnapshot:
     """The files as they were listed at one moment, in the order in which they are preferred."""
 
     def __init__(self, entries: Sequence[LoraEntry] = ()) -> None:
@@ -136,7 +136,7 @@ __all__ = ["Library", "LoraEntry", "stamp", "trigger_words"]
 
 FRESH_S = 0.5  # so long a listing answers for the next name of the same prompt
 HASHED_AT_ONCE = 2 * 2**30  # bytes read to find one hash
-Rows = dict[bytes, Row]
+Rows = dict[bytes, IndexRow]
 
 
 class Library:
@@ -149,9 +149,9 @@ class Library:
         self._index = Index(index)
         self._layouts: Layouts = {}
         self._rows: Rows | None = None
-        self._found: Sequence[Found] = ()
+        self._found: Sequence[ScannedFile] = ()
         self._known: dict[bytes, LoraEntry] = {}
-        self._shelf, self._listed_at = Shelf(), float("-inf")
+        self._shelf, self._listed_at = LoraIndexSnapshot(), float("-inf")
         self._problems: list[Message] = []
         self._settled = True  # False while a file could not be read
         self._lock = threading.RLock()
@@ -226,18 +226,18 @@ class Library:
                     return self._listed().find(start)
         return None
 
-    def _listed(self) -> Shelf:
+    def _listed(self) -> LoraIndexSnapshot:
         """What is there now. Only files that changed are opened."""
         with self._lock:
             found, self._problems = walk(self._folders())
             if self._rows is None or found != self._found or not self._settled:
                 self._known = self._entries(found)
-                self._shelf = Shelf(list(self._known.values()))
+                self._shelf = LoraIndexSnapshot(list(self._known.values()))
                 self._found = found
             self._listed_at = time.monotonic()
             return self._shelf
 
-    def _entries(self, found: Sequence[Found]) -> dict[bytes, LoraEntry]:
+    def _entries(self, found: Sequence[ScannedFile]) -> dict[bytes, LoraEntry]:
         """One per file, those of before where nothing changed."""
         rows = self._index.rows() if self._rows is None else self._rows
         keyed = {os.fsencode(one.path): one for one in found}
@@ -257,7 +257,7 @@ class Library:
             for key, one in keyed.items()
         }
 
-    def _read(self, files: dict[bytes, Found], rows: Rows) -> tuple[Rows, Rows]:
+    def _read(self, files: dict[bytes, ScannedFile], rows: Rows) -> tuple[Rows, Rows]:
         """The rows of files that are new or have changed; second those to be read again."""
         settled: Rows = {}
         unsettled: Rows = {}
@@ -265,12 +265,12 @@ class Library:
             facts, lasts = facts_of(one, self._layouts)
             old = rows.get(key)
             hashes = old.hashes if old and old.stamp == one.stamp else Hashes()
-            row = Row(key, one.stamp, one.beside, facts.text, *hashes)
+            row = IndexRow(key, one.stamp, one.beside, facts.text, *hashes)
             (settled if lasts else unsettled)[key] = row
         return settled, unsettled
 
 
-def _is_of(row: Row | None, found: Found) -> bool:
+def _is_of(row: IndexRow | None, found: ScannedFile) -> bool:
     return row is not None and row.stamp == found.stamp and row.beside == found.beside
 
 

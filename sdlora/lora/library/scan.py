@@ -20,7 +20,7 @@ Entry = os.DirEntry[str]
 MAX_FOLDERS = 20_000  # in all roots together; a link can lead to a whole disk
 
 
-class Found(NamedTuple):
+class ScannedFile(NamedTuple):
     """A file as it is listed. A stamp is `size mtime_ns`: the same stamp, the same content."""
 
     path: str
@@ -32,14 +32,14 @@ class Found(NamedTuple):
     preview: str  # the path of a picture of its name; empty: none
 
 
-def walk(roots: Iterable[Path]) -> tuple[list[Found], list[Message]]:
+def walk(roots: Iterable[Path]) -> tuple[list[ScannedFile], list[Message]]:
     """The files of each root, those nearest to it first; and what cannot be listed, in words.
 
     A folder that several ways lead to is listed once, so that links may go in circles. A link to a
     folder that a root lies in is not followed, and the disk that a root lies on is none itself: it
     would be listed as a whole.
     """
-    found: list[Found] = []
+    found: list[ScannedFile] = []
     problems: list[Message] = []
     visited: set[str] = set()
     roots = list(roots)
@@ -117,7 +117,7 @@ def _listed(path: str) -> tuple[list[Entry], list[Entry]]:
     return files, sorted(folders, key=lambda entry: (entry.name.lower(), entry.name))
 
 
-def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
+def _loras(files: list[Entry], folder: str) -> Iterator[ScannedFile]:
     # some systems list a name twice
     entries = {entry.name: entry for entry in files}
     named = sorted((name.lower(), name) for name in entries)
@@ -131,9 +131,9 @@ def _loras(files: list[Entry], folder: str) -> Iterator[Found]:
                 yield _found(entries[name], stem, folder, by_name)
 
 
-def _found(entry: Entry, stem: str, folder: str, by_name: dict[str, Entry]) -> Found:
+def _found(entry: Entry, stem: str, folder: str, by_name: dict[str, Entry]) -> ScannedFile:
     sidecars = [by_name.get(stem + ending) for ending in SIDECARS]
-    return Found(
+    return ScannedFile(
         entry.path,
         shown(entry.name[: entry.name.rindex(".")]),
         folder,

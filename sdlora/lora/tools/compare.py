@@ -40,24 +40,24 @@ class _Bar:
 @dataclass(frozen=True)
 class _Column:
     title: str
-    bars: Callable[[Collision, float], tuple[_Bar, ...]]  # of a row; the largest size of all rows
+    bars: Callable[[LoraOverlap, float], tuple[_Bar, ...]]  # of a row; the largest size of all rows
     centred: bool = False
 
 
-def _output_bars(its: Collision, _: float) -> tuple[_Bar, ...]:
+def _output_bars(its: LoraOverlap, _: float) -> tuple[_Bar, ...]:
     return (_Bar(its.outputs, BOTH, f"{its.outputs:.0%}", its.chance),)
 
 
-def _reads(its: Collision, _: float) -> tuple[_Bar, ...]:
+def _reads(its: LoraOverlap, _: float) -> tuple[_Bar, ...]:
     return (_Bar(its.inputs, BOTH, f"{its.inputs:.0%}"),)
 
 
-def _sizes(its: Collision, largest: float) -> tuple[_Bar, ...]:
+def _sizes(its: LoraOverlap, largest: float) -> tuple[_Bar, ...]:
     colours = zip(its.sizes, (ONE, OTHER), strict=True)
     return tuple(_Bar(size / (largest or 1.0), colour, f"{size:.3g}") for size, colour in colours)
 
 
-def _loss(its: Collision, _: float) -> tuple[_Bar, ...]:
+def _loss(its: LoraOverlap, _: float) -> tuple[_Bar, ...]:
     return (_Bar(-its.loss, LOST if its.loss > 0 else GAINED, f"{-its.loss:+.1%}"),)
 
 
@@ -69,7 +69,7 @@ _COLUMNS = (
 )
 
 
-def draw(table: Mapping[str, Collision], one: str, other: str) -> Image.Image:
+def draw(table: Mapping[str, LoraOverlap], one: str, other: str) -> Image.Image:
     """`compare`'s table for the LoRAs called `one` and `other`, on white."""
     width = EDGE * 2 + LABEL + COLUMN * len(_COLUMNS)
     height = TOP + ROW * len(table) + EDGE
@@ -128,7 +128,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 @dataclass(frozen=True)
-class Collision:
+class LoraOverlap:
     """How two LoRAs meet in some layers. The overlaps are weighted by how strong both are there."""
 
     layers: int  # changed by both
@@ -141,7 +141,7 @@ class Collision:
 
 
 @dataclass(frozen=True)
-class _Meeting:
+class _LayerOverlap:
     """One layer: norms of the two changes, their inner product, overlaps."""
 
     norms: tuple[float, float]
@@ -151,7 +151,7 @@ class _Meeting:
 
 def compare(
     one: LoraFile, other: LoraFile, pristine: Pristine = no_weights
-) -> dict[str, Collision]:
+) -> dict[str, LoraOverlap]:
     """Group of layers -> how the two meet there; 'all' is last. The files name layers alike.
 
     Only what a LoRA can hold is compared: norms and biases are left out. LoraFileError when a
@@ -170,7 +170,7 @@ def compare(
     }
 
 
-def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) -> _Meeting:
+def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) -> _LayerOverlap:
     adapters = [file.layers.get(name) for file in files]
     found = [
         spectrum(adapter, name, pristine) if adapter and has_matrix(adapter) else None
@@ -178,7 +178,7 @@ def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) ->
     ]
     first, second = found
     if first is None or second is None:
-        return _Meeting((first.norm if first else 0.0, second.norm if second else 0.0))
+        return _LayerOverlap((first.norm if first else 0.0, second.norm if second else 0.0))
     outputs, inputs = ((its.left.shape[0], its.right.shape[1]) for its in (first, second))
     if outputs != inputs:
         raise LoraFileError(
@@ -188,7 +188,7 @@ def _meeting(name: str, files: tuple[LoraFile, LoraFile], pristine: Pristine) ->
             first=outputs,
             second=inputs,
         )
-    return _Meeting((first.norm, second.norm), first.inner(second), _overlaps(first, second))
+    return _LayerOverlap((first.norm, second.norm), first.inner(second), _overlaps(first, second))
 
 
 def _overlaps(one: Spectrum, other: Spectrum) -> tuple[float, float, float]:
@@ -199,7 +199,7 @@ def _overlaps(one: Spectrum, other: Spectrum) -> tuple[float, float, float]:
     return float(outputs), float(inputs), many / one.left.shape[0]
 
 
-def _collision(meetings: Iterable[_Meeting]) -> Collision:
+def _collision(meetings: Iterable[_LayerOverlap]) -> LoraOverlap:
     every = list(meetings)
     shared = [its for its in every if min(its.norms) > 0]
     squares = [sum(its.norms[i] ** 2 for its in every) for i in (0, 1)]
@@ -209,7 +209,7 @@ def _collision(meetings: Iterable[_Meeting]) -> Collision:
         sum(w * its.overlaps[i] for w, its in zip(weights, shared, strict=True)) for i in range(3)
     )
     energy = sum(squares)
-    return Collision(
+    return LoraOverlap(
         layers=len(shared),
         alone=(
             sum(its.norms[0] > 0 == its.norms[1] for its in every),

@@ -40,7 +40,7 @@ Prune = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeMethod:
     """How changes are added up and cut; `rank` and `keep` both count where both are given."""
 
     method: Method = "linear"
@@ -54,7 +54,7 @@ class Recipe:
 def merge(
     files: Sequence[LoraFile],
     weights: Sequence[float],
-    recipe: Recipe,
+    recipe: MergeMethod,
     pristine: Pristine = no_weights,
 ) -> tuple[LoraFile, Losses]:
     """One file, without metadata, that changes what all of them do, and what it misses of that.
@@ -76,14 +76,16 @@ def merge(
 
 
 def resize(
-    file: LoraFile, recipe: Recipe, pristine: Pristine = no_weights
+    file: LoraFile, recipe: MergeMethod, pristine: Pristine = no_weights
 ) -> tuple[LoraFile, Losses]:
     """`file`, of any kind, as a LoRA of the recipe's rank or energy, and what it misses."""
     resized, losses = merge([file], [1.0], recipe, pristine)
     return replace(resized, metadata=file.metadata, embeddings=file.embeddings), losses
 
 
-def fold(name: str, terms: Terms, recipe: Recipe, pristine: Pristine) -> tuple[Adapter, Missed]:
+def fold(
+    name: str, terms: Terms, recipe: MergeMethod, pristine: Pristine
+) -> tuple[Adapter, Missed]:
     """A matrix as a LoRA, a bias beside it as it is; norms and biases alone as they are."""
     matrices = [term for term in terms if has_matrix(term[0])]
     vectors = {
@@ -112,7 +114,7 @@ def _missed(pairs: Iterable[tuple[Tensor, Tensor]]) -> Missed:
 
 
 def _fold_matrix(
-    name: str, terms: Terms, recipe: Recipe, pristine: Pristine
+    name: str, terms: Terms, recipe: MergeMethod, pristine: Pristine
 ) -> tuple[Adapter, Missed]:
     """The sum of changes of a matrix as a LoRA."""
     shape = _shape(name, terms, pristine)
@@ -129,7 +131,7 @@ def _fold_matrix(
     return lora, (wanted.norm, distance(wanted.factors(), flat_factors(lora)))
 
 
-def _rank(wanted: Spectrum, terms: Terms, recipe: Recipe, shape: tuple[int, ...]) -> int:
+def _rank(wanted: Spectrum, terms: Terms, recipe: MergeMethod, shape: tuple[int, ...]) -> int:
     asked = [limit(shape), recipe.rank or limit(shape)]
     if recipe.keep is not None:
         asked.append(wanted.rank_for(recipe.keep))
@@ -153,7 +155,9 @@ def _shape(name: str, terms: Terms, pristine: Pristine) -> tuple[int, ...]:
     return shapes[0]
 
 
-def _sum(name: str, parameter: str, terms: Terms, recipe: Recipe, pristine: Pristine) -> Tensor:
+def _sum(
+    name: str, parameter: str, terms: Terms, recipe: MergeMethod, pristine: Pristine
+) -> Tensor:
     """The weighted sum of the changes of one parameter, sparse where the method says so."""
     found = [change(adapter, name, parameter, pristine) for adapter, _ in terms]
     changes = torch.stack([its.view_as(found[0]) for its in found])

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Answer:
+class Report:
     """What one file turned out to be, or what was made. The facts are plain values by what they
     are, in the order to show; `good` is False when the file cannot be used."""
 
