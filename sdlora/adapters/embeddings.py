@@ -25,7 +25,6 @@ from sdlora.models.base import Family
 class _Own:
     """What a text encoder of the family reads with when no word was brought."""
 
-    slot: str  # the tokenizer's name in the pipeline
     tokenizer: Any
     embedding: nn.Embedding
     end: int
@@ -39,10 +38,8 @@ class Embeddings:
         self._standing: dict[str, Mapping[str, Tensor]] = {}
         self._own: dict[str, _Own] = {}
         for part, model in family.text_encoders.items():
-            slot = family.text_parts[part].replace("text_encoder", "tokenizer")
-            tokenizer = getattr(family.pipeline, slot)
-            end = _reader(model).eos_token_id
-            self._own[part] = _Own(slot, tokenizer, model.get_input_embeddings(), end)
+            end = getattr(_reader(model), "eos_token_id", 0)
+            self._own[part] = _Own(family.tokenizer(part), model.get_input_embeddings(), end)
 
     def stand(self, brought: Iterable[Words]) -> list[Message]:
         """Make exactly these words known; says which of them are not used, and why."""
@@ -93,7 +90,7 @@ class Embeddings:
 
     def _give(self, part: str, tokenizer: Any, embedding: nn.Embedding, end: int) -> None:
         model = self.family.text_encoders[part]
-        setattr(self.family.pipeline, self._own[part].slot, tokenizer)
+        self.family.set_tokenizer(part, tokenizer)
         model.set_input_embeddings(embedding)
         _reader(model).eos_token_id = end
 

@@ -1,4 +1,4 @@
-"""From a request to pictures on the disk, said as events.
+"""Engine of generation: from a request to pictures on the disk, as events.
 
 `Engine` keeps one model open between requests. `render` is for a family that somebody else has
 open, such as a training that wants to see what it has learnt.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,47 +20,49 @@ from PIL import Image
 
 from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
-from sdlora.inference.image_pipeline import ImagePipeline
-from sdlora.inference.image_writer import keep, shown_model, written_when_room
-from sdlora.inference.plan import GenerationPlan
+from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
+from sdlora.inference.image_writer import SavedImage, save_image, saved_when_room, shown_model
+from sdlora.inference.plan import GenerationPlan, Problem, merged_problems
 from sdlora.lora.library.library import Library
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.prompt.resources import PromptResources
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
+def never_stop() -> bool:
+    """Return False: nobody asks to stop."""
     return False
 
 
 def render(
-    family: Family,
+    family: ModelFamily,
     request: ImageRequest,
     library: Library | None = None,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = never_stop,
 ) -> tuple[list[Image.Image], dict[str, Any]]:
-    """The images of a request on a family that is open, such as one in training, and the report
-    of the first with the problems of all.
+    """Return the images of a request on a family that is open, such as one in training, and the
+    report of the first with the problems of all.
 
     Afterwards the family is as it was before. Fewer images when `should_stop` said so.
     """
-    painter = ImagePipeline(family, library or Library(()))
-    request = with_seed(request)
+    pipeline = ImagePipeline(family, library or Library(()))
     images: list[Image.Image] = []
+    later: list[Problem] = []
     try:
-        sheet = painter.prepare(request)
-        with closing(painter.paint(request, sheet)) as painting:
-            for image in painting:
-                if image is not None:
-                    images.append(image)
+        plan = pipeline.plan(with_seed(request))
+        with closing(pipeline.generate(plan)) as events:
+            for event in events:
+                if isinstance(event, ImageDone):
+                    images.append(event.image)
+                    later += event.problems
                 elif should_stop():
                     break
     finally:
-        painter.blend.clear()
-    return images, {**sheet.report(0), "problems": sheet.problems}
+        pipeline.blend.clear()
+    problems = merged_problems([*plan.problems, *later])
+    return images, {**plan.report(0, later), "problems": [p.message for p in problems]}
 
 
 def with_seed(request: ImageRequest) -> ImageRequest:
@@ -75,10 +78,10 @@ class Engine:
     def __init__(self, workspace: Workspace, device: torch.device, dtype: torch.dtype) -> None:
         self.workspace, self.device, self.dtype = workspace, device, dtype
         self._source = ""
-        self._painter: ImagePipeline | None = None
+        self._pipeline: ImagePipeline | None = None
 
     def generate(
-        self, request: ImageRequest, should_stop: Callable[[], bool] = never
+        self, request: ImageRequest, should_stop: Callable[[], bool] = never_stop
     ) -> Iterator[Event]:
         """Make the request's images, each a file in outputs/<day>/.
 
@@ -89,23 +92,22 @@ class Engine:
         source = self.workspace.model_source(request.model)
         if source != self._source:
             yield Progress(f"loading the model {shown_model(request.model)}")
-        painter = self._opened(source)
-        pace = Pace(painter.steps(request), sample_every=0)
-        details = {"model": painter.family.title, "seed": str(request.seed)}
+        pipeline = self._opened(source)
+        plan = pipeline.plan(request)
+        pace = Pace(plan.total_steps, sample_every=0)
+        details = {"model": pipeline.family.title, "seed": str(request.seed)}
         yield Started("generating", pace.steps, {**details, "device": str(self.device)})
-        sheet = painter.prepare(request)
-        yield from map(Warned, sheet.problems)
+        yield from (Warned(problem.message) for problem in plan.problems)
         paths: list[str] = []
-        known, step = len(sheet.problems), 0
-        with closing(painter.paint(request, sheet)) as painting:
-            for image in painting:
-                if image is not None:
-                    outputs, index = self.workspace.outputs, len(paths)
-                    write = partial(keep, image, outputs, request, sheet, index)
-                    seed = sheet.wishes[index].seed
-                    path = yield from written_when_room(write, outputs, seed, should_stop)
-                    paths.append(str(path))
-                    yield _ready(paths, request, sheet)
+        later: list[Problem] = []
+        step = 0
+        with closing(pipeline.generate(plan)) as events:
+            for event in events:
+                if isinstance(event, ImageDone):
+                    saved = yield from self._save(event, plan, should_stop)
+                    paths.append(str(saved.path))
+                    later += [*event.problems, *saved.problems]
+                    yield _ready(saved.path, plan, event.number, later)
                     continue
                 step += 1
                 pace.stepped(step)
@@ -113,26 +115,32 @@ class Engine:
                 if should_stop():
                     yield Stopped(paths[0] if paths else "", step)
                     return
-        yield from map(Warned, sheet.problems[known:])
+        yield from (Warned(problem.message) for problem in merged_problems(later))
         yield Done(paths[0], time.monotonic() - began)
+
+    def _save(
+        self, done: ImageDone, plan: GenerationPlan, should_stop: Callable[[], bool]
+    ) -> Generator[Event, None, SavedImage]:
+        outputs, seed = self.workspace.outputs, plan.images[done.number].seed
+        write = partial(save_image, done, plan, outputs)
+        return (yield from saved_when_room(write, outputs, seed, should_stop))
 
     def close(self) -> None:
         """Let go of the model and the device's memory."""
-        self._painter, self._source = None, ""
+        self._pipeline, self._source = None, ""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _opened(self, source: str) -> ImagePipeline:
-        if self._painter is None or source != self._source:
+        if self._pipeline is None or source != self._source:
             self.close()  # two models at once may not fit
             family = open_family(source, self.dtype, self.device)
             library, book = Library.of(self.workspace), PromptResources.of(self.workspace)
-            self._painter, self._source = ImagePipeline(family, library, book), source
-        return self._painter
+            self._pipeline, self._source = ImagePipeline(family, library, book), source
+        return self._pipeline
 
 
-def _ready(paths: list[str], request: ImageRequest, sheet: GenerationPlan) -> SampleReady:
-    index = len(paths) - 1
-    seed = sheet.wishes[index].seed
-    return SampleReady(paths[-1], index, request.prompt, seed, sheet.report(index))
+def _ready(path: Path, plan: GenerationPlan, number: int, later: Sequence[Problem]) -> SampleReady:
+    seed = plan.images[number].seed
+    return SampleReady(str(path), number, plan.request.prompt, seed, plan.report(number, later))

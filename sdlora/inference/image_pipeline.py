@@ -1,11 +1,13 @@
-"""Pictures from an open family: what the prompts say, over the steps, in one or two passes."""
+"""Images from an open family: a plan from a request, then steps and images, in one or two passes.
+
+`generate` is one straight loop: conditioning of the step, the guided denoiser, one step of the
+sampler. It yields events and changes nothing of the plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,201 +16,260 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdlora.adapters import Blend
-from sdlora.inference.conditioning import ConditioningCache, PromptSchedule, When
+from sdlora.inference.conditioning import BatchConditioning, ConditioningCache
+from sdlora.inference.guidance import guided
 from sdlora.inference.lora_selection import LoraSelector
-from sdlora.inference.plan import GenerationPlan, ImagePlan
-from sdlora.inference.sampling import SAMPLERS, ClassifierFreeGuidance, Sampler, Work, denoise
+from sdlora.inference.plan import GenerationPlan, ImagePlan, Problem, passes_of, problem
+from sdlora.inference.samplers import FALLBACK, SAMPLERS
 from sdlora.lora.library.library import Library
 from sdlora.messages import Message, Setting
-from sdlora.models.base import ZERO_TERMINAL_SNR, Family
+from sdlora.models.base import ModelFamily
+from sdlora.models.stock_sampler import Sigmas, StepState, StockSampler
 from sdlora.models.text_encoding import TextEncodeOptions
-from sdlora.prompt.emphasis import compose
+from sdlora.prompt.emphasis import compose, parse_emphasis
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import parse_prompt
 from sdlora.settings.image_request import ImageRequest
 
-
-def passes_of(request: ImageRequest) -> tuple[tuple[int, int], ...]:
-    """(steps, steps before it) of each pass."""
-    first = (request.steps, 0)
-    second = (request.hires_steps or request.steps, request.steps)
-    return (first, second) if request.hires_scale > 1 else (first,)
+OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
+NO_RESOURCES = PromptResources()
 
 
 @dataclass(frozen=True)
-class ImageBatch:
-    """Images of a request that are denoised side by side, by their numbers in it.
+class StepDone:
+    """One step of a batch was taken."""
 
-    `dice` are theirs alone: image i is the same in any batch.
-    """
-
-    family: Family
-    request: ImageRequest
-    sheet: GenerationPlan
-    conditions: ConditioningCache
-    images: range
-    dice: list[torch.Generator]
-
-    def latents(self) -> Work:
-        """The finished latents (B,C,h,w)."""
-        latents = yield from self._first()
-        if len(self.sheet.passes) > 1:
-            latents = yield from self._second(latents)
-        return latents
-
-    def _first(self) -> Work:
-        request, family, pipeline = self.request, self.family, self.family.pipeline
-        width, height = request.width or family.resolution, request.height or family.resolution
-        pipeline.scheduler.set_timesteps(request.steps, device=family.device)
-        channels, where = family.denoiser.config.in_channels, (family.dtype, family.device)
-        latents = pipeline.prepare_latents(
-            len(self.images), channels, height, width, *where, self.dice
-        )
-        return (yield from self._denoised(latents, pipeline.scheduler.timesteps, 0))
-
-    def _second(self, latents: Tensor) -> Work:
-        """From the first pass's latents, enlarged and noised again (SDEdit, arXiv:2108.01073).
-
-        As many steps are taken as asked for, so the whole way is longer (A1111,
-        modules/sd_samplers_common.py setup_img2img_steps).
-        """
-        steps, scheduler = self.sheet.passes[1][0], self.family.pipeline.scheduler
-        whole = max(steps, round(steps / self.request.hires_strength))
-        scheduler.set_timesteps(whole, device=self.family.device)
-        start = (whole - steps) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):  # DDIM finds its place by the timestep
-            scheduler.set_begin_index(start)
-        timesteps = scheduler.timesteps[start:]
-        large = self._enlarged(latents)
-        noise = torch.stack([torch.randn(large.shape[1:], generator=dice) for dice in self.dice])
-        noisy = scheduler.add_noise(large, noise.to(large), timesteps[:1].repeat(len(large)))
-        return (yield from self._denoised(noisy, timesteps, 1))
-
-    def _enlarged(self, latents: Tensor) -> Tensor:
-        """Latents of `hires_scale` times the size, in whole cells."""
-        scale, cell = self.request.hires_scale, self.family.pipeline.vae_scale_factor
-        height, width = (round(side * scale) for side in latents.shape[-2:])
-        if self.request.hires_upscaler == "latent":
-            large = functional.interpolate(latents.float(), (height, width), mode="bilinear")
-            return large.to(latents.dtype)
-        images = self.family.decode_latents(latents)
-        size = width * cell, height * cell
-        pixels = [np.asarray(i.resize(size, Image.Resampling.LANCZOS)) for i in images]
-        tensor = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        return self.family.encode_images(tensor.float() / 127.5 - 1).to(latents.dtype)
-
-    def _denoised(self, latents: Tensor, timesteps: Tensor, number: int) -> Work:
-        """One pass, the first being 0."""
-        steps, before = self.sheet.passes[number]
-        courses = [
-            PromptSchedule.of(self.sheet.wishes[image], steps, before) for image in self.images
-        ]
-        sides = [side * self.family.pipeline.vae_scale_factor for side in latents.shape[-2:]]
-        sizes = torch.tensor([[*sides, 0, 0, *sides]]).to(latents)
-        when: When = (0, steps, before)
-        guide = ClassifierFreeGuidance(
-            self.family, self.request.guidance, sizes,
-            lambda rows: self.conditions.set_rows(rows, self.images, when),
-        )  # fmt: skip
-
-        def answer(step: int, noisy: Tensor, t: Tensor) -> Tensor:
-            nonlocal when
-            when = (step, steps, before)
-            pairs = zip(courses, self.images, strict=True)
-            guide.lead([self.conditions.aim(course, image, when) for course, image in pairs])
-            return guide(noisy, t)
-
-        return (yield from denoise(self.family, latents, timesteps, self.dice, answer))
+    state: StepState
 
 
-OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
-NO_BOOK = PromptResources()
+@dataclass(frozen=True)
+class ImageDone:
+    """Image `number` of a request, and what came up while it was made."""
+
+    number: int
+    image: Image.Image
+    problems: tuple[Problem, ...] = ()
+
+
+Denoising = Generator[StepDone, None, Tensor]  # the latents (B,C,h,w) at last
 
 
 class ImagePipeline:
-    """An open family, and the blend that stands in it."""
+    """An open family, and the blend of LoRAs in it."""
 
-    def __init__(self, family: Family, library: Library, book: PromptResources = NO_BOOK) -> None:
-        self.family, self.book, self.blend = family, book, Blend(family)
-        self._cast = LoraSelector(self.blend, library, book)
+    def __init__(
+        self, family: ModelFamily, library: Library, resources: PromptResources = NO_RESOURCES
+    ) -> None:
+        self.family, self.resources, self.blend = family, resources, Blend(family)
+        self._selector = LoraSelector(self.blend, library, resources)
 
-    def prepare(self, request: ImageRequest) -> GenerationPlan:
-        """Read the prompts of every image, and make their LoRAs stand in the model.
+    def plan(self, request: ImageRequest) -> GenerationPlan:
+        """Read the prompts of every image, and apply their LoRAs to the model.
 
-        What cannot be used is a problem on the sheet, never an error: the rest is used.
+        What cannot be used is a problem of the plan, never an error: the rest is used.
         """
-        book = replace(self.book)  # which sees the folders as they are now
+        resources = replace(self.resources)  # which sees the folders as they are now
         texts = [
-            book.expand(request.prompt, request.negative_prompt, seed, request.styles)
+            resources.expand(request.prompt, request.negative_prompt, seed, request.styles)
             for seed in range(request.seed, request.seed + request.count)
         ]
-        wishes = tuple(
+        images = tuple(
             ImagePlan(
-                request.seed + image, p.text, n.text, parse_prompt(p.text), parse_prompt(n.text)
+                request.seed + number, p.text, n.text, parse_prompt(p.text), parse_prompt(n.text)
             )
-            for image, (p, n) in enumerate(texts)
+            for number, (p, n) in enumerate(texts)
         )
-        from_noise = request.zero_terminal_snr and self.family.noise.prediction == "v_prediction"
-        sheet = GenerationPlan(wishes, passes_of(request), from_noise)
-        for image, (wish, its) in enumerate(zip(wishes, texts, strict=True)):
-            parts = (*its, wish.positive, wish.negative)
-            sheet.tell((told for part in parts for told in part.problems), [image])
-            if len(compose(wish.negative.text)) > 1:
-                sheet.tell([Message("AND in the negative prompt is read as a word")], [image])
-        sheet.tell(self._unusable(request, sheet))
-        self._cast.stand(sheet, len(sheet.passes) > 1)
-        return sheet
+        problems = [
+            problem(message, [number])
+            for number, (image, pair) in enumerate(zip(images, texts, strict=True))
+            for message in self._text_problems(image, [m for text in pair for m in text.problems])
+        ]
+        unusable = list(self._unusable(request, images))
+        problems += [problem(message, range(len(images))) for message in unusable]
+        passes = passes_of(request)
+        selection = self._selector.select(images, len(passes) > 1)
+        return GenerationPlan(
+            request, images, passes,
+            sampler=request.sampler if self._scheduler(request.sampler) else FALLBACK,
+            zero_terminal_snr=self._from_noise(request),
+            loras=self._selector.apply(selection, images),
+            other_problems=tuple(problems),
+        )  # fmt: skip
 
-    def _unusable(self, request: ImageRequest, sheet: GenerationPlan) -> Iterator[Message]:
-        wishes = sheet.wishes
-        if (asked := request.clip_skip) > (most := self.family.deepest_skip):
+    def _text_problems(self, image: ImagePlan, told: Sequence[str]) -> Iterator[str]:
+        """Yield what of an image's prompts cannot be used as it stands."""
+        yield from (*told, *image.positive.problems, *image.negative.problems)
+        if len(compose(image.negative.text)) > 1:
+            yield Message("AND in the negative prompt is read as a word")
+        for text in (image.positive.text, image.negative.text):
+            if unread := self.family.unread_text(text):
+                yield Message(
+                    "{model} does not read the end of the prompt: {text!r}",
+                    model=self.family.title, text=unread,
+                )  # fmt: skip
+
+    def _unusable(self, request: ImageRequest, images: Sequence[ImagePlan]) -> Iterator[Message]:
+        """Yield what of a request this model has no use for."""
+        family = self.family
+        if (asked := request.clip_skip) > (limit := family.max_clip_skip):
             yield Message(
                 "{setting} = {given} is more than this model has layers; {most} is used",
-                setting=Setting("clip_skip"), given=asked, most=most,
+                setting=Setting("clip_skip"), given=asked, most=limit,
             )  # fmt: skip
-        if request.zero_terminal_snr and not sheet.from_noise:
+        if request.zero_terminal_snr and not self._from_noise(request):
             yield Message(
                 "{setting} is not used: it takes a model that predicts v, not the noise",
                 setting=Setting("zero_terminal_snr"),
             )
-        composed = any(len(compose(wish.positive.text)) > 1 for wish in wishes)
-        if request.guidance <= 1 and not composed and any(w.negative_prompt for w in wishes):
-            yield Message("the negative prompt is not used: that takes a guidance above 1")
+        if not self._scheduler(request.sampler):
+            yield Message(
+                "{setting} = {given} is not for {model}; {used} is used",
+                setting=Setting("sampler"), given=request.sampler, model=family.title,
+                used=FALLBACK,
+            )  # fmt: skip
+        composed = any(len(compose(image.positive.text)) > 1 for image in images)
+        if any(image.negative_prompt for image in images):
+            if family.embeds_guidance:
+                yield Message(
+                    "the negative prompt is not used: {model} has its guidance distilled into it",
+                    model=family.title,
+                )
+            elif request.guidance <= 1 and not composed:
+                yield Message("the negative prompt is not used: that takes a guidance above 1")
+        texts = [text for image in images for text in (image.positive.text, image.negative.text)]
+        weighted = any(weight != 1 for text in texts for _, weight in parse_emphasis(text))
+        if weighted and not family.spec.reads_emphasis:
+            yield Message("emphasis such as (word:1.2) is not used by {model}", model=family.title)
+        width, height = _pixels(request, family)
+        w, h = family.latent_size(width, height)
+        if (w * family.cell, h * family.cell) != (width, height):
+            yield Message(
+                "{width} x {height} pixels are not whole cells of {model}; it makes {w} x {h}",
+                width=width, height=height, model=family.title, w=w * family.cell,
+                h=h * family.cell,
+            )  # fmt: skip
 
-    def steps(self, request: ImageRequest) -> int:
-        """How often `paint` will have worked before it is done."""
-        batches = -(-request.count // request.batch_size)
-        return batches * sum(steps for steps, _ in passes_of(request))
+    def _from_noise(self, request: ImageRequest) -> bool:
+        return request.zero_terminal_snr and self.family.noise.allows_zero_terminal_snr
+
+    def _scheduler(self, sampler: str) -> object:
+        return SAMPLERS[sampler].scheduler(self.family.noise)
 
     @torch.no_grad()
-    def paint(self, request: ImageRequest, sheet: GenerationPlan) -> Generator[Image.Image | None]:
-        """The request's images in order; None after every step of a batch.
+    def generate(self, plan: GenerationPlan) -> Generator[StepDone | ImageDone]:
+        """Make the plan's images in order.
 
         Image i begins from the noise of seed + i, whichever batch it is in.
         """
-        manner = TextEncodeOptions(request.emphasis, request.clip_skip)
-        conditions = ConditioningCache(self.blend, manner, sheet.moving)
-        options = ZERO_TERMINAL_SNR if sheet.from_noise else {}
-        with self._painting(SAMPLERS[request.sampler], options):
+        request = plan.request
+        options = TextEncodeOptions(request.emphasis, request.clip_skip)
+        cache = ConditioningCache(self.blend, options, plan.loras.changing)
+        with self.family.eval_mode():
             for first in range(0, request.count, request.batch_size):
-                images = range(first, min(first + request.batch_size, request.count))
-                seeds = [sheet.wishes[image].seed for image in images]
-                dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-                batch = ImageBatch(self.family, request, sheet, conditions, images, dice)
-                latents = yield from batch.latents()
+                numbers = range(first, min(first + request.batch_size, request.count))
+                batch = ImageBatch(self.family, self.blend, plan, cache, numbers)
+                latents = yield from batch.denoise()
                 finite = latents.isfinite().flatten(1).all(1).tolist()
-                lost = [image for image, its in zip(images, finite, strict=True) if not its]
-                sheet.tell([OVERFLOW] * bool(lost), lost)
-                yield from self.family.decode_latents(latents)
+                images = self.family.decode_latents(latents)
+                for number, image, is_finite in zip(numbers, images, finite, strict=True):
+                    problems = () if is_finite else (problem(OVERFLOW, [number]),)
+                    yield ImageDone(number, image, problems)
 
-    @contextmanager
-    def _painting(self, sampler: Sampler, options: Mapping[str, Any]) -> Iterator[None]:
-        """The pipeline with the sampler's scheduler and without dropout; then as it was."""
-        pipeline = self.family.pipeline
-        its_own = pipeline.scheduler
-        pipeline.scheduler = sampler.kind.from_config(its_own.config, **sampler.options, **options)
-        try:
-            with self.family.evaluating():
-                yield
-        finally:
-            pipeline.scheduler = its_own
+
+class ImageBatch:
+    """Images of a plan that are denoised side by side, by their numbers in it.
+
+    Each has a generator of its own: image i is the same in any batch.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        blend: Blend,
+        plan: GenerationPlan,
+        cache: ConditioningCache,
+        numbers: range,
+    ) -> None:
+        self.family, self.blend, self.plan, self.cache = family, blend, plan, cache
+        self.images = [(number, plan.images[number]) for number in numbers]
+        seeds = [image.seed for _, image in self.images]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def denoise(self) -> Denoising:
+        """Return the finished latents (B,C,h,w)."""
+        latents = yield from self._first_pass()
+        if len(self.plan.passes) > 1:
+            latents = yield from self._second_pass(latents)
+        return latents
+
+    def _first_pass(self) -> Denoising:
+        size = _pixels(self.plan.request, self.family)
+        noise = self.family.initial_latents(size, self.generators)
+        sampler = self._sampler(self.plan.passes[0].steps, noise)
+        return (yield from self._sample(sampler.first_latents(noise), sampler, sampler.sigmas, 0))
+
+    def _second_pass(self, latents: Tensor) -> Denoising:
+        """Hires fix: the first pass's latents, enlarged and noised again (SDEdit,
+        arXiv:2108.01073), denoised.
+
+        As many steps are taken as asked for, so the whole way is longer (A1111,
+        modules/sd_samplers_common.py setup_img2img_steps).
+        """
+        steps = self.plan.passes[1].steps
+        whole = max(steps, round(steps / self.plan.request.hires_strength))
+        large = self._enlarged(latents)
+        sampler = self._sampler(whole, large)
+        sigmas = sampler.sigmas.last(steps * len(sampler.sigmas) // whole)
+        sampler.begin_at(sigmas)
+        noise = torch.stack([torch.randn(large.shape[1:], generator=g) for g in self.generators])
+        noised = sampler.add_noise(large, noise.to(large), sigmas)
+        return (yield from self._sample(noised, sampler, sigmas, 1))
+
+    def _sample(self, x: Tensor, sampler: StockSampler, sigmas: Sigmas, number: int) -> Denoising:
+        """Denoise `x` in pass `number`, the first being 0."""
+        request, changing = self.plan.request, [lora.file for lora in self.plan.loras.changing]
+        conditionings = BatchConditioning(
+            self.cache, self.images, self.plan.passes[number], self._size(x),
+            is_guided=request.guidance > 1 and not self.family.embeds_guidance,
+        )  # fmt: skip
+        state = StepState(0, x)
+        for step in range(len(sigmas)):
+            conditioning = conditionings.at(step)
+            denoiser = guided(self.family, self.blend, conditioning, request.guidance, changing)
+            state = sampler.step(denoiser, state, sigmas, self.generators)
+            yield StepDone(state)
+        return state.x
+
+    def _sampler(self, steps: int, latents: Tensor) -> StockSampler:
+        scheduler = SAMPLERS[self.plan.sampler].scheduler(self.family.noise)
+        assert scheduler is not None, "the plan names one that fits"
+        from_noise = self.plan.zero_terminal_snr
+        return self.family.sampler(
+            *scheduler, steps, self._size(latents), zero_terminal_snr=from_noise
+        )
+
+    def _size(self, latents: Tensor) -> tuple[int, int]:
+        """Return (width, height) in pixels of latents."""
+        height, width = (side * self.family.cell for side in latents.shape[-2:])
+        return width, height
+
+    def _enlarged(self, latents: Tensor) -> Tensor:
+        """Return latents of `hires_scale` times the size, in whole cells."""
+        request, family = self.plan.request, self.family
+        step = max(1, family.spec.size_multiple // family.cell)
+        height, width = (
+            step * round(side * request.hires_scale / step) for side in latents.shape[-2:]
+        )
+        if request.hires_upscaler == "latent":
+            large = functional.interpolate(latents.float(), (height, width), mode="bilinear")
+            return large.to(latents.dtype)
+        images = family.decode_latents(latents)
+        size = width * family.cell, height * family.cell
+        pixels = [np.asarray(i.resize(size, Image.Resampling.LANCZOS)) for i in images]
+        tensor = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        return family.encode_images(tensor.float() / 127.5 - 1).to(latents.dtype)
+
+
+def _pixels(request: ImageRequest, family: ModelFamily) -> tuple[int, int]:
+    """Return (width, height) of a request, in pixels."""
+    return request.width or family.resolution, request.height or family.resolution

@@ -1,14 +1,13 @@
-"""Pictures on the disk, each with what it remembers of its making."""
+"""Image files, each with the metadata of its making."""
 
 from __future__ import annotations
 
 import errno
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
@@ -16,10 +15,10 @@ from sdlora.events import Event, Progress, Warned
 from sdlora.files import publish_new
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
-from sdlora.inference.plan import GenerationPlan
+from sdlora.inference.image_pipeline import ImageDone
+from sdlora.inference.plan import GenerationPlan, Problem, problem
 from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
-from sdlora.settings.image_request import ImageRequest
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -27,10 +26,18 @@ LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
 
-def written_when_room(
-    write: Callable[[], Path], folder: Path, seed: int, should_stop: Callable[[], bool]
-) -> Generator[Event, None, Path]:
-    """The picture of a seed that `write` saves in `folder`. A full disk is waited for, with the
+@dataclass(frozen=True)
+class SavedImage:
+    """An image on the disk, and what is other than it was asked for."""
+
+    path: Path
+    problems: tuple[Problem, ...] = ()
+
+
+def saved_when_room(
+    write: Callable[[], SavedImage], folder: Path, seed: int, should_stop: Callable[[], bool]
+) -> Generator[Event, None, SavedImage]:
+    """Save the picture of a seed by `write`, in `folder`. A full disk is waited for, with the
     picture kept in memory. RunError: it cannot be saved, or somebody stopped waiting."""
     waits = False
     while True:
@@ -51,45 +58,45 @@ def written_when_room(
         time.sleep(LOOK_EVERY_S)
 
 
-def keep(
-    image: Image.Image, folder: Path, request: ImageRequest, sheet: GenerationPlan, index: int
-) -> Path:
-    """Write image `index` of a request into folder/<day>/, in the format asked for, under a name
-    that no other file has. The day is that of the request's beginning.
+def save_image(done: ImageDone, plan: GenerationPlan, folder: Path) -> SavedImage:
+    """Write an image of a plan into folder/<day>/, in the format asked for, under a name that no
+    other file has. The day is that of the plan.
 
-    Where that cannot hold its text it becomes a PNG, and the sheet says so. OSError: the disk does
-    not take it.
+    Where the format cannot hold its text it becomes a PNG, which is a problem of the result.
+    OSError: the disk does not take it.
     """
-    now = time.localtime()
-    seed = sheet.wishes[index].seed
-    day = folder / time.strftime("%Y-%m-%d", time.localtime(sheet.prepared_at))
-    path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[request.image_format]}"
-    text, rest = parameters(request, sheet, index, image.size), details(request, sheet, index)
-    if request.image_format != "png":
+    now, number, image = time.localtime(), done.number, done.image
+    seed, image_format = plan.images[number].seed, plan.request.image_format
+    day = folder / time.strftime("%Y-%m-%d", time.localtime(plan.created_at))
+    path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[image_format]}"
+    text, record = parameters(plan, number, image.size), details(plan, done)
+    problems: tuple[Problem, ...] = ()
+    if image_format != "png":
         try:
-            return write_exif(image, path, text, rest, publish=publish_new)
+            return SavedImage(write_exif(image, path, text, record, publish=publish_new))
         except SettingsError as error:
-            sheet.tell([Message("{why}; it is one", why=error)], [index])
-    return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
+            problems = (problem(Message("{why}; it is one", why=error), [number]),)
+    saved = write_png(image, path.with_suffix(".png"), text, record, publish=publish_new)
+    return SavedImage(saved, problems)
 
 
-def parameters(
-    request: ImageRequest, sheet: GenerationPlan, index: int, size: tuple[int, int]
-) -> str:
-    """A1111's text for image `index`, of `size` pixels: the prompts as expanded, tags included."""
-    wish, (title, schedule) = sheet.wishes[index], SAMPLER_TITLES[request.sampler]
-    is_hires = len(sheet.passes) > 1
+def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
+    """Return A1111's text for image `number`, of `size` pixels: the prompts as expanded, tags
+    included."""
+    image, request = plan.images[number], plan.request
+    title, schedule = SAMPLER_TITLES[plan.sampler]
+    is_hires = len(plan.passes) > 1
     scale = request.hires_scale
     first = (request.width, request.height)
     if not all(first):
         first = (round(size[0] / scale), round(size[1] / scale))
-    uses = {use.tag: use.hash for use in sheet.loras(index)}
+    hashes = {use.tag: use.hash for use in plan.lora_uses(number)}
     fields = {
         "Steps": request.steps,
         "Sampler": title,
         "Schedule type": schedule,
         "CFG scale": f"{request.guidance:g}",
-        "Seed": wish.seed,
+        "Seed": image.seed,
         "Size": f"{first[0]}x{first[1]}",
         "Model": shown_model(request.model),
         "Denoising strength": f"{request.hires_strength:g}" if is_hires else None,
@@ -98,22 +105,24 @@ def parameters(
         "Hires upscale": f"{scale:g}" if is_hires else None,
         "Hires steps": request.hires_steps or None if is_hires else None,
         "Hires upscaler": _UPSCALERS[request.hires_upscaler] if is_hires else None,
-        "Lora hashes": lora_hashes(uses),
-        "TI hashes": lora_hashes(sheet.words(index)),
+        "Lora hashes": lora_hashes(hashes),
+        "TI hashes": lora_hashes(plan.inversion_hashes(number)),
         "Emphasis": "No norm" if request.emphasis == "no_norm" else None,
-        NOISE_SCHEDULE: FROM_NOISE if sheet.from_noise else None,
+        NOISE_SCHEDULE: FROM_NOISE if plan.zero_terminal_snr else None,
         "Version": f"sdlora {__version__}",
     }
-    return infotext(wish.prompt, wish.negative_prompt, fields)
+    return infotext(image.prompt, image.negative_prompt, fields)
 
 
-def details(request: ImageRequest, sheet: GenerationPlan, index: int) -> dict[str, Any]:
-    """What that text cannot hold: the request as it was asked, and what became of this image."""
-    image = {"index": index, "seed": sheet.wishes[index].seed, **sheet.report(index)}
-    asked = request.model_dump(mode="json")
+def details(plan: GenerationPlan, done: ImageDone) -> dict[str, Any]:
+    """Return what that text cannot hold: the request as it was asked, and the image's report."""
+    number = done.number
+    report = plan.report(number, done.problems)
+    image = {"index": number, "seed": plan.images[number].seed, **report}
+    asked = plan.request.model_dump(mode="json")
     return {"version": __version__, "prompt_rules": RULES, "request": asked, "image": image}
 
 
 def shown_model(model: str) -> str:
-    """A model's name without the folders that lead to it."""
+    """Return a model's name without the folders that lead to it."""
     return model.replace("\\", "/").rstrip("/").rpartition("/")[2]

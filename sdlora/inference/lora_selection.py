@@ -1,14 +1,23 @@
-"""Which LoRAs and textual inversions the images of a request use, found and fitted."""
+"""Selection of the LoRAs and textual inversions that the images of a request name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import Blend, LoraMatch
+from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
-from sdlora.inference.plan import GenerationPlan, SelectedLora, also_named, listed
+from sdlora.inference.plan import (
+    ImagePlan,
+    LoraSelection,
+    Problem,
+    SelectedLora,
+    also_named,
+    listed,
+    problem,
+)
 from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora
 from sdlora.lora.format.hashes import read_hashes
@@ -18,85 +27,114 @@ from sdlora.messages import Message
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import LoraTag
 
-Weighted = tuple[LoraFile, float, float]
+Tags = dict[tuple[int, bool], list[LoraTag]]  # by image, and whether in the negative prompt
 
 
 class LoraSelector:
     """Finds what prompts name; files stay open from one request to the next that uses them."""
 
-    def __init__(self, blend: Blend, library: Library, book: PromptResources) -> None:
-        self.blend, self.library, self.book = blend, library, book
+    def __init__(self, blend: Blend, library: Library, resources: PromptResources) -> None:
+        self.blend, self.library, self.resources = blend, library, resources
         self._files: dict[tuple[Path, tuple[int, int]], tuple[LoraFile, str]] = {}
         self._used: set[Path] = set()
 
-    def stand(self, sheet: GenerationPlan, hires: bool) -> None:
-        """Make the LoRAs and words of a sheet's wishes stand in the model, and note them on it.
-
-        What cannot be used is a problem on the sheet, never an error: the rest is used.
-        """
+    def select(self, images: Sequence[ImagePlan], hires: bool) -> LoraSelection:
+        """Find and match what the images' prompts name. What cannot be used is a problem of the
+        selection, never an error: the rest is used."""
         self._used = set()
-        chosen = self._choose(sheet)
-        words = self._words(sheet)
-        images = len(sheet.wishes)
-        still = [one for one in chosen if one.is_still(images, hires)]
-        moving = [one for one in chosen if not one.is_still(images, hires)]
-        merged: list[Weighted] = [(one.file, *one.strongest(0, False)) for one in still]
+        everyone = range(len(images))
+        loras, unused, problems = self._loras(images)
+        inversions, hashes, told = self._inversions(images)
+        problems += [problem(message, everyone) for message in told]
+        self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
+        return LoraSelection(
+            constant=tuple(lora for lora in loras if lora.is_constant(len(images), hires)),
+            changing=tuple(lora for lora in loras if not lora.is_constant(len(images), hires)),
+            inversions=tuple(inversions),
+            inversion_hashes=hashes,
+            unused=unused,
+            problems=tuple(problems),
+        )
+
+    def apply(self, selection: LoraSelection, images: Sequence[ImagePlan]) -> LoraSelection:
+        """Make exactly the selection act on the open model; return it with what the blend says of
+        it, or empty where its sum overflows."""
+        everyone = range(len(images))
+        constant = [(lora.file, *lora.strongest(0, False)) for lora in selection.constant]
         try:
-            fits = self.blend.apply([*merged, *((word, 1.0, 1.0) for word in words)])[: len(still)]
-            fits += self.blend.vary([(one.file, (0.0,), (0.0,)) for one in moving])
-            sheet.still, sheet.moving, sheet.fits = still, moving, fits
-            sheet.tell(self.blend.notes)
+            self.blend.apply([*constant, *((file, 1.0, 1.0) for file in selection.inversions)])
+            self.blend.vary([(lora.file, (0.0,), (0.0,)) for lora in selection.changing])
         except LoraFileError as error:
             self.blend.clear()
-            sheet.embeddings = {}
-            sheet.unused |= {tag.name: error.message for _, _, tag in _named(sheet)}
-            sheet.tell([Message("no LoRA is used: {why}", why=error)])
-        self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
+            reason = problem(Message("no LoRA is used: {why}", why=error), everyone)
+            names = {tag.name for _, _, tag in _named(images)}
+            return LoraSelection(
+                unused={**selection.unused, **dict.fromkeys(names, error.message)},
+                problems=(*selection.problems, reason),
+            )
+        notes = [problem(note, everyone) for note in self.blend.notes]
+        return replace(selection, problems=(*selection.problems, *notes))
 
-    def _choose(self, sheet: GenerationPlan) -> list[SelectedLora]:
-        """The LoRAs that can be used, each once."""
-        by_name: dict[str, SelectedLora | None] = {}
-        chosen: dict[Path, SelectedLora] = {}
-        for image, negative, tag in _named(sheet):
+    def _loras(
+        self, images: Sequence[ImagePlan]
+    ) -> tuple[list[SelectedLora], dict[str, Message], list[Problem]]:
+        """Return the LoRAs that can be used, each once; names that cannot, with the reason; and
+        what users may not expect."""
+        everyone = range(len(images))
+        by_name: dict[str, Path | None] = {}
+        loras: dict[Path, SelectedLora] = {}
+        tags: dict[Path, Tags] = {}
+        unused: dict[str, Message] = {}
+        problems: list[Problem] = []
+        for image, negative, tag in _named(images):
             if tag.name not in by_name:
-                by_name[tag.name] = self._found(tag.name, sheet, chosen)
-            if one := by_name[tag.name]:
-                one.tags.setdefault((image, negative), []).append(tag)
+                lora, reason = self._find(tag.name)
+                by_name[tag.name] = lora.entry.path if lora else None
+                if lora is None:
+                    unused[tag.name] = reason
+                elif lora.entry.path not in loras:
+                    loras[lora.entry.path] = lora
+                    told = [*([lora.entry.note] if lora.entry.note else []), *_partly_used(lora)]
+                    problems += [problem(message, everyone) for message in told]
+                elif lora.entry.note:
+                    problems.append(problem(lora.entry.note, everyone))
+            if path := by_name[tag.name]:
+                tags.setdefault(path, {}).setdefault((image, negative), []).append(tag)
             else:
-                template, why = "{name!r} is not used: {why}", sheet.unused[tag.name]
-                sheet.tell([Message(template, name=tag.name, why=why)], [image])
-        for one in chosen.values():
-            for (image, _), tags in one.tags.items():
-                sheet.tell(_told(one, tags), [image])
-        return list(chosen.values())
+                template, reason = "{name!r} is not used: {why}", unused[tag.name]
+                message = Message(template, name=tag.name, why=reason)
+                problems.append(problem(message, [image]))
+        selected = [replace(lora, tags=tags[path]) for path, lora in loras.items()]
+        for lora in selected:
+            for (image, _), some in lora.tags.items():
+                problems += [problem(message, [image]) for message in _tag_notes(lora, some)]
+        return selected, unused, problems
 
-    def _found(
-        self, name: str, sheet: GenerationPlan, chosen: dict[Path, SelectedLora]
-    ) -> SelectedLora | None:
+    def _find(self, name: str) -> tuple[SelectedLora | None, Message]:
+        """Return the LoRA that a tag names, without its tags, or the reason why there is none."""
         try:
             entry = self.library.find(name)
-            file, its_hash = self._opened(entry.path, read_lora, partial(self._autov3, entry))
-            its: LoraMatch = self.blend.fit(file)
+            file, file_hash = self._open(entry.path, read_lora, partial(self._autov3, entry))
+            return SelectedLora(entry, file, file_hash, self.blend.fit(file), {}), Message("")
         except LoraFileError as error:
-            sheet.unused[name] = error.message
-            return None
-        if entry.note:
-            sheet.tell([entry.note])
-        if entry.path not in chosen:
-            chosen[entry.path] = SelectedLora(entry, file, its_hash)
-            sheet.tell(_partly_used(name, chosen[entry.path], its))
-        return chosen[entry.path]
+            return None, error.message
 
     def _autov3(self, entry: LoraEntry) -> str:
         return self.library.hashes(entry).autov3
 
-    def _words(self, sheet: GenerationPlan) -> list[LoraFile]:
-        """The textual inversions that the prompts name."""
-        texts = [part.text for wish in sheet.wishes for part in (wish.positive, wish.negative)]
-        words = []
-        for name, path in self.book.embeddings_in("\n".join(dict.fromkeys(texts))).items():
+    def _inversions(
+        self, images: Sequence[ImagePlan]
+    ) -> tuple[list[LoraFile], dict[str, str], list[Message]]:
+        """Return the textual inversions that the prompts name, their hashes, and the reasons why
+        others are not used."""
+        texts = [part.text for image in images for part in (image.positive, image.negative)]
+        files: list[LoraFile] = []
+        hashes: dict[str, str] = {}
+        reasons: list[Message] = []
+        named = self.resources.embeddings_in("\n".join(dict.fromkeys(texts)))
+        for name, path in named.items():
             try:
-                file, its_hash = self._opened(path, read_inversion, partial(_sha256, path))
+                file, file_hash = self._open(path, read_inversion, partial(_sha256, path))
                 if self.blend.fit(file).words.keys() != file.embeddings.keys():
                     raise LoraFileError(
                         "it is for {base}; the open model is {model}",
@@ -104,16 +142,16 @@ class LoraSelector:
                     )  # fmt: skip
             except (LoraFileError, OSError) as error:
                 template = "the textual inversion {name!r} is not used: {why}"
-                sheet.tell([Message(template, name=name, why=error)])
+                reasons.append(Message(template, name=name, why=error))
                 continue
-            words.append(file)
-            sheet.embeddings[name] = its_hash
-        return words
+            files.append(file)
+            hashes[name] = file_hash
+        return files, hashes, reasons
 
-    def _opened(
+    def _open(
         self, path: Path, read: Callable[[Path], LoraFile], hashed: Callable[[], str]
     ) -> tuple[LoraFile, str]:
-        """A file and its hash; the same objects while the file is the same and in use."""
+        """Return a file and its hash; the same objects while the file is the same and in use."""
         key = path, stamp(path)
         self._used.add(path)
         if key not in self._files:
@@ -122,57 +160,59 @@ class LoraSelector:
 
 
 def _sha256(path: Path) -> str:
-    """A textual inversion's hash in A1111's pictures."""
+    """Return a textual inversion's hash in A1111's pictures."""
     return read_hashes(path).sha256[:12]
 
 
-def _named(sheet: GenerationPlan) -> Iterator[tuple[int, bool, LoraTag]]:
-    """(image, whether in the negative prompt, tag) of every tag there is."""
-    for image, wish in enumerate(sheet.wishes):
-        for negative, part in ((False, wish.positive), (True, wish.negative)):
+def _named(images: Sequence[ImagePlan]) -> Iterator[tuple[int, bool, LoraTag]]:
+    """Yield (image, whether in the negative prompt, tag) of every tag there is."""
+    for number, image in enumerate(images):
+        for negative, part in ((False, image.positive), (True, image.negative)):
             for tag in part.loras:
-                yield image, negative, tag
+                yield number, negative, tag
 
 
-def _partly_used(name: str, one: SelectedLora, its: LoraMatch) -> Iterator[Message]:
-    """What of a file is not used, and which files of its name are not."""
-    if one.file.unread:
-        yield unread_note(name, one.file.unread)
-    if its.unmatched:
+def _partly_used(lora: SelectedLora) -> Iterator[Message]:
+    """Yield what of a file is not used, and which files of its name are not."""
+    name = lora.entry.name
+    if lora.file.unread:
+        yield unread_note(name, lora.file.unread)
+    if unmatched := lora.match.unmatched:
         yield Message(
             "{count} layers of {name!r} are not in this model and are not used: {layers}",
-            count=len(its.unmatched), name=name, layers=listed(its.unmatched),
+            count=len(unmatched), name=name, layers=listed(unmatched),
         )  # fmt: skip
-    if also := one.entry.also:
+    if also := lora.entry.also:
         template = "{name!r} is the name of other files too, not used: {files}"
         yield Message(template, name=name, files=also_named(also))
 
 
-def _told(one: SelectedLora, tags: list[LoraTag]) -> Iterator[Message]:
-    """What a user may not expect of the tags that one side of an image has for one LoRA."""
+def _tag_notes(lora: SelectedLora, tags: Sequence[LoraTag]) -> Iterator[Message]:
+    """Yield what a user may not expect of the tags that one side of an image has for one LoRA."""
     if len(tags) > 1:
-        yield _sum_told(one, tags)
-    reads = any(not name.startswith("lora_unet_") for name in one.file.layers)
+        yield _sum_note(lora, tags)
+    reads = any(not name.startswith("lora_unet_") for name in lora.file.layers)
     for tag in tags if reads else ():
         if tag.text_encoder and _only_unet_changes(tag):
             yield Message(
                 "the weight of {name!r} changes over the steps in the denoiser only; in the text "
                 "encoder it is {weight:g} throughout",
-                name=one.entry.name, weight=tag.text_encoder,
+                name=lora.entry.name, weight=tag.text_encoder,
             )  # fmt: skip
 
 
 def _only_unet_changes(tag: LoraTag) -> bool:
-    """Whether points say so: a text is read anew for every step of [...], but not of a curve."""
+    """Return whether points say so: a text is read anew for every step of [...], but not of a
+    curve."""
     return bool(tag.points) and len({point.text_encoder for point in tag.points}) == 1
 
 
-def _sum_told(one: SelectedLora, tags: list[LoraTag]) -> Message:
-    """How the weights of several tags add up."""
+def _sum_note(lora: SelectedLora, tags: Sequence[LoraTag]) -> Message:
+    """Return how the weights of several tags add up."""
     given = [f"{tag.unet:g}" for tag in tags]
     times = "twice" if len(given) == 2 else f"{len(given)} times"
     return Message(
         "{name!r} stands {times}, and its weights add up: {weights} = {sum:g}",
-        name=one.entry.name, times=times, weights=" + ".join(given),
+        name=lora.entry.name, times=times, weights=" + ".join(given),
         sum=sum(tag.unet for tag in tags),
     )  # fmt: skip

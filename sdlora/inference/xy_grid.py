@@ -53,7 +53,7 @@ def _opened(run: Path, workspace: Workspace) -> Family:
     device, _ = pick_device()
     family = open_family(workspace.model_source(training.model), pick_dtype(device)[0], device)
     if training.zero_terminal_snr:
-        family.begin_from_noise()
+        family.use_zero_terminal_snr()
     return family
 
 

@@ -1,7 +1,7 @@
-"""What a model family is: everything that differs between base models, behind one class.
+"""The family seam: everything that differs between base models, behind one class.
 
 Training, generating and LoRA files are written against this page only. A new family is a subclass
-in a file of its own, a row of `families.FAMILIES` and a row of `lora.bases.BASES`.
+in a file of its own and a row of `architectures.FAMILIES`.
 """
 
 from __future__ import annotations
@@ -9,88 +9,112 @@ from __future__ import annotations
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
 import transformers
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES, FamilySpec
+from sdlora.cache import digest_of
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, vocabulary
-from sdlora.models.text_encoding import ClipEncoder, ClipLayer, TextEncodeOptions
-from sdlora.noise_schedule import DDPM
-from sdlora.prompt.chunks import Chunk
+from sdlora.models.stock_sampler import StockSampler
+from sdlora.models.text_encoding import TextEncodeOptions
+from sdlora.noise_schedule import NoiseSchedule
+from sdlora.prompt.emphasis import parse_emphasis
 from sdlora.settings.layer_groups import TEXT_ENCODER, WIDER
 
-# Layers of the UNet that an adapter can be put on, by the end of their path. `conv` are the
-# convolutions of kohya's LoCon (sd-scripts, networks/lora.py).
-TARGETS = {
-    "self_attention": r"attentions\.\d+\..*\.attn1\.(to_q|to_k|to_v|to_out\.0)",
-    "cross_attention": r"attentions\.\d+\..*\.attn2\.(to_q|to_k|to_v|to_out\.0)",
-    "attention": r"attentions\.\d+\.(proj_in|proj_out)",  # what stands around the two
-    "feed_forward": r"attentions\.\d+\..*\.ff\.net\.(0\.proj|2)",
-    "conv": r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv",
-}
-# A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)
-ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj|mlp\.fc[12]"
 PLAIN = TextEncodeOptions()
-# What a LoRA file can change, of any kind
+# Modules that a LoRA file can change, of any type
 CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
 
 
-class Conditioned(Protocol):
-    """What `predict` needs of a batch: batch is dim 0 of every value."""
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Encoded texts of a batch, as the denoiser reads them beside the latents.
+
+    Opaque outside the families: tensors by name, with the batch in dim 0 of each. `context`
+    (B,n,D), the sequence that attention reads, is in all of them.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tensors["context"])
 
     @property
-    def cond(self) -> Mapping[str, Tensor]:
-        """What `encode_prompts` gave."""
+    def length(self) -> int:
+        """Tokens; texts of one length go through the denoiser together."""
+        return self.tensors["context"].shape[1]
 
-    @property
-    def sizes(self) -> Tensor:
-        """(B,6): original height and width, top and left of the cut, height and width, pixels."""
+    def __getitem__(self, rows: slice) -> Conditioning:
+        """Return some of the rows."""
+        return self.mapped(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Conditioning:
+        """Return the same on `device`, copied without waiting for it."""
+        return self.mapped(lambda tensor: tensor.to(device, dtype, non_blocking=True))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Return it with every tensor changed."""
+        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()})
 
 
-class Family(ABC):
+@dataclass(frozen=True)
+class NetworkInputs:
+    """Inputs of a picture besides its text: `extra_channels` (B,K,h,w) of inpainting models, and
+    the residuals that a ControlNet adds inside the denoiser (arXiv:2302.05543, sec. 3.1)."""
+
+    extra_channels: Tensor | None = None
+    down_residuals: tuple[Tensor, ...] = ()
+    mid_residual: Tensor | None = None
+
+
+class ModelFamily(ABC):
     """An open base model: its stock pipeline, frozen, and what is special about it.
 
     B pictures or prompts, H x W pixels, h x w latent cells of C channels, t in 0..1000.
     """
 
-    pipeline_class: ClassVar[type[diffusers.DiffusionPipeline]]
-    text_parts: ClassVar[dict[str, str]]  # kohya's name of a text encoder -> the pipeline's
-    no_parts: ClassVar[dict[str, Any]]  # what of the pipeline is not loaded
+    text_encoder_names: ClassVar[Mapping[str, str]]  # kohya's name -> the pipeline's
+    skip_components: ClassVar[Mapping[str, Any]]  # of the pipeline, not loaded
+    denoiser_name: ClassVar[str] = "transformer"
     caption_clip_skip: int = 1  # the layer that captions are read from, counted from the last
-    has_pooled: ClassVar[bool] = False  # whether `network` reads a text's summary as well
+    embeds_guidance: bool = False  # the denoiser reads the guidance scale itself
 
     def __init__(self, name: str, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.name, self.title = name, BASES[name].title
+        self.spec: FamilySpec = FAMILIES[name]
+        self.name, self.title = name, self.spec.title
         self.device, self.dtype = device, dtype
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.denoiser: Any = pipeline.unet
+        self.denoiser: Any = getattr(pipeline, self.denoiser_name)
         self.vae: Any = pipeline.vae
         self.text_encoders: dict[str, Any] = {
-            key: getattr(pipeline, attribute) for key, attribute in self.text_parts.items()
+            key: encoder
+            for key, attribute in self.text_encoder_names.items()
+            if (encoder := getattr(pipeline, attribute)) is not None
         }
         for part in (self.vae, *self.parts.values()):
             part.requires_grad_(False).eval()
-        self.noise = DDPM.of(pipeline.scheduler.config).to(device)
-        self.resolution = int(self.denoiser.config.sample_size * pipeline.vae_scale_factor)
+        self.cell = int(pipeline.vae_scale_factor)  # pixels along a side of a latent cell
+        self.noise: NoiseSchedule = self.noise_schedule().to(device)
         self.layers: dict[str, dict[str, Any]] = {  # part -> path in it -> what a LoRA can change
-            part: {path: its for path, its in model.named_modules() if isinstance(its, CHANGEABLE)}
+            part: {path: m for path, m in model.named_modules() if isinstance(m, CHANGEABLE)}
             for part, model in self.parts.items()
         }
         self._module_names = dict(self._name_modules())
-        self._resting: list[Any] = []  # parts that lie in main memory
+        self._offloaded: list[Any] = []  # parts that lie in main memory
 
     @classmethod
     def open(cls, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
@@ -102,129 +126,145 @@ class Family(ABC):
         diffusers.logging.disable_progress_bar()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        pipeline_class = getattr(diffusers, FAMILIES[name].pipeline_class)
         try:
-            pipeline = cls.pipeline_class.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, **cls.no_parts
-            )
+            pipeline = pipeline_class.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True,
+                **cls.skipped(folder),
+            )  # fmt: skip
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 "the model in {folder} cannot be opened: {why}", folder=folder, why=error
             ) from None
         return cls(name, pipeline, device, dtype)
 
-    @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the network reads beside the picture; gradients reach the text encoders."""
+    @classmethod
+    def skipped(cls, folder: Path) -> dict[str, Any]:
+        """Return what of the pipeline in `folder` is not loaded, as `from_pretrained` takes it."""
+        return dict(cls.skip_components)
+
+    # What a family is
 
     @abstractmethod
-    def network(
-        self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
+    def noise_schedule(self) -> NoiseSchedule:
+        """Return the schedule that the model was trained on."""
+
+    @property
+    @abstractmethod
+    def resolution(self) -> int:
+        """Pixels along a side of the pictures that the model was made for."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """C of the latents that `predict` takes."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode texts as the stock pipeline does; gradients reach the text encoders."""
+
+    @abstractmethod
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        guidance: float | None = None,
+        extras: NetworkInputs | None = None,
     ) -> Tensor:
-        """The network's answer (B,C,h,w) to `noisy` (B,C,h,w) at `t` (B,) or (), as it stands.
+        """Return the denoiser's prediction (B,C,h,w) for latents `x` (B,C,h,w) at `t` (B,) or ().
 
-        `cond` as `encode_prompts` gives it, `sizes` (B,6): see Conditioned.
+        `guidance` is read by models that embed it; None in training.
         """
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """All that a LoRA can change without dropout; then as it was, for a training may go on."""
-        parts = list(self.parts.values())
-        learning = [part.training for part in parts]
-        for part in parts:
-            part.eval()
-        try:
-            yield
-        finally:
-            for part, was in zip(parts, learning, strict=True):
-                part.train(was)
+    # Texts
 
-    def begin_from_noise(self) -> None:
-        """From now on pictures begin from noise alone, whichever sampler makes them."""
-        self.pipeline.scheduler.register_to_config(**ZERO_TERMINAL_SNR)
+    def encode_prompt(self, text: str, options: TextEncodeOptions = PLAIN) -> Conditioning:
+        """Encode one text of a prompt (B = 1). Where the row says so, emphasis has no meaning to
+        the text encoders, and its signs are taken away."""
+        return self.encode_prompts(["".join(part for part, _ in parse_emphasis(text))])
 
-    def predict(self, noisy: Tensor, t: Tensor, batch: Conditioned) -> Tensor:
-        """`network` in training: inputs brought to the model, float32 adapters on half the bits."""
-        cond = {key: value.to(self.device, self.dtype) for key, value in batch.cond.items()}
-        sizes = batch.sizes.to(self.device, self.dtype)
-        with self.autocast():
-            return self.network(noisy.to(self.device, self.dtype), t.to(self.device), cond, sizes)
+    def encode_empty_prompt(self, options: TextEncodeOptions = PLAIN) -> Conditioning:
+        """Encode what an empty negative prompt is (B = 1)."""
+        return self.encode_prompt("", options)
 
-    def read_text(self, text: str, manner: TextEncodeOptions = PLAIN) -> dict[str, Tensor]:
-        """What `network` reads of one text of any length, emphasis and BREAK in it, as
-        `encode_prompts` would give it but without a batch: `context` (77n,D) for n chunks, and
-        `pooled` (D2), the last encoder's summary of the first, where the family has that."""
-        return self._read([reader.chunks(text) for reader in self.readers()], manner)
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
+        """Encode captions of any length, no sign in which means emphasis, as one batch."""
+        return self.encode_prompts(captions)
 
-    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`encode_prompts` of captions of any length, no sign in which means emphasis: n chunks for
-        the longest, `context` (B,77n,D), and empty ones after the others."""
-        if self.caption_clip_skip == 1 and not any(map(self.cut_text, captions)):
-            return self.encode_prompts(captions)
-        readers = self.readers()
-        texts = [[reader.literal(caption) for reader in readers] for caption in captions]
-        most = max(len(chunks) for text in texts for chunks in text)
-        with self.autocast():
-            manner = TextEncodeOptions(clip_skip=self.caption_clip_skip)
-            read = [self._read(text, manner, most) for text in texts]
-        return {name: torch.stack([one[name] for one in read]) for name in read[0]}
+    def unread_text(self, text: str) -> str:
+        """Return the end of a text that the encoders do not see; '' when they read all of it."""
+        return ""
 
-    def _read(
-        self, chunks: Sequence[list[Chunk]], manner: TextEncodeOptions, least: int = 1
-    ) -> dict[str, Tensor]:
-        """`read_text` of each encoder's chunks, `least` of them at least."""
-        # a word that only one encoder has been brought may make more chunks there
-        most = max(least, *map(len, chunks))
-        read = [
-            reader.read([*its, *[[]] * (most - len(its))], manner)
-            for reader, its in zip(self.readers(), chunks, strict=True)
-        ]
-        context = torch.cat([states for states, _ in read], -1)
-        return (
-            {"context": context, "pooled": read[-1][1]} if self.has_pooled else {"context": context}
+    @property
+    def max_clip_skip(self) -> int:
+        """The highest clip skip that still changes anything."""
+        return 1
+
+    def pad(
+        self, conditioning: Conditioning, length: int, empty: Callable[[], Conditioning]
+    ) -> Conditioning:
+        """Return it `length` tokens long; `empty` encodes no text in the same way, for padding."""
+        if conditioning.length != length:
+            raise ModelError("texts of {title} are all of one length", title=self.title)
+        return conditioning
+
+    def collate(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        """Return texts of one length as one batch, see `pad`."""
+        names = conditionings[0].tensors
+        return Conditioning(
+            {name: torch.cat([c.tensors[name] for c in conditionings]) for name in names}
         )
 
-    def read_nothing(self, manner: TextEncodeOptions = PLAIN) -> dict[str, Tensor]:
-        """What an empty negative prompt is to `network`."""
-        return self.read_text("", manner)
+    def condition_on_size(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
+        """Return it with the pictures' sizes, for models that read them: `sizes` (B,6) or (1,6) of
+        original height and width, top and left of the crop, height and width, pixels."""
+        return conditioning
 
-    @property
-    def text_layers(self) -> ClipLayer:
-        """Which layer of the text encoders `network` reads."""
-        return ClipLayer()
+    # Latents
 
-    def readers(self) -> list[ClipEncoder]:
-        """The text encoders, with the tokenizers that they have now."""
-        tokenizers = [
-            getattr(self.pipeline, name.replace("text_encoder", "tokenizer"))
-            for name in self.text_parts.values()
-        ]
-        pairs = zip(self.text_encoders.values(), tokenizers, strict=True)
-        return [ClipEncoder(model, tokenizer, self.text_layers) for model, tokenizer in pairs]
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return (w, h) of a picture's latents, in whole cells that the denoiser takes."""
+        step = self.spec.size_multiple
+        w, h = (side // step * step // self.cell for side in (width, height))
+        return w, h
 
-    @property
-    def deepest_skip(self) -> int:
-        """The highest clip skip that still changes anything."""
-        first, its = next(iter(self.text_encoders.values())), self.text_layers
-        return its.most(first) + its.gone
-
-    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
-        """Scaled latents (B,C,h,w) as B pictures."""
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil")
-        return images
+    def initial_latents(
+        self, size: tuple[int, int], generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """Return unit noise (B,C,h,w) for pictures of `size` = (width, height) pixels, a row from
+        each generator."""
+        w, h = self.latent_size(*size)
+        shape = (len(generators), self.latent_channels, h, w)
+        noise: Tensor = randn_tensor(
+            shape, generator=list(generators), device=self.device, dtype=self.dtype
+        )
+        return noise
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (B,3,H,W) in -1..1 to scaled latents (B,C,h,w): the posterior's mode.
+        """Encode pixels (B,3,H,W) in -1..1 as latents: the posterior's mode, scaled.
 
         In float32 where the model says that its VAE overflows in fp16.
         """
-        with self.careful_vae():
+        with self.fp32_vae():
             posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-            return posterior.mode() * self.vae.config.scaling_factor
+            mode: Tensor = posterior.mode()
+            if shift := getattr(self.vae.config, "shift_factor", None):
+                mode = mode - shift
+            return mode * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: Tensor) -> list[Image.Image]:
+        """Decode scaled latents (B,C,h,w) as B pictures."""
+        latents = latents / self.vae.config.scaling_factor
+        if shift := getattr(self.vae.config, "shift_factor", None):
+            latents = latents + shift
+        pixels = self.vae.decode(latents, return_dict=False)[0]
+        images: list[Image.Image] = self.pipeline.image_processor.postprocess(pixels, "pil")
+        return images
 
     @contextlib.contextmanager
-    def careful_vae(self) -> Iterator[None]:
-        """The VAE in float32 where it says that it overflows in fp16."""
+    def fp32_vae(self) -> Iterator[None]:
+        """Hold the VAE in float32 where it says that it overflows in fp16."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.to(torch.float32)
@@ -234,23 +274,64 @@ class Family(ABC):
             if upcast:
                 self.vae.to(torch.float16)
 
-    def rest(self, busy: Iterable[str]) -> None:
-        """Leave the VAE and the text encoders that are not `busy` in main memory, so that the
-        device has their room, until `whole` needs them. Where main memory is the device: nothing.
-        """
-        self.wake()
-        idle = {key: its for key, its in self.text_encoders.items() if key not in set(busy)}
-        self._resting = [] if self.device.type == "cpu" else [self.vae, *idle.values()]
-        self._move(torch.device("cpu"))
+    # Sampling
 
-    def wake(self) -> None:
-        """All parts on the device again, to stay there."""
-        self._move(self.device)
-        self._resting = []
+    def sampler(
+        self,
+        scheduler_class: Any,
+        options: Mapping[str, Any],
+        steps: int,
+        size: tuple[int, int],
+        *,
+        zero_terminal_snr: bool = False,
+    ) -> StockSampler:
+        """Return a stock scheduler of this model's, ready for one pass of `steps` steps over
+        pictures of `size` = (width, height); from noise alone with `zero_terminal_snr`."""
+        more = ZERO_TERMINAL_SNR if zero_terminal_snr else {}
+        scheduler = scheduler_class.from_config(self.pipeline.scheduler.config, **options, **more)
+        return StockSampler(scheduler, steps, self.device, {})
+
+    def use_zero_terminal_snr(self) -> None:
+        """From now on begin pictures from noise alone, whichever sampler makes them."""
+        self.pipeline.scheduler.register_to_config(**ZERO_TERMINAL_SNR)
+
+    # Device
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Let float32 adapters learn on a base model held in half precision."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """All parts on the device, as drawing needs them; those that rested rest again after it."""
+    def eval_mode(self) -> Iterator[None]:
+        """Switch dropout off in all that a LoRA can change; then back, for a training may go on."""
+        parts = list(self.parts.values())
+        modes = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part, mode in zip(parts, modes, strict=True):
+                part.train(mode)
+
+    def offload(self, busy: Iterable[str]) -> None:
+        """Leave the VAE and the text encoders that are not `busy` in main memory, so that the
+        device has their room, until `on_device`. Where main memory is the device: do nothing."""
+        self.reload()
+        idle = [model for key, model in self.text_encoders.items() if key not in set(busy)]
+        self._offloaded = [] if self.device.type == "cpu" else [self.vae, *idle]
+        self._move(torch.device("cpu"))
+
+    def reload(self) -> None:
+        """Bring all parts to the device again, to stay there."""
+        self._move(self.device)
+        self._offloaded = []
+
+    @contextlib.contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Hold all parts on the device, as making pictures needs them; afterwards offload again."""
         self._move(self.device)
         try:
             yield
@@ -258,10 +339,46 @@ class Family(ABC):
             self._move(torch.device("cpu"))
 
     def _move(self, device: torch.device) -> None:
-        for part in self._resting:
+        for part in self._offloaded:
             part.to(device)
-        if self._resting and torch.cuda.is_available():
+        if self._offloaded and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations twice in place of keeping them."""
+        self.denoiser.enable_gradient_checkpointing()
+        for encoder in self.text_encoders.values():
+            encoder.activation_checkpointing_enable()
+
+    # Identity, for caches
+
+    def latent_cache_key(self) -> dict[str, str]:
+        """Return what latents depend on beside the picture."""
+        return {"vae": digest_of(self.vae)}
+
+    def text_cache_key(self) -> dict[str, str]:
+        """Return what a conditioning depends on beside the caption."""
+        tokenizers = [self.tokenizer(key) for key in self.text_encoders]
+        spelling = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
+        skip = self.caption_clip_skip
+        return {
+            "encoders": digest_of(*self.text_encoders.values()),
+            "tokenizers": "\n".join(spelling),
+            **({} if skip == 1 else {"clip_skip": str(skip)}),
+        }
+
+    # Layers
+
+    def tokenizer(self, encoder: str) -> Any:
+        """Return the tokenizer of a text encoder, by kohya's name."""
+        return getattr(self.pipeline, self._tokenizer_attribute(encoder))
+
+    def set_tokenizer(self, encoder: str, tokenizer: Any) -> None:
+        """Exchange the tokenizer of a text encoder."""
+        setattr(self.pipeline, self._tokenizer_attribute(encoder), tokenizer)
+
+    def _tokenizer_attribute(self, encoder: str) -> str:
+        return self.text_encoder_names[encoder].replace("text_encoder", "tokenizer")
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -269,7 +386,7 @@ class Family(ABC):
         return {"denoiser": self.denoiser, **self.text_encoders}
 
     def module_names(self) -> Mapping[str, tuple[str, str]]:
-        """Canonical LoRA layer name -> (part, path in it), of linear layers and convolutions."""
+        """Return canonical LoRA layer name -> (part, path in it), of linears and convolutions."""
         return self._module_names
 
     @cached_property
@@ -280,34 +397,21 @@ class Family(ABC):
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False
     ) -> dict[str, dict[str, list[str]]]:
-        """Part -> group of TARGETS, or text_encoder -> paths of the layers to put an adapter on, in
-        their order. Of a group that is part of another, that one's name is enough."""
-        asked = set(groups)
-        narrow = [group for group in TARGETS if {group, WIDER.get(group)} & asked]
-        wanted = {"denoiser": {group: TARGETS[group] for group in narrow}}
+        """Return part -> group of the row's targets, or text_encoder -> paths of the layers to put
+        an adapter on, in their order. A group that is part of another comes with that one."""
+        asked, targets = set(groups), self.spec.target_groups
+        narrow = [group for group in targets if {group, WIDER.get(group)} & asked]
+        patterns = {"denoiser": {group: targets[group] for group in narrow}}
         if text_encoder:
-            wanted |= {key: {TEXT_ENCODER: TEXT_TARGETS} for key in self.text_encoders}
+            patterns |= {key: {TEXT_ENCODER: self.spec.text_targets} for key in self.text_encoders}
         paths: dict[str, dict[str, list[str]]] = {}
-        for part, patterns in wanted.items():
-            every = [path for its, path in self._module_names.values() if its == part]
+        for part, of_part in patterns.items():
+            every = [path for home, path in self._module_names.values() if home == part]
             paths[part] = {
                 group: [path for path in every if re.search(rf"\b({pattern})$", path)]
-                for group, pattern in patterns.items()
+                for group, pattern in of_part.items()
             }
         return paths
-
-    def cut_text(self, prompt: str) -> str:
-        """The end of a prompt that `encode_prompts` does not see, for it reads 77 tokens."""
-        tokenizer = self.pipeline.tokenizer
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        # the last place is the end mark's
-        return str(tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1])).strip()
-
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Lets float32 adapters learn on a base model held in half the bits."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def _name_modules(self) -> Iterable[tuple[str, tuple[str, str]]]:
         for part, layers in self.layers.items():
@@ -317,3 +421,9 @@ class Family(ABC):
                     is_text = part in self.text_encoders
                     name = text_name(f"lora_{part}_", flat) if is_text else f"lora_unet_{flat}"
                     yield name, (part, path)
+
+
+# A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)
+ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+Family = ModelFamily

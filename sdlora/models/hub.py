@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -51,14 +52,14 @@ def index_of(repository: str, file: str) -> Path:
 
 
 def whole_model(
-    repository: str, index: Path, pipeline_class: Any, no_parts: dict[str, Any]
+    repository: str, index: Path, pipeline_class: str, skipped: Mapping[str, Any]
 ) -> Path:
-    """The folder of the whole model, of the very commit whose index was judged."""
+    """Download the whole model, of the very commit whose index was judged; return its folder."""
 
     def download() -> str:
         return str(
-            pipeline_class.download(
-                repository, revision=index.parent.name, use_safetensors=True, **no_parts
+            getattr(diffusers, pipeline_class).download(
+                repository, revision=index.parent.name, use_safetensors=True, **skipped
             )
         )
 

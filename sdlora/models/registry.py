@@ -1,16 +1,17 @@
-"""The model families, and how a model is recognised and opened.
+"""Recognising and opening a model of a known family.
 
 Recognising reads two small JSON files and loads no torch. A model's index names classes to be
-imported: only those of the table below pass, so a hostile one is refused before anything is loaded.
+imported: only those of the families' rows pass, so a hostile one is refused before it is loaded.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.text_files import json_value
 from sdlora.workspace import STARTER_MODEL, is_built_as
@@ -18,26 +19,9 @@ from sdlora.workspace import STARTER_MODEL, is_built_as
 if TYPE_CHECKING:
     import torch
 
-    from sdlora.models.base import Family
+    from sdlora.models.base import ModelFamily
 
 INDEX = "model_index.json"
-# Family -> the pipeline that its index names
-FAMILIES = {
-    "starter": "StableDiffusionPipeline",
-    "sd1": "StableDiffusionPipeline",
-    "sd2": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-}
-# Part of a model -> the one class it may be of
-_PARTS = {
-    "unet": r"diffusers\.UNet2DConditionModel",
-    "vae": r"diffusers\.AutoencoderKL",
-    "scheduler": r"diffusers\.\w+Scheduler",
-    "text_encoder": r"transformers\.CLIPTextModel",
-    "text_encoder_2": r"transformers\.CLIPTextModelWithProjection",
-    "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
-    "tokenizer_2": r"transformers\.CLIPTokenizer(Fast)?",
-}
 _NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
 
 
@@ -45,28 +29,25 @@ def detect_family(path: str | Path) -> str:
     """The family of the diffusers folder `path`, a key of FAMILIES. ModelError when it is none."""
     folder = Path(path)
     pipeline = _checked_index(folder / INDEX)
-    _check_parts(folder)
+    _check_parts(folder, pipeline)
     if is_built_as(folder, STARTER_MODEL):
         return "starter"
-    fitting = [name for name, its in FAMILIES.items() if its == pipeline and name != "starter"]
-    if len(fitting) == 1:
-        return fitting[0]
+    names = [name for name in _families_of(pipeline) if name != "starter"]
+    if len(names) == 1:
+        return names[0]
     width = _read(folder / "unet" / "config.json").get("cross_attention_dim")
-    for name in fitting:
-        if BASES[name].width == width:
+    for name in names:
+        if FAMILIES[name].width == width:
             return name
     # an unusual width: what sets the two apart besides is that SD 2 predicts v
     prediction = _read(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
     return "sd2" if prediction == "v_prediction" else "sd1"
 
 
-def open_family(source: str, dtype: torch.dtype, device: torch.device) -> Family:
-    """Open a diffusers folder or a hub id. ModelError: it is not there, or not one of ours."""
+def open_family(source: str, dtype: torch.dtype, device: torch.device) -> ModelFamily:
+    """Open a diffusers folder or a hub id. ModelError: it is not there, or of no known family."""
     from sdlora.models import hub
-    from sdlora.models.sd import StableDiffusion
-    from sdlora.models.sdxl import StableDiffusionXL
 
-    classes = {kind.pipeline_class.__name__: kind for kind in (StableDiffusion, StableDiffusionXL)}
     folder = Path(source).expanduser()
     if folder.is_file():
         raise ModelError(
@@ -74,27 +55,45 @@ def open_family(source: str, dtype: torch.dtype, device: torch.device) -> Family
         )
     if not folder.is_dir():
         index = hub.index_of(source, INDEX)
-        kind = classes[_checked_index(index)]
-        folder = hub.whole_model(source, index, kind.pipeline_class, kind.no_parts)
+        pipeline = _checked_index(index)
+        skipped = _class_of(_families_of(pipeline)[0]).skip_components
+        folder = hub.whole_model(source, index, pipeline, skipped)
     name = detect_family(folder)
-    return classes[FAMILIES[name]].open(name, folder, dtype, device)
+    return _class_of(name).open(name, folder, dtype, device)
+
+
+def _class_of(name: str) -> type[ModelFamily]:
+    module, family_class, _ = FAMILIES[name].classes
+    found: type[ModelFamily] = getattr(
+        importlib.import_module(f"sdlora.models.{module}"), family_class
+    )
+    return found
+
+
+def _families_of(pipeline: str) -> list[str]:
+    """Return the families that a pipeline's class is of."""
+    return [name for name, spec in FAMILIES.items() if spec.pipeline_class == pipeline]
 
 
 def _checked_index(path: Path) -> str:
-    """The pipeline an index names, once everything it names is known to be harmless."""
+    """Return the pipeline that an index names, once all that it names is known to be harmless."""
     index = _read(path)
     pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in FAMILIES.values():
-        known = " and ".join(sorted(set(FAMILIES.values())))
+    families = _families_of(pipeline) if isinstance(pipeline, str) else []
+    if not isinstance(pipeline, str) or not families:
+        known = sorted({spec.pipeline_class for spec in FAMILIES.values()})
         raise ModelError(
             "{folder} is a {kind} model; {known} are known",
-            folder=path.parent, kind=str(pipeline)[:80], known=known,
+            folder=path.parent, kind=str(pipeline)[:80], known=", ".join(known),
         )  # fmt: skip
-    for part, says in index.items():
-        if part.startswith("_") or not isinstance(says, list) or part in _NEVER_LOADED:
+    spec = FAMILIES[families[0]]
+    for part, names in index.items():
+        if part.startswith("_") or not isinstance(names, list) or part in _NEVER_LOADED:
             continue
-        kind = ".".join(str(word) for word in says)
-        if not re.fullmatch(_PARTS.get(part, ""), kind):
+        if names == [None, None] and part in spec.optional_components:
+            continue
+        kind = ".".join(str(name) for name in names)
+        if not re.fullmatch(spec.components.get(part, ""), kind):
             raise ModelError(
                 "{file} names {kind!r} as its {part}; that is not loaded",
                 file=path, kind=kind[:80], part=part[:80],
@@ -102,9 +101,14 @@ def _checked_index(path: Path) -> str:
     return pipeline
 
 
-def _check_parts(folder: Path) -> None:
-    """Nothing is missing: transformers would make an empty tokenizer in place of a lost one."""
-    for part in _PARTS.keys() & _read(folder / INDEX).keys():
+def _check_parts(folder: Path, pipeline: str) -> None:
+    """Check that no part is missing: transformers would make an empty tokenizer in place of a lost
+    one."""
+    index = _read(folder / INDEX)
+    components = FAMILIES[_families_of(pipeline)[0]].components
+    for part in components.keys() & index.keys():
+        if index[part] == [None, None]:
+            continue
         files = ("tokenizer.json", "vocab.json") if part.startswith("tokenizer") else ("",)
         if not any((folder / part / file).exists() for file in files):
             raise ModelError(

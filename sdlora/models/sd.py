@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from diffusers import StableDiffusionPipeline
+import torch
 from torch import Tensor
 
-from sdlora.models.base import Family
+from sdlora.models.base import Conditioning, NetworkInputs
+from sdlora.models.clip_family import ClipFamily
 from sdlora.models.text_encoding import ClipLayer
+from sdlora.noise_schedule import DDPM
 
 
-class StableDiffusion(Family):
-    """One text encoder; epsilon or v prediction, as the scheduler's config says."""
+class UNetFamily(ClipFamily):
+    """A UNet trained by DDPM that reads CLIP texts in chunks, through cross-attention."""
 
-    pipeline_class = StableDiffusionPipeline
-    text_parts = {"te": "text_encoder"}
-    no_parts = {
+    denoiser_name = "unet"
+
+    def noise_schedule(self) -> DDPM:
+        """See ModelFamily; epsilon or v prediction, as the scheduler's config says."""
+        return DDPM.from_config(self.pipeline.scheduler.config)
+
+    @property
+    def resolution(self) -> int:
+        """See ModelFamily."""
+        return int(self.denoiser.config.sample_size * self.cell)
+
+    @property
+    def latent_channels(self) -> int:
+        """See ModelFamily."""
+        return int(self.denoiser.config.in_channels)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        guidance: float | None = None,
+        extras: NetworkInputs | None = None,
+    ) -> Tensor:
+        """See ModelFamily."""
+        extras = extras or NetworkInputs()
+        x = x.to(self.device, self.dtype)
+        if extras.extra_channels is not None:
+            x = torch.cat([x, extras.extra_channels], 1)
+        prediction: Tensor = self.denoiser(
+            x,
+            t.to(self.device),
+            conditioning.tensors["context"],
+            down_block_additional_residuals=extras.down_residuals or None,
+            mid_block_additional_residual=extras.mid_residual,
+            return_dict=False,
+            **self.unet_conditions(conditioning),
+        )[0]
+        return prediction
+
+    def unet_conditions(self, conditioning: Conditioning) -> dict[str, Any]:
+        """Return what the UNet reads of a conditioning besides its context."""
+        return {}
+
+
+class StableDiffusion(UNetFamily):
+    """One text encoder; its last layer is read."""
+
+    text_encoder_names = {"te": "text_encoder"}
+    skip_components = {
         "safety_checker": None,
         "feature_extractor": None,
         "image_encoder": None,
         "requires_safety_checker": False,
     }
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """context (B,77,D)."""
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """See ModelFamily; context (B,77,D)."""
         with self.autocast():
             context, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
-        return {"context": context}
+        return Conditioning({"context": context})
 
     @property
-    def text_layers(self) -> ClipLayer:
+    def clip_layer(self) -> ClipLayer:
         """The last; the files of SD 2 do not have the one after, which A1111 counts too."""
         return ClipLayer(gone=1 if self.name == "sd2" else 0)
-
-    def network(
-        self, noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor], sizes: Tensor
-    ) -> Tensor:
-        """See Family; reads `context`."""
-        answer = self.denoiser(noisy, t, cond["context"], return_dict=False)
-        return answer[0]

@@ -98,12 +98,12 @@ def open_single_file(path: Path, like: Family) -> Family:
                 count=len(missing),
                 key=min(missing),
             )
-        pipeline = like.pipeline_class.from_single_file(
+        pipeline = type(like.pipeline).from_single_file(
             str(path),
             config=str(like.pipeline.name_or_path),
             torch_dtype=like.dtype,
             local_files_only=True,
-            **like.no_parts,
+            **like.skip_components,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError("{file} cannot be opened: {why}", file=path, why=error) from None

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdlora.noise_schedule import DDPM
+from sdlora.noise_schedule import DDPM, LossWeighting
 from sdlora.starter.draw import Scene, caption, draw, random_scene
 from sdlora.starter.make_loop import DEVICE, MakeStage, Plan, step_rng
 from sdlora.starter.make_text import tokens_of
 from sdlora.starter.make_vae import LATENT_CHANNELS
 
 CAPTION_DROPOUT = 0.1
-MIN_SNR_GAMMA = 5.0
+MIN_SNR = LossWeighting("min_snr", 5.0)
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -103,7 +103,7 @@ def train_unet(
     stage = MakeStage("unet", {"unet": unet}, folder, plan)
     latents = latent_pool(vae, pictures, folder)
     vae.register_to_config(scaling_factor=round(1 / latents[:4000].float().std().item(), 5))
-    noise = DDPM.of(new_scheduler().config).to(DEVICE)
+    noise = DDPM.from_config(new_scheduler().config).to(DEVICE)
 
     def loss_at(step: int) -> Tensor:
         rng, words = step_rng(seed, step), random.Random(f"{seed}-{step}")
@@ -113,11 +113,11 @@ def train_unet(
             context = text_encoder(tokens_of(tokenizer, texts).to(DEVICE)).last_hidden_state
         x0 = latents[chosen].float().to(DEVICE) * vae.config.scaling_factor
         eps = torch.randn(x0.shape, generator=rng).to(DEVICE)
-        t = noise.sample_t(batch, rng).to(DEVICE)
+        t = noise.sample_timesteps(batch, rng).to(DEVICE)
         noisy = noise.add_noise(x0, eps, t).contiguous(memory_format=torch.channels_last)
         predicted = unet(noisy, t, context).sample
         error = F.mse_loss(predicted, noise.target(x0, eps, t), reduction="none").mean((1, 2, 3))
-        return (noise.weight(t, MIN_SNR_GAMMA) * error).mean()
+        return (noise.loss_weight(t, MIN_SNR) * error).mean()
 
     stage.run(loss_at)
     stage.use_average()

@@ -12,13 +12,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdlora import __version__
-from sdlora.cache import Cache, digest_of
+from sdlora.cache import Cache
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
 from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
 from sdlora.data.folder import Example, grouped
@@ -29,24 +28,22 @@ from sdlora.device import generator_for
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress, Warned
 from sdlora.messages import Message, Setting
-from sdlora.models.base import Family
+from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.settings.train import TrainSettings
-
-Cond = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Pictures of one size, as `Family.predict` wants them.
+    """Pictures of one size, for a training step.
 
-    latents (B,C,h,w); cond: batch is dim 0 of every value, empty while captions are still words;
+    latents (B,C,h,w); conditioning: of their captions, None where they are encoded in each step;
     sizes (B,6): original height and width, top and left of the cut, height and width.
     weights (B,): of each picture's loss; None: all 1. mask (B,1,h,w), 0..1: the weight of the loss
     at each latent cell; None: 1 everywhere.
     """
 
     latents: Tensor
-    cond: Cond
+    conditioning: Conditioning | None
     sizes: Tensor
     captions: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -69,7 +66,7 @@ class LatentBatch:
         return replace(
             self,
             latents=change(self.latents),
-            cond={name: change(value) for name, value in self.cond.items()},
+            conditioning=self.conditioning and self.conditioning.mapped(change),
             sizes=change(self.sizes),
             weights=None if self.weights is None else change(self.weights),
             mask=None if self.mask is None else change(self.mask),
@@ -97,7 +94,8 @@ class LatentDataset:
 
     items: Sequence[EncodedImage]
     groups: tuple[tuple[int, ...], ...]
-    texts: Mapping[str, Cond]
+    texts: Mapping[str, Conditioning]
+    family: ModelFamily
     settings: TrainSettings
     lists: WordLists = field(default_factory=dict)
 
@@ -145,13 +143,20 @@ class LatentDataset:
         pairs = list(zip(items, views, strict=True))
         return LatentBatch(
             latents=torch.stack([item.views[view] for item, view in pairs]),
-            cond=_joined([self.texts[caption] for caption in captions if self.texts], self.texts),
+            conditioning=self._conditioning(captions) if self.texts else None,
             sizes=torch.tensor([item.sizes[view] for item, view in pairs]),
             captions=captions,
             names=tuple(item.example.image.name for item in items),
             weights=_weights(items, settings.regularisation_weight),
             mask=_masks(pairs),
         )
+
+    def _conditioning(self, captions: Sequence[str]) -> Conditioning:
+        """Collate captions, those of fewer tokens padded by the empty one."""
+        texts = [self.texts[caption] for caption in captions]
+        length = max(text.length for text in texts)
+        padded = [self.family.pad(text, length, lambda: self.texts[""]) for text in texts]
+        return self.family.collate(padded)
 
     def _drawn(self, item: EncodedImage, step: int, row: int) -> tuple[str, int]:
         """(caption, view) of an item in a row of a step's batch."""
@@ -192,7 +197,7 @@ def _order(
 
 
 def encode_dataset(
-    family: Family,
+    family: ModelFamily,
     examples: Sequence[Example],
     settings: TrainSettings,
     cache_folder: Path | None = None,
@@ -205,7 +210,7 @@ def encode_dataset(
     resolution = settings.resolution or family.resolution
     assigned, problems = assign_buckets(examples, resolution, settings.upscale)
     yield from grouped(problems)
-    family.wake()
+    family.reload()
     wording = CaptionAugmenter(settings, lists or {})
     encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib), wording)
     items: list[EncodedImage] = []
@@ -218,7 +223,7 @@ def encode_dataset(
             yield Progress("encoding pictures", len(items), len(examples))
         groups.append(tuple(group))
 
-    texts: dict[str, Cond] = {}
+    texts: dict[str, Conditioning] = {}
     captions = sorted({"", *(wording for item in items for wording in item.wordings)})
     for caption in captions if encoder.keeps_texts(examples) else ():
         texts[caption] = encoder.text(caption)
@@ -228,33 +233,27 @@ def encode_dataset(
         template = "what was encoded is not kept for the next training: {why}"
         said = Message(template, why=encoder.cache.problem)
         yield Warned(said, "this training goes on from memory")
-    return LatentDataset(items, tuple(groups), texts, settings, wording.lists)
+    return LatentDataset(items, tuple(groups), texts, family, settings, wording.lists)
 
 
 @dataclass
 class _Encoder:
     """What encodes, and what it has encoded before."""
 
-    family: Family
+    family: ModelFamily
     settings: TrainSettings
     cache: Cache
     wording: CaptionAugmenter
 
     @cached_property
-    def eyes(self) -> dict[str, str]:
+    def latent_cache_key(self) -> dict[str, str]:
         """What latents depend on beside the picture."""
-        return {"vae": digest_of(self.family.vae), **self._machine}
+        return {**self.family.latent_cache_key(), **self._machine}
 
     @cached_property
-    def words(self) -> dict[str, str]:
-        """What conds depend on beside the caption."""
-        pipeline = self.family.pipeline
-        tokenizers = [pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)]
-        spelling = [t.backend_tokenizer.to_str() for t in tokenizers if t is not None]
-        encoders = digest_of(*self.family.text_encoders.values())
-        skip = self.family.caption_clip_skip
-        layer = {} if skip == 1 else {"clip_skip": str(skip)}
-        return {"encoders": encoders, "tokenizers": "\n".join(spelling), **layer, **self._machine}
+    def text_cache_key(self) -> dict[str, str]:
+        """What a conditioning depends on beside the caption."""
+        return {**self.family.text_cache_key(), **self._machine}
 
     @property
     def _machine(self) -> dict[str, str]:
@@ -286,7 +285,8 @@ class _Encoder:
         """(C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
         if not (self.cache.folder and self.cache.most_gib and example.digest):
             return _encode_view(self.family, example, bucket, view)
-        made_from = {"picture": example.digest, "bucket": bucket, "view": view.key, **self.eyes}
+        made_from = {"picture": example.digest, "bucket": bucket, "view": view.key}
+        made_from |= self.latent_cache_key
         found = self.cache.get(**made_from)
         if found is None:
             found = {"latents": _encode_view(self.family, example, bucket, view)}
@@ -310,19 +310,20 @@ class _Encoder:
         seen = torch.stack([load_weights(mask, bucket, view, pixels) for view in views])
         return least + (1 - least) * seen
 
-    def text(self, caption: str) -> Cond:
-        """What the network reads of a caption."""
+    def text(self, caption: str) -> Conditioning:
+        """Encode a caption, or read it from the cache."""
         if not (self.cache.folder and self.cache.most_gib):
             return _encode_caption(self.family, caption)
-        found: Any = self.cache.get(caption=caption, **self.words)
-        if found is None:
-            found = _encode_caption(self.family, caption)
-            self.cache.put(found, caption=caption, **self.words)
-        return dict(found)
+        cached = self.cache.get(caption=caption, **self.text_cache_key)
+        if cached is not None:
+            return Conditioning(cached)
+        conditioning = _encode_caption(self.family, caption)
+        self.cache.put(dict(conditioning.tensors), caption=caption, **self.text_cache_key)
+        return conditioning
 
 
 @torch.no_grad()
-def _encode_view(family: Family, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
+def _encode_view(family: ModelFamily, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
     try:
         pixels = load_pixels(example.image, bucket, view)
         with example.image.open("rb") as file:
@@ -345,24 +346,5 @@ def _encode_view(family: Family, example: Example, bucket: Bucket, view: ImageVi
 
 
 @torch.no_grad()
-def _encode_caption(family: Family, caption: str) -> Cond:
-    return {name: value.cpu() for name, value in family.encode_captions([caption]).items()}
-
-
-def _joined(conds: Sequence[Cond], texts: Mapping[str, Cond]) -> Cond:
-    """Conds of one prompt each, as the cond of a batch: those of captions that are read in more
-    chunks beside shorter ones, with the empty prompt after these."""
-    if not conds:
-        return {}
-    longest = max(cond["context"].shape[1] for cond in conds)
-    joined = {
-        name: torch.cat([cond[name] for cond in conds]) for name in conds[0].keys() - {"context"}
-    }
-    return joined | {"context": torch.cat([_grown(c["context"], longest, texts) for c in conds])}
-
-
-def _grown(context: Tensor, length: int, texts: Mapping[str, Cond]) -> Tensor:
-    """(1,length,D): a context with as many empty chunks after it as are missing."""
-    nothing = texts[""]["context"]
-    missing = (length - context.shape[1]) // nothing.shape[1]
-    return torch.cat([context, *[nothing] * missing], dim=1)
+def _encode_caption(family: ModelFamily, caption: str) -> Conditioning:
+    return family.encode_captions([caption]).mapped(lambda tensor: tensor.cpu())

@@ -1,29 +1,34 @@
-"""What is asked of the network in a step, and what its answer costs.
+"""Diffusion loss: noised latents of a step, and the cost of the prediction for them.
 
-Chance decides noise levels and noise, from a generator of the step's own; everything else follows
-from the settings. Each row of a batch is judged by itself, so how a batch is split changes nothing.
+Timesteps and noise are random, from a generator of the step's own; everything else follows from
+the settings. Each row of a batch counts by itself, so how a batch is split changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdlora.errors import SettingsError
-from sdlora.messages import Setting
-from sdlora.models.base import Family
-from sdlora.noise_schedule import ALL_LEVELS, DDPM, TimestepSampling, noise_like
+from sdlora.models.base import ModelFamily
+from sdlora.noise_schedule import (
+    FLAT,
+    UNIFORM,
+    LossWeighting,
+    NoiseSchedule,
+    TimestepSampling,
+    noise_like,
+)
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch
 
 
 @dataclass(frozen=True)
 class NoisedLatents:
-    """What chance decided for a batch: levels t (B,), and noise (B,C,h,w) as the network is to tell
-    it and as it is mixed in."""
+    """Random numbers of a batch: timesteps t (B,), and noise (B,C,h,w) as the denoiser is to
+    predict it (`eps`) and as it is added (`mixed`)."""
 
     t: Tensor
     eps: Tensor
@@ -42,13 +47,12 @@ class NoisedLatents:
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """Noise, weights and distance, as settings have them; `DiffusionLoss(noise)` is the plain loss:
+    """Noise, weights and distance, by the settings; `DiffusionLoss(noise)` is the plain loss:
     all levels alike, squared errors (arXiv:2006.11239, eq. 14)."""
 
-    noise: DDPM
-    levels: TimestepSampling = ALL_LEVELS
-    weighting: str = "flat"
-    gamma: float = 0.0
+    noise: NoiseSchedule
+    sampling: TimestepSampling = UNIFORM
+    weighting: LossWeighting = FLAT
     loss: str = "l2"
     threshold: float = 0.1
     schedule: str = "constant"
@@ -58,48 +62,39 @@ class DiffusionLoss:
     perturbation: float = 0.0
 
     @classmethod
-    def of(cls, settings: TrainSettings, noise: DDPM) -> DiffusionLoss:
-        """For a model with that noise. SettingsError: they do not go together."""
+    def from_settings(cls, settings: TrainSettings, noise: NoiseSchedule) -> DiffusionLoss:
+        """Build it for a model with that noise. SettingsError: they do not go together."""
         if settings.zero_terminal_snr:
-            if noise.prediction == "epsilon":
-                raise SettingsError(
-                    "{setting} needs a model that predicts v: this one predicts the noise, of "
-                    "which a picture of noise alone says nothing new. Leave it off",
-                    setting=Setting("zero_terminal_snr"),
-                )
-            noise = noise.rescaled()
-        levels = TimestepSampling(
+            noise = noise.zero_terminal_snr()
+        weighting = LossWeighting(settings.loss_weighting, settings.min_snr_gamma)
+        noise.check_weighting(weighting)
+        sampling = TimestepSampling(
             settings.timestep_density == "logit_normal", settings.timestep_mean,
             settings.timestep_spread, settings.timestep_shift,
             settings.min_timestep / 1000, settings.max_timestep / 1000,
         )  # fmt: skip
         return cls(
-            noise, levels, settings.loss_weighting, settings.min_snr_gamma, settings.loss,
-            settings.huber_threshold, settings.huber_schedule, settings.noise_offset,
-            settings.multires_noise, settings.multires_discount, settings.input_perturbation,
+            noise, sampling, weighting, loss=settings.loss, threshold=settings.huber_threshold,
+            schedule=settings.huber_schedule, offset=settings.noise_offset,
+            layers=settings.multires_noise, discount=settings.multires_discount,
+            perturbation=settings.input_perturbation,
         )  # fmt: skip
 
-    def draw(self, shape: torch.Size, rng: torch.Generator) -> NoisedLatents:
-        """For latents of this shape, on the CPU.
+    def sample(self, shape: torch.Size, rng: torch.Generator) -> NoisedLatents:
+        """Draw timesteps and noise for latents of this shape, on the CPU.
 
-        With input perturbation the network sees eps + gamma xi and is to tell eps
+        With input perturbation the denoiser sees eps + gamma xi and is to predict eps
         (arXiv:2301.11706).
         """
-        t = self.noise.sample_t(shape[0], rng, self.levels)
+        t = self.noise.sample_timesteps(shape[0], rng, self.sampling)
         eps = noise_like(shape, rng, self.offset, self.layers, self.discount)
         if not self.perturbation:
             return NoisedLatents(t, eps, eps)
         return NoisedLatents(t, eps, eps + self.perturbation * torch.randn(shape, generator=rng))
 
-    def weight(self, t: Tensor) -> Tensor:
-        """(B,) of the levels' losses."""
-        if self.weighting == "debiased":
-            return self.noise.debiased(t)
-        return self.noise.weight(t, self.gamma if self.weighting == "min_snr" else 0.0)
-
-    def distance(self, answer: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        """(B,C,h,w) of every number by itself."""
-        difference = answer - target
+    def distance(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Return the error (B,C,h,w) of every number by itself."""
+        difference = prediction - target
         if self.loss == "l2":
             return difference.square()
         if self.loss == "l1":
@@ -111,25 +106,31 @@ class DiffusionLoss:
 
 # The size c at which huber turns from squared to plain: threshold, noise, t (B,) -> (B,)
 # (pseudo-Huber with a schedule, arXiv:2403.16728; kohya-ss/sd-scripts, train_util.py)
-_SCHEDULES: dict[str, Callable[[float, DDPM, Tensor], Tensor]] = {
+_SCHEDULES: dict[str, Callable[[float, NoiseSchedule, Tensor], Tensor]] = {
     "constant": lambda c, noise, t: torch.full_like(t, c, dtype=torch.float32),
-    "exponential": lambda c, noise, t: c ** (t.float() / noise.steps),
+    "exponential": lambda c, noise, t: c ** (t.float() / noise.num_steps),
     "snr": lambda c, noise, t: (1 - c) / (1 + noise.snr(t).rsqrt()).square() + c,
 }
 
 
 def loss_of(
-    family: Family, batch: LatentBatch, draw: NoisedLatents, objective: DiffusionLoss
+    family: ModelFamily, batch: LatentBatch, draw: NoisedLatents, objective: DiffusionLoss
 ) -> Tensor:
-    """(B,) of a batch, each row by what `family` answers to it, weighted.
+    """Return the losses (B,) of a batch, weighted by level.
 
     Where there is a mask it is the mean over what the mask shows, so that a small subject counts as
     much as a large one. A row's own weight is that of prior preservation (arXiv:2208.12242, eq. 2).
     """
     x0, noise = batch.latents, objective.noise
-    if not batch.cond:  # the text encoder learns, so captions mean something new in every step
-        batch = replace(batch, cond=family.encode_captions(batch.captions))
-    predicted = family.predict(noise.add_noise(x0, draw.mixed, draw.t), draw.t, batch)
+    conditioning = batch.conditioning
+    if conditioning is None:  # the text encoder is trained, so captions are encoded in every step
+        conditioning = family.encode_captions(batch.captions)
+    conditioning = family.condition_on_size(
+        conditioning.to(family.device, family.dtype), batch.sizes
+    )
+    with family.autocast():
+        x = noise.add_noise(x0, draw.mixed, draw.t)
+        predicted = family.predict(x, draw.t, conditioning)
     target = noise.target(x0, draw.eps, draw.t)
     errors = objective.distance(predicted.float(), target, draw.t).mean(1)  # (B,h,w)
     if batch.mask is None:
@@ -137,5 +138,5 @@ def loss_of(
     else:
         shown = batch.mask.float()[:, 0]
         losses = (errors * shown).sum((1, 2)) / shown.sum((1, 2)).clamp(min=1e-6)
-    losses = objective.weight(draw.t) * losses
+    losses = noise.loss_weight(draw.t, objective.weighting) * losses
     return losses if batch.weights is None else batch.weights * losses

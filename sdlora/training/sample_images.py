@@ -12,9 +12,9 @@ from sdlora.data.captions import spread
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Progress, SampleReady, Warned
 from sdlora.files import publish
-from sdlora.inference.engine import never, render
+from sdlora.inference.engine import never_stop, render
 from sdlora.messages import Message
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.prompt.escaping import escape_prompt
 from sdlora.settings.image_request import ImageRequest
 
@@ -29,12 +29,12 @@ def prompts_from(chosen: Sequence[str], captions: Sequence[str]) -> list[str]:
 
 
 def draw_samples(
-    family: Family,
+    family: ModelFamily,
     prompts: list[str],
     seed: int,
     step: int,
     folder: Path,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = never_stop,
 ) -> Iterator[Event]:
     """Draw what has been learnt, each prompt from the same noise every time, into `folder`."""
     drawn = 0
@@ -46,7 +46,7 @@ def draw_samples(
         try:
             layer = family.caption_clip_skip
             request = ImageRequest.of({"prompt": prompt, "seed": own, "clip_skip": layer})
-            with family.whole():
+            with family.on_device():
                 images, report = render(family, request, should_stop=should_stop)
             for image in images:
                 path = folder / f"step-{step:06}-{index}.png"
@@ -74,9 +74,9 @@ def _undrawn(count: int, most: int, step: int) -> Warned:
     return Warned(Message(template, count=count, most=most, step=step))
 
 
-def draw_plainly(family: Family, prompt: str, seed: int) -> Image.Image:
+def draw_plainly(family: ModelFamily, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
     layer = family.caption_clip_skip
     request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer})
-    with family.whole():
+    with family.on_device():
         return render(family, request)[0][0]

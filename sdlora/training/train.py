@@ -20,7 +20,7 @@ from sdlora.data.folder import grouped
 from sdlora.data.validation_split import divide
 from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
-from sdlora.inference.engine import never
+from sdlora.inference.engine import never_stop
 from sdlora.jobs.control_files import answered, asked
 from sdlora.jobs.resume import changed
 from sdlora.lora.format.training_metadata import compared
@@ -43,7 +43,7 @@ def train(
     settings: TrainSettings,
     workspace: Workspace,
     folder: Path,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = never_stop,
 ) -> Iterator[Event]:
     """Train a LoRA as `settings` say, from a folder of pictures to a file in the workspace's loras.
 
@@ -119,10 +119,12 @@ def prepare(
     others_prints = fingerprints(split.held_out) if settings.validation_data else {}
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
-    DiffusionLoss.of(settings, family.noise)  # whether they go together, before the long work
+    DiffusionLoss.from_settings(
+        settings, family.noise
+    )  # whether they go together, before the long work
     family.caption_clip_skip = settings.clip_skip
     if settings.zero_terminal_snr:
-        family.begin_from_noise()  # its samples are made as they are learnt
+        family.use_zero_terminal_snr()  # its samples are made as they are learnt
     kept = workspace.cache, split.lists
     dataset = yield from encode_dataset(family, split.learnt, settings, *kept)
     settings = in_steps(settings, dataset.steps_per_round)

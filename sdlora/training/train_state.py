@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdlora.adapters import attach, compile_blocks, limit_norms
 from sdlora.device import generator_for
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
 from sdlora.training.loss import DiffusionLoss, loss_of
@@ -47,9 +47,11 @@ class TrainStateDict:
 class TrainState:
     """An open family with an adapter attached that learns from a dataset."""
 
-    def __init__(self, family: Family, dataset: LatentDataset, settings: TrainSettings) -> None:
+    def __init__(
+        self, family: ModelFamily, dataset: LatentDataset, settings: TrainSettings
+    ) -> None:
         self.family, self.dataset = family, dataset
-        self.objective = DiffusionLoss.of(settings, family.noise)
+        self.objective = DiffusionLoss.from_settings(settings, family.noise)
         learning = attach(family, settings)
         groups = [(its.parameters, its.rate) for its in learning]
         self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
@@ -62,7 +64,7 @@ class TrainState:
         for part in {its.part for its in learning}:
             family.parts[part].train()
         # captions that are encoded in every step need their encoders
-        family.rest({its.part for its in learning} if dataset.texts else family.text_encoders)
+        family.offload({its.part for its in learning} if dataset.texts else family.text_encoders)
         self.use(settings)
         if settings.compile_blocks:
             compile_blocks(family)
@@ -71,9 +73,7 @@ class TrainState:
         """Go on with these settings, which differ from those before in how they save memory."""
         self.settings = settings
         if settings.gradient_checkpointing:
-            self.family.denoiser.enable_gradient_checkpointing()
-            for encoder in self.family.text_encoders.values():
-                encoder.activation_checkpointing_enable()
+            self.family.enable_gradient_checkpointing()
 
     def learn(self, step: int) -> StepResult:
         """One optimizer step. Nothing is read back, so the device never waits for us."""
@@ -87,7 +87,7 @@ class TrainState:
         """The loss of the step's pictures, its gradient added up in the parameters."""
         settings, family, device = self.settings, self.family, self.family.device
         rng = generator_for(settings.seed, step, "noise")
-        draw = self.objective.draw(batch.latents.shape, rng).to(device)
+        draw = self.objective.sample(batch.latents.shape, rng).to(device)
         batch = batch.to(device)
         loss = torch.zeros((), device=device)
         cuda = device.type == "cuda"

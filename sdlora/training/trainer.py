@@ -17,7 +17,7 @@ from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
 from sdlora.lora.format.training_metadata import recipe_metadata, versions
 from sdlora.messages import Message, Setting
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.cadence import is_due
 from sdlora.settings.train import TrainSettings
 from sdlora.training import checkpoints
@@ -43,7 +43,7 @@ class Trainer:
     settings: TrainSettings
     workspace: Workspace
     folder: Path
-    family: Family
+    family: ModelFamily
     dataset: LatentDataset
     validation: Validation
     prints: Prints

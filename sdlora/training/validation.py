@@ -19,7 +19,7 @@ from torch import Tensor
 from sdlora.device import generator_for
 from sdlora.events import Event, Validated, Warned
 from sdlora.messages import Message, Setting
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.presets import unrelated
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
@@ -33,19 +33,21 @@ MAX_BASE_LOSS_RATIO = 1.5  # times the base model's: what is trained can only ha
 
 @torch.no_grad()
 def steady_loss(
-    family: Family, batch: LatentBatch, settings: TrainSettings, levels: Sequence[float]
+    family: ModelFamily, batch: LatentBatch, settings: TrainSettings, levels: Sequence[float]
 ) -> Tensor:
     """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, without dropout.
     A picture's noise is its own, so that the figure does not hang on how many stand together."""
-    plain = DiffusionLoss(DiffusionLoss.of(settings, family.noise).noise)
+    plain = DiffusionLoss(DiffusionLoss.from_settings(settings, family.noise).noise)
     dice = [generator_for(settings.seed, name, "validation") for name in batch.names]
     shape = batch.latents.shape[1:]
     eps = torch.stack([torch.randn(shape, generator=rng) for rng in dice]).to(family.device)
     batch = batch.to(family.device)
-    losses = []
-    with family.evaluating():
+    losses: list[Tensor] = []
+    with family.eval_mode():
         for level in levels:
-            t = torch.full((len(batch),), round(level * family.noise.steps), device=family.device)
+            t = torch.full(
+                (len(batch),), round(level * family.noise.num_steps), device=family.device
+            )
             losses.append(loss_of(family, batch, NoisedLatents(t, eps, eps), plain))
     return torch.cat(losses)
 
@@ -54,7 +56,7 @@ def steady_loss(
 class BaseLossCheck:
     """Whether what is learnt is better than nothing, by a few of the pictures that it learns."""
 
-    family: Family
+    family: ModelFamily
     dataset: LatentDataset
     settings: TrainSettings
     base: float | None = None  # the base model's loss; None: nobody looked before the first step
@@ -97,7 +99,7 @@ def plainly(settings: TrainSettings) -> TrainSettings:
 class Validation:
     """The figures of a training over its steps."""
 
-    family: Family
+    family: ModelFamily
     settings: TrainSettings
     held_out: LatentDataset | None
     prompts: tuple[str, ...] = ()  # that have nothing to do with the pictures
