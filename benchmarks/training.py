@@ -36,7 +36,7 @@ from benchmarks.blend import UNETS, open_unet
 from benchmarks.report import show
 from sdlora.adapters import detach
 from sdlora.device import DTYPES, generator_for, pick_device, pick_dtype
-from sdlora.models.base import Family
+from sdlora.models.base import Conditioning, Family
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch
 from sdlora.training.train_state import TrainState
@@ -78,7 +78,7 @@ class Encoded:
                 self.batch_size, width - 6 * config.addition_time_embed_dim
             )
         sizes = torch.tensor([[self.pixels, self.pixels, 0, 0, self.pixels, self.pixels]])
-        return LatentBatch(latents, cond, sizes.repeat(self.batch_size, 1))
+        return LatentBatch(latents, Conditioning(cond), sizes.repeat(self.batch_size, 1))
 
 
 def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step]:
@@ -92,6 +92,9 @@ def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step
     learner = TrainState(family, data, settings)  # type: ignore[arg-type]
     kept = data.batch(1).to(family.device)
     t = torch.full((options.batch,), 500, device=family.device)
+    conditioning = family.condition_on_size(
+        kept.conditioning.to(family.device, family.dtype), kept.sizes
+    )
 
     def ours(step: int) -> None:
         learnt = learner.learn(step)
@@ -99,7 +102,8 @@ def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step
             learnt.numbers.tolist()
 
     def bare(step: int) -> None:
-        answer = family.predict(kept.latents, t, kept)
+        with family.autocast():
+            answer = family.predict(kept.latents, t, conditioning)
         mse_loss(answer.float(), kept.latents).backward()
         for parameter in learner.parameters:
             parameter.grad = None

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from sdlora.image_metadata.reader import parse_infotext, read_parameters
 from sdlora.image_metadata.to_request import request_of
 from sdlora.inference import image_writer
 from sdlora.inference.engine import Engine
-from sdlora.inference.image_pipeline import ImagePipeline
-from sdlora.inference.image_writer import keep, parameters
+from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
+from sdlora.inference.image_writer import parameters, save_image
 from sdlora.lora.format.file import write_lora
 from sdlora.lora.library.library import Library
 from sdlora.settings.image_request import ImageRequest
@@ -85,10 +86,12 @@ def test_a_picture_says_that_it_began_from_noise_alone_where_it_did(
     kind: str, said: str | None
 ) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "zero_terminal_snr": True})
-    sheet = ImagePipeline(open_tiny(kind), Library(())).prepare(request)
-    fields = parse_infotext(parameters(request, sheet, 0, (64, 64))).fields
+    sheet = ImagePipeline(open_tiny(kind), Library(())).plan(request)
+    fields = parse_infotext(parameters(sheet, 0, (64, 64))).fields
     assert fields.get("Noise Schedule") == said
-    assert any("zero_terminal_snr is not used" in told for told in sheet.problems) is not bool(said)
+    assert any("zero_terminal_snr is not used" in p.message for p in sheet.problems) is not bool(
+        said
+    )
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
@@ -164,21 +167,22 @@ def text_of(event: SampleReady) -> str:
 
 def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: Path) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "count": 2})
-    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
     yesterday = time.time() - 86_400
-    sheet.prepared_at = yesterday
-    paths = [keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, image) for image in (0, 1)]
+    sheet = replace(sheet, created_at=yesterday)
+    image = Image.new("RGB", (8, 8))
+    paths = [save_image(ImageDone(n, image), sheet, tmp_path).path for n in (0, 1)]
     day = time.strftime("%Y-%m-%d", time.localtime(yesterday))
     assert {path.parent.name for path in paths} == {day}
 
 
 def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7})
-    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
     image = Image.new("RGB", (8, 8))
     with ThreadPoolExecutor(8) as pool:
-        saved = [pool.submit(keep, image, tmp_path, request, sheet, 0) for _ in range(8)]
-    paths = {future.result() for future in saved}
+        saved = [pool.submit(save_image, ImageDone(0, image), sheet, tmp_path) for _ in range(8)]
+    paths = {future.result().path for future in saved}
     assert len(paths) == 8 == len(list(tmp_path.rglob("*.png")))
 
 
@@ -187,14 +191,14 @@ def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
     tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
-    sheet = ImagePipeline(open_tiny("sd1"), Library(())).prepare(request)
+    sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space"):
-        keep(Image.new("RGB", (8, 8)), tmp_path, request, sheet, 0)
+        save_image(ImageDone(0, Image.new("RGB", (8, 8))), sheet, tmp_path)
     assert not list(tmp_path.rglob("*.*"))
 
 

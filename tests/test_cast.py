@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sdlora.adapters import Blend
 from sdlora.inference.engine import render
-from sdlora.inference.image_pipeline import ImagePipeline
+from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library.library import Library
 from sdlora.messages import PAGE
@@ -78,7 +78,7 @@ def by_hand(
             answers = []
             for weight, text in zip(weights(step), texts, strict=True):
                 blend.apply([(file, weight, weight)])
-                context = family.read_text(text)["context"][None]
+                context = family.encode_prompt(text).tensors["context"]
                 answers.append(family.denoiser(latents, t, context).sample)
             away, wanted = answers
             latents = scheduler.step(away + 5.0 * (wanted - away), t, latents).prev_sample
@@ -107,11 +107,12 @@ def test_every_image_has_its_own_tags(starter: Family, shipped: Library) -> None
     prompt = f"{HOUSE} {{<lora:{NEON}:0.8>|<lora:{PAINT}:0.8>|, night}}"
     request = ImageRequest.of({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
     painter = ImagePipeline(starter, shipped)
-    sheet = painter.prepare(request)
-    assert not sheet.problems and len({wish.prompt for wish in sheet.wishes}) == 3
-    made = [np.asarray(i).astype(int) for i in painter.paint(request, sheet) if i]
+    sheet = painter.plan(request)
+    assert not sheet.problems and len({wish.prompt for wish in sheet.images}) == 3
+    events = painter.generate(sheet)
+    made = [np.asarray(e.image).astype(int) for e in events if isinstance(e, ImageDone)]
     painter.blend.clear()
-    for number, (image, wish) in enumerate(zip(made, sheet.wishes, strict=True)):
+    for number, (image, wish) in enumerate(zip(made, sheet.images, strict=True)):
         alone = pictures(starter, shipped, wish.prompt, seed=wish.seed, sampler="dpm++_2m")[0]
         assert far(image, alone) <= 2
         names = [use["name"] for use in sheet.report(number)["loras"]]
@@ -146,8 +147,8 @@ def test_a_curve_that_the_text_encoder_does_not_follow_is_told(tmp_path: Path) -
         "<lora:unet:0@0,1@1>": False,
     }
     for tag, expected in told.items():
-        sheet = painter.prepare(ImageRequest.of({"prompt": f"a cat {tag}", "steps": 4}))
-        assert ["in the denoiser only" in problem for problem in sheet.problems] == [
+        sheet = painter.plan(ImageRequest.of({"prompt": f"a cat {tag}", "steps": 4}))
+        assert ["in the denoiser only" in problem.message for problem in sheet.problems] == [
             True
         ] * expected
     painter.blend.clear()
@@ -158,9 +159,11 @@ def test_what_of_a_file_is_not_known_is_told_and_the_rest_used(tmp_path: Path) -
     tensors = load_file(write_lora(tiny_lora(family), path, torch.float32))
     save_file({**tensors, "odd.key": torch.ones(1)}, path)
     painter = ImagePipeline(family, Library([tmp_path]))
-    sheet = painter.prepare(ImageRequest.of({"prompt": "a cat <lora:odd:1>", "steps": 2}))
-    assert sheet.problems == ["odd has tensors that are not known here and not used: 'odd.key'"]
-    assert not sheet.unused and len(sheet.still) == 1
+    sheet = painter.plan(ImageRequest.of({"prompt": "a cat <lora:odd:1>", "steps": 2}))
+    assert [problem.message for problem in sheet.problems] == [
+        "odd has tensors that are not known here and not used: 'odd.key'"
+    ]
+    assert not sheet.loras.unused and len(sheet.loras.constant) == 1
     painter.blend.clear()
 
 
@@ -212,7 +215,7 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
         "negative_prompt": "[<lora:oil:1>:0.5]",
     })  # fmt: skip
     painter = ImagePipeline(family, library)
-    report = painter.prepare(request).report(0)
+    report = painter.plan(request).report(0)
     painter.blend.clear()
     [neon, oil] = report["loras"]
     assert (neon["tag"], neon["name"], neon["file"]) == ("NEON", "neon", "neon.safetensors")
@@ -226,10 +229,10 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
 def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
     painter = ImagePipeline(family, library)
-    sheet = painter.prepare(ImageRequest.of({"prompt": "a <lora:styles/neon.safetensors:0.5>"}))
+    sheet = painter.plan(ImageRequest.of({"prompt": "a <lora:styles/neon.safetensors:0.5>"}))
     painter.blend.clear()
     assert [use["file"] for use in sheet.report(0)["loras"]] == ["neon.safetensors"]
-    assert sheet.problems == [
+    assert [problem.message for problem in sheet.problems] == [
         "'styles/neon.safetensors' is taken as 'neon': it is the only file of that name, in "
         "another folder"
     ]
@@ -240,8 +243,8 @@ def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
 ) -> None:
     (tmp_path / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
     painter = ImagePipeline(tiny_one[0], tiny_one[1], PromptResources(wildcards=tmp_path))
-    sheet = painter.prepare(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
-    told = {problem.template: problem for problem in sheet.problems}
+    sheet = painter.plan(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
+    told = {p.message.template: p.message for p in sheet.problems}
     assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
     skipped = told["{setting} = {given} is more than this model has layers; {most} is used"]
     assert skipped.on(PAGE).startswith("Clip skip = 9")
@@ -266,16 +269,16 @@ def test_styles_wildcards_and_words_of_a_workspace(tmp_path: Path) -> None:
         "prompt": "a __pets__ # not\nother old", "styles": ["oil", "oli"], "seed": 1, "count": 6,
         "steps": 1,
     })  # fmt: skip
-    sheet = painter.prepare(request)
-    texts = {wish.prompt for wish in sheet.wishes}
+    sheet = painter.plan(request)
+    texts = {wish.prompt for wish in sheet.images}
     assert texts == {"a cat\nother old in oil", "a dog zibo\nother old in oil"}
-    assert {wish.negative_prompt for wish in sheet.wishes} == {"ugly"}
-    with_word = next(i for i, wish in enumerate(sheet.wishes) if "zibo" in wish.prompt)
-    without = next(i for i, wish in enumerate(sheet.wishes) if "cat" in wish.prompt)
+    assert {wish.negative_prompt for wish in sheet.images} == {"ugly"}
+    with_word = next(i for i, wish in enumerate(sheet.images) if "zibo" in wish.prompt)
+    without = next(i for i, wish in enumerate(sheet.images) if "cat" in wish.prompt)
     assert list(sheet.report(with_word)["embeddings"]) == ["zibo"]
     assert sheet.report(without)["embeddings"] == {}
-    assert sheet.problems[0] == "there is no style 'oli' in styles.csv. Did you mean oil?"
-    told = "\n".join(sheet.problems)
+    assert sheet.problems[0].message == "there is no style 'oli' in styles.csv. Did you mean oil?"
+    told = "\n".join(problem.message for problem in sheet.problems)
     assert "'other' is not used: it is for Stable Diffusion 1; the open model is" in told
     assert "'old' is not used: old.pt may hold code" in told
     painter.blend.clear()

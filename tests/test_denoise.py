@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from torch import Tensor
 
 from sdlora.inference.engine import render
-from sdlora.inference.sampling import SAMPLERS
+from sdlora.inference.samplers import SAMPLERS
 from sdlora.lora.library.library import Library
 from sdlora.models.base import Family
 from sdlora.settings.image_request import ImageRequest
@@ -37,8 +37,8 @@ def stock(
 ) -> np.ndarray:
     """What the family's own pipeline makes of its own text encoding, from seeds 7 and 8."""
     pipeline, its = family.pipeline, family.pipeline.scheduler
-    row = SAMPLERS[sampler]
-    pipeline.scheduler = row.kind.from_config(its.config, **row.options, **options)
+    scheduler, own = SAMPLERS[sampler].ddpm
+    pipeline.scheduler = scheduler.from_config(its.config, **own, **options)
     dice = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     try:
         images = pipeline("a cat", num_images_per_prompt=2, generator=dice, **call).images
@@ -68,7 +68,7 @@ def test_from_noise_alone_is_the_stock_picture_to_the_bit() -> None:
     """Over all samplers; asked for, or what a training with zero_terminal_snr opened."""
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     family, opened = open_tiny("sd2"), open_tiny("sd2")
-    opened.begin_from_noise()
+    opened.use_zero_terminal_snr()
     for sampler in SAMPLERS:
         expected = stock(family, sampler, options, num_inference_steps=4, guidance_scale=5.0)
         made = pictures(family, sampler=sampler, count=2, zero_terminal_snr=True)
@@ -95,7 +95,7 @@ def by_hand(family: Family, texts: Any, guidance: float = 5.0, steps: int = 4) -
             negative, wanted = texts(step)
 
             def answer(text: str, latents: Tensor = latents, t: Tensor = t) -> Tensor:
-                context = family.read_text(text)["context"][None]
+                context = family.encode_prompt(text).tensors["context"]
                 return family.denoiser(latents, t, context).sample
 
             away = answer(negative)
@@ -161,10 +161,10 @@ def test_the_second_pass_is_a_stock_img2img(family: Family, sampler: str) -> Non
     """From the first pass's latents, twice the size: diffusers' own pipeline, our second noise."""
     made = pictures(family, sampler=sampler, hires_scale=2, hires_steps=3, hires_strength=0.5)
     assert made.shape == (1, 128, 128, 3)
-    row, its = SAMPLERS[sampler], family.pipeline.scheduler
+    (scheduler, own), its = SAMPLERS[sampler].ddpm, family.pipeline.scheduler
     texts = prompt_embeds(family, ["a cat"], [""])
     dice = torch.Generator().manual_seed(7)
-    family.pipeline.scheduler = row.kind.from_config(its.config, **row.options)
+    family.pipeline.scheduler = scheduler.from_config(its.config, **own)
     try:
         small = family.pipeline(
             **texts, generator=[dice], num_inference_steps=4, guidance_scale=5.0,

@@ -68,7 +68,7 @@ def test_a_word_is_read_as_its_vectors(kind: str) -> None:
     blend.apply([(file, 1.0, 1.0)])
     assert not blend.notes
     for part, expected in wanted.items():
-        name = family.text_parts[part].replace("text_encoder", "tokenizer")
+        name = family.text_encoder_names[part].replace("text_encoder", "tokenizer")
         tokenizer = getattr(family.pipeline, name)
         text = family.pipeline.maybe_convert_prompt("a zibo", tokenizer)
         tokens = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
@@ -80,11 +80,11 @@ def test_a_word_is_read_as_its_vectors(kind: str) -> None:
 def test_words_leave_no_trace(kind: str) -> None:
     family = open_tiny(kind)
     was, blend = state(family), Blend(family)
-    plain = family.encode_prompts(["a zibo cat"])["context"]
+    plain = family.encode_prompts(["a zibo cat"]).tensors["context"]
     first, second = bundle(kind, "zibo", "qux"), bundle(kind, "zork", seed=1)
     for loras in ([first], [first, second], [second], [], [first]):
         blend.apply([(file, 1.0, 1.0) for file in loras])
-        same = torch.equal(family.encode_prompts(["a zibo cat"])["context"], plain)
+        same = torch.equal(family.encode_prompts(["a zibo cat"]).tensors["context"], plain)
         assert same == (first not in loras)
     blend.vary([(second, [1.0], [1.0])])
     blend.apply([])
@@ -98,14 +98,14 @@ def test_the_end_of_the_text_is_found_where_its_number_is_said_wrongly() -> None
     family = open_tiny("sdxl")
     reader = family.text_encoders["te2"].text_model
     reader.eos_token_id = 2
-    blend, before = Blend(family), family.encode_prompts(["a cat"])["pooled"]
+    blend, before = Blend(family), family.encode_prompts(["a cat"]).tensors["pooled"]
     blend.apply([(bundle("sdxl", "zibo"), 1.0, 1.0)])
     tokens = family.pipeline.tokenizer_2("zibo", padding="max_length", return_tensors="pt")
     found = reader(tokens.input_ids)
     assert torch.equal(found.pooler_output, found.last_hidden_state[:, 2])  # start, zibo, end
     blend.clear()
     assert reader.eos_token_id == 2
-    assert torch.equal(family.encode_prompts(["a cat"])["pooled"], before)
+    assert torch.equal(family.encode_prompts(["a cat"]).tensors["pooled"], before)
 
 
 def test_words_that_cannot_be_used_are_told() -> None:

@@ -66,7 +66,10 @@ def test_a_batch_is_what_the_family_says_of_its_pictures(family: Family, picture
     by_name = {item.example.image.name: item for item in dataset.items}
     for step in range(1, 6):
         batch = dataset.batch(step)
-        assert torch.equal(batch.cond["context"], family.encode_prompts(batch.captions)["context"])
+        assert torch.equal(
+            batch.conditioning.tensors["context"],
+            family.encode_prompts(batch.captions).tensors["context"],
+        )
         assert len({item.views.shape for name in batch.names for item in [by_name[name]]}) == 1
         for row, name in enumerate(batch.names):
             width, height = by_name[name].example.size
@@ -122,7 +125,9 @@ def test_flip_shows_the_encoded_mirror_image_half_of_the_time(
 def test_a_dropped_caption_is_the_empty_prompt(family: Family, pictures: Path) -> None:
     batch = encoded(family, pictures, caption_dropout=1.0).batch(1)
     assert set(batch.captions) == {""}
-    assert torch.equal(batch.cond["context"][:1], family.encode_prompts([""])["context"])
+    assert torch.equal(
+        batch.conditioning.tensors["context"][:1], family.encode_prompts([""]).tensors["context"]
+    )
     dataset = encoded(family, pictures, caption_dropout=0.3)
     said = [caption for step in range(1, 100) for caption in dataset.batch(step).captions]
     assert 0.2 < said.count("") / len(said) < 0.4
@@ -130,7 +135,7 @@ def test_a_dropped_caption_is_the_empty_prompt(family: Family, pictures: Path) -
 
 def test_captions_stay_words_while_the_text_encoder_learns(family: Family, pictures: Path) -> None:
     batch = encoded(family, pictures, train_text_encoder=True).batch(1)
-    assert batch.cond == {}
+    assert batch.conditioning is None
     assert all(caption.startswith("zibo, picture") for caption in batch.captions)
 
 
@@ -145,22 +150,26 @@ def test_a_long_caption_is_read_whole_beside_short_ones(
         (tmp_path / f"{name}.txt").write_text(caption)
     dataset = encoded(family, tmp_path, train_text_encoder=learns)
     batch = dataset.batch(1)
-    cond = dict(batch.cond) if not learns else family.encode_captions(batch.captions)
+    cond = batch.conditioning or family.encode_captions(batch.captions)
     place = batch.names.index("0.png")
     tokens = family.pipeline.tokenizer(long).input_ids[1:-1]
     assert len(tokens) == 85
-    expected = family.readers()[0].literal(long)
+    expected = family.encoders()[0].literal(long)
     assert [unit.numbers[0] for chunk in expected for unit, _ in chunk] == tokens
-    context = cond["context"]
+    context = cond.tensors["context"]
     assert context.shape[:2] == (2, 77 * len(expected)) and len(expected) == 2
-    short, nothing = (family.encode_prompts([text])["context"] for text in ("short", ""))
+    short, nothing = (family.encode_prompts([text]).tensors["context"] for text in ("short", ""))
     together = torch.cat([short, nothing], 1)[0]
     assert torch.allclose(context[1 - place], together, atol=1e-5)
     # each chunk is what any pipeline reads of its words; the signs among them mean nothing
     for chunk, text in enumerate((long, "a(a(a BREAK")):
-        alone = family.encode_prompts([text])["context"][0]
+        alone = family.encode_prompts([text]).tensors["context"][0]
         assert torch.allclose(context[place, 77 * chunk : 77 * (chunk + 1)], alone, atol=1e-5)
-    answer = family.predict(batch.latents, torch.tensor([500.0, 500.0]), replace(batch, cond=cond))
+    answer = family.predict(
+        batch.latents,
+        torch.tensor([500.0, 500.0]),
+        family.condition_on_size(cond, batch.sizes),
+    )
     assert answer.shape == batch.latents.shape and answer.isfinite().all()
 
 
@@ -182,14 +191,16 @@ def test_a_slice_and_a_move_keep_the_rows_together(family: Family, pictures: Pat
     part = batch[1:3].to(torch.device("cpu"))
     assert len(part) == 2
     assert torch.equal(part.latents, batch.latents[1:3])
-    assert torch.equal(part.cond["context"], batch.cond["context"][1:3])
+    assert torch.equal(
+        part.conditioning.tensors["context"], batch.conditioning.tensors["context"][1:3]
+    )
     assert (part.names, part.captions) == (batch.names[1:3], batch.captions[1:3])
 
 
 def test_weights_and_masks_go_where_their_rows_go() -> None:
     rows = torch.arange(3.0)
     mask = rows[:, None, None, None].expand(3, 1, 2, 2)
-    batch = LatentBatch(torch.zeros(3, 4, 2, 2), {}, torch.zeros(3, 6), weights=rows, mask=mask)
+    batch = LatentBatch(torch.zeros(3, 4, 2, 2), None, torch.zeros(3, 6), weights=rows, mask=mask)
     part = batch[1:].to(torch.device("cpu"))
     assert part.weights is not None and part.mask is not None
     assert part.weights.tolist() == part.mask[:, 0, 0, 0].tolist() == [1, 2]
@@ -229,7 +240,7 @@ def test_what_is_on_disk_is_not_encoded_again_and_only_what_changed_is(
     for step in range(1, 6):
         old, new = first.batch(step), again.batch(step)
         assert torch.equal(old.latents, new.latents) and old.captions == new.captions
-        assert torch.equal(old.cond["context"], new.cond["context"])
+        assert torch.equal(old.conditioning.tensors["context"], new.conditioning.tensors["context"])
     assert run(flip=True)[1] == {"encode_images": 7}  # the mirror images alone
     assert run(resolution=72)[1] == {"encode_images": 2}  # the wide ones get another bucket
     assert run(train_text_encoder=True, rank=4)[1] == {}
@@ -261,10 +272,10 @@ def test_captions_are_shuffled_and_dropped_from_a_cache_and_without(
     assert all(caption.startswith("zibo, ") for caption in said if caption)
     for batch in batches[:5]:
         if variants:
-            expected = family.encode_prompts(batch.captions)["context"]
-            assert torch.allclose(batch.cond["context"], expected, atol=1e-6)
+            expected = family.encode_prompts(batch.captions).tensors["context"]
+            assert torch.allclose(batch.conditioning.tensors["context"], expected, atol=1e-6)
         else:
-            assert batch.cond == {}
+            assert batch.conditioning is None
     assert batches[7].captions == dataset.batch(8).captions
 
 
@@ -330,18 +341,18 @@ def test_idle_parts_rest_beside_the_device_and_come_back_to_draw(
     parts = {"vae": family.vae, **family.text_encoders}
     for name, part in parts.items():
         monkeypatch.setattr(part, "to", lambda where, name=name: moves.append((name, str(where))))
-    family.rest(busy=())  # where main memory is the device
-    with family.whole():
+    family.offload(busy=())  # where main memory is the device
+    with family.on_device():
         assert moves == []
     monkeypatch.setattr(family, "device", torch.device("cuda"))
-    family.rest(busy=family.text_encoders)
+    family.offload(busy=family.text_encoders)
     assert moves == [("vae", "cpu")]
-    family.rest(busy=())
+    family.offload(busy=())
     assert moves[1] == ("vae", "cuda")  # what rested before is not forgotten
     del moves[:2]
-    with pytest.raises(ZeroDivisionError), family.whole():
+    with pytest.raises(ZeroDivisionError), family.on_device():
         assert moves[-2:] == [("vae", "cuda"), ("te", "cuda")]
         _ = 1 / 0
     assert moves == [(n, w) for w in ("cpu", "cuda", "cpu") for n in ("vae", "te")]
-    family.wake()
+    family.reload()
     assert moves[-1] == ("te", "cuda") and family._resting == []

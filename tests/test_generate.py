@@ -18,7 +18,7 @@ from sdlora.adapters import attach, collect, detach
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.inference.engine import Engine, render
-from sdlora.inference.sampling import SAMPLERS
+from sdlora.inference.samplers import SAMPLERS
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.library.library import Library

@@ -33,7 +33,7 @@ def answers(family: Family, count: int = 3) -> tuple[Tensor, Tensor]:
     noisy = torch.randn(count, 4, LATENT, LATENT, generator=rng)
     t = torch.tensor([1, 400, 900] * count)[:count]
     with torch.no_grad():
-        text = family.encode_prompts(["a cat", "a dog at night", "b"][:count])["context"]
+        text = family.encode_prompts(["a cat", "a dog at night", "b"][:count]).tensors["context"]
         context = torch.randn(count, 77, 16, generator=rng)
         return text, family.denoiser(noisy, t, context, return_dict=False)[0]
 

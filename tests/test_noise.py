@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from sdlora.errors import ModelError
-from sdlora.noise_schedule import DDPM
+from sdlora.noise_schedule import DDPM, LossWeighting
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -32,7 +32,10 @@ def alpha_bar(t: int) -> float:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_agrees_with_diffusers(prediction: str) -> None:
-    noise, oracle = DDPM.of({**CONFIG, "prediction_type": prediction}), DDPMScheduler(**CONFIG)
+    noise, oracle = (
+        DDPM.from_config({**CONFIG, "prediction_type": prediction}),
+        DDPMScheduler(**CONFIG),
+    )
     x0, eps = latents()
     torch.testing.assert_close(noise.add_noise(x0, eps, T), oracle.add_noise(x0, eps, T))
     target = eps if prediction == "epsilon" else oracle.get_velocity(x0, eps, T)
@@ -41,7 +44,7 @@ def test_agrees_with_diffusers(prediction: str) -> None:
 
 def test_agrees_with_float64() -> None:
     x0, eps = latents()
-    noisy = DDPM.of(CONFIG).add_noise(x0, eps, T)
+    noisy = DDPM.from_config(CONFIG).add_noise(x0, eps, T)
     for row, t in enumerate(T.tolist()):
         signal = math.sqrt(alpha_bar(t)), math.sqrt(1 - alpha_bar(t))
         expected = signal[0] * x0[row].double() + signal[1] * eps[row].double()
@@ -50,42 +53,51 @@ def test_agrees_with_float64() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_min_snr(prediction: str) -> None:
-    weights = DDPM.of({**CONFIG, "prediction_type": prediction}).weight(T, 5.0)
+    weights = DDPM.from_config({**CONFIG, "prediction_type": prediction}).loss_weight(
+        T, LossWeighting("min_snr", 5.0)
+    )
     for weight, t in zip(weights.tolist(), T.tolist(), strict=True):
         snr = alpha_bar(t) / (1 - alpha_bar(t))
         assert weight == pytest.approx(
             min(snr, 5) / (snr if prediction == "epsilon" else snr + 1), rel=1e-3
         )
-    assert DDPM.of(CONFIG).weight(T, 0).tolist() == [1, 1, 1, 1]
+    assert DDPM.from_config(CONFIG).loss_weight(T, LossWeighting("min_snr", 0)).tolist() == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_zero_terminal_snr_has_finite_weights() -> None:
     rescaled = {**CONFIG, "rescale_betas_zero_snr": True}
     for prediction in ("epsilon", "v_prediction"):
-        noise = DDPM.of({**rescaled, "prediction_type": prediction})
-        assert noise.weight(torch.arange(1000), 5.0).isfinite().all()
+        noise = DDPM.from_config({**rescaled, "prediction_type": prediction})
+        assert noise.loss_weight(torch.arange(1000), LossWeighting("min_snr", 5.0)).isfinite().all()
 
 
 def test_other_schedulers_configs_give_the_same_table() -> None:
     for kind in (PNDMScheduler, EulerDiscreteScheduler):
-        table = DDPM.of(kind(**CONFIG).config).alphas_bar
-        torch.testing.assert_close(table, DDPM.of(CONFIG).alphas_bar)
+        table = DDPM.from_config(kind(**CONFIG).config).alphas_bar
+        torch.testing.assert_close(table, DDPM.from_config(CONFIG).alphas_bar)
 
 
 def test_sampled_levels_depend_on_the_generator_only() -> None:
-    noise = DDPM.of(CONFIG)
-    draws = [noise.sample_t(2000, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    noise = DDPM.from_config(CONFIG)
+    draws = [
+        noise.sample_timesteps(2000, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert draws[0].min() >= 0 and draws[0].max() <= 999 and 450 < draws[0].float().mean() < 550
 
 
 def test_half_precision_latents_keep_their_type() -> None:
     x0, eps = (x.bfloat16() for x in latents())
-    noise = DDPM.of(CONFIG)
+    noise = DDPM.from_config(CONFIG)
     assert noise.add_noise(x0, eps, T).dtype == torch.bfloat16
     assert noise.target(x0, eps, T).dtype == torch.float32
 
 
 def test_unknown_prediction_is_refused() -> None:
     with pytest.raises(ModelError, match="sample"):
-        DDPM.of({**CONFIG, "prediction_type": "sample"})
+        DDPM.from_config({**CONFIG, "prediction_type": "sample"})

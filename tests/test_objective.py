@@ -1,5 +1,6 @@
 """Every loss, weight and noise against its formula in float64, and a step's gradient as well."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +20,11 @@ from torch.nn.functional import interpolate
 from sdlora.adapters import attach, detach
 from sdlora.adapters.layers import ADAPTER
 from sdlora.errors import SettingsError
-from sdlora.models.base import Family
+from sdlora.models.base import Conditioning, Family
 from sdlora.noise_schedule import (
     DDPM,
     FLOW_WEIGHTS,
+    LossWeighting,
     RectifiedFlow,
     TimestepSampling,
     flux_shift,
@@ -43,7 +45,7 @@ def asked(**values: Any) -> TrainSettings:
 
 
 def ddpm(prediction: str = "epsilon") -> DDPM:
-    return DDPM.of({**CONFIG, "prediction_type": prediction})
+    return DDPM.from_config({**CONFIG, "prediction_type": prediction})
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -53,17 +55,27 @@ def seeded(seed: int = 0) -> torch.Generator:
 class Parrot:
     """A family that answers what it was told, and keeps what it was asked."""
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(self, answer: Tensor) -> None:
         self.answer = answer
 
-    def predict(self, noisy: Tensor, t: Tensor, batch: LatentBatch) -> Tensor:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def condition_on_size(self, conditioning: Conditioning, sizes: Tensor) -> Conditioning:
+        return conditioning
+
+    def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         self.noisy = noisy
         return self.answer
 
 
 def batch_of(**more: Any) -> LatentBatch:
     latents = torch.randn(SHAPE, generator=seeded(1))
-    return LatentBatch(latents, {"context": torch.zeros(4, 1)}, torch.zeros(4, 6), **more)
+    return LatentBatch(
+        latents, Conditioning({"context": torch.zeros(4, 1)}), torch.zeros(4, 6), **more
+    )
 
 
 def reference(
@@ -109,7 +121,7 @@ def test_every_loss_is_its_formula(
     settings = asked(loss=loss, loss_weighting=weighting, huber_schedule=schedule)
     batch, answer = batch_of(), torch.randn(SHAPE, generator=seeded(3))
     eps = torch.randn(SHAPE, generator=seeded(2))
-    objective = DiffusionLoss.of(settings, ddpm(prediction))
+    objective = DiffusionLoss.from_settings(settings, ddpm(prediction))
     ours = loss_of(Parrot(answer), batch, NoisedLatents(T, eps, eps), objective)  # type: ignore[arg-type]
     theirs = reference(settings, prediction, batch, answer)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-6, rtol=2e-4)
@@ -133,17 +145,20 @@ def test_masks_and_weights_of_rows() -> None:
 
 
 def test_zero_terminal_snr_is_the_papers() -> None:
-    noise = DiffusionLoss.of(asked(zero_terminal_snr=True), ddpm("v_prediction")).noise
+    noise = DiffusionLoss.from_settings(asked(zero_terminal_snr=True), ddpm("v_prediction")).noise
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     bars = (1 - rescale_zero_terminal_snr(betas)).cumprod(0).float()
     torch.testing.assert_close(noise.alphas_bar, bars, atol=1e-6, rtol=1e-4)
     assert noise.alphas_bar[-1] == 0
-    assert noise.debiased(T).isfinite().all() and noise.weight(T, 5.0).isfinite().all()
+    assert all(
+        noise.loss_weight(T, LossWeighting(name, 5.0)).isfinite().all()
+        for name in ("debiased", "min_snr")
+    )
     for schedule in ("constant", "exponential", "snr"):
         objective = DiffusionLoss(noise, loss="huber", schedule=schedule)
         assert objective.distance(torch.ones(SHAPE), torch.zeros(SHAPE), T).isfinite().all()
     with pytest.raises(SettingsError, match="predicts v"):
-        DiffusionLoss.of(asked(zero_terminal_snr=True), ddpm())
+        DiffusionLoss.from_settings(asked(zero_terminal_snr=True), ddpm())
 
 
 def test_noise_in_several_resolutions_and_of_whole_channels() -> None:
@@ -168,10 +183,10 @@ def test_noise_in_several_resolutions_and_of_whole_channels() -> None:
 
 
 def test_input_perturbation_is_seen_and_not_asked_for() -> None:
-    objective = DiffusionLoss.of(asked(input_perturbation=0.3), ddpm())
-    draw = objective.draw(SHAPE, seeded(5))
+    objective = DiffusionLoss.from_settings(asked(input_perturbation=0.3), ddpm())
+    draw = objective.sample(SHAPE, seeded(5))
     rng = seeded(5)
-    t, eps = ddpm().sample_t(4, rng), torch.randn(SHAPE, generator=rng)
+    t, eps = ddpm().sample_timesteps(4, rng), torch.randn(SHAPE, generator=rng)
     assert torch.equal(draw.t, t) and torch.equal(draw.eps, eps)
     torch.testing.assert_close(draw.mixed, eps + 0.3 * torch.randn(SHAPE, generator=rng))
     family, batch = Parrot(eps), batch_of()
@@ -197,15 +212,17 @@ def logit_normal_below(u: float, mean: float, spread: float) -> float:
 )  # fmt: skip
 def test_levels_have_their_density(values: dict[str, Any], below: Callable[[float], float]) -> None:
     """The share of levels below u is the distribution function's."""
-    drawn = TimestepSampling(**values).draw(20_000, seeded())
+    drawn = TimestepSampling(**values).sample(20_000, seeded())
     for u in (0.1, 0.3, 0.5, 0.8, 0.95):
         assert float((drawn < u).double().mean()) == pytest.approx(below(u), abs=0.012), u
 
 
 def test_levels_within_a_range() -> None:
     for more in ({}, {"timestep_density": "logit_normal"}, {"timestep_shift": 3}):
-        objective = DiffusionLoss.of(asked(min_timestep=200, max_timestep=300, **more), ddpm())
-        t = objective.draw(torch.Size((2000, 1, 1, 1)), seeded()).t
+        objective = DiffusionLoss.from_settings(
+            asked(min_timestep=200, max_timestep=300, **more), ddpm()
+        )
+        t = objective.sample(torch.Size((2000, 1, 1, 1)), seeded()).t
         assert (int(t.min()), int(t.max())) == (200, 299) or "timestep_density" in more
         assert t.min() >= 200 and t.max() < 300 and t.dtype == torch.long
     with pytest.raises(SettingsError, match="min_timestep = 300 must be below"):
@@ -226,12 +243,17 @@ def test_flows_agree_with_diffusers() -> None:
     torch.testing.assert_close(noisy - sigma * flow.target(x0, eps, t), x0, atol=1e-5, rtol=1e-5)
     for ours, theirs in (("flat", "none"), ("sigma_sqrt", "sigma_sqrt"), ("cosmap", "cosmap")):
         expected = compute_loss_weighting_for_sd3(theirs, t.double() / 1000)
-        torch.testing.assert_close(flow.weight(t, ours), expected.float(), atol=0, rtol=1e-5)
+        torch.testing.assert_close(
+            flow.loss_weight(t, LossWeighting(ours)), expected.float(), atol=0, rtol=1e-5
+        )
     assert FLOW_WEIGHTS.keys() == {"flat", "sigma_sqrt", "cosmap"}
 
 
+NORMAL = TimestepSampling(logit_normal=True)
+
+
 def test_flows_draw_levels_as_diffusers_does() -> None:
-    ours = RectifiedFlow().sample_t(20_000, seeded()) / 1000
+    ours = RectifiedFlow().sample_timesteps(20_000, seeded(), NORMAL) / 1000
     theirs = compute_density_for_timestep_sampling("logit_normal", 20_000, 0.0, 1.0)
     shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
     torch.testing.assert_close(ours.quantile(shares), theirs.quantile(shares), atol=0.02, rtol=0)
@@ -302,7 +324,7 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
     batch = batch_of()
     batch = LatentBatch(batch.latents, family.encode_prompts(["a", "b", "c", "d"]), batch.sizes)
-    objective = DiffusionLoss.of(settings, family.noise)
+    objective = DiffusionLoss.from_settings(settings, family.noise)
     draw = NoisedLatents(T, *[torch.randn(SHAPE, generator=seeded(2))] * 2)
     loss = loss_of(family, batch, draw, objective).sum()
     loss.backward()
@@ -321,7 +343,7 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
     bars = torch.tensor([alpha_bar(t) for t in T.tolist()], dtype=torch.float64)
     signal, sigma = bars.sqrt().view(-1, 1, 1, 1), (1 - bars).sqrt().view(-1, 1, 1, 1)
     noisy = signal * batch.latents.double() + sigma * draw.eps.double()
-    given = (noisy, T, batch.cond["context"].double())
+    given = (noisy, T, batch.conditioning.tensors["context"].double())
     answer = functional_call(oracle, {**plain, **weights}, given).sample
     errors = (answer - draw.eps.double()).square().flatten(1).mean(1)
     ((5 * (1 - bars) / bars).clamp(max=1) * errors).sum().backward()
@@ -340,7 +362,9 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
 def test_objective_of_a_family_in_use() -> None:
     """What a v model is asked: its own noise, and nothing random beyond the generator."""
     family: Family = open_tiny("sd2")
-    objective = DiffusionLoss.of(asked(multires_noise=2, noise_offset=0.05), family.noise)
+    objective = DiffusionLoss.from_settings(
+        asked(multires_noise=2, noise_offset=0.05), family.noise
+    )
     assert objective.noise.prediction == "v_prediction"
-    draws = [objective.draw(SHAPE, seeded(3)) for _ in range(2)]
+    draws = [objective.sample(SHAPE, seeded(3)) for _ in range(2)]
     assert torch.equal(draws[0].mixed, draws[1].mixed)

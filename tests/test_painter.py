@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from sdlora.inference.image_pipeline import ImagePipeline
+from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
+from sdlora.inference.plan import GenerationPlan
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.library.library import Library
@@ -23,26 +25,31 @@ def test_strays_sums_and_words_are_told(tmp_path: Path) -> None:
     words = {"a": {"": torch.ones(1, 16)}}  # the model has the letter
     write_lora(LoraFile({**layers, **strays}, {}, words), tmp_path / "neon.safetensors")
     was, painter = weights_hash(family), ImagePipeline(family, Library([tmp_path]))
-    sheet = painter.prepare(
+    plan = painter.plan(
         ImageRequest(prompt="a cat <lora:neon:0.5> <lora:neon:0.5:0.25> lora:neon:-0.2")
     )
-    assert sheet.problems == [
+    assert [problem.message for problem in plan.problems] == [
         "2 layers of 'neon' are not in this model and are not used: "
         "lora_unet_astray_0, lora_unet_astray_1",
         "'neon' stands 3 times, and its weights add up: 0.5 + 0.25 + -0.2 = 0.55",
         "the LoRA's own word 'a' is not used: the model has one",
     ]
-    (use,) = sheet.loras(0)
+    (use,) = plan.lora_uses(0)
     assert (use.name, use.layers) == ("neon", len(layers))
     painter.blend.clear()
     assert weights_hash(family) == was
 
 
+def images_of(painter: ImagePipeline, plan: GenerationPlan) -> list[Image.Image]:
+    events = painter.generate(plan)
+    return [event.image for event in events if isinstance(event, ImageDone)]
+
+
 def painted(painter: ImagePipeline, tags: str, **asked: object) -> np.ndarray:
     """(N, H, W, 3) of a cat with these tags."""
     request = ImageRequest.of({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
-    sheet = painter.prepare(request)
-    return np.stack([np.asarray(i) for i in painter.paint(request, sheet) if i]).astype(int)
+    made = images_of(painter, painter.plan(request))
+    return np.stack([np.asarray(image) for image in made]).astype(int)
 
 
 def test_a_weight_that_changes_over_the_steps_is_the_merged_one_at_each(tmp_path: Path) -> None:
@@ -77,11 +84,11 @@ def test_a_switch_half_way_equals_the_two_halves_made_by_hand(tmp_path: Path) ->
     images = []
     for index in range(2):
         one = ImageRequest.of({"prompt": "a cat", "seed": 1 + index, "steps": 6})
-        sheet = painter.prepare(one)
-        for step, image in enumerate(painter.paint(one, sheet), 1):
-            if step == 3:
+        for event in painter.generate(painter.plan(one)):
+            if isinstance(event, ImageDone):
+                images.append(event.image)
+            elif event.state.step == 3:
                 painter.blend.apply([(file, 1.0, 1.0)])
-            images += [image] if image else []
     by_hand = np.stack([np.asarray(image) for image in images]).astype(int)
     assert np.abs(half - by_hand).max() <= 2
     assert np.abs(half - painted(painter, "<lora:neon:1>", count=2)).max() > 5

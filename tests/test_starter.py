@@ -101,8 +101,8 @@ def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, 
 
 def engine_vae(engine: Engine) -> object:
     """The autoencoder of the model that the engine has open."""
-    assert engine._painter is not None
-    return engine._painter.family.vae
+    assert engine._pipeline is not None
+    return engine._pipeline.family.vae
 
 
 def test_style_axis_tells_plain_from_styled(pipeline: StableDiffusionPipeline) -> None:

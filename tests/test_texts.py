@@ -20,7 +20,9 @@ PLAIN = ("a cat", "", "it's 2 cats, 猫", "x" * 75)
 
 def read(family: Family, text: str, **manner: object) -> dict[str, Tensor]:
     with torch.no_grad():
-        return family.read_text(text, TextEncodeOptions(**manner))  # type: ignore[arg-type]
+        options = TextEncodeOptions(**manner)  # type: ignore[arg-type]
+        encoded = family.encode_prompt(text, options).tensors
+    return {name: tensor[0] for name, tensor in encoded.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -44,8 +46,7 @@ def states(family: Family, text: str, skip: int = 1) -> list[Tensor]:
     from the embeddings on: nothing of `hidden_states` is used."""
     found = []
     for key, model in family.text_encoders.items():
-        name = family.text_parts[key].replace("text_encoder", "tokenizer")
-        tokenizer = getattr(family.pipeline, name)
+        tokenizer = family.tokenizer(key)
         numbers = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
         inner = getattr(model, "text_model", model)
         its = inner.embeddings(input_ids=numbers)
@@ -76,7 +77,7 @@ def test_clip_skip_reads_the_layer_that_a_hand_does(kind: str, skip: int) -> Non
 def test_a_deeper_skip_than_there_are_layers_reads_the_first() -> None:
     for kind, deepest in (("sd1", 2), ("sd2", 3), ("sdxl", 2)):
         family = open_tiny(kind)
-        assert family.deepest_skip == deepest
+        assert family.max_clip_skip == deepest
         deep = read(family, "a cat", clip_skip=deepest)["context"]
         assert torch.equal(read(family, "a cat", clip_skip=12)["context"], deep)
 
@@ -116,14 +117,19 @@ def test_a_long_text_is_its_chunks_side_by_side(kind: str) -> None:
 
 def test_nothing_is_zeros_where_the_model_was_made_so() -> None:
     family = open_tiny("sdxl")
-    assert not any(its.any() for its in family.read_nothing().values())
-    assert family.read_nothing()["context"].shape == read(family, "")["context"].shape
+    assert not any(its.any() for its in family.encode_empty_prompt().tensors.values())
+    assert (
+        family.encode_empty_prompt().tensors["context"][0].shape
+        == read(family, "")["context"].shape
+    )
     family.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     with torch.no_grad():
-        assert torch.equal(family.read_nothing()["context"], read(family, "")["context"])
+        assert torch.equal(
+            family.encode_empty_prompt().tensors["context"][0], read(family, "")["context"]
+        )
     sd = open_tiny("sd1")
     with torch.no_grad():
-        assert torch.equal(sd.read_nothing()["context"], read(sd, "")["context"])
+        assert torch.equal(sd.encode_empty_prompt().tensors["context"][0], read(sd, "")["context"])
 
 
 FORMS = {
@@ -195,7 +201,7 @@ def test_captions_are_read_from_the_layer_that_was_chosen(kind: str) -> None:
     family.caption_clip_skip = 2
     try:
         with torch.no_grad():
-            got = family.encode_captions(captions)["context"]
+            got = family.encode_captions(captions).tensors["context"]
     finally:
         family.caption_clip_skip = 1
     for caption, row in zip(captions, got, strict=True):

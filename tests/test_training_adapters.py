@@ -69,7 +69,7 @@ def answers(family: Family) -> list[Tensor]:
     """The UNet's and the text encoder's."""
     latents, t, words = unet_inputs()
     unet = family.denoiser(latents, t, words, return_dict=False)[0]
-    return [unet, family.encode_prompts(["a cat", "two"])["context"]]
+    return [unet, family.encode_prompts(["a cat", "two"]).tensors["context"]]
 
 
 SETTINGS = TrainSettings(

@@ -6,6 +6,7 @@ hundred thousand parameters. Made once per process; gone when it ends.
 
 import functools
 import hashlib
+import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from sdlora.settings.train import TrainSettings
 
 CPU = torch.device("cpu")
 KINDS = ("sd1", "sd2", "sdxl", "starter")
+TRANSFORMERS = ("sd3", "flux")
 PIXELS, LATENT = 64, 8
 _FOLDER = tempfile.TemporaryDirectory(prefix="sdlora-tiny-")
 
@@ -41,7 +43,8 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="sdlora-tiny-")
 def tiny(kind: str) -> Path:
     """The folder of a tiny model; the same one however often it is asked for. Not to be changed."""
     folder = Path(_FOLDER.name) / kind
-    make(kind).save_pretrained(folder, safe_serialization=True)
+    maker = importlib.import_module("tiny_transformers") if kind in TRANSFORMERS else None
+    (maker.make if maker else make)(kind).save_pretrained(folder, safe_serialization=True)
     return folder
 
 
@@ -71,9 +74,12 @@ def prompt_embeds(family: Family, prompts: list[str], negatives: list[str]) -> d
     texts: dict[str, Any] = {}
     for prefix, words in (("", prompts), ("negative_", negatives)):
         with torch.no_grad():
-            read = [family.read_text(word) if word else family.read_nothing() for word in words]
-        for key in read[0]:
-            texts[prefix + names[key]] = torch.stack([its[key] for its in read])
+            read = [
+                family.encode_prompt(word) if word else family.encode_empty_prompt()
+                for word in words
+            ]
+        for key, tensor in family.collate(read).tensors.items():
+            texts[prefix + names[key]] = tensor
     return texts
 
 
@@ -113,10 +119,10 @@ def text_encoder(width: int, kind: type = CLIPTextModel, activation: str = "quic
     return kind(config).eval()
 
 
-def vae(channels: int) -> AutoencoderKL:
+def vae(channels: int, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
-        latent_channels=channels, sample_size=PIXELS,
+        latent_channels=channels, sample_size=PIXELS, **more,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     ).eval()  # fmt: skip
 

@@ -45,10 +45,10 @@ def steady_loss(
     losses: list[Tensor] = []
     with family.eval_mode():
         for level in levels:
-            t = torch.full(
+            timesteps = torch.full(
                 (len(batch),), round(level * family.noise.num_steps), device=family.device
             )
-            losses.append(loss_of(family, batch, NoisedLatents(t, eps, eps), plain))
+            losses.append(loss_of(family, batch, NoisedLatents(timesteps, eps, eps), plain))
     return torch.cat(losses)
 
 
