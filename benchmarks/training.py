@@ -97,7 +97,7 @@ def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step
     )
 
     def ours(step: int) -> None:
-        learnt = learner.learn(step)
+        learnt = learner.train_step(step)
         if step % READ_EVERY == 0:
             learnt.numbers.tolist()
 

@@ -60,6 +60,6 @@ def test_what_does_not_fit_is_told(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(TrainState, "learn", full)
+    monkeypatch.setattr(TrainState, "train_step", full)
     with pytest.raises(DeviceError, match="a step of 1 pictures does not fit"):
         list(measure(checked(workspace, tmp_path), Workspace.open(workspace)))

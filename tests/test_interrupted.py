@@ -67,7 +67,10 @@ def test_a_kill_costs_no_bit(at: int, proof: Proof) -> None:
 
 
 def test_a_kill_inside_an_accumulation_costs_no_bit(tmp_path: Path) -> None:
-    proof, gradients = Proof(tmp_path, ["--gradient-accumulation", "3"]), TrainState._gradients
+    proof, gradients = (
+        Proof(tmp_path, ["--gradient-accumulation", "3"]),
+        TrainState._forward_backward,
+    )
 
     def half(self: TrainState, batch: LatentBatch, step: int) -> Any:
         if step < 3 or len(batch) == 1:
@@ -76,7 +79,7 @@ def test_a_kill_inside_an_accumulation_costs_no_bit(tmp_path: Path) -> None:
         return die()
 
     with proof.disturbed() as place:
-        killing = partial(setattr, TrainState, "_gradients", half)
+        killing = partial(setattr, TrainState, "_forward_backward", half)
         assert place.run(prepare=killing) == -signal.SIGKILL
         [state] = place.states()
         assert state.checkpoint in (2, 3)  # a round ends with a picture alone

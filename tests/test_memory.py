@@ -25,7 +25,7 @@ def test_too_little_memory_is_made_do_with_and_told(
 ) -> None:
     """Each rung in turn; the pictures of every step are those of a run that had enough."""
     seen: dict[int, tuple[str, ...]] = {}
-    gradients, failing = TrainState._gradients, [0]
+    gradients, failing = TrainState._forward_backward, [0]
 
     def hungry(self: TrainState, batch: Any, step: int) -> torch.Tensor:
         if step in failing:
@@ -34,7 +34,7 @@ def test_too_little_memory_is_made_do_with_and_told(
         seen[step] = batch.names
         return gradients(self, batch, step)
 
-    monkeypatch.setattr(TrainState, "_gradients", hungry)
+    monkeypatch.setattr(TrainState, "_forward_backward", hungry)
     whole, order = numbers_of(learnt(run(batch_size=4, name="enough"))), dict(seen)
     failing[:] = [4] * rung  # at step 4, when others were learnt
     events = run(batch_size=4)
@@ -54,7 +54,7 @@ def test_the_last_rung_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     def hungry(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TrainState, "_gradients", hungry)
+    monkeypatch.setattr(TrainState, "_forward_backward", hungry)
     events = run(batch_size=2, expect=DeviceError)
     told = [event.message for event in events if isinstance(event, Warned)]
     assert [said.split(";")[1][:9] for said in told] == [" gradient", " 2 pictur", " offload "]
@@ -71,8 +71,8 @@ def test_the_rehearsal_takes_the_largest_batch_and_leaves_no_trace(
     for number in range(3):
         draw(random_scene(random.Random(number))).resize((96, 32)).save(pictures / f"{number}.png")
     training = result_of(prepare(run.settings(), space, tmp_path / "rehearsed"))
-    before, seen = training.learner.state(), []
-    learn = TrainState.learn
+    before, seen = training.state.state_dict(), []
+    learn = TrainState.train_step
 
     def watched(self: TrainState, step: int) -> Any:
         seen.append(self.dataset.batch(step).latents.numel())
@@ -80,11 +80,11 @@ def test_the_rehearsal_takes_the_largest_batch_and_leaves_no_trace(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return learn(self, step)
 
-    monkeypatch.setattr(TrainState, "learn", watched)
-    (told,) = training.rehearse()
+    monkeypatch.setattr(TrainState, "train_step", watched)
+    (told,) = training.warm_up_memory()
     assert "gradient_checkpointing is on" in told.message
     steps = range(1, training.dataset.steps_per_round + 1)
     assert seen == [max(training.dataset.batch(step).latents.numel() for step in steps)] * 2
-    after = training.learner.state()
+    after = training.state.state_dict()
     assert after.facts == before.facts and after.tensors.keys() == before.tensors.keys()
     assert all(torch.equal(after.tensors[name], before.tensors[name]) for name in before.tensors)

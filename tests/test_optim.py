@@ -21,10 +21,10 @@ from sdlora.training.optim import (
     OPTIMIZERS,
     SCHEDULES,
     OptimizerRow,
+    check_optimizer,
+    lr_multiplier,
     make_optimizer,
-    rate_share,
     set_rates,
-    try_optimizer,
     unused,
 )
 from trainings import Run
@@ -44,7 +44,7 @@ def test_the_rate_rises_then_never_rises_again_and_is_never_zero(
     schedule: str, steps: int, warmup: int
 ) -> None:
     its = plan(schedule, steps, warmup, schedule_cycles=1)
-    shares = [rate_share(its, step) for step in range(1, steps + 1)]
+    shares = [lr_multiplier(its, step) for step in range(1, steps + 1)]
     assert all(0 < share <= 1 for share in shares)
     top = min(max(warmup, 1), steps)
     assert shares[:top] == sorted(shares[:top])
@@ -68,19 +68,19 @@ def test_a_schedule_is_the_one_everybody_means(
     theirs = oracle(optimizer, 10, 100, **options)
     for step in range(1, 101):
         if step > 10:  # the oracles' rise starts at zero, which wastes a step
-            assert rate_share(plan(schedule), step) == pytest.approx(theirs.get_last_lr()[0])
+            assert lr_multiplier(plan(schedule), step) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
 
 
 def test_rex_by_hand() -> None:
-    assert rate_share(plan("rex", 100, 0), 51) == pytest.approx(0.5 / 0.75)
-    assert rate_share(plan("rex", 100, 0), 1) == 1
+    assert lr_multiplier(plan("rex", 100, 0), 51) == pytest.approx(0.5 / 0.75)
+    assert lr_multiplier(plan("rex", 100, 0), 1) == 1
 
 
 def test_an_optimizer_that_averages_has_no_schedule_and_that_is_said() -> None:
     its = plan("cosine", optimizer="schedule_free")
-    assert {rate_share(its, step) for step in range(10, 101)} == {1.0}
+    assert {lr_multiplier(its, step) for step in range(10, 101)} == {1.0}
     assert unused(its).keys() == {"schedule"}
     assert unused(plan("cosine", optimizer="prodigy")).keys() == {"learning_rate"}
     assert not unused(plan("cosine"))
@@ -142,4 +142,4 @@ def test_an_optimizer_that_cannot_compute_here_is_told_before_the_long_work(
     events = run(optimizer="for_gpus", expect=SettingsError)
     assert events == [] and "does not run on this cpu, use adamw: no kernel" in run.error
     for name in OPTIMIZERS.keys() - {"adamw8bit", "for_gpus"}:
-        try_optimizer(name, torch.device("cpu"))
+        check_optimizer(name, torch.device("cpu"))

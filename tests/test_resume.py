@@ -92,7 +92,7 @@ class Died(BaseException):
 @contextmanager
 def dying_in(step: int) -> Iterator[None]:
     """A step whose first pictures are its last; 0: none."""
-    gradients = TrainState._gradients
+    gradients = TrainState._forward_backward
 
     def some(self: TrainState, batch: LatentBatch, at: int) -> Any:
         if at != step:
@@ -100,7 +100,7 @@ def dying_in(step: int) -> Iterator[None]:
         gradients(self, batch[: self.settings.batch_size], at)
         raise Died
 
-    with patch.object(TrainState, "_gradients", some), suppress(Died):
+    with patch.object(TrainState, "_forward_backward", some), suppress(Died):
         yield
 
 
@@ -356,7 +356,7 @@ def test_a_device_that_is_lost_is_named_and_the_run_goes_on_later(runs: Interrup
     settings, whole, folder = runs.settings(), runs.folder(), runs.folder()
     runs.run(settings, whole)
     gradients, lost = (
-        TrainState._gradients,
+        TrainState._forward_backward,
         torch.AcceleratorError("CUDA error: unspecified launch"),
     )
 
@@ -365,7 +365,7 @@ def test_a_device_that_is_lost_is_named_and_the_run_goes_on_later(runs: Interrup
             raise lost
         return gradients(self, batch, step)
 
-    with patch.object(TrainState, "_gradients", failing):
+    with patch.object(TrainState, "_forward_backward", failing):
         *_, told = record(train(settings, runs.space, folder), folder)
     assert isinstance(told, Failed)
     assert told.message == "the device failed: CUDA error: unspecified launch"

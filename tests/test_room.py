@@ -67,7 +67,7 @@ def test_what_a_checkpoint_takes_is_known_before_there_is_one(
 ) -> None:
     settings = runs.settings(optimizer=optimizer, ema_decay=ema, steps=1, save_every=1, rank=32)
     folder = runs.folder()
-    learner = result_of(prepare(settings, runs.space, folder)).learner
+    learner = result_of(prepare(settings, runs.space, folder)).state
     runs.run(settings, folder)
     sizes = {p.name: p.stat().st_size for p in checkpoint_path(folder, 1).iterdir()}
     assert sum(sizes.values()) <= learner.checkpoint_bytes < 1.6 * sum(sizes.values())

@@ -238,7 +238,7 @@ def test_the_time_left_counts_samples_too(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the processor never waits for itself")
 def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = TrainState.learn
+    learn = TrainState.train_step
 
     def strict(self: TrainState, step: int) -> Any:
         torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
@@ -247,7 +247,7 @@ def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyP
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(TrainState, "learn", strict)
+    monkeypatch.setattr(TrainState, "train_step", strict)
     assert isinstance(run(precision="fp32")[-1], Done)
 
 

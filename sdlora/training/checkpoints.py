@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
 from sdlora.files import free_path, make_folder, publish, sweep, sync_folder
+from sdlora.jobs.control_files import Request, answered, asked
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.messages import Message
@@ -34,6 +35,38 @@ from sdlora.text_files import json_value
 from sdlora.training.train_state import TrainStateDict
 
 RECORD = "published.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a training's run folder, and the requests that are laid into it."""
+
+    path: Path
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample images."""
+        return self.path / "samples"
+
+    def lora_file(self, name: str) -> Path:
+        """Return the path of a LoRA that the run keeps for itself."""
+        return self.path / "lora" / f"{name}.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return checkpoint_path(self.path, step)
+
+    def is_requested(self, request: Request) -> bool:
+        """Return True while a request waits to be acknowledged."""
+        return asked(self.path, request)
+
+    def requested(self, *requests: Request) -> set[Request]:
+        """Return those of the requests that wait."""
+        return {request for request in requests if self.is_requested(request)}
+
+    def acknowledge(self, requests: Iterable[Request]) -> None:
+        """Remove requests. RunError: one cannot be."""
+        answered(self.path, *requests)
 
 
 def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras: Path) -> Path:
@@ -107,6 +140,7 @@ def write_checkpoint(
     folder: Path,
     step: int,
     name: str,
+    *,
     lora: LoraFile,
     state: TrainStateDict,
     facts: Mapping[str, Any],

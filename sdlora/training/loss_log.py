@@ -1,4 +1,4 @@
-"""The losses that the device has not been asked for yet, and what reading them tells."""
+"""Loss log: losses that the device has not been asked for yet, and what reading them tells."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class LossReading:
                 Message("look at these, or lower {rate}", rate=Setting("learning_rate")),
             )  # fmt: skip
 
-    def diverged(self, step: int, why: str, kept: Path) -> DataError:
-        """Why a training ends here."""
-        names = sorted({name for _, some in self.unsound for name in some})
+    def diverged(self, step: int, reason: str, file: Path) -> DataError:
+        """Return the error that ends a training here."""
+        names = sorted({name for _, of_step in self.unsound for name in of_step})
         pictures = Message("; the last pictures: {names}", names=names) if names else ""
         return DataError(
             "the training diverged at step {step}: {why}, also at half the learning rate"
             "{pictures}. What was learnt is kept as {kept}. Lower {rate} or {alpha}{or_leave_out}",
-            step=step, why=why, pictures=pictures, kept=kept,
+            step=step, why=reason, pictures=pictures, kept=file,
             rate=Setting("learning_rate"), alpha=Setting("alpha"),
             or_leave_out=", or leave these pictures out" if names else "",
         )  # fmt: skip
@@ -56,7 +56,7 @@ class LossReading:
 
 @dataclass
 class LossLog:
-    """Keeps what the steps computed until somebody asks; then remembers which went wrong."""
+    """Log of losses: keeps what the steps computed until it is read, and which went wrong."""
 
     half_bits: bool  # a gradient may overflow in fp16: the scaler lowers itself, that is no fault
     unread: list[StepResult] = field(default_factory=list)
@@ -67,13 +67,13 @@ class LossLog:
     def read(self) -> LossReading:
         """Wait for the device; the unread steps are read then."""
         unread, self.unread = self.unread, []
-        numbers = torch.stack([one.numbers for one in unread]).tolist() if unread else []
+        numbers = torch.stack([result.numbers for result in unread]).tolist() if unread else []
         sound, bad = [], []
-        for one, (loss, norm) in zip(unread, numbers, strict=True):
+        for result, (loss, norm) in zip(unread, numbers, strict=True):
             if isfinite(loss) and (self.half_bits or isfinite(norm)):
                 sound.append(loss)
             else:
-                bad.append((one.step, one.names))
+                bad.append((result.step, result.names))
         self.unsound += [step for step, _ in bad]
         for loss in sound:
             if len(self.first) < SPAN:
@@ -82,19 +82,19 @@ class LossLog:
                 self.late = [*self.late, loss][-SPAN:]
         return LossReading(sum(sound) / len(sound) if sound else None, bad)
 
-    def diverged(self, step: int) -> str:
-        """Why it is not to go on like this; '' while it may."""
+    def divergence_reason(self, step: int) -> str:
+        """Return why it is not to go on like this; '' while it may."""
         if len([at for at in self.unsound if at > step - WITHIN]) > MOST_UNSOUND:
             return "again and again its loss is not a number"
         return ""
 
-    def suspicious(self, step: int) -> bool:
-        """Whether a step was left out shortly before."""
+    def skipped_shortly_before(self, step: int) -> bool:
+        """Return True when a step was skipped shortly before."""
         return any(at > step - SHORTLY for at in self.unsound)
 
     def climbs(self) -> bool:
-        """Whether the last losses are above the first, so that a closer look is worth its time;
-        then not again before as many more."""
+        """Return True when the last losses are above the first, so that a closer look is worth its
+        time; then not again before as many more."""
         enough = len(self.late) == SPAN
         risen = enough and fmean(self.late) > DOUBTFUL * fmean(self.first)
         if risen:
@@ -102,19 +102,19 @@ class LossLog:
         return risen
 
     def go_back(self) -> None:
-        """What was read after the step that it goes back to does not count."""
+        """Forget what was read after the step that the training goes back to."""
         self.unread, self.unsound, self.late = [], [], []
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it; nothing may be unread."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it; nothing may be unread."""
         return {
             "unsound": self.unsound[-MOST_UNSOUND - 1 :], "first": self.first, "late": self.late,
         }  # fmt: skip
 
-    def restore(self, state: Any) -> None:
-        """Go on from what `state` gave."""
-        said = state if isinstance(state, dict) else {"unsound": state}  # older ones knew no more
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what `state_dict` gave."""
+        saved = state if isinstance(state, dict) else {"unsound": state}  # older ones knew no more
         self.unread = []
         self.unsound, self.first, self.late = (
-            [*said.get(name, ())] for name in ("unsound", "first", "late")
+            [*saved.get(name, ())] for name in ("unsound", "first", "late")
         )

@@ -45,13 +45,13 @@ def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
             dataset = yield from encode_dataset(
                 family, examples, settings, workspace.cache, found.lists
             )
-            learner = TrainState(family, dataset, settings)
+            state = TrainState(family, dataset, settings)
             for step in range(1, STEPS + 1):
                 yield Progress("taking steps to measure them", step, STEPS)
                 if step == 2:
                     _wait(device)
                     began = time.monotonic()
-                learner.learn(step)
+                state.train_step(step)
             _wait(device)
     except OUT_OF_MEMORY:
         raise DeviceError(

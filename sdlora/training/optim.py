@@ -102,7 +102,7 @@ def _about_optimizer(template: str, **values: Any) -> SettingsError:
     return SettingsError(message, fields={"optimizer": message})
 
 
-def try_optimizer(name: str, device: torch.device) -> None:
+def check_optimizer(name: str, device: torch.device) -> None:
     """Take a step with it, of nothing that matters. SettingsError: there is none of that name, its
     package is not installed, or it does not run on this device."""
     probe = nn.Parameter(torch.zeros(64, 64, device=device))
@@ -147,7 +147,7 @@ def unused(settings: TrainSettings) -> dict[str, Message]:
     return told
 
 
-def rate_share(settings: TrainSettings, step: int) -> float:
+def lr_multiplier(settings: TrainSettings, step: int) -> float:
     """The share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
     warm-up, then the schedule, which would reach its end one step after the last."""
     warmup = settings.warmup

@@ -1,6 +1,6 @@
-"""What to do when the device's memory is not enough: the next rung down, until there is none.
+"""Out-of-memory fallback: the next way to save memory, until there is none.
 
-Every rung gives the same steps: the same pictures in the same order, gradients of the same sum.
+Each gives the same steps: the same pictures in the same order, gradients of the same sum.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ ResultT = TypeVar("ResultT")
 
 
 class MemoryReducible(Protocol):
-    """What can go on with settings that need less memory."""
+    """A training that can go on with settings that need less memory."""
 
     settings: TrainSettings
 
-    def use(self, settings: TrainSettings) -> None:
+    def apply_settings(self, settings: TrainSettings) -> None:
         """Go on with these."""
 
 
-def making_do(its: MemoryReducible, act: Callable[[], ResultT]) -> Generator[Event, None, ResultT]:
-    """The result of `act`, tried again with less memory for as long as there is a way.
+def retry_with_less_memory(
+    training: MemoryReducible, act: Callable[[], ResultT]
+) -> Generator[Event, None, ResultT]:
+    """Return the result of `act`, tried again with less memory for as long as there is a way.
     DeviceError: there is none."""
     while True:
         try:
@@ -40,14 +42,14 @@ def making_do(its: MemoryReducible, act: Callable[[], ResultT]) -> Generator[Eve
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        settings, told = next_rung(its.settings)
-        its.use(settings)
-        message = Message("the device ran out of memory; {remedy}", remedy=told)
+        settings, remedy = next_memory_saving(training.settings)
+        training.apply_settings(settings)
+        message = Message("the device ran out of memory; {remedy}", remedy=remedy)
         yield Warned(message, "pictures and order are the same")
 
 
-def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
-    """Settings that need less memory, and how they do. DeviceError: there are none."""
+def next_memory_saving(settings: TrainSettings) -> tuple[TrainSettings, str]:
+    """Return settings that need less memory, and how they do. DeviceError: there are none."""
     whole = settings.batch_size * settings.gradient_accumulation
     if not settings.gradient_checkpointing:
         return (
@@ -60,16 +62,16 @@ def next_rung(settings: TrainSettings) -> tuple[TrainSettings, str]:
     if settings.batch_size > 1:
         smaller = max(n for n in range(1, settings.batch_size) if whole % n == 0)
         parts = {"batch_size": smaller, "gradient_accumulation": whole // smaller}
-        told = Message(
+        remedy = Message(
             "{whole} pictures per step are computed {few} at a time", whole=whole, few=smaller
         )
-        return settings.model_copy(update=parts), told
+        return settings.model_copy(update=parts), remedy
     if not settings.offload:
-        told = Message(
+        remedy = Message(
             "{setting} is on: what a step remembers is kept in main memory",
             setting=Setting("offload"),
         )
-        return settings.model_copy(update={"offload": True}), told
+        return settings.model_copy(update={"offload": True}), remedy
     raise DeviceError(
         "the device ran out of memory, with {checkpointing}, {offload} and one picture at a time. "
         "Use a smaller {resolution} or {rank}, train fewer layers, or close what else uses it",

@@ -34,6 +34,7 @@ def draw_samples(
     seed: int,
     step: int,
     folder: Path,
+    *,
     should_stop: Callable[[], bool] = never_stop,
 ) -> Iterator[Event]:
     """Draw what has been learnt, each prompt from the same noise every time, into `folder`."""
@@ -74,7 +75,7 @@ def _undrawn(count: int, most: int, step: int) -> Warned:
     return Warned(Message(template, count=count, most=most, step=step))
 
 
-def draw_plainly(family: ModelFamily, prompt: str, seed: int) -> Image.Image:
+def draw_plain(family: ModelFamily, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
     layer = family.caption_clip_skip
     request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer})

@@ -1,10 +1,10 @@
-"""THE loop: a folder of captioned pictures in, a LoRA file out, events all the way.
+"""The training loop: a folder of captioned pictures in, a LoRA file out, events all the way.
 
-Read it from top to bottom: `train` is the story, what follows are its first chapters; the others
-have pages of their own in `sdlora.training`, and `trainer` is the next to read. Whatever differs
-between base models is `Family`'s business. Randomness comes from (seed, step) alone, so two runs
-learn the same numbers, and neither samples, nor how a batch is split up, nor where a run was
-interrupted change them.
+Read it from top to bottom: `train` is the whole of it, what follows are its first chapters; the
+others have pages of their own in `sdlora.training`, and `trainer` is the next to read. Whatever
+differs between base models is behind `ModelFamily`. Randomness comes from (seed, step) alone, so
+two runs learn the same numbers, and neither samples, nor how a batch is split up, nor where a run
+was interrupted change them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from sdlora.data.dataset import Dataset, gather
 from sdlora.data.folder import grouped
-from sdlora.data.validation_split import divide
+from sdlora.data.validation_split import Split, divide
 from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never_stop
-from sdlora.jobs.control_files import answered, asked
 from sdlora.jobs.resume import changed
 from sdlora.lora.format.training_metadata import compared
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.settings.cadence import in_steps
 from sdlora.settings.train import TrainSettings
@@ -31,9 +33,9 @@ from sdlora.training.checkpoints import SavedState, newest_checkpoint
 from sdlora.training.dataset_fingerprint import check_same, digest, fingerprints
 from sdlora.training.latent_dataset import encode_dataset
 from sdlora.training.loss import DiffusionLoss
-from sdlora.training.optim import try_optimizer
+from sdlora.training.optim import check_optimizer
 from sdlora.training.trainer import Trainer
-from sdlora.training.validation import Validation, plainly, unrelated_prompts
+from sdlora.training.validation import Validation, unrelated_prompts, without_augmentation
 from sdlora.workspace import Workspace
 
 ResultT = TypeVar("ResultT")
@@ -52,40 +54,46 @@ def train(
     ends after the present step and keeps what it has learnt. SdloraError: pictures, model or
     settings cannot be used, or the training diverged.
     """
-    began = time.monotonic()
-    begun = yield from find_checkpoint(folder)
-    settings = changed(begun.facts["settings"] if begun else settings.given(), folder)
-    training = yield from unless(should_stop, prepare(settings, workspace, folder, begun))
-    if training is None:
+    started = time.monotonic()
+    saved = yield from find_checkpoint(folder)
+    settings = changed(saved.facts["settings"] if saved else settings.given(), folder)
+    job = prepare(settings, workspace, folder, saved)
+    trainer = yield from run_until_stopped(should_stop, job)
+    if trainer is None:
         yield Stopped()
         return
-    yield from training.begin(begun)
-    while not training.is_over:
-        yield from training.learn()
-        yield from training.look_up(should_stop)
+    yield from trainer.begin(saved)
+    while not trainer.is_over:
+        yield from trainer.train_step()
+        if trainer.samples_due:
+            yield from trainer.sample(should_stop)
+        if trainer.validation_due:
+            yield from trainer.validate()
+        if trainer.save_due:
+            yield from trainer.save()
         if should_stop():
-            yield Stopped((yield from training.keep(early=True)), training.step)
+            yield Stopped((yield from trainer.finish(early=True)), trainer.step)
             return
-        if asked(folder, "pause"):
-            answered(folder, "pause")
-            yield from training.save()
-            if training.saved_step == training.step:  # else it would lose what it has learnt
-                yield Paused(training.step)
+        if trainer.run.is_requested("pause"):
+            trainer.run.acknowledge({"pause"})
+            yield from trainer.save()
+            if trainer.saved_step == trainer.step:  # else what it has learnt would be lost
+                yield Paused(trainer.step)
                 return
-    yield Done((yield from training.keep()), time.monotonic() - began)
+    yield Done((yield from trainer.finish()), time.monotonic() - started)
 
 
 def find_checkpoint(folder: Path) -> Generator[Event, None, SavedState | None]:
-    """Where the run in `folder` got to; None when it begins."""
-    found, problems = newest_checkpoint(folder)
-    if found:
-        yield Resumed(found.step)
+    """Return the newest checkpoint of the run in `folder`; None when it begins."""
+    saved, problems = newest_checkpoint(folder)
+    if saved:
+        yield Resumed(saved.step)
     for problem in problems:
         yield Warned(problem, "it was set aside; the training goes on from an earlier one")
-    return found
+    return saved
 
 
-def unless(
+def run_until_stopped(
     should_stop: Callable[[], bool], job: Generator[Event, None, ResultT]
 ) -> Generator[Event, None, ResultT | None]:
     """Pass the job's events on and return its result; None if it was stopped before its end."""
@@ -102,47 +110,67 @@ def prepare(
     settings: TrainSettings,
     workspace: Workspace,
     folder: Path,
-    begun: SavedState | None = None,
+    saved: SavedState | None = None,
 ) -> Generator[Event, None, Trainer]:
     """Read the pictures, open the model, encode the ones with the other, attach the adapter.
     RunError: the pictures are others than those that the training began with."""
-    device, why_device = pick_device()
-    try_optimizer(settings.optimizer, device)  # what is wrong is said before the long work
-    dtype, why_dtype = pick_dtype(device, settings.precision)
-    gathered = yield from read_pictures(settings, workspace)
-    prints = fingerprints(gathered.examples, gathered.lists)
-    if begun:
-        check_same(begun.facts["pictures"], prints)
+    device, device_reason = pick_device()
+    check_optimizer(settings.optimizer, device)  # an error comes before the long work
+    dtype, dtype_reason = pick_dtype(device, settings.precision)
+    pictures = yield from read_pictures(settings, workspace)
+    prints = fingerprints(pictures.examples, pictures.lists)
+    if saved:
+        check_same(saved.facts["pictures"], prints)
     yield from compared(folder, digest(prints))
-    split = divide(gathered, settings, workspace)
+    split = divide(pictures, settings, workspace)
     yield from grouped(split.problems)
-    others_prints = fingerprints(split.held_out) if settings.validation_data else {}
+    family = yield from open_model(settings, workspace, dtype, device)
+    cache = workspace.cache, split.lists
+    dataset = yield from encode_dataset(family, split.learnt, settings, *cache)
+    settings = in_steps(settings, dataset.steps_per_round)
+    validation = yield from prepare_validation(settings, family, split, workspace, pictures.trigger)
+    yield Progress("preparing the adapter")
+    return Trainer(
+        settings=settings, workspace=workspace, folder=folder, family=family,
+        dataset=replace(dataset, settings=settings), validation=validation, fingerprints=prints,
+        validation_fingerprints=fingerprints(split.held_out) if settings.validation_data else {},
+        trigger=pictures.trigger,
+        auto_choices={
+            "device": f"{device}: {device_reason}", "number format": f"{dtype}: {dtype_reason}",
+        },
+    )  # fmt: skip
+
+
+def open_model(
+    settings: TrainSettings, workspace: Workspace, dtype: torch.dtype, device: torch.device
+) -> Generator[Event, None, ModelFamily]:
+    """Open the base model as the settings train it. SettingsError: they do not fit it."""
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
-    DiffusionLoss.from_settings(
-        settings, family.noise
-    )  # whether they go together, before the long work
+    DiffusionLoss.from_settings(settings, family.noise)  # an error comes before the long work
     family.caption_clip_skip = settings.clip_skip
     if settings.zero_terminal_snr:
-        family.use_zero_terminal_snr()  # its samples are made as they are learnt
-    kept = workspace.cache, split.lists
-    dataset = yield from encode_dataset(family, split.learnt, settings, *kept)
-    settings = in_steps(settings, dataset.steps_per_round)
-    dataset = replace(dataset, settings=settings)
-    measured = None
+        family.use_zero_terminal_snr()  # samples are drawn as it is trained
+    return family
+
+
+def prepare_validation(
+    settings: TrainSettings, family: ModelFamily, split: Split, workspace: Workspace, trigger: str
+) -> Generator[Event, None, Validation]:
+    """Encode the pictures of the validation split, and choose the prompts to measure drift on."""
+    held_out = None
     if split.held_out:
-        measured = yield from encode_dataset(family, split.held_out, plainly(settings), *kept)
-    chosen = {"device": f"{device}: {why_device}", "number format": f"{dtype}: {why_dtype}"}
-    yield Progress("preparing the adapter")
-    prompts = unrelated_prompts(settings, family.name, gathered.trigger, bool(split.held_out))
-    validation = Validation(family, settings, measured, prompts)
-    learns = family, dataset, validation, prints, others_prints
-    return Trainer(settings, workspace, folder, *learns, gathered.trigger, chosen)
+        plain = without_augmentation(settings)
+        held_out = yield from encode_dataset(
+            family, split.held_out, plain, workspace.cache, split.lists
+        )
+    prompts = unrelated_prompts(settings, family.name, trigger, bool(split.held_out))
+    return Validation(family, settings, held_out, prompts)
 
 
 def read_pictures(settings: TrainSettings, workspace: Workspace) -> Generator[Event, None, Dataset]:
-    """The examples and what belongs to them; all that is wrong is said."""
+    """Read the examples and what belongs to them; warn of all that is wrong."""
     yield Progress("reading pictures")
-    gathered = gather(settings, workspace)
-    yield from grouped(gathered.problems)
-    return gathered
+    dataset = gather(settings, workspace)
+    yield from grouped(dataset.problems)
+    return dataset

@@ -1,7 +1,7 @@
-"""The numbers of a training: an adapter that learns, its optimizer, its average, step by step.
+"""Train state: the adapter, its optimizer and its average (EMA), step by step.
 
 Nothing here waits for the device. All that a step depends on is the settings, its number and what
-`state` gives; so a training can be taken up at any step and computes the same bits.
+`state_dict` gives; so a training can be taken up at any step and computes the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdlora.models.base import ModelFamily
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
 from sdlora.training.loss import DiffusionLoss, loss_of
-from sdlora.training.optim import OPTIMIZERS, make_optimizer, rate_share, set_rates
+from sdlora.training.optim import OPTIMIZERS, lr_multiplier, make_optimizer, set_rates
 from sdlora.training.skip_nonfinite import NonFiniteSkip
 
 HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which are not numbers
@@ -28,7 +28,7 @@ HEADER = 64 * 2**10  # bytes, about: the names and the facts in a file, which ar
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step that was taken: its pictures, and (2,) its loss and its gradient's norm before
+    """Result of a step: its pictures, and (2,) its loss and its gradient's norm before
     clipping, still on the device."""
 
     step: int
@@ -38,53 +38,53 @@ class StepResult:
 
 @dataclass(frozen=True)
 class TrainStateDict:
-    """All that a learner knows: tensors on the CPU, and plain numbers that JSON holds exactly."""
+    """State of a training: tensors on the CPU, and plain numbers that JSON holds exactly."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
 class TrainState:
-    """An open family with an adapter attached that learns from a dataset."""
+    """An open family with an adapter attached that is trained on a dataset."""
 
     def __init__(
         self, family: ModelFamily, dataset: LatentDataset, settings: TrainSettings
     ) -> None:
         self.family, self.dataset = family, dataset
         self.objective = DiffusionLoss.from_settings(settings, family.noise)
-        learning = attach(family, settings)
-        groups = [(its.parameters, its.rate) for its in learning]
-        self.parameters: list[Tensor] = [parameter for some, _ in groups for parameter in some]
-        self.optimizer = make_optimizer(settings.optimizer, groups, settings.weight_decay)
-        self.guard = NonFiniteSkip(self.optimizer)
-        self.rate_factor = 1.0  # lowered when the training diverged
+        groups = attach(family, settings)
+        rates = [(group.parameters, group.rate) for group in groups]
+        self.parameters: list[Tensor] = [p for parameters, _ in rates for p in parameters]
+        self.optimizer = make_optimizer(settings.optimizer, rates, settings.weight_decay)
+        self.skip_nonfinite = NonFiniteSkip(self.optimizer)
+        self.lr_factor = 1.0  # lowered when the training diverged
         half = family.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
-        self.average = self._copies() if settings.ema_decay else []
-        for part in {its.part for its in learning}:
+        self.ema = self._copies() if settings.ema_decay else []
+        for part in {group.part for group in groups}:
             family.parts[part].train()
         # captions that are encoded in every step need their encoders
-        family.offload({its.part for its in learning} if dataset.texts else family.text_encoders)
-        self.use(settings)
+        family.offload({group.part for group in groups} if dataset.texts else family.text_encoders)
+        self.apply_settings(settings)
         if settings.compile_blocks:
             compile_blocks(family)
 
-    def use(self, settings: TrainSettings) -> None:
-        """Go on with these settings, which differ from those before in how they save memory."""
+    def apply_settings(self, settings: TrainSettings) -> None:
+        """Go on with settings that differ in how they save memory."""
         self.settings = settings
         if settings.gradient_checkpointing:
             self.family.enable_gradient_checkpointing()
 
-    def learn(self, step: int) -> StepResult:
-        """One optimizer step. Nothing is read back, so the device never waits for us."""
+    def train_step(self, step: int) -> StepResult:
+        """Take one optimizer step. Nothing is read back, so the device never waits for us."""
         self.optimizer.zero_grad(set_to_none=True)  # what a step that failed may have left
         batch = self.dataset.batch(step)
-        loss = self._gradients(batch, step)
-        norm = self._apply(loss, step)
+        loss = self._forward_backward(batch, step)
+        norm = self._optimizer_step(loss, step)
         return StepResult(step, batch.names, torch.stack((loss, norm)))
 
-    def _gradients(self, batch: LatentBatch, step: int) -> Tensor:
-        """The loss of the step's pictures, its gradient added up in the parameters."""
+    def _forward_backward(self, batch: LatentBatch, step: int) -> Tensor:
+        """Return the loss of the step's pictures, its gradient added up in the parameters."""
         settings, family, device = self.settings, self.family, self.family.device
         rng = generator_for(settings.seed, step, "noise")
         draw = self.objective.sample(batch.latents.shape, rng).to(device)
@@ -102,64 +102,64 @@ class TrainState:
                 loss += share.detach()
         return loss
 
-    def _apply(self, loss: Tensor, step: int) -> Tensor:
+    def _optimizer_step(self, loss: Tensor, step: int) -> Tensor:
         """Move the adapter against the gradient, if that is sound; returns the gradient's norm."""
         settings = self.settings
         self.scaler.unscale_(self.optimizer)
-        most = settings.max_grad_norm or torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, most)
-        set_rates(self.optimizer, self.rate_factor * rate_share(settings, step))
+        limit = settings.max_grad_norm or torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        set_rates(self.optimizer, self.lr_factor * lr_multiplier(settings, step))
         sound = (loss + norm).isfinite()
-        self.guard.step(sound)
+        self.skip_nonfinite.step(sound)
         if self.scaler.is_enabled():
             self.scaler.update()
         if settings.max_norm:
             before = self._copies()
             limit_norms(self.family, settings)
-            self._stand(
+            self._set_params(
                 torch.where(sound, *pair) for pair in zip(self.parameters, before, strict=True)
             )
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average:  # a young average forgets its beginning sooner (tf.train.EMA)
+        if self.ema:  # a young average forgets its beginning sooner (tf.train.EMA)
             decay = min(settings.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                apart = torch._foreach_sub(self.parameters, self.average)
+                apart = torch._foreach_sub(self.parameters, self.ema)
                 torch._foreach_mul_(apart, (1 - decay) * sound)  # not at all where it was left out
-                torch._foreach_add_(self.average, apart)
+                torch._foreach_add_(self.ema, apart)
         return norm
 
     @property
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """The learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @contextmanager
-    def as_kept(self) -> Iterator[None]:
-        """The adapter as it is saved and shown: its average where there is one. Afterwards it is as
-        it was, to the bit."""
+    def ema_weights(self) -> Iterator[None]:
+        """Hold the adapter as it is saved and shown: its average where there is one. Afterwards it
+        is as it was, to the bit."""
         averages = OPTIMIZERS[self.settings.optimizer].averages
-        if not (self.average or averages):
+        if not (self.ema or averages):
             yield
             return
-        self.guard.settle()
+        self.skip_nonfinite.settle()
         optimizer: Any = self.optimizer
         learning = self._copies()
         if averages:
             optimizer.eval()
-        if self.average:
-            self._stand(self.average)
+        if self.ema:
+            self._set_params(self.ema)
         try:
             yield
         finally:
             if averages:
                 optimizer.train()
-            self._stand(learning)
+            self._set_params(learning)
 
     def _copies(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def _stand(self, values: Iterable[Tensor]) -> None:
+    def _set_params(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 
@@ -171,37 +171,37 @@ class TrainState:
     @property
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on the disk, known before there is one."""
-        numbers = 1 + bool(self.average) + OPTIMIZERS[self.settings.optimizer].remembers
+        numbers = 1 + bool(self.ema) + OPTIMIZERS[self.settings.optimizer].remembers
         learning = sum(parameter.numel() for parameter in self.parameters)
         return round(numbers * 4 * learning) + self.lora_bytes + HEADER
 
-    def state(self) -> TrainStateDict:
-        """A copy of all that the next step depends on; this waits for the device."""
-        self.guard.settle()
+    def state_dict(self) -> TrainStateDict:
+        """Return a copy of all that the next step depends on; this waits for the device."""
+        self.skip_nonfinite.settle()
         tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
-        tensors |= {f"average.{i}": p for i, p in enumerate(self.average)}
+        tensors |= {f"average.{i}": p for i, p in enumerate(self.ema)}
         numbers: dict[str, Any] = {}
         for i, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
-                kept = tensors if isinstance(value, Tensor) else numbers
-                kept[f"optimizer.{i}.{name}"] = value
+                values = tensors if isinstance(value, Tensor) else numbers
+                values[f"optimizer.{i}.{name}"] = value
         groups = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
         facts = {
-            "rate_factor": self.rate_factor, "optimizer": numbers, "groups": groups,
+            "rate_factor": self.lr_factor, "optimizer": numbers, "groups": groups,
             "scaler": self.scaler.state_dict(),
         }  # fmt: skip
         copied = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
         return TrainStateDict(copied, facts)
 
-    def restore(self, state: TrainStateDict) -> None:
-        """Know exactly what `state` says."""
-        self._stand([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
-        for i, value in enumerate(self.average):
+    def load_state_dict(self, state: TrainStateDict) -> None:
+        """Go on from exactly what `state_dict` gave."""
+        self._set_params([state.tensors[f"adapter.{i}"] for i in range(len(self.parameters))])
+        for i, value in enumerate(self.ema):
             value.copy_(state.tensors[f"average.{i}"])
-        self.guard.forget()
+        self.skip_nonfinite.forget()
         self.optimizer.state.clear()
         for name, value in {**state.tensors, **state.facts["optimizer"]}.items():
             kind, place, *key = name.split(".", 2)
@@ -212,7 +212,7 @@ class TrainState:
                 self.optimizer.state[parameter][key[0]] = value
         for group, values in zip(self.optimizer.param_groups, state.facts["groups"], strict=True):
             group.update(_like(group, values))
-        self.rate_factor = state.facts["rate_factor"]
+        self.lr_factor = state.facts["rate_factor"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
 

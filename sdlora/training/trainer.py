@@ -1,33 +1,31 @@
-"""A training under way: what a step brings, what is due after it, what is kept of it."""
+"""Trainer: what a step brings, what is due after it, and what is kept of it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import collect, trainable_report
+from sdlora.adapters import trainable_report
 from sdlora.errors import DataError, SdloraError
 from sdlora.eta import Pace
-from sdlora.events import Checkpoint, Event, Progress, Resumed, Saved, Started, Step, Warned
-from sdlora.jobs.control_files import Request, answered, asked
-from sdlora.lora.format.file import LoraFile, write_lora
-from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
-from sdlora.lora.format.training_metadata import recipe_metadata, versions
+from sdlora.events import Checkpoint, Event, Progress, Resumed, Started, Step, Warned
+from sdlora.jobs.control_files import Request
+from sdlora.lora.format.training_metadata import versions
 from sdlora.messages import Message, Setting
 from sdlora.models.base import ModelFamily
 from sdlora.settings.cadence import is_due
 from sdlora.settings.train import TrainSettings
 from sdlora.training import checkpoints
-from sdlora.training.checkpoints import publish_lora
-from sdlora.training.dataset_fingerprint import Prints, changes, digest
+from sdlora.training.checkpoints import RunFolder, SavedState
+from sdlora.training.dataset_fingerprint import Prints, changes
 from sdlora.training.disk_space import DiskSpace
 from sdlora.training.latent_dataset import LatentDataset
+from sdlora.training.lora_export import LoraExport
 from sdlora.training.loss_log import LossLog, LossReading
 from sdlora.training.optim import unused
-from sdlora.training.out_of_memory import making_do
+from sdlora.training.out_of_memory import retry_with_less_memory
 from sdlora.training.sample_images import draw_samples, prompts_from
 from sdlora.training.train_state import TrainState
 from sdlora.training.validation import BaseLossCheck, Validation
@@ -36,9 +34,13 @@ from sdlora.workspace import Workspace
 READ_EVERY = 5  # steps; to read a loss is to wait for the device
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
-    """A training under way: an open model, the adapter that learns, what it learns from."""
+    """A training in progress: an open model, the adapter that is trained, its pictures.
+
+    Decides when something is due; `state` holds the numbers, `run` the paths, `export` writes the
+    LoRA.
+    """
 
     settings: TrainSettings
     workspace: Workspace
@@ -46,60 +48,61 @@ class Trainer:
     family: ModelFamily
     dataset: LatentDataset
     validation: Validation
-    prints: Prints
-    validation_prints: Prints  # of pictures that are in a folder of their own
+    fingerprints: Prints
+    validation_fingerprints: Prints  # of pictures that are in a folder of their own
     trigger: str
-    chosen: Mapping[str, str]  # what was chosen for the user, and why
+    auto_choices: Mapping[str, str]  # made for the user, with the reasons
 
     def __post_init__(self) -> None:
         settings, family = self.settings, self.family
         self.step = 0  # the last that was taken
-        self.learner = TrainState(family, self.dataset, settings)
-        self.ledger = LossLog(half_bits=self.learner.scaler.is_enabled())
+        self.run = RunFolder(self.folder)
+        self.state = TrainState(family, self.dataset, settings)
+        self.loss_log = LossLog(half_bits=self.state.scaler.is_enabled())
         self.pace = Pace(settings.steps, settings.sample_every)
-        self.health = BaseLossCheck(family, self.dataset, settings)
-        self.room = DiskSpace(self.folder, self.workspace.cache)
-        self.started_at = time.time()
-        self.wishes: set[Request] = set()  # what somebody asked for before this step
-        self.looked_up = 0  # the step after which all that was due was done
+        self.base_loss = BaseLossCheck(family, self.dataset, settings)
+        self.disk = DiskSpace(self.folder, self.workspace.cache)
+        self.export = LoraExport(
+            settings=settings, state=self.state, run=self.run, loras=self.workspace.loras,
+            disk=self.disk, fingerprints=self.fingerprints, trigger=self.trigger,
+        )  # fmt: skip
+        self.pending_requests: set[Request] = set()  # asked for before this step
+        self.handled_step = 0  # the step after which all that was due was done
         self.saved_step = -1  # of the newest checkpoint; -1: none yet
-        self.not_saved = 0  # checkpoints since then that the disk did not take
-        self.good = 0, self.learner.state()  # to go back to when the numbers go wrong
+        self.failed_saves = 0  # checkpoints since then that the disk did not take
+        self.last_good = 0, self.state.state_dict()  # to go back to when the training diverges
 
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing more to learn."""
-        return self.step >= self.settings.steps or self.validation.patience_is_over
+    # Before the first step
 
-    def begin(self, begun: checkpoints.SavedState | None) -> Iterator[Event]:
-        """Before the first step of this process: known is what a checkpoint says, or nothing; that
-        the largest batch fits into memory; what the base model makes of the pictures held out."""
+    def begin(self, saved: SavedState | None) -> Iterator[Event]:
+        """Prepare the first step of this process: load the checkpoint, if there is one; check that
+        the largest batch fits into memory; measure the base model."""
         if self.family.device.type != "cpu":  # there nobody says that memory is short
             yield Progress("trying a step of the largest size")
-            yield from self.rehearse()
+            yield from self.warm_up_memory()
         yield Progress("measuring the base model")
-        yield from self.validation.see_base()
-        if begun:
-            self.restore(begun)
-            yield from self.compare(begun)
+        yield from self.validation.measure_base()
+        if saved:
+            self.load(saved)
+            yield from self.compare_validation(saved)
         else:
-            self.health.see_base()
+            self.base_loss.measure_base()
         yield self.started()
-        sizes = self.learner.checkpoint_bytes, self.learner.lora_bytes
-        yield from self.room.check(self.settings, self.step, *sizes)
-        if self.step == 0 and self.validation.wanted:
+        sizes = self.state.checkpoint_bytes, self.state.lora_bytes
+        yield from self.disk.check(self.settings, self.step, *sizes)
+        if self.step == 0 and self.validation.is_wanted:
             yield Progress("validating")
             yield from self.validation.measure(0)
         yield Progress("taking the first step")
 
     def started(self) -> Started:
-        """What a user wants to know before the first step."""
+        """Return what a user wants to know before the first step."""
         details = {
             "pictures": self.dataset.summary(),
             "trigger word": self.trigger or "none; the captions begin with nothing in common",
             "learning": str(trainable_report(self.family)),
             "model": self.family.title,
-            **self.chosen,
+            **self.auto_choices,
             **{name.replace("_", " "): why for name, why in unused(self.settings).items()},
             "seed": str(self.settings.seed),
         }
@@ -107,243 +110,232 @@ class Trainer:
             details["held out"] = held_out.summary()
         return Started(f"training {self.settings.name}", self.settings.steps, details)
 
-    def rehearse(self) -> Iterator[Event]:
-        """Take the step that needs the most memory, and forget it again."""
-        begun, largest = self.learner.state(), self.dataset.largest_step()
-        yield from making_do(self, lambda: self.learner.learn(largest))
-        self.learner.restore(begun)
+    def warm_up_memory(self) -> Iterator[Event]:
+        """Take the step that needs the most memory, and undo it."""
+        before, largest = self.state.state_dict(), self.dataset.largest_step()
+        yield from retry_with_less_memory(self, lambda: self.state.train_step(largest))
+        self.state.load_state_dict(before)
 
-    def use(self, settings: TrainSettings) -> None:
+    def apply_settings(self, settings: TrainSettings) -> None:
         """Go on with settings that need less memory."""
-        self.settings = settings
-        self.learner.use(settings)
+        self.settings = self.export.settings = settings
+        self.state.apply_settings(settings)
 
-    def learn(self) -> Iterator[Event]:
-        """One step, and how far it is; with the mean loss since the last reading, if it reads."""
-        self.wishes = {wish for wish in ("sample", "save") if asked(self.folder, wish)}
-        learnt = yield from making_do(self, lambda: self.learner.learn(self.step + 1))
-        self.step += 1
-        self.ledger.unread.append(learnt)
-        loss = None
-        if self.reads:
-            reading = self.ledger.read()
-            loss = reading.loss
-            self.pace.stepped(self.step)
-            if (yield from self.judge(reading)):
-                return
-        left = self.pace.seconds_left(self.step)
-        yield Step(self.step, self.settings.steps, loss, self.learner.rate, left)
+    # Steps
 
     @property
-    def reads(self) -> bool:
-        """Whether the device is asked for its numbers after this step."""
-        due = self.samples_now or self.validates_now or self.saves_now
+    def is_over(self) -> bool:
+        """True when there is nothing more to learn."""
+        return self.step >= self.settings.steps or self.validation.patience_is_over
+
+    def train_step(self) -> Iterator[Event]:
+        """Take one step and tell how far it is; with the mean loss since the last reading, if this
+        step reads it."""
+        self.pending_requests = self.run.requested("sample", "save")
+        self.handled_step = self.step
+        result = yield from retry_with_less_memory(
+            self, lambda: self.state.train_step(self.step + 1)
+        )
+        self.step += 1
+        self.loss_log.unread.append(result)
+        loss = None
+        if self.reads_loss:
+            reading = self.loss_log.read()
+            loss = reading.loss
+            self.pace.stepped(self.step)
+            if (yield from self.check_divergence(reading)):
+                return
+        left = self.pace.seconds_left(self.step)
+        yield Step(self.step, self.settings.steps, loss, self.state.learning_rate, left)
+        self.run.acknowledge(self.pending_requests)
+
+    @property
+    def reads_loss(self) -> bool:
+        """True when the device is asked for its numbers after this step."""
+        due = self.samples_due or self.validation_due or self._checkpoint_due
         return due or self.step in (1, self.settings.steps) or self.step % READ_EVERY == 0
 
     @property
-    def samples_now(self) -> bool:
-        """Whether pictures are drawn after this step."""
-        return self.is_due(self.settings.sample_every) or "sample" in self.wishes
+    def samples_due(self) -> bool:
+        """True when pictures are drawn after this step."""
+        return self._due(self.settings.sample_every) or self._requested("sample")
 
     @property
-    def validates_now(self) -> bool:
-        """Whether figures are taken after this step."""
-        return self.validation.wanted and self.is_due(self.settings.validate_every)
+    def validation_due(self) -> bool:
+        """True when losses are measured after this step."""
+        return self.validation.is_wanted and self._due(self.settings.validate_every)
 
     @property
-    def saves_now(self) -> bool:
-        """Whether a checkpoint is written after this step. Not of its own accord shortly after a
-        step was left out: one must be able to go back to before things went wrong."""
-        return "save" in self.wishes or (
-            self.is_due(self.settings.save_every) and not self.ledger.suspicious(self.step)
+    def save_due(self) -> bool:
+        """True when a checkpoint is written after this step: also after a new best validation."""
+        is_best = self.validation_due and self.validation.figures[-1].best
+        return self._checkpoint_due or is_best
+
+    @property
+    def _checkpoint_due(self) -> bool:
+        # not of its own accord shortly after a step was skipped: it must be possible to go back to
+        # before things went wrong
+        return self._requested("save") or (
+            self._due(self.settings.save_every)
+            and not self.loss_log.skipped_shortly_before(self.step)
         )
 
-    def is_due(self, every: int | None) -> bool:
-        """Whether something that happens every so many steps happens now."""
-        return is_due(self.step, every, self.settings.steps)
+    def _requested(self, request: Request) -> bool:
+        return self.step != self.handled_step and request in self.pending_requests
 
-    def judge(self, reading: LossReading) -> Generator[Event, None, bool]:
-        """Tell of the steps that were left out; when it diverges, go back and go slower, which is
-        true then, and when that was tried already, give up."""
+    def _due(self, every: int | None) -> bool:
+        """Return True when something that happens every so many steps happens now."""
+        return self.step != self.handled_step and is_due(self.step, every, self.settings.steps)
+
+    # Divergence
+
+    def check_divergence(self, reading: LossReading) -> Generator[Event, None, bool]:
+        """Warn of the steps that were skipped; when the training diverges, go back and go slower,
+        and return True. DataError: that was tried already."""
         yield from reading.warnings()
-        why = self.ledger.diverged(self.step) or self.unwell()
-        if not why:
+        reason = self.loss_log.divergence_reason(self.step) or self.divergence_reason()
+        if not reason:
             return False
-        if self.learner.rate_factor < 1:
-            raise self.give_up(reading, why)
-        at, (self.step, state) = self.step, self.good
-        self.learner.restore(state)
-        self.learner.rate_factor *= 0.5
-        self.ledger.go_back()
-        self.looked_up = self.step
+        if self.state.lr_factor < 1:
+            raise self.divergence_error(reading, reason)
+        at, (self.step, state) = self.step, self.last_good
+        self.state.load_state_dict(state)
+        self.state.lr_factor *= 0.5
+        self.loss_log.go_back()
+        self.handled_step = self.step
         self.pace.go_on(self.step)
         yield Resumed(self.step)
         yield Warned(
             Message(
                 "it diverges at step {at}, {why}: back to step {step}, from where it goes on at "
                 "half the learning rate",
-                at=at,
-                why=why,
-                step=self.step,
+                at=at, why=reason, step=self.step,
             ),
             "if that does not help either, the training ends",
-        )
+        )  # fmt: skip
         return True
 
-    def unwell(self) -> str:
-        """What is wrong with what was learnt, where that is worth a look: when it is to be kept, or
-        the loss climbs; '' where nothing is."""
-        kept = self.saves_now or self.validates_now or self.step == self.settings.steps
-        return self.health.complaint() if self.ledger.climbs() or kept else ""
+    def divergence_reason(self) -> str:
+        """Return what is wrong with the adapter, where that is worth a look: when it is to be kept,
+        or the loss climbs; '' where nothing is."""
+        kept = self._checkpoint_due or self.validation_due or self.step == self.settings.steps
+        return self.base_loss.complaint() if self.loss_log.climbs() or kept else ""
 
-    def give_up(self, reading: LossReading, why: str) -> DataError:
-        """Keep what there is in the run's folder, and say why it ends."""
-        name = f"{self.settings.name}-step-{self.step:06}"
-        path = write_lora(self.lora(name), self.folder / "lora" / f"{name}.safetensors")
-        return reading.diverged(self.step, why, path)
+    def divergence_error(self, reading: LossReading, reason: str) -> DataError:
+        """Keep what there is in the run's folder, and return the error that ends the training."""
+        return reading.diverged(self.step, reason, self.export.write_into_run(self.step))
 
-    def look_up(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
-        """What is due after this step, beside learning: samples, figures, a checkpoint."""
-        if self.step == self.looked_up:  # it went back to there
-            return
-        answered(self.folder, *self.wishes)
-        if self.samples_now:
-            yield from self.sample(should_stop)
-        if self.validates_now:
-            yield from self.measure()
-        if self.saves_now or (self.validates_now and self.validation.figures[-1].best):
-            yield from self.save()
-        self.looked_up = self.step
+    # What is due
 
     def sample(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Draw what has been learnt so far."""
         prompts = prompts_from(self.settings.sample_prompts, self.dataset.captions)
-        folder, seed = self.folder / "samples", self.settings.seed
+        seed = self.settings.seed
 
         def ends() -> bool:
-            return should_stop() or asked(self.folder, "pause")
+            return should_stop() or self.run.is_requested("pause")
 
-        with self.learner.as_kept():
-            yield from draw_samples(self.family, prompts, seed, self.step, folder, ends)
+        with self.state.ema_weights():
+            yield from draw_samples(
+                self.family, prompts, seed, self.step, self.run.samples, should_stop=ends
+            )
         self.pace.sampled()
 
-    def measure(self) -> Iterator[Event]:
-        """Take the figures of the adapter as it is now."""
+    def validate(self) -> Iterator[Event]:
+        """Measure the adapter as it is now."""
         yield Progress("validating")
-        with self.learner.as_kept():
+        with self.state.ema_weights():
             yield from self.validation.measure(self.step)
         if alarm := self.validation.alarm():
             yield alarm
         if self.validation.patience_is_over:
-            said = Message(
+            message = Message(
                 "{count} validations without a new best: it ends here", count=self.settings.patience
             )
-            yield Warned(said, "what is kept is the best checkpoint")
+            yield Warned(message, "what is kept is the best checkpoint")
         self.pace.sampled()
 
     def save(self, wait: bool = False) -> Iterator[Event]:
-        """Write a checkpoint; one that the disk does not take is said, and the next is tried. Where
-        the disk is full, it may `wait` for room instead."""
+        """Write a checkpoint; of one that the disk does not take it is warned, and the next is
+        tried. Where the disk is full, it may `wait` for room instead."""
         if self.step == self.saved_step:
             return
-        yield from self.ledger.read().warnings()
-        state, name = self.learner.state(), f"{self.settings.name}-step-{self.step:06}"
-        facts = {
+        yield from self.loss_log.read().warnings()
+        state, name = self.state.state_dict(), f"{self.settings.name}-step-{self.step:06}"
+        lora = self.export.lora(name, self.step)
+        write = partial(
+            checkpoints.write_checkpoint, self.folder, self.step, name,
+            lora=lora, state=state, facts=self._facts(),
+        )  # fmt: skip
+        try:
+            path = yield from self.disk.written(write, self.state.checkpoint_bytes, wait)
+        except (OSError, SdloraError) as error:
+            self.failed_saves += 1
+            if self.failed_saves == 1 or wait:  # those between say nothing new
+                advice = "training goes on, and tries every checkpoint that is due"
+                message = Message("no checkpoint of step {step}: {why}", step=self.step, why=error)
+                yield Warned(message, advice)
+            return
+        self.failed_saves = 0
+        self.last_good, self.saved_step = (self.step, state), self.step
+        yield Checkpoint(str(path), self.step)
+        yield from self._prune()
+
+    def _facts(self) -> dict[str, object]:
+        """Return what a checkpoint says beside its numbers."""
+        return {
             "settings": self.settings.model_dump(mode="json"),
             "versions": versions(),
-            "pictures": self.prints,
-            "validation_pictures": self.validation_prints,
-            "ledger": self.ledger.state(),
-            "validation": self.validation.state(),
-            "base_loss": self.health.base,
+            "pictures": self.fingerprints,
+            "validation_pictures": self.validation_fingerprints,
+            "ledger": self.loss_log.state_dict(),
+            "validation": self.validation.state_dict(),
+            "base_loss": self.base_loss.base,
         }
-        told = self.folder, self.step, name, self.lora(name), state, facts
-        write = partial(checkpoints.write_checkpoint, *told)
-        try:
-            path = yield from self.room.written(write, self.learner.checkpoint_bytes, wait)
-        except (OSError, SdloraError) as error:
-            self.not_saved += 1
-            if self.not_saved == 1 or wait:  # those between say nothing new
-                advice = "training goes on, and tries every checkpoint that is due"
-                said = Message("no checkpoint of step {step}: {why}", step=self.step, why=error)
-                yield Warned(said, advice)
-            return
-        self.not_saved = 0
-        self.good, self.saved_step = (self.step, state), self.step
-        yield Checkpoint(str(path), self.step)
-        yield from self.prune()
 
-    def prune(self) -> Iterator[Event]:
-        """Take away the checkpoints that shall not be kept."""
+    def _prune(self) -> Iterator[Event]:
+        """Delete the checkpoints that shall not be kept."""
         best, keep = self.validation.best, self.settings.keep_checkpoints
         try:
             checkpoints.prune(self.folder, keep, lambda step: bool(best and step == best.step))
         except OSError as error:
-            said = Message("an old checkpoint could not be taken away: {why}", why=error)
-            yield Warned(said, "training goes on")
+            message = Message("an old checkpoint could not be taken away: {why}", why=error)
+            yield Warned(message, "training goes on")
 
-    def restore(self, begun: checkpoints.SavedState) -> None:
-        """Know what a checkpoint knows."""
-        state = begun.state()
-        self.learner.restore(state)
-        self.ledger.restore(begun.facts["ledger"])
-        self.validation.restore(begun.facts["validation"])
-        self.health.base = begun.facts.get("base_loss")  # older ones do not say
-        self.step = self.looked_up = self.saved_step = begun.step
-        self.good = begun.step, state
-        self.pace.go_on(begun.step)
+    # Checkpoints and the end
 
-    def compare(self, begun: checkpoints.SavedState) -> Iterator[Event]:
-        """Tell whether it is measured on the same pictures as before; on others it begins anew."""
-        then = begun.facts.get("validation_pictures", self.validation_prints)  # older ones say none
-        if said := changes(then, self.validation_prints):
-            self.validation.restore({"figures": [], "alarmed": False})
+    def load(self, saved: SavedState) -> None:
+        """Go on from a checkpoint."""
+        state = saved.state()
+        self.state.load_state_dict(state)
+        self.loss_log.load_state_dict(saved.facts["ledger"])
+        self.validation.load_state_dict(saved.facts["validation"])
+        self.base_loss.base = saved.facts.get("base_loss")  # older ones do not say
+        self.step = self.handled_step = self.saved_step = saved.step
+        self.last_good = saved.step, state
+        self.pace.go_on(saved.step)
+
+    def compare_validation(self, saved: SavedState) -> Iterator[Event]:
+        """Warn when it is measured on other pictures than before; best and patience begin anew."""
+        then = saved.facts.get("validation_pictures", self.validation_fingerprints)
+        if differences := changes(then, self.validation_fingerprints):  # older ones say none
+            self.validation.load_state_dict({"figures": [], "alarmed": False})
             yield Warned(
                 Message(
                     "the pictures of {setting} are not those of before; {changes}. Losses on them "
                     "up to step {step} cannot be compared with those to come",
-                    setting=Setting("validation_data"), changes=said, step=begun.step,
+                    setting=Setting("validation_data"), changes=differences, step=saved.step,
                 ),
                 "best and patience begin anew",
             )  # fmt: skip
 
-    def lora(self, name: str) -> LoraFile:
-        """The adapter as it is now, with all that other programs like to know of it."""
-        facts = TrainingFacts(
-            base=self.family.name,
-            prediction=self.family.noise.prediction,
-            resolution=self.settings.resolution or self.family.resolution,
-            images=len(self.dataset.items),
-            steps=self.step,
-            trigger_word=self.trigger,
-            tag_frequency=count_tags(self.dataset.captions),
-            started_at=self.started_at,
-            finished_at=time.time(),
-        )
-        named = self.settings.model_copy(update={"name": name})
-        said = training_metadata(named, facts)
-        said |= recipe_metadata(self.settings, digest(self.prints))
-        with self.learner.as_kept():
-            return replace(collect(self.family), metadata=said)
-
-    def keep(self, early: bool = False) -> Generator[Event, None, str]:
-        """Write the LoRA into the run's folder and, under a name that is free, where prompts find
-        it; returns that path. What ends `early` can go on later. A full disk is waited for."""
-        yield from self.ledger.read().warnings()
+    def finish(self, early: bool = False) -> Generator[Event, None, str]:
+        """Publish the LoRA, of the best checkpoint where patience ended the training; return its
+        path. What ends `early` can go on later, from a checkpoint of its last step."""
+        yield from self.loss_log.read().warnings()
         if early:
             yield from self.save(wait=True)
         best = self.validation.best
         if self.validation.patience_is_over and best and best.step:
-            path = checkpoints.checkpoint_path(self.folder, best.step)
-            self.restore(checkpoints.read_checkpoint(path))
-        wish = self.settings.name
-        publish = partial(publish_lora, self.lora, wish, self.folder, self.workspace.loras)
-        path = yield from self.room.written(publish, 2 * self.learner.lora_bytes, wait=True)
-        if path.stem != wish:
-            said = Message(
-                "there is a LoRA named {wish} already, so this one is {name}",
-                wish=wish, name=path.stem,
-            )  # fmt: skip
-            yield Warned(said, Message("use it as <lora:{name}:0.8>", name=path.stem))
-        yield Saved(str(path), self.step)
-        return str(path)
+            self.load(checkpoints.read_checkpoint(self.run.checkpoint(best.step)))
+        return (yield from self.export.publish(self.step))

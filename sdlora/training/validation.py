@@ -1,4 +1,4 @@
-"""Whether a training learns, or learns by heart: its loss on pictures that it does not learn from.
+"""Validation: the loss on pictures that are held out, which tells learning from overfitting.
 
 The same pictures under the same noise at the same levels every time, so that two figures differ by
 what was learnt in between and by nothing else: the loss of a step is mostly the noise level that
@@ -24,7 +24,7 @@ from sdlora.settings.presets import unrelated
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
 from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
-from sdlora.training.sample_images import SAMPLE_FAILURES, draw_plainly
+from sdlora.training.sample_images import SAMPLE_FAILURES, draw_plain
 
 BASE_LOSS_PICTURES = 2
 BASE_LOSS_LEVELS = (0.2, 0.5, 0.8)  # shares of the noise levels that are trained
@@ -32,7 +32,7 @@ MAX_BASE_LOSS_RATIO = 1.5  # times the base model's: what is trained can only ha
 
 
 @torch.no_grad()
-def steady_loss(
+def fixed_noise_loss(
     family: ModelFamily, batch: LatentBatch, settings: TrainSettings, levels: Sequence[float]
 ) -> Tensor:
     """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, without dropout.
@@ -54,19 +54,19 @@ def steady_loss(
 
 @dataclass
 class BaseLossCheck:
-    """Whether what is learnt is better than nothing, by a few of the pictures that it learns."""
+    """Check that the adapter is better than none, on a few pictures that it is trained on."""
 
     family: ModelFamily
     dataset: LatentDataset
     settings: TrainSettings
     base: float | None = None  # the base model's loss; None: nobody looked before the first step
 
-    def see_base(self) -> None:
-        """To be asked for while the adapter changes nothing yet."""
+    def measure_base(self) -> None:
+        """Measure the base model, while the adapter changes nothing yet."""
         self.base = self._loss()
 
     def complaint(self) -> str:
-        """What is wrong with the adapter as it is now, '' for nothing. Waits for the device."""
+        """Return what is wrong with the adapter as it is now, '' for nothing. Waits for the device."""
         if not self.base:
             return ""
         times = self._loss() / self.base
@@ -78,7 +78,7 @@ class BaseLossCheck:
         low, high = self.settings.min_timestep / 1000, self.settings.max_timestep / 1000
         levels = [low + level * (high - low) for level in BASE_LOSS_LEVELS]
         batch = self.dataset.batch(1)[:BASE_LOSS_PICTURES]
-        return float(steady_loss(self.family, batch, self.settings, levels).mean())
+        return float(fixed_noise_loss(self.family, batch, self.settings, levels).mean())
 
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all noise levels
@@ -86,8 +86,8 @@ WORSE, OFTEN = 1.01, 2  # above the best by this factor, this many times in a ro
 MOST_UNRELATED = 3  # prompts, of 8 steps each, when none were chosen
 
 
-def plainly(settings: TrainSettings) -> TrainSettings:
-    """The settings with which held-out pictures are read: nothing about them is left to chance."""
+def without_augmentation(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with which held-out pictures are read: nothing about them is random."""
     plain = {
         "caption_dropout": 0.0, "tag_dropout": 0.0, "shuffle_tags": False, "caption_variants": 1,
         "flip": False, "crop_jitter": 0.0, "colour_jitter": 0.0, "gradient_accumulation": 1,
@@ -108,18 +108,18 @@ class Validation:
     alarmed: bool = False
 
     @property
-    def wanted(self) -> bool:
-        """Whether there is anything to measure."""
+    def is_wanted(self) -> bool:
+        """True when there is anything to measure."""
         return bool(self.settings.validate_every and (self.held_out or self.prompts))
 
     @property
     def best(self) -> Validated | None:
         """The figure with the lowest loss."""
-        return next((one for one in reversed(self.figures) if one.best), None)
+        return next((figure for figure in reversed(self.figures) if figure.best), None)
 
     @property
     def patience_is_over(self) -> bool:
-        """Whether there was no new best for as long as the settings wait for one."""
+        """True when there was no new best for as long as the settings wait for one."""
         patience, best = self.settings.patience, self.best
         return bool(patience and best and len(self.figures) - self.figures.index(best) > patience)
 
@@ -145,8 +145,8 @@ class Validation:
         dataset, family, settings = self.held_out, self.family, self.settings
         assert dataset is not None
         batches = map(dataset.batch, range(1, dataset.steps_per_round + 1))
-        some = [steady_loss(family, batch, settings, LEVELS) for batch in batches]
-        return float(torch.cat(some).mean())
+        losses = [fixed_noise_loss(family, batch, settings, LEVELS) for batch in batches]
+        return float(torch.cat(losses).mean())
 
     def drift(self) -> float | None:
         """The mean difference per pixel, 0 to 1, of pictures of unrelated prompts from those that
@@ -156,28 +156,28 @@ class Validation:
         far = [difference(*pair) for pair in zip(self._drawn(), self.base_pictures, strict=True)]
         return sum(far) / len(far)
 
-    def see_base(self) -> Iterator[Event]:
-        """Keep what the base model makes of the unrelated prompts; to be asked for while the
-        adapter changes nothing yet."""
+    def measure_base(self) -> Iterator[Event]:
+        """Keep what the base model makes of the unrelated prompts, while the adapter changes
+        nothing yet."""
         try:
             self.base_pictures = [*self._drawn()] if self.settings.validate_every else []
         except SAMPLE_FAILURES as error:
             yield self._unmeasured(error)
 
     def _drawn(self) -> Iterable[Image.Image]:
-        return (draw_plainly(self.family, text, self.settings.seed) for text in self.prompts)
+        return (draw_plain(self.family, text, self.settings.seed) for text in self.prompts)
 
     def _unmeasured(self, error: Exception) -> Warned:
         self.prompts = ()
-        said = Message("how far unrelated pictures drift is not measured: {why}", why=error)
-        return Warned(said, "training goes on")
+        message = Message("how far unrelated pictures drift is not measured: {why}", why=error)
+        return Warned(message, "training goes on")
 
     def alarm(self) -> Warned | None:
-        """Said once, when the pictures held out are told worse and worse than at the best."""
+        """Warn once, when the pictures held out are told worse and worse than at the best."""
         best, later = self.best, self.figures[-OFTEN:]
         if self.alarmed or not best or best.loss is None or len(later) < OFTEN:
             return None
-        if any((one.loss or 0.0) <= WORSE * best.loss for one in later) or best in later:
+        if any((figure.loss or 0.0) <= WORSE * best.loss for figure in later) or best in later:
             return None
         self.alarmed = True
         now = self.figures[-1]
@@ -205,13 +205,13 @@ class Validation:
             ),
         )  # fmt: skip
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        rows = [[one.step, one.loss, one.best, one.drift] for one in self.figures]
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it."""
+        rows = [[f.step, f.loss, f.best, f.drift] for f in self.figures]
         return {"figures": rows, "alarmed": self.alarmed}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         self.figures = [Validated(*row) for row in state["figures"]]
         self.alarmed = state["alarmed"]
 
@@ -219,20 +219,20 @@ class Validation:
 def unrelated_prompts(
     settings: TrainSettings, family: str, trigger: str, validates: bool
 ) -> tuple[str, ...]:
-    """What drift is measured on: the prompts that the settings name, else, in a training that
-    `validates`, those of the model family that do not say the trigger."""
+    """Return the prompts that drift is measured on: those that the settings name, else, in a
+    training that `validates`, those of the model family that do not say the trigger."""
     if settings.drift_prompts or not validates or not settings.measure_drift:
         return settings.drift_prompts if settings.measure_drift else ()
-    words = {word for word in _words(trigger) if len(word) > 2}
-    fitting = [text for text in unrelated(family) if not words & _words(text)]
+    spoken = {word for word in _word_set(trigger) if len(word) > 2}
+    fitting = [text for text in unrelated(family) if not spoken & _word_set(text)]
     return tuple(fitting[:MOST_UNRELATED])
 
 
-def _words(text: str) -> set[str]:
+def _word_set(text: str) -> set[str]:
     return {*re.findall(r"\w+", text.lower())}
 
 
-def difference(one: Image.Image, other: Image.Image) -> float:
-    """The mean absolute difference of two pictures of one size, 0 to 1."""
-    means = ImageStat.Stat(ImageChops.difference(one.convert("RGB"), other.convert("RGB"))).mean
+def difference(a: Image.Image, b: Image.Image) -> float:
+    """Return the mean absolute difference of two pictures of one size, 0 to 1."""
+    means = ImageStat.Stat(ImageChops.difference(a.convert("RGB"), b.convert("RGB"))).mean
     return sum(means) / len(means) / 255
