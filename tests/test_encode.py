@@ -355,4 +355,4 @@ def test_idle_parts_rest_beside_the_device_and_come_back_to_draw(
         _ = 1 / 0
     assert moves == [(n, w) for w in ("cpu", "cuda", "cpu") for n in ("vae", "te")]
     family.reload()
-    assert moves[-1] == ("te", "cuda") and family._resting == []
+    assert moves[-1] == ("te", "cuda") and family._offloaded == []

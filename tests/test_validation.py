@@ -155,7 +155,7 @@ def test_a_drift_that_cannot_be_measured_ends_nothing(
             raise RuntimeError("no memory for that")
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(validation, "draw_without_augmentation", draw)
+    monkeypatch.setattr(validation, "draw_plain", draw)
     events = run(steps=2, validation_share=0.34, validate_every=1)
     assert isinstance(events[-1], Done)
     assert [e.drift for e in events if isinstance(e, Validated)] == [0.0, None, None]

@@ -7,6 +7,7 @@ in a file of its own and a row of `architectures.FAMILIES`.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -358,8 +359,7 @@ class ModelFamily(ABC):
 
     def text_cache_key(self) -> dict[str, str]:
         """Return what a conditioning depends on beside the caption."""
-        tokenizers = [self.tokenizer(key) for key in self.text_encoders]
-        spelling = [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers]
+        spelling = [_spelling(self.tokenizer(key)) for key in self.text_encoders]
         skip = self.caption_clip_skip
         return {
             "encoders": digest_of(*self.text_encoders.values()),
@@ -421,6 +421,13 @@ class ModelFamily(ABC):
                     is_text = part in self.text_encoders
                     name = text_name(f"lora_{part}_", flat) if is_text else f"lora_unet_{flat}"
                     yield name, (part, path)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """Return what a tokenizer makes of any text, as JSON; not how long it was last asked to make
+    it, which it remembers as well."""
+    table = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**table, "truncation": None, "padding": None})
 
 
 # A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)

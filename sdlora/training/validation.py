@@ -66,7 +66,7 @@ class BaseLossCheck:
         self.base = self._loss()
 
     def complaint(self) -> str:
-        """Return what is wrong with the adapter as it is now, '' for nothing. Waits for the device."""
+        """Return what is wrong with the adapter now, '' for nothing. Waits for the device."""
         if not self.base:
             return ""
         times = self._loss() / self.base
