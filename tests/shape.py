@@ -83,7 +83,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
 }  # imported name -> pinned name, where they differ
-MAX_FUNCTION, MAX_FILE = 40, 600
+MAX_FUNCTION, MAX_FILE, MAX_POSITIONAL = 40, 600, 5
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,80 @@ def name_problems(source: Source) -> list[str]:
         if isinstance(node, ast.ClassDef) and re.search("(Manager|Helper|Handler)$", node.name):
             problems.append(f"{source.path}:{node.lineno}: class {node.name}")
     return problems
+
+
+# pronouns and verbs of speech, which say nothing of what a name holds (docs/architecture.md)
+BANNED_NAMES = {"its", "said", "told", "one", "found", "some", "most", "kept", "what", "wanted"}
+BANNED_NAMES |= {"words", "there"}
+# a docstring begins with the thing, or with what the function does
+_RIDDLE = re.compile(
+    r"(What|Whether|Its|Where|Who|How|When|Which|Whose|If|That|This|These|It|There|Those)\b"
+)
+
+
+def bound_names(node: ast.AST) -> Iterator[str]:
+    """The names that a node gives to something."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name
+        case ast.Attribute(attr=name, ctx=ast.Store()):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.alias(name=name, asname=as_name):
+            yield as_name or name
+
+
+def dictionary_problems(source: Source) -> list[str]:
+    """Names that say nothing, and docstrings that begin with a riddle."""
+    problems = []
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(source.tree):
+        for name in bound_names(node):
+            if name.strip("_") in BANNED_NAMES:
+                line = getattr(node, "lineno", 1)
+                problems.append(f"{source.path}:{line}: {name} does not say what it holds")
+        if isinstance(node, documented) and _RIDDLE.match(ast.get_docstring(node) or ""):
+            line = getattr(node, "lineno", 1)
+            problems.append(f"{source.path}:{line}: begin the docstring with the thing itself")
+    return problems
+
+
+def classes(source: Source) -> Iterator[str]:
+    """The classes of a file, nested ones too."""
+    return (node.name for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef))
+
+
+def argument_problems(source: Source) -> list[str]:
+    """Functions with more than five positional arguments, and tuples built to be starred."""
+    problems = []
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
+            count = len(names) - (names[:1] in (["self"], ["cls"]))
+            if count > MAX_POSITIONAL:
+                problems.append(f"{source.path}:{node.lineno}: {node.name} takes {count}")
+    return problems
+
+
+# attributes and options of loaded networks, pipelines and schedulers: the families' business
+NETWORK_WORDS = {"in_channels", "sample_size", "cross_attention_dim", "guidance_embeds"}
+NETWORK_WORDS |= {"scaling_factor", "shift_factor", "vae_scale_factor", "time_ids", "unet", "vae"}
+NETWORK_WORDS |= {"prepare_extra_step_kwargs", "scale_model_input", "init_noise_sigma"}
+NETWORK_WORDS |= {"pipeline", "scheduler", "denoiser"}
+# the starter model's recipe builds networks; a LoRA tag's weight is called unet, as kohya's is
+SEAM_FREE = ("sdlora.models*", "sdlora.starter*", "sdlora.prompt*", "sdlora.inference.plan")
+
+
+def seam_problems(source: Source) -> list[str]:
+    """Reads of a loaded network outside the model families."""
+    if matches(source.module, SEAM_FREE):
+        return []
+    return [
+        f"{source.path}:{node.lineno}: reads .{node.attr}; ask the model family"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute) and node.attr in NETWORK_WORDS
+    ]
 
 
 def danger_problems(source: Source) -> list[str]:

@@ -26,6 +26,9 @@ RULES: dict[str, tuple[Callable[[Source], list[str]], tuple[str, ...]]] = {
     "names": (shape.name_problems, (*PRODUCT, "tests")),
     "dangers": (shape.danger_problems, PRODUCT),
     "broad except": (shape.broad_except_problems, PRODUCT),
+    "dictionary": (shape.dictionary_problems, ("sdlora", "webui", "launch.py")),
+    "arguments": (shape.argument_problems, PRODUCT),
+    "family seam": (shape.seam_problems, ("sdlora", "webui")),
     "docstrings": (shape.docstring_problems, ("sdlora",)),
     "pins": (shape.pin_problems, ("sdlora", "webui", "launch.py")),
 }
@@ -36,6 +39,15 @@ def test_rule_holds(rule: str) -> None:
     check, places = RULES[rule]
     problems = [p for source in sources().values() if source.within(*places) for p in check(source)]
     assert not problems, "\n" + "\n".join(problems)
+
+
+def test_a_class_name_means_one_thing() -> None:
+    product = [s for s in sources().values() if s.within("sdlora", "webui", "launch.py")]
+    homes: dict[str, list[str]] = {}
+    for source in product:
+        for name in shape.classes(source):
+            homes.setdefault(name, []).append(str(source.path))
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
 
 
 def test_no_import_circles() -> None:
@@ -78,6 +90,11 @@ def test_pins_are_exact_and_without_torchvision() -> None:
 # rule, file, text -> part of the problem that it must name
 PLANTED = [
     ("sizes", "sdlora/a.py", "def long():\n" + "    pass\n" * 40, "long has 41 lines"),
+    ("dictionary", "sdlora/a.py", "for its in x:\n    pass\n", "its does not say"),
+    ("dictionary", "sdlora/a.py", "def f(self, one):\n    self.told = one\n", "told does not say"),
+    ("dictionary", "sdlora/a.py", '"""Whether it is."""\n', "begin the docstring"),
+    ("arguments", "sdlora/a.py", "def f(self, a, b, c, d, e, g): ...\n", "f takes 6"),
+    ("family seam", "sdlora/training/a.py", "n = model.config.in_channels\n", "ask the model"),
     ("sizes", "sdlora/a.py", "x = 1\n" * 601, "601 lines"),
     ("names", "sdlora/utils.py", "", "name it after what it does"),
     ("names", "webui/helpers.py", "", "name it after what it does"),
