@@ -96,9 +96,9 @@ class ImagePipeline:
             other_problems=tuple(problems),
         )  # fmt: skip
 
-    def _text_problems(self, image: ImagePlan, told: Sequence[str]) -> Iterator[str]:
+    def _text_problems(self, image: ImagePlan, messages: Sequence[str]) -> Iterator[str]:
         """Yield what of an image's prompts cannot be used as it stands."""
-        yield from (*told, *image.positive.problems, *image.negative.problems)
+        yield from (*messages, *image.positive.problems, *image.negative.problems)
         if len(compose(image.negative.text)) > 1:
             yield Message("AND in the negative prompt is read as a word")
         for text in (image.positive.text, image.negative.text):

@@ -44,8 +44,8 @@ class LoraSelector:
         self._used = set()
         everyone = range(len(images))
         loras, unused, problems = self._loras(images)
-        inversions, hashes, told = self._inversions(images)
-        problems += [problem(message, everyone) for message in told]
+        inversions, hashes, messages = self._inversions(images)
+        problems += [problem(message, everyone) for message in messages]
         self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
         return LoraSelection(
             constant=tuple(lora for lora in loras if lora.is_constant(len(images), hires)),
@@ -94,8 +94,11 @@ class LoraSelector:
                     unused[tag.name] = reason
                 elif lora.entry.path not in loras:
                     loras[lora.entry.path] = lora
-                    told = [*([lora.entry.note] if lora.entry.note else []), *_partly_used(lora)]
-                    problems += [problem(message, everyone) for message in told]
+                    messages = [
+                        *([lora.entry.note] if lora.entry.note else []),
+                        *_partly_used(lora),
+                    ]
+                    problems += [problem(message, everyone) for message in messages]
                 elif lora.entry.note:
                     problems.append(problem(lora.entry.note, everyone))
             if path := by_name[tag.name]:
@@ -106,8 +109,8 @@ class LoraSelector:
                 problems.append(problem(message, [image]))
         selected = [replace(lora, tags=tags[path]) for path, lora in loras.items()]
         for lora in selected:
-            for (image, _), some in lora.tags.items():
-                problems += [problem(message, [image]) for message in _tag_notes(lora, some)]
+            for (image, _), of_side in lora.tags.items():
+                problems += [problem(message, [image]) for message in _tag_notes(lora, of_side)]
         return selected, unused, problems
 
     def _find(self, name: str) -> tuple[SelectedLora | None, Message]:

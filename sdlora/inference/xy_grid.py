@@ -1,4 +1,4 @@
-"""Every checkpoint of a training at every strength: one picture to choose from."""
+"""XY grid: every checkpoint of a training at every strength, one picture to choose from."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Cell:
     lora: str = ""
 
     @property
-    def words(self) -> str:
-        """What it is drawn from."""
+    def full_prompt(self) -> str:
+        """The prompt with the tag of its LoRA."""
         return f"{self.prompt} {written(self.lora, self.strength)}" if self.lora else self.prompt
 
 
@@ -76,7 +76,7 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     yield Started("comparing", len(cells), {"seed": str(settings.seed), "model": family.title})
     pace, drawn = Pace(len(cells), sample_every=0), dict[Cell, Image.Image]()
     for number, cell in enumerate(cells, start=1):
-        request = asked.model_copy(update={"prompt": cell.words})
+        request = asked.model_copy(update={"prompt": cell.full_prompt})
         (drawn[cell],), report = render(family, request, library)
         yield from (Warned(problem) for problem in report["problems"])
         path = into / "pictures" / f"{number:04}.png"
@@ -111,7 +111,9 @@ def rows_of(drawn: Mapping[Cell, Image.Image]) -> list[Row]:
         if cell.lora:
             plain = drawn[Cell(cell.prompt)]
             rows.setdefault((cell.prompt, cell.step), [plain]).append(image)
-    return [(f"step {at}\n{_shortened(prompt)}", some) for (prompt, at), some in rows.items()]
+    return [
+        (f"step {at}\n{_shortened(prompt)}", pictures) for (prompt, at), pictures in rows.items()
+    ]
 
 
 def lay_out(rows: Sequence[Row], heads: list[str]) -> Image.Image:
@@ -122,9 +124,9 @@ def lay_out(rows: Sequence[Row], heads: list[str]) -> Image.Image:
     for column, head in enumerate(heads):
         x = LEFT + column * (SIDE + GAP) + SIDE // 2
         pen.text((x, HEAD // 2), head, INK, font, anchor="mm")
-    for number, (words, pictures) in enumerate(rows):
+    for number, (label, pictures) in enumerate(rows):
         y = HEAD + number * (SIDE + GAP)
-        pen.multiline_text((10, y + SIDE // 2), words, INK, font, anchor="lm")
+        pen.multiline_text((10, y + SIDE // 2), label, INK, font, anchor="lm")
         for column, picture in enumerate(pictures):
             tile = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (LEFT + column * (SIDE + GAP), y))

@@ -68,7 +68,7 @@ class FlowFamily(ModelFamily):
         w, h = self.latent_size(*size)
         tokens, config = (w // 2) * (h // 2), self.pipeline.scheduler.config
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        slope = (most - base) / (high - low)
+        base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        slope = (largest - base) / (high - low)
         mu: float = tokens * slope + (base - slope * low)
         return mu

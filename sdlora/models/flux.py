@@ -67,11 +67,11 @@ class Flux(FlowFamily):
             raise ModelError("{title} takes no inputs beside its text", title=self.title)
         x, (h, w) = x.to(self.device, self.dtype), x.shape[-2:]
         scale = TRAINING_GUIDANCE if guidance is None else guidance
-        told = torch.full([len(x)], scale, device=self.device) if self.embeds_guidance else None
+        scales = torch.full([len(x)], scale, device=self.device) if self.embeds_guidance else None
         answer = self.denoiser(
             hidden_states=pack(x),
             timestep=t.to(self.device).expand(len(x)).to(self.dtype) / 1000,
-            guidance=told,
+            guidance=scales,
             pooled_projections=conditioning.tensors["pooled"],
             encoder_hidden_states=conditioning.tensors["context"],
             txt_ids=torch.zeros(conditioning.length, 3, device=self.device, dtype=self.dtype),

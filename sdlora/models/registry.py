@@ -64,10 +64,10 @@ def open_family(source: str, dtype: torch.dtype, device: torch.device) -> ModelF
 
 def _class_of(name: str) -> type[ModelFamily]:
     module, family_class, _ = FAMILIES[name].classes
-    found: type[ModelFamily] = getattr(
+    family: type[ModelFamily] = getattr(
         importlib.import_module(f"sdlora.models.{module}"), family_class
     )
-    return found
+    return family
 
 
 def _families_of(pipeline: str) -> list[str]:

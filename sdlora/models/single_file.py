@@ -29,7 +29,7 @@ Rules = tuple[tuple[str, str], ...]  # pattern in diffusers' name -> the first c
 
 @dataclass(frozen=True)
 class TextPlace:
-    """Where a text encoder stands in the file, and whose names it has there."""
+    """Place of a text encoder in the file, and the rule of its names there."""
 
     prefix: str
     rename: Callable[[Tensors], Iterator[tuple[str, Tensor]]]

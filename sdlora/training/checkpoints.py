@@ -72,8 +72,8 @@ class RunFolder:
 def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras: Path) -> Path:
     """Write the LoRA that `make` gives under a name into the run's `folder`, then into `loras`;
     returns that path. OSError: the disk did not take it; what was there before is whole."""
-    kept = write_lora(make(name), folder / "lora" / f"{name}.safetensors")
-    body = read_hashes(kept).body
+    own = write_lora(make(name), folder / "lora" / f"{name}.safetensors")
+    body = read_hashes(own).body
     wish = loras / f"{name}.safetensors"
     path, is_own = _own_path(folder, wish)
     if _record(folder).get("name") == path.name:  # else what lies there is another run's
@@ -107,10 +107,10 @@ def _own_path(folder: Path, wish: Path) -> tuple[Path, bool]:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        said = json_value((folder / "state" / RECORD).read_bytes())
+        record = json_value((folder / "state" / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 FORMAT = 1
@@ -120,19 +120,19 @@ _NAME, _HIDDEN = re.compile(r"step-(\d{6,})"), ".writing-"
 
 @dataclass(frozen=True)
 class SavedState:
-    """One that was read back and is whole. `facts` are what its writer wanted to know again."""
+    """A checkpoint that was read back and is whole; `facts` are its writer's."""
 
     path: Path
     step: int
     facts: Mapping[str, Any]
 
     def state(self) -> TrainStateDict:
-        """The learner's numbers."""
+        """Return the numbers of the train state."""
         return TrainStateDict(load((self.path / NUMBERS_FILE).read_bytes()), self.facts["learner"])
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies in the run's `folder`."""
+    """Return the folder of a step's checkpoint in the run's `folder`."""
     return folder / "state" / f"step-{step:06}"
 
 
@@ -155,9 +155,9 @@ def write_checkpoint(
         lora_file = write_lora(lora, hidden / f"{name}.safetensors").name
         _write(hidden / NUMBERS_FILE, save(state.tensors))
         files = {name: _seal(hidden / name) for name in (lora_file, NUMBERS_FILE)}
-        said = {**facts, "format": FORMAT, "step": step, "files": files, "learner": state.facts}
+        table = {**facts, "format": FORMAT, "step": step, "files": files, "learner": state.facts}
         _write(
-            hidden / FACTS_FILE, json.dumps({**said, "sha256": _digest(said)}, indent=1).encode()
+            hidden / FACTS_FILE, json.dumps({**table, "sha256": _digest(table)}, indent=1).encode()
         )
         sync_folder(hidden)
         _set_aside(path)
@@ -170,7 +170,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> SavedState:
-    """The checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
+    """Read the checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
     try:
         facts = json_value((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:
@@ -191,7 +191,7 @@ def read_checkpoint(path: Path) -> SavedState:
 
 
 def newest_checkpoint(folder: Path) -> tuple[SavedState | None, list[Message]]:
-    """The newest whole checkpoint of a run, None when there is none; and what is wrong with newer
+    """Return the newest whole checkpoint of a run, None when there is none; and what is wrong with newer
     ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
     problems: list[Message] = []
     for path in reversed(checkpoint_folders(folder)):
@@ -204,9 +204,9 @@ def newest_checkpoint(folder: Path) -> tuple[SavedState | None, list[Message]]:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Those of a run, by step."""
-    found = [path for path in (folder / "state").glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """Return the checkpoints of a run, by step."""
+    folders = [path for path in (folder / "state").glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def prune(folder: Path, keep: int, also: Callable[[int], bool]) -> None:

@@ -1,6 +1,6 @@
-"""Room on the disk: what a training will need of it, and what it does when there is none left.
+"""Disk space: what a training will need, and what it does when there is none left.
 
-A training does not end for want of room. A checkpoint that does not fit is told, and the next one
+A training does not end for want of space. A checkpoint that does not fit is warned of, and the next
 is tried; what comes at its end, or when it is stopped, waits until it fits, and all that was learnt
 waits in memory with it.
 """
@@ -30,7 +30,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Where a training writes, and what takes up room there and can be made again."""
+    """The disk that a training writes to, and the cache there, which can be made again."""
 
     folder: Path
     cache: Path
@@ -38,23 +38,23 @@ class DiskSpace:
     @property
     def free(self) -> int:
         """Bytes that are free."""
-        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return shutil.disk_usage(there).free
+        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return shutil.disk_usage(folder).free
 
     def written(
         self, write: Callable[[], ResultT], size: int, wait: bool = False
     ) -> Generator[Event, None, ResultT]:
-        """What `write` gives, which needs `size` bytes. Where the disk is full, the cache is
+        """Return what `write` gives, which needs `size` bytes. Where the disk is full, the cache is
         emptied first; then, if it shall `wait`, it is tried until there is room. RunError: there
         is none."""
-        emptied = told = False
+        emptied = warned = False
         while True:
             try:
                 return write()
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                said = Message(
+                reason = Message(
                     "{why}: the disk of {folder} has {free} free",
                     folder=self.folder, free=in_words(self.free), why=error.strerror,
                 )  # fmt: skip
@@ -64,23 +64,23 @@ class DiskSpace:
                 if freed:
                     size_freed = in_words(freed)
                     template = "{why}; the cache was emptied of {freed}"
-                    yield Warned(Message(template, why=said, freed=size_freed), "")
+                    yield Warned(Message(template, why=reason, freed=size_freed), "")
                     continue
-            said = Message("{why}; {size} are needed", why=said, size=in_words(size))
+            reason = Message("{why}; {size} are needed", why=reason, size=in_words(size))
             if not wait:
-                raise RunError(said)
-            if not told:
-                told = True
+                raise RunError(reason)
+            if not warned:
+                warned = True
                 advice = "make room, and it goes on by itself; what was learnt waits in memory"
-                yield Warned(Message("{why}; it waits", why=said), advice)
+                yield Warned(Message("{why}; it waits", why=reason), advice)
                 yield Progress("waiting for room on the disk")
             time.sleep(LOOK_EVERY_S)
 
     def check(
         self, settings: TrainSettings, step: int, checkpoint: int, lora: int
     ) -> Iterator[Event]:
-        """Told after `step`, before the next: whether all that will be written fits, where a
-        checkpoint and the LoRA take so many bytes. RunError: not one of each does."""
+        """Check after `step` that all fits that will be written, where a checkpoint and the LoRA
+        take so many bytes; warn otherwise. RunError: not one of each does."""
         free, more = self.free, self._checkpoints_to_come(settings, step)
         least = min(more, 1) * checkpoint + 2 * lora  # in the run's folder, and where prompts look
         if free < least:
@@ -104,14 +104,14 @@ class DiskSpace:
             )  # fmt: skip
 
     def _checkpoints_to_come(self, settings: TrainSettings, step: int) -> int:
-        """How many more there will be at once. One is written before the oldest is taken away; the
+        """Return how many more there will be at once. One is written before the oldest is taken away; the
         best is kept beside the newest; and one is written when the training ends early."""
         held_out = settings.validation_share or settings.validation_data
-        most = settings.keep_checkpoints + 1 + bool(settings.validate_every and held_out)
+        limit = settings.keep_checkpoints + 1 + bool(settings.validate_every and held_out)
         due = times_left(step, settings.save_every, settings.steps)
         early = int(step < settings.steps)
-        there = len(checkpoint_folders(self.folder))
-        return min(max(most - there, 1), max(due, early))
+        present = len(checkpoint_folders(self.folder))
+        return min(max(limit - present, 1), max(due, early))
 
 
 def in_words(size: int) -> str:

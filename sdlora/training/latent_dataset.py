@@ -54,9 +54,9 @@ class LatentBatch:
         return len(self.latents)
 
     def __getitem__(self, rows: slice) -> LatentBatch:
-        """Some of the rows."""
-        some = self._mapped(lambda x: x[rows])
-        return replace(some, captions=self.captions[rows], names=self.names[rows])
+        """Return some of the rows."""
+        part = self._mapped(lambda x: x[rows])
+        return replace(part, captions=self.captions[rows], names=self.names[rows])
 
     def to(self, device: torch.device) -> LatentBatch:
         """The same on `device`, copied without waiting for it."""
@@ -101,19 +101,19 @@ class LatentDataset:
 
     @cached_property
     def wording(self) -> CaptionAugmenter:
-        """How its captions are worded."""
+        """The augmenter of its captions."""
         return CaptionAugmenter(self.settings, self.lists)
 
     @property
     def captions(self) -> list[str]:
-        """One per picture to be learnt, in the order of the pictures, worded plainly."""
+        """Captions, one per picture to be learnt, in the order of the pictures, worded plainly."""
         own = (item.example for item in self.items if not item.example.regularisation)
         return [self.wording.plain(example.caption) for example in own]
 
     def summary(self) -> str:
-        """How many pictures of which sizes."""
+        """Return the number and the sizes of the pictures, in words."""
         sizes = sorted({(width, height) for *_, height, width in (i.sizes[0] for i in self.items)})
-        said = ", ".join(f"{width} x {height}" for width, height in sizes)
+        pixels = ", ".join(f"{width} x {height}" for width, height in sizes)
         return f"{len(self.items)} of {said} pixels"
 
     @property
@@ -215,9 +215,9 @@ def encode_dataset(
     encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib), wording)
     items: list[EncodedImage] = []
     groups: list[tuple[int, ...]] = []
-    for bucket, some in assigned.items():
+    for bucket, of_bucket in assigned.items():
         group: list[int] = []
-        for example in some:
+        for example in of_bucket:
             group += [len(items)] * example.repeats
             items.append(encoder.item(example, bucket))
             yield Progress("encoding pictures", len(items), len(examples))
@@ -231,14 +231,14 @@ def encode_dataset(
     encoder.cache.trim()
     if encoder.cache.problem:
         template = "what was encoded is not kept for the next training: {why}"
-        said = Message(template, why=encoder.cache.problem)
-        yield Warned(said, "this training goes on from memory")
+        message = Message(template, why=encoder.cache.problem)
+        yield Warned(message, "this training goes on from memory")
     return LatentDataset(items, tuple(groups), texts, family, settings, wording.lists)
 
 
 @dataclass
 class _Encoder:
-    """What encodes, and what it has encoded before."""
+    """Encoder of pictures and captions, with a cache of what was encoded before."""
 
     family: ModelFamily
     settings: TrainSettings
@@ -247,12 +247,12 @@ class _Encoder:
 
     @cached_property
     def latent_cache_key(self) -> dict[str, str]:
-        """What latents depend on beside the picture."""
+        """Everything that latents depend on beside the picture."""
         return {**self.family.latent_cache_key(), **self._machine}
 
     @cached_property
     def text_cache_key(self) -> dict[str, str]:
-        """What a conditioning depends on beside the caption."""
+        """Everything that a conditioning depends on beside the caption."""
         return {**self.family.text_cache_key(), **self._machine}
 
     @property
@@ -262,14 +262,14 @@ class _Encoder:
         return {"by": f"{kind}, torch {torch.__version__}, sdlora {__version__}"}
 
     def keeps_texts(self, examples: Iterable[Example]) -> bool:
-        """Whether all that captions can say is known beforehand."""
+        """Return True when all that captions can say is known beforehand."""
         anew = self.settings.caption_variants == 0
         return not self.settings.train_text_encoder and not (
             anew and any(self.wording.varies(example.caption) for example in examples)
         )
 
     def item(self, example: Example, bucket: Bucket) -> EncodedImage:
-        """A picture encoded in all its views."""
+        """Return a picture encoded in all its views."""
         views = views_of(self.settings, example.digest or example.image.name)
         latents = torch.stack([self.view(example, bucket, view) for view in views])
         own = not example.regularisation
@@ -282,21 +282,21 @@ class _Encoder:
         )
 
     def view(self, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
-        """(C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
+        """Return (C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
         if not (self.cache.folder and self.cache.most_gib and example.digest):
             return _encode_view(self.family, example, bucket, view)
         made_from = {"picture": example.digest, "bucket": bucket, "view": view.key}
         made_from |= self.latent_cache_key
-        found = self.cache.get(**made_from)
-        if found is None:
-            found = {"latents": _encode_view(self.family, example, bucket, view)}
-            self.cache.put(found, **made_from)
-        return found["latents"]
+        cached = self.cache.get(**made_from)
+        if cached is None:
+            cached = {"latents": _encode_view(self.family, example, bucket, view)}
+            self.cache.put(cached, **made_from)
+        return cached["latents"]
 
     def masks(
         self, example: Example, bucket: Bucket, views: Sequence[ImageView], cells: int
     ) -> Tensor | None:
-        """(V,1,h,w) of the loss's weights at each cell; a latent is `cells` cells wide."""
+        """Return (V,1,h,w) of the loss's weights at each cell; a latent is `cells` cells wide."""
         if example.mask is None:
             return None
         load = load_alpha if example.mask == example.image else load_mask

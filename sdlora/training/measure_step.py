@@ -1,4 +1,4 @@
-"""What a training costs on this device, from a few steps taken: memory of the largest, time of all.
+"""Measured cost of a training on this device: memory of the largest step, time of all.
 
 The steps are real: the model, the adapter, the optimizer and pictures of the largest bucket. What
 they learnt is thrown away.
@@ -29,21 +29,21 @@ from sdlora.workspace import Workspace
 STEPS = 3  # the first of which is slower, and not counted
 
 
-def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
-    """Take a few steps of the training that `found` is of, and tell what they took. DeviceError: it
-    does not fit."""
+def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
+    """Take a few steps of the training that a dataset report is of, and tell what they took.
+    DeviceError: it does not fit."""
     started = time.monotonic()
-    settings = found.settings.model_copy(update={"caption_variants": 1})
+    settings = report.settings.model_copy(update={"caption_variants": 1})
     device, _ = pick_device()
     dtype, _ = pick_dtype(device, settings.precision)
     free = free_memory_gib(device)
-    examples, share = largest_step(found)
+    examples, share = largest_step(report)
     yield Progress("loading the model")
     try:
         with _peak(device) as peak:
             family = open_family(workspace.model_source(settings.model), dtype, device)
             dataset = yield from encode_dataset(
-                family, examples, settings, workspace.cache, found.lists
+                family, examples, settings, workspace.cache, report.lists
             )
             state = TrainState(family, dataset, settings)
             for step in range(1, STEPS + 1):
@@ -66,21 +66,21 @@ def measure(found: Preflight, workspace: Workspace) -> Iterator[Event]:
     yield Done(seconds=time.monotonic() - started)
 
 
-def largest_step(found: Preflight) -> tuple[list[Example], float]:
-    """The pictures of a step that needs the most memory, and what part of its pixels a step has on
-    the average."""
-    size = found.settings.batch_size * found.settings.gradient_accumulation
+def largest_step(report: Preflight) -> tuple[list[Example], float]:
+    """Return the pictures of a step that needs the most memory, and the share of its pixels that a step has
+    on the average."""
+    size = report.settings.batch_size * report.settings.gradient_accumulation
     counts = {
-        bucket: sum(row.example.repeats for row in found.learnt if row.bucket == bucket)
-        for bucket in found.buckets
+        bucket: sum(row.example.repeats for row in report.learnt if row.bucket == bucket)
+        for bucket in report.buckets
     }
     pixels = {b: b.width * b.height * min(size, count) for b, count in counts.items()}
     bucket = max(pixels, key=pixels.__getitem__)
-    mean = sum(b.width * b.height * count for b, count in counts.items()) / found.steps_per_round
-    some = [row.example for row in found.learnt if row.bucket == bucket]
-    while len(some) < min(size, counts[bucket]):
-        some += some  # those that repeat
-    return some[:size], mean / pixels[bucket]
+    mean = sum(b.width * b.height * count for b, count in counts.items()) / report.steps_per_round
+    examples = [row.example for row in report.learnt if row.bucket == bucket]
+    while len(examples) < min(size, counts[bucket]):
+        examples += examples  # those that repeat
+    return examples[:size], mean / pixels[bucket]
 
 
 @contextmanager

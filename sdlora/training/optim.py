@@ -20,7 +20,7 @@ from sdlora.settings.train import TrainSettings
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """Where an optimizer is found and what it is told besides rate and weight decay."""
+    """An optimizer: its module and class, and its options besides rate and weight decay."""
 
     module: str
     name: str
@@ -65,12 +65,12 @@ OPTIMIZERS = {
 
 # The share of the peak rate at progress `p`, which runs from 0 to 1 once the rate has risen.
 SCHEDULES: dict[str, Callable[[float, TrainSettings], float]] = {
-    "constant": lambda p, its: 1.0,
-    "linear": lambda p, its: 1 - p,
-    "cosine": lambda p, its: _cosine(p),  # arXiv:1608.03983, eq. 5
-    "cosine_restarts": lambda p, its: _cosine(p * its.schedule_cycles % 1),
-    "polynomial": lambda p, its: (1 - p) ** its.schedule_power,
-    "rex": lambda p, its: (1 - p) / (0.5 + 0.5 * (1 - p)),  # arXiv:2107.04197, eq. 2
+    "constant": lambda p, settings: 1.0,
+    "linear": lambda p, settings: 1 - p,
+    "cosine": lambda p, settings: _cosine(p),  # arXiv:1608.03983, eq. 5
+    "cosine_restarts": lambda p, settings: _cosine(p * settings.schedule_cycles % 1),
+    "polynomial": lambda p, settings: (1 - p) ** settings.schedule_power,
+    "rex": lambda p, settings: (1 - p) / (0.5 + 0.5 * (1 - p)),  # arXiv:2107.04197, eq. 2
 }
 
 
@@ -79,7 +79,7 @@ def _cosine(progress: float) -> float:
 
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer of that name, to be called with (groups, weight_decay=).
+    """Return the optimizer of that name, to be called with (groups, weight_decay=).
     SettingsError: there is none, or its package is not installed."""
     if name not in OPTIMIZERS:
         raise _about_optimizer(
@@ -103,7 +103,7 @@ def _about_optimizer(template: str, **values: Any) -> SettingsError:
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Take a step with it, of nothing that matters. SettingsError: there is none of that name, its
+    """Take a step with an optimizer, of nothing that matters. SettingsError: there is none of that name, its
     package is not installed, or it does not run on this device."""
     probe = nn.Parameter(torch.zeros(64, 64, device=device))
     probe.grad = torch.ones_like(probe)
@@ -120,12 +120,12 @@ def check_optimizer(name: str, device: torch.device) -> None:
 def make_optimizer(
     name: str, rates: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` over groups of (parameters, peak rate); empty groups are left out."""
+    """Return the optimizer `name` over groups of (parameters, peak rate); empty groups are left out."""
     make, row = find_optimizer(name), OPTIMIZERS[name]
     groups = [
-        {"params": [*some], "lr": peak, "peak": peak}
-        for some, rate in rates
-        if some
+        {"params": [*parameters], "lr": peak, "peak": peak}
+        for parameters, rate in rates
+        if parameters
         for peak in [1.0 if row.finds_rate else rate]
     ]
     with contextlib.redirect_stdout(None):  # one of them prints
@@ -136,19 +136,19 @@ def make_optimizer(
 
 
 def unused(settings: TrainSettings) -> dict[str, Message]:
-    """Settings that the chosen optimizer does not use -> why, to be shown."""
-    row, told = OPTIMIZERS[settings.optimizer], dict[str, Message]()
+    """Return the settings that the chosen optimizer does not use, with the reasons."""
+    row, reasons = OPTIMIZERS[settings.optimizer], dict[str, Message]()
     if row.finds_rate:
         template = "{optimizer} finds its own; yours is not used"
-        told["learning_rate"] = Message(template, optimizer=settings.optimizer)
+        reasons["learning_rate"] = Message(template, optimizer=settings.optimizer)
     if row.averages:
         template = "none after the rise: {optimizer} averages its steps instead"
-        told["schedule"] = Message(template, optimizer=settings.optimizer)
-    return told
+        reasons["schedule"] = Message(template, optimizer=settings.optimizer)
+    return reasons
 
 
 def lr_multiplier(settings: TrainSettings, step: int) -> float:
-    """The share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
+    """Return the share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
     warm-up, then the schedule, which would reach its end one step after the last."""
     warmup = settings.warmup
     if step <= warmup:

@@ -67,12 +67,12 @@ def draw_samples(
         yield _undrawn(len(prompts) - drawn, len(prompts), step)
 
 
-def _undrawn(count: int, most: int, step: int) -> Warned:
+def _undrawn(count: int, total: int, step: int) -> Warned:
     template = (
-        "{count} of {most} samples of step {step} are not drawn: the training was asked to end or "
+        "{count} of {total} samples of step {step} are not drawn: the training was asked to end or "
         "to pause"
     )
-    return Warned(Message(template, count=count, most=most, step=step))
+    return Warned(Message(template, count=count, total=total, step=step))
 
 
 def draw_plain(family: ModelFamily, prompt: str, seed: int) -> Image.Image:

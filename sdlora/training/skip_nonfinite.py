@@ -1,4 +1,4 @@
-"""A step of any optimizer that is applied where the numbers are sound, and nowhere else.
+"""Skipping of non-finite steps: any optimizer's step is applied where its numbers are finite.
 
 Whether they are is known on the device only, and to ask at once would make every step wait for it.
 So both outcomes are computed there: the optimizer moves, and where the loss or a gradient was no
@@ -18,8 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class _Counted:
-    """What an optimizer remembers beside tensors on the device: of each parameter, the names of all
-    that it has and what is no such tensor; of each group."""
+    """State of an optimizer beside tensors on the device: of each parameter, the names of all that
+    it has and the values that are no such tensors; of each group."""
 
     names: dict[Tensor, tuple[str, ...]]
     plain: dict[Tensor, dict[str, Any]]
@@ -27,7 +27,7 @@ class _Counted:
 
 
 class NonFiniteSkip:
-    """Steps an optimizer."""
+    """Steps an optimizer, or leaves it as it was."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -58,7 +58,7 @@ class NonFiniteSkip:
         self._last = _answer(sound), counted
 
     def settle(self) -> None:
-        """Know whether the last step was sound; to be called before the optimizer is looked at."""
+        """Find out whether the last step was finite; to be called before the optimizer is read."""
         last, self._last = self._last, None
         if last is None or last[0]():
             return
@@ -66,11 +66,11 @@ class NonFiniteSkip:
         for parameter in [p for p in state if p not in counted.names]:
             del state[parameter]  # what the step made is made again by the next
         for parameter, names in counted.names.items():
-            kept = {name: value for name, value in state[parameter].items() if name in names}
-            state[parameter] = kept | counted.plain[parameter]
-        for group, values in zip(self.optimizer.param_groups, counted.groups, strict=True):
+            values = {name: value for name, value in state[parameter].items() if name in names}
+            state[parameter] = values | counted.plain[parameter]
+        for group, before in zip(self.optimizer.param_groups, counted.groups, strict=True):
             group.clear()
-            group.update(values)
+            group.update(before)
 
     def forget(self) -> None:
         """The optimizer remembers something else now."""
@@ -80,19 +80,19 @@ class NonFiniteSkip:
 def _moments(
     optimizer: torch.optim.Optimizer, parameter: Tensor, copied: bool = False
 ) -> dict[str, Tensor]:
-    """What the optimizer remembers of a parameter on the parameter's device."""
-    said = optimizer.state.get(parameter, {}).items()
-    mine = {k: v for k, v in said if isinstance(v, Tensor) and v.device == parameter.device}
+    """Return the optimizer's state of a parameter on the parameter's device."""
+    state = optimizer.state.get(parameter, {}).items()
+    mine = {k: v for k, v in state if isinstance(v, Tensor) and v.device == parameter.device}
     return {name: tensor.clone() for name, tensor in mine.items()} if copied else mine
 
 
 def _counted(optimizer: torch.optim.Optimizer) -> _Counted:
     names, plain = {}, {}
-    for parameter, said in optimizer.state.items():
-        names[parameter] = tuple(said)
+    for parameter, state in optimizer.state.items():
+        names[parameter] = tuple(state)
         plain[parameter] = {
             name: value.clone() if isinstance(value, Tensor) else value
-            for name, value in said.items()
+            for name, value in state.items()
             if not (isinstance(value, Tensor) and value.device == parameter.device)
         }
     return _Counted(names, plain, [dict(group) for group in optimizer.param_groups])

@@ -91,8 +91,8 @@ class TrainState:
         batch = batch.to(device)
         loss = torch.zeros((), device=device)
         cuda = device.type == "cuda"
-        kept = torch.autograd.graph.save_on_cpu(pin_memory=cuda) if settings.offload else None
-        with torch.random.fork_rng(devices=[device] if cuda else []), kept or nullcontext():
+        offloaded = torch.autograd.graph.save_on_cpu(pin_memory=cuda) if settings.offload else None
+        with torch.random.fork_rng(devices=[device] if cuda else []), offloaded or nullcontext():
             torch.manual_seed(generator_for(settings.seed, step, "dropout").initial_seed())
             for first in range(0, len(batch), settings.batch_size):
                 rows = slice(first, first + settings.batch_size)

@@ -218,8 +218,8 @@ class Trainer:
     def divergence_reason(self) -> str:
         """Return what is wrong with the adapter, where that is worth a look: when it is to be kept,
         or the loss climbs; '' where nothing is."""
-        kept = self._checkpoint_due or self.validation_due or self.step == self.settings.steps
-        return self.base_loss.complaint() if self.loss_log.climbs() or kept else ""
+        saved = self._checkpoint_due or self.validation_due or self.step == self.settings.steps
+        return self.base_loss.complaint() if self.loss_log.climbs() or saved else ""
 
     def divergence_error(self, reading: LossReading, reason: str) -> DataError:
         """Keep what there is in the run's folder, and return the error that ends the training."""
