@@ -113,8 +113,8 @@ class ImagePipeline:
         family = self.family
         if (asked := request.clip_skip) > (limit := family.max_clip_skip):
             yield Message(
-                "{setting} = {given} is more than this model has layers; {most} is used",
-                setting=Setting("clip_skip"), given=asked, most=limit,
+                "{setting} = {given} is more than this model has layers; {limit} is used",
+                setting=Setting("clip_skip"), given=asked, limit=limit,
             )  # fmt: skip
         if request.zero_terminal_snr and not self._from_noise(request):
             yield Message(

@@ -191,8 +191,8 @@ def read_checkpoint(path: Path) -> SavedState:
 
 
 def newest_checkpoint(folder: Path) -> tuple[SavedState | None, list[Message]]:
-    """Return the newest whole checkpoint of a run, None when there is none; and what is wrong with newer
-    ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
+    """Return the newest whole checkpoint of a run, None when there is none; and what is wrong with
+    newer ones, which are set aside. SdloraError: another version wrote it; nothing is touched."""
     problems: list[Message] = []
     for path in reversed(checkpoint_folders(folder)):
         try:

@@ -42,12 +42,12 @@ def changes(then: Prints, now: Prints) -> str:
         "new": sorted(now.keys() - then.keys()),
         "changed": sorted(name for name in then.keys() & now.keys() if then[name] != now[name]),
     }
-    return "; ".join(f"{what}: {_listed(names)}" for kind, names in differences.items() if names)
+    return "; ".join(f"{kind}: {_listed(names)}" for kind, names in differences.items() if names)
 
 
 def check_same(then: Prints, now: Prints) -> None:
-    """Raise RunError naming what is missing, new or changed since the training began. The same pictures
-    in the same order are the same in a folder of another name, too."""
+    """Raise RunError naming what is missing, new or changed since the training began. The same
+    pictures in the same order are the same in a folder of another name, too."""
     if [*then.values()] != [*now.values()] and (differences := changes(then, now)):
         raise RunError(
             "the pictures, captions or lists are not those that this training began with; "

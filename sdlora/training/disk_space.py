@@ -104,8 +104,9 @@ class DiskSpace:
             )  # fmt: skip
 
     def _checkpoints_to_come(self, settings: TrainSettings, step: int) -> int:
-        """Return how many more there will be at once. One is written before the oldest is taken away; the
-        best is kept beside the newest; and one is written when the training ends early."""
+        """Return how many more there will be at once. One is written before the oldest is taken
+        away; the best is kept beside the newest; and one is written when the training ends
+        early."""
         held_out = settings.validation_share or settings.validation_data
         limit = settings.keep_checkpoints + 1 + bool(settings.validate_every and held_out)
         due = times_left(step, settings.save_every, settings.steps)

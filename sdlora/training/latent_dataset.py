@@ -114,7 +114,7 @@ class LatentDataset:
         """Return the number and the sizes of the pictures, in words."""
         sizes = sorted({(width, height) for *_, height, width in (i.sizes[0] for i in self.items)})
         pixels = ", ".join(f"{width} x {height}" for width, height in sizes)
-        return f"{len(self.items)} of {said} pixels"
+        return f"{len(self.items)} of {pixels} pixels"
 
     @property
     def steps_per_round(self) -> int:
@@ -282,7 +282,7 @@ class _Encoder:
         )
 
     def view(self, example: Example, bucket: Bucket, view: ImageView) -> Tensor:
-        """Return (C,h,w) of one view. One at a time, so that it is the same whatever else is known."""
+        """Return (C,h,w) of one view. One at a time, so that it is the same in any dataset."""
         if not (self.cache.folder and self.cache.most_gib and example.digest):
             return _encode_view(self.family, example, bucket, view)
         made_from = {"picture": example.digest, "bucket": bucket, "view": view.key}

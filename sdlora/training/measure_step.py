@@ -67,8 +67,8 @@ def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
 
 
 def largest_step(report: Preflight) -> tuple[list[Example], float]:
-    """Return the pictures of a step that needs the most memory, and the share of its pixels that a step has
-    on the average."""
+    """Return the pictures of a step that needs the most memory, and the share of its pixels that a
+    step has on the average."""
     size = report.settings.batch_size * report.settings.gradient_accumulation
     counts = {
         bucket: sum(row.example.repeats for row in report.learnt if row.bucket == bucket)

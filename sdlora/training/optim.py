@@ -103,8 +103,8 @@ def _about_optimizer(template: str, **values: Any) -> SettingsError:
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Take a step with an optimizer, of nothing that matters. SettingsError: there is none of that name, its
-    package is not installed, or it does not run on this device."""
+    """Take a step with an optimizer, of nothing that matters. SettingsError: there is none of that
+    name, its package is not installed, or it does not run on this device."""
     probe = nn.Parameter(torch.zeros(64, 64, device=device))
     probe.grad = torch.ones_like(probe)
     find_optimizer(name)
@@ -148,8 +148,8 @@ def unused(settings: TrainSettings) -> dict[str, Message]:
 
 
 def lr_multiplier(settings: TrainSettings, step: int) -> float:
-    """Return the share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over the
-    warm-up, then the schedule, which would reach its end one step after the last."""
+    """Return the share of the peak rate, above 0 to 1, at `step` of 1..`steps`: a linear rise over
+    the warm-up, then the schedule, which would reach its end one step after the last."""
     warmup = settings.warmup
     if step <= warmup:
         return step / warmup
