@@ -15,7 +15,7 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare, draw
-from sdlora.lora.tools.convert import alike, number_format, renamed, rounding
+from sdlora.lora.tools.convert import number_format, renamed, rounding, with_diffusers_names
 from test_lora_tools import CONV, LINEAR, delta, file_of, lora, random, relative
 
 # Comparing
@@ -153,13 +153,13 @@ def test_stability_names_become_those_of_diffusers() -> None:
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     text = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
     file = LoraFile({name: lora((6, 2048), 2, 1), text: lora((8, 4), 2, 3)})
-    ours = alike(file)
+    ours = with_diffusers_names(file)
     diffusers = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     assert list(ours.layers) == [diffusers, text]
     assert ours.layers[diffusers] is file.layers[name]
     both = LoraFile({**file.layers, diffusers: file.layers[name]})
     with pytest.raises(LoraFileError, match="stands twice"):
-        alike(both)
+        with_diffusers_names(both)
 
 
 def test_number_format_and_rounding() -> None:
@@ -201,7 +201,7 @@ KEPT = {
 
 
 def test_private_data_goes_and_the_rest_stays() -> None:
-    ours = provenance.named(provenance.without_private(SECRETS | KEPT), "new")
+    ours = provenance.with_title(provenance.without_private(SECRETS | KEPT), "new")
     assert "secret" not in json.dumps(ours)
     assert KEPT.items() <= ours.items()
     assert json.loads(ours["ss_network_args"]) == {"conv_dim": "4", "decay": "1e-3"}
@@ -209,13 +209,13 @@ def test_private_data_goes_and_the_rest_stays() -> None:
 
 
 def test_a_merged_file_names_its_sources_and_has_all_their_words() -> None:
-    def source(name: str, weight: float, **said: str) -> provenance.Source:
-        return provenance.Source(
+    def source(name: str, weight: float, **said: str) -> provenance.MergeSource:
+        return provenance.MergeSource(
             name, weight, {key.replace("__", "."): v for key, v in said.items()}
         )
 
     common = {"ss_base_model_version": "sd_v1", "modelspec__prediction_type": "epsilon"}
-    its = provenance.merged(
+    its = provenance.merged_metadata(
         [
             source("neon", 0.8, modelspec__trigger_phrase="neon lights, night", **common),
             source("zibo", -0.5, trained_words='["zibo", "night"]', ss_steps="9", **common),
@@ -233,11 +233,11 @@ def test_a_merged_file_names_its_sources_and_has_all_their_words() -> None:
 
 def test_facts_of_the_old_tensors_are_dropped() -> None:
     old = {"sshs_model_hash": "1", "lora_adapter_metadata": "{}", "ss_training_comment": "by hand"}
-    ours = provenance.rewritten(old | {"ss_seed": "4"}, "resized")
+    ours = provenance.rewritten_metadata(old | {"ss_seed": "4"}, "resized")
     assert set(ours) == {"ss_training_comment", "ss_seed"}
     assert ours["ss_training_comment"].startswith("by hand; resized with sdlora")
-    assert provenance.of_ranks([4, 4])["ss_network_dim"] == "4"
-    assert provenance.of_ranks([4, 8])["ss_network_alpha"] == "Dynamic"
+    assert provenance.rank_metadata([4, 4])["ss_network_dim"] == "4"
+    assert provenance.rank_metadata([4, 8])["ss_network_alpha"] == "Dynamic"
 
 
 def test_thumbnail_is_a_small_jpeg(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdlora.image_metadata.infotext import hashed_name
-from sdlora.lora.format.hashes import OF_NOTHING
+from sdlora.lora.format.hashes import EMPTY_SHA256
 from sdlora.messages import Message
 from sdlora.prompt.tags import parse_prompt, written
 
@@ -74,7 +74,7 @@ class ImageMetadata:
 
 def is_of_nothing(hash_: str) -> bool:
     """Whether a hash is that of no bytes, or of no length."""
-    return OF_NOTHING.startswith(hash_.strip().lower().removeprefix("0x"))
+    return EMPTY_SHA256.startswith(hash_.strip().lower().removeprefix("0x"))
 
 
 def read_a1111(text: str) -> ImageMetadata:

@@ -239,10 +239,10 @@ def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -
 
 def _has_hash(entry: LoraEntry, hash_: str, library: Library) -> bool:
     """Whether a file has a hash, or claims it."""
-    if is_hash(start := hash_.lower()) and entry.facts.said_hash.startswith(start):
+    if is_hash(start := hash_.lower()) and entry.facts.claimed_hash.startswith(start):
         return True
     try:
-        return library.hashes(entry).fit(start)
+        return library.hashes(entry).matches(start)
     except LoraFileError:  # it may be gone by now
         return False
 

@@ -127,7 +127,10 @@ class Engine:
         if self._painter is None or source != self._source:
             self.close()  # two models at once may not fit
             family = open_family(source, self.dtype, self.device)
-            library, book = Library.of(self.workspace), PromptResources.of(self.workspace)
+            library, book = (
+                Library.for_workspace(self.workspace),
+                PromptResources.of(self.workspace),
+            )
             self._painter, self._source = ImagePipeline(family, library, book), source
         return self._painter
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sdlora.architectures import BASES
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
-from sdlora.lora.format.name_map import Slot, vocabulary
+from sdlora.lora.format.name_map import Slot, build_name_map
 from sdlora.models.text_encoding import ClipEncoder, ClipLayer, TextEncodeOptions
 from sdlora.noise_schedule import DDPM
 from sdlora.prompt.chunks import Chunk
@@ -275,7 +275,7 @@ class Family(ABC):
     @cached_property
     def vocabulary(self) -> Mapping[str, tuple[Slot, ...]]:
         """Every layer name that a LoRA file may use for this model -> the modules it changes."""
-        return vocabulary(self.name, self.layers)
+        return build_name_map(self.name, self.layers)
 
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False

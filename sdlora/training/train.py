@@ -23,7 +23,7 @@ from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warne
 from sdlora.inference.engine import never
 from sdlora.jobs.control_files import answered, asked
 from sdlora.jobs.resume import changed
-from sdlora.lora.format.training_metadata import compared
+from sdlora.lora.format.training_metadata import reproduction_warnings
 from sdlora.models.registry import open_family
 from sdlora.settings.cadence import in_steps
 from sdlora.settings.train import TrainSettings
@@ -113,7 +113,7 @@ def prepare(
     prints = fingerprints(gathered.examples, gathered.lists)
     if begun:
         check_same(begun.facts["pictures"], prints)
-    yield from compared(folder, digest(prints))
+    yield from reproduction_warnings(folder, digest(prints))
     split = divide(gathered, settings, workspace)
     yield from grouped(split.problems)
     others_prints = fingerprints(split.held_out) if settings.validation_data else {}

@@ -15,7 +15,7 @@ from sdlora.events import Checkpoint, Event, Progress, Resumed, Saved, Started, 
 from sdlora.jobs.control_files import Request, answered, asked
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
-from sdlora.lora.format.training_metadata import recipe_metadata, versions
+from sdlora.lora.format.training_metadata import reproduction_metadata, versions
 from sdlora.messages import Message, Setting
 from sdlora.models.base import Family
 from sdlora.settings.cadence import is_due
@@ -322,7 +322,7 @@ class Trainer:
         )
         named = self.settings.model_copy(update={"name": name})
         said = training_metadata(named, facts)
-        said |= recipe_metadata(self.settings, digest(self.prints))
+        said |= reproduction_metadata(self.settings, digest(self.prints))
         with self.learner.as_kept():
             return replace(collect(self.family), metadata=said)
 

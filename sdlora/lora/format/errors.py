@@ -1,10 +1,10 @@
-"""Why a LoRA file is refused: every sentence that the gate can say, by a short name that stays."""
+"""Messages of refused LoRA files, by a short code that does not change."""
 
 from __future__ import annotations
 
 from sdlora.errors import LoraFileError
 
-# Of a file that is refused by its ending, whatever it holds
+# Of a file that is refused by its ending alone
 PICKLE = (
     "{file} may hold code and is not read; look for it as .safetensors, or convert it with "
     "Python: import torch, safetensors.torch as st; "
@@ -15,7 +15,7 @@ REFUSALS: dict[str, str] = {
     "unreadable": "{file} cannot be read: {why}",
     "not_safetensors": "{file} is not a safetensors file, or it is cut short; download it again",
     "damaged_header": "the header of {file} is damaged: {why}; download it again",
-    "tensor_count": "{file} holds {count} tensors; a LoRA has 1 to {most}",
+    "tensor_count": "{file} holds {count} tensors; a LoRA has 1 to {limit}",
     "damaged_entry": "{file}: the entry of tensor {key!r:.82} is damaged; download it again",
     "not_numbers": "{file}: tensor {key!r:.82} is {dtype!r:.20}, not floating numbers",
     "impossible_shape": "{file}: tensor {key!r:.82} has the impossible shape {shape!r:.40}",
@@ -50,5 +50,5 @@ REFUSALS: dict[str, str] = {
 
 
 def refusal(code: str, **facts: object) -> LoraFileError:
-    """The error of the row `code`, its sentence filled with `facts`."""
+    """Return the error with the template of `code`, filled with `facts`."""
     return LoraFileError(REFUSALS[code], code, **facts)
