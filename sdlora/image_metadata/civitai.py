@@ -10,7 +10,7 @@ from sdlora.image_metadata.a1111 import read_json
 from sdlora.lora.library.library import Library
 from sdlora.messages import Message
 from sdlora.prompt.scanner import number
-from sdlora.prompt.tags import written
+from sdlora.prompt.tags import format_tag
 
 _LORAS = {"lora", "locon", "lycoris", "dora"}
 _MOST = 32
@@ -18,8 +18,8 @@ _SHORTENED = 80  # letters
 
 
 def civitai_resources(text: str, library: Library) -> Iterator[Message]:
-    """A sentence for each model of `Civitai resources: [...]`. A title there is no name of a file
-    here, so nothing is put into the prompt; of a LoRA the tag to write is given."""
+    """Yield a message for each model of `Civitai resources: [...]`. Its titles are not file names,
+    so nothing is added to the prompt; for a LoRA the message gives the tag to write."""
     rows = read_json(text)
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     for row in rows[:_MOST]:
@@ -43,7 +43,7 @@ def _resource(row: dict[str, Any], library: Library) -> Message:
         file_name, advice = library.find(name).full_name if name else "", ""
     except LoraFileError:
         file_name, advice = "", " once its file is here"
-    tag = written(file_name or name or "NAME", weight)
+    tag = format_tag(file_name or name or "NAME", weight)
     text += " at weight {weight:g}; its tag is not in the prompt: add {tag}{advice}"
     return Message(text, kind=kind, name=name, about=about, weight=weight, tag=tag, advice=advice)
 

@@ -1,4 +1,4 @@
-"""What a ComfyUI picture was made with, as far as its graph of nodes tells.
+"""Reader of a ComfyUI picture's node graph.
 
 Any node can be anything: this finds the first sampler, walks from it towards where its inputs come
 from, and takes the nearest value of each name. Every node that bears on the picture and is not
@@ -18,7 +18,7 @@ from sdlora.image_metadata.comfyui_loras import Lora, is_loader, loras_of, reads
 from sdlora.image_metadata.other_programs import file_stem
 from sdlora.messages import Message
 from sdlora.prompt.scanner import number
-from sdlora.prompt.tags import parse_prompt, written
+from sdlora.prompt.tags import format_tag, parse_prompt
 
 _FIELDS = {
     "Steps": ("steps",),
@@ -73,7 +73,7 @@ _SHORTENED, _MOST_NAMED = 80, 30  # letters, things in one sentence
 
 
 def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
-    """What a graph says, either kind; None when the JSON is no graph or has no sampler."""
+    """Read a graph of either format; None when the JSON is no graph or has no sampler."""
     graph = Graph.from_json(record)
     samplers = [node for node in graph.nodes.values() if _samples(node)]
     if not samplers:
@@ -92,7 +92,7 @@ def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
         start = next(filter(None, (graph.source(guide.inputs.get(name)) for name in side)), None)
         text, encoders = _text(graph, start, side[0]) if start else ("", [])
         texts.append(_as_encoded(text, encoders, problems))
-    tags = [written(*lora) for lora in loras]
+    tags = [format_tag(*lora) for lora in loras]
     problems += _part_of_steps(graph, first)
     problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, guide)]
     return ImageMetadata(
@@ -216,7 +216,7 @@ def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
     later = [lora for node in bearing if node not in here for lora in loras_of(node, graph)]
     if later:
         text = "LoRAs of what comes after the first pass are not taken over: {tags}"
-        yield Message(text, tags=[written(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
+        yield Message(text, tags=[format_tag(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
     in_bearing = set(bearing)
     apart = [n for n in graph.nodes.values() if _samples(n) and n not in in_bearing]
     if apart:

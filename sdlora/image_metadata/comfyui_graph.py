@@ -66,13 +66,13 @@ class Graph:
         return self.nodes.get(str(value[0])) if linked and not isinstance(value[0], list) else None
 
     def sources(self, node: Node) -> Iterator[Node]:
-        """The nodes that a node draws from, in the order of its inputs."""
+        """Yield the nodes linked to a node's inputs, in the order of the inputs."""
         for value in node.inputs.values():
             if source := self.source(value):
                 yield source
 
     def upstream(self, *starts: Node) -> list[Node]:
-        """Nodes, then those they draw from, the nearest first, each once."""
+        """Yield `starts` and all nodes upstream of them, breadth first, each once."""
         reached = dict.fromkeys(starts)
         waiting = list(reached)
         for node in waiting:
@@ -82,7 +82,7 @@ class Graph:
         return waiting
 
     def downstream(self, *starts: Node) -> list[Node]:
-        """The nodes that draw from some nodes, directly or through others."""
+        """Yield the nodes downstream of some nodes, directly or through others."""
         users: dict[Node, list[Node]] = {}
         for node in self.nodes.values():
             for source in self.sources(node):
@@ -122,7 +122,7 @@ class Graph:
         return ""
 
     def unresolved(self, node: Node, name: str, instead: str = "") -> None:
-        """Note that an input's value is not to be found."""
+        """Add a problem: an input's value could not be resolved."""
         source = self.source(node.inputs.get(name))
         text = "{name} of {node} "
         text += "comes from {source}, which is not known here" if source else "is not understood"
@@ -131,7 +131,7 @@ class Graph:
         self._tell(Message(text, **shown, source=source.kind[:80] if source else ""))
 
     def unreadable(self, node: Node, row: str) -> None:
-        """Note that a row of a node is none that can be read."""
+        """Add a problem: a row of a node could not be read."""
         self._tell(
             Message("{row!r} of {node} is not understood", row=row[:80], node=node.kind[:80])
         )
@@ -142,8 +142,8 @@ class Graph:
 
 
 def _held(node: Node, name: str) -> Any:
-    """What a node gives on, as far as its inputs tell: the input of that name, the usual one of
-    nodes that hold a value, or the only one."""
+    """Return the value that a node passes on: its input of that name, else the usual name of
+    value nodes, else its only input."""
     for key in (name, *_HOLDS):
         if node.inputs.get(key) is not None:
             return node.inputs[key]
@@ -199,7 +199,7 @@ def _unlinked(value: Any) -> Any:
 def _origin(
     link: str, nodes: Mapping[str, dict[str, Any]], origins: Mapping[str, list[Any]]
 ) -> list[Any] | None:
-    """Where a link begins: of a bypassed node at its own input of the same type."""
+    """Return the origin of a link; a bypassed node passes on its input of the same type."""
     for _ in range(_LONGEST_CHAIN):
         origin = origins.get(link)
         node = nodes.get(str(origin[0])) if origin else None

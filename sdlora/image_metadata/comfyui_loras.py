@@ -1,4 +1,4 @@
-"""The LoRAs that ComfyUI's nodes apply, whichever node it is: told by the shapes of its inputs.
+"""LoRAs that ComfyUI's nodes apply, recognised by the names of a node's inputs.
 
 LoraLoader                     lora_name, strength_model, strength_clip
 CR LoRA Stack, LoRA Stacker    lora_name_1, model_weight_1 ..., switched or counted
@@ -52,8 +52,8 @@ def _by_number(inputs: Mapping[str, Any]) -> _Keys:
 
 
 def is_loader(node: Node, graph: Graph) -> bool:
-    """Whether a node's LoRAs are understood, even if it has none just now; or whether it applies a
-    stack of others."""
+    """True if a node is one whose LoRAs can be read, even if it has none now, or one that applies a
+    stack made by other nodes."""
     rows = any(_lora_key(key) for key in node.inputs)
     rows = rows or any(isinstance(_row_name(row), str) for row in _rows(node))
     stack = {"model", "lora_stack"} <= node.inputs.keys()
@@ -64,15 +64,15 @@ def _named(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
     """Names in inputs of their own, each with the weights of the same number."""
     limits = [number(str(node.inputs.get(key))) for key in _COUNTS if key in node.inputs]
     limit = limits[0] if limits and limits[0] is not None else float("inf")
-    weighted = any(words & _WEIGHT_WORDS for group in keys.values() for _, words in group)
+    weighted = any(name_words & _WEIGHT_WORDS for group in keys.values() for _, name_words in group)
     if not weighted and "model" not in node.inputs:
         return  # it only chooses a name for another node
     for index, group in keys.items():
         if index and (_is_off(node.inputs, group) or int(index) > limit):
             continue
-        for key, words in group:
+        for key, name_words in group:
             value = node.inputs[key]
-            if not _names_lora(words) or value is None or isinstance(value, dict):
+            if not _names_lora(name_words) or value is None or isinstance(value, dict):
                 continue
             name = graph.plain(value, key)
             if not isinstance(name, str):
@@ -85,8 +85,8 @@ def _lora_key(key: str) -> bool:
     return _names_lora(set(re.findall("[a-z]+", key.lower())))
 
 
-def _names_lora(words: set[str]) -> bool:
-    return "lora" in words and words <= {"lora", "name", "file"}
+def _names_lora(name_words: set[str]) -> bool:
+    return "lora" in name_words and name_words <= {"lora", "name", "file"}
 
 
 def _index(key: str) -> str:
@@ -94,8 +94,8 @@ def _index(key: str) -> str:
 
 
 def _is_off(inputs: Mapping[str, Any], group: Sequence[_Key]) -> bool:
-    for key, words in group:
-        if words & _SWITCH_WORDS and words <= _SWITCH_WORDS | {"lora"}:
+    for key, name_words in group:
+        if name_words & _SWITCH_WORDS and name_words <= _SWITCH_WORDS | {"lora"}:
             value = inputs[key]
             state = value.strip().lower() if isinstance(value, str) else value
             if isinstance(state, str | bool) and state in _OFF:
@@ -107,9 +107,9 @@ def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, fl
     """(unet, text encoder). Without a weight of its own the text encoder is left alone where the
     other one names the model."""
     weights: dict[str, float] = {}
-    for key, words in group:
-        if words & _WEIGHT_WORDS and words <= _OF_WEIGHTS:
-            part = next((part for part, signs in _PARTS.items() if words & signs), "both")
+    for key, name_words in group:
+        if name_words & _WEIGHT_WORDS and name_words <= _OF_WEIGHTS:
+            part = next((part for part, signs in _PARTS.items() if name_words & signs), "both")
             weights[part] = _weight(node, key, graph)
     mode = str(node.inputs.get("input_mode", node.inputs.get("mode", "")))
     if "both" in weights and (mode == "simple" or "model" not in weights):
@@ -167,5 +167,5 @@ def _tagged(node: Node, graph: Graph) -> Iterator[Lora]:
 
 
 def reads_tags(node: Node) -> bool:
-    """Whether a node's class applies the LoRA tags in its text."""
+    """True if a node's class applies the LoRA tags in its text."""
     return bool(_READS_TAGS.search(node.kind))

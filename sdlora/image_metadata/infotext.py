@@ -1,4 +1,4 @@
-"""The text a picture carries about its making, as A1111 writes it, and how it gets into the file.
+"""Infotext: generation settings as A1111 writes them, and writing of pictures with it.
 
     prompt, tags included
     Negative prompt: ...
@@ -42,19 +42,19 @@ _ORDER |= {name: place for place, name in enumerate(_LAST, 1)}
 
 
 def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The whole text, the fields in A1111's order; None and empty ones are left out."""
-    said = {key: str(value) for key, value in fields.items() if value not in (None, "")}
-    names = sorted(said, key=lambda name: _ORDER.get(name, 0))
+    """Return the infotext, its fields in A1111's order; None and empty ones are left out."""
+    texts = {key: str(value) for key, value in fields.items() if value not in (None, "")}
+    names = sorted(texts, key=lambda name: _ORDER.get(name, 0))
     lines = [
         prompt,
         f"Negative prompt: {negative_prompt}" if negative_prompt else "",
-        ", ".join(_field(name, said[name]) for name in names),
+        ", ".join(_field(name, texts[name]) for name in names),
     ]
     return "\n".join(line for line in lines if line).strip()
 
 
 def _field(name: str, value: str) -> str:
-    """`name: value`, the value as JSON where it holds what separates fields."""
+    """Return `name: value`, with the value as JSON if it contains a separator of fields."""
     if name == value:
         return name
     plain = not set(value) & set(',:\n\r"') and value == value.strip()
@@ -68,7 +68,7 @@ def lora_hashes(hashes: Mapping[str, str]) -> str:
 
 
 def hashed_name(name: str) -> str:
-    """A LoRA's name as it stands among the hashes."""
+    """Return a LoRA's name as written in the list of hashes."""
     return name.translate(str.maketrans("", "", ":,"))
 
 

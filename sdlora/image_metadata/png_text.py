@@ -1,7 +1,7 @@
-"""The texts of a PNG that Pillow refuses: other chunks may be damaged, the texts whole.
+"""Texts of a PNG that Pillow refuses: other chunks may be damaged and the texts intact.
 
 Chunks are [length, type, data, checksum]; tEXt holds name NUL text in Latin-1, zTXt the same
-deflated, iTXt UTF-8 (W3C PNG, 11.3.3). Checksums are not asked: a viewer shows the picture too.
+deflated, iTXt UTF-8 (W3C PNG, 11.3.3). Checksums are not verified, as in most viewers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST_CHUNKS = 10_000
 
 
 def png_texts(path: Path, largest: int) -> dict[str, str]:
-    """Name -> text, as far as they can be read; of each at most so many bytes. Empty for a file
+    """Return name -> text of the readable chunks, each up to a number of bytes. Empty for a file
     that is no PNG or cannot be read."""
     texts: dict[str, str] = {}
     try:

@@ -129,7 +129,7 @@ class Engine:
             family = open_family(source, self.dtype, self.device)
             library, book = (
                 Library.for_workspace(self.workspace),
-                PromptResources.of(self.workspace),
+                PromptResources.for_workspace(self.workspace),
             )
             self._painter, self._source = ImagePipeline(family, library, book), source
         return self._painter

@@ -20,7 +20,7 @@ OWN = ("image_dir", "num_repeats", "is_reg", "class_tokens", "metadata_file", "s
 
 @dataclass
 class Datasets:
-    """What the tables say: `flat` are keys as on sd-scripts' command line, `values` our own."""
+    """Content of the tables: `flat` are keys of sd-scripts' command line, `values` our settings."""
 
     flat: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Datasets:
 
 
 def read_datasets(tables: Mapping[str, Any]) -> Datasets:
-    """The pictures and the settings of all subsets; nothing where there are no such tables."""
+    """Read the folders and settings of all subsets; empty where there are no such tables."""
     result = Datasets()
     general = _table(tables.get("general"), "general", result)
     rows = []
@@ -50,7 +50,7 @@ def read_datasets(tables: Mapping[str, Any]) -> Datasets:
 
 
 def _read_folders(rows: list[dict[str, Any]], result: Datasets) -> None:
-    """Folders with their repeats, by what they are: the subject, or regularisation."""
+    """Folders with their repeats: of training pictures, and of regularisation pictures."""
     subject: list[str] = []
     regularisation: list[str] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""sd-scripts' keys as a table: our setting, how a value is read, and what leaving it out means."""
+"""Table of sd-scripts' keys: our setting, the reader of its value, and the default."""
 
 from __future__ import annotations
 

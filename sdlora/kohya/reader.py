@@ -1,4 +1,4 @@
-"""A file of kohya's read as our settings, with a note on all that is not done as it says."""
+"""Reader of kohya's files as our settings, with a note on each setting not followed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdlora.kohya import gui
 from sdlora.kohya.datasets import read_datasets
 from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
 from sdlora.kohya.network import read_network
-from sdlora.kohya.values import flag, number, text, words
+from sdlora.kohya.values import flag, number, text, word_list
 from sdlora.messages import Message
 from sdlora.settings.adapter_and_loss import TWO_MATRICES
 from sdlora.settings.train import TrainSettings
@@ -28,7 +28,7 @@ DEFAULT_RATE = 2e-6  # sd-scripts' learning_rate when no rate is given at all
 
 @dataclass
 class Imported:
-    """Our settings of a file, and what is not done as it says."""
+    """Settings read from a file, and notes on keys that are not followed."""
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[Message] = field(default_factory=list)
@@ -39,8 +39,8 @@ class Imported:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Message]]:
-    """Our settings in a TOML or JSON file of kohya's, and what in it is not done as it says.
-    SettingsError: it cannot be read."""
+    """Read our settings from a TOML or JSON file of kohya's. SettingsError when it cannot be
+    read."""
     tables = _load(path)
     result = Imported()
     if gui.is_preset(tables):
@@ -84,13 +84,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _beside(path: Path, named: str) -> Path:
-    """A file that another names: by its path, or beside the other."""
+    """Return the file that another file names: at its path, or in the other's folder."""
     own = Path(named).expanduser()
     return own if os.path.exists(own) else path.parent / own.name  # no error for a long name
 
 
 def _flattened(tables: dict[str, Any]) -> dict[str, Any]:
-    """Keys of all tables as sd-scripts reads them, whatever table they stand in."""
+    """Return the keys of all tables in one, as sd-scripts reads them."""
     inner = {name: value for name, value in tables.items() if isinstance(value, dict)}
     apart = {"general", "datasets"}
     flat = {k: v for name, table in inner.items() if name not in apart for k, v in table.items()}
@@ -98,7 +98,7 @@ def _flattened(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_keys(flat: dict[str, Any], result: Imported) -> None:
-    """Every key by itself: used, always so, done otherwise, or unknown."""
+    """Read each key: used, always true here, done differently, or unknown."""
     always = {key: why for why, keys in ALWAYS.items() for key in keys}
     met: dict[str, list[str]] = {}
     for key, value in flat.items():
@@ -122,7 +122,7 @@ def _read_keys(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _missing() -> dict[str, Any]:
-    """What sd-scripts means by a file that says nothing, as far as it changes the LoRA."""
+    """Add sd-scripts' defaults for keys that the file lacks, where they affect the LoRA."""
     return {row.ours: row.missing for row in KEYS.values() if row.missing is not OURS}
 
 
@@ -145,14 +145,14 @@ _NOT_USED = "{key} = {value} is not used: {why}"
 
 @lru_cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    """What checks a value against the type and the bounds of our setting."""
+    """Return the validator of a setting's type and bounds."""
     info = TrainSettings.model_fields[name]
     bounded: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     return TypeAdapter(bounded)
 
 
 def _read_together(flat: dict[str, Any], result: Imported, path: Path) -> None:
-    """Settings that several keys make together."""
+    """Read the settings that several keys determine together."""
     _read_rates(flat, result)
     _read_loss(flat, result)
     _read_pictures(flat, result)
@@ -193,8 +193,8 @@ def _flag_in(flat: dict[str, Any], key: str, result: Imported) -> bool:
 
 
 def _read_rates(flat: dict[str, Any], result: Imported) -> None:
-    """Rates of UNet and text encoder: their own, else the common one. A part whose rate is 0 does
-    not learn."""
+    """Read the learning rates of UNet and text encoder: their own, else the common one. A part
+    whose rate is 0 is not trained."""
     common = _number_in(flat, "learning_rate", result)
     common = DEFAULT_RATE if common is None else common
     unet, texts = (_number_in(flat, key, result) for key in ("unet_lr", "text_encoder_lr"))
@@ -220,7 +220,7 @@ def _read_rates(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_loss(flat: dict[str, Any], result: Imported) -> None:
-    """What noise levels count: min-SNR, debiased, or all the same as in sd-scripts by itself."""
+    """Read the loss weighting: min-SNR, debiased, or constant, which is sd-scripts' default."""
     gamma = _number_in(flat, "min_snr_gamma", result)
     debiased = _flag_in(flat, "debiased_estimation_loss", result)
     result.values["loss_weighting"] = "debiased" if debiased else "min_snr" if gamma else "flat"
@@ -251,12 +251,12 @@ def _read_pictures(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_optimizer(flat: dict[str, Any], result: Imported) -> None:
-    """The old flags for an optimizer, and of its arguments the weight decay."""
+    """Read the optimizer from its old flags too, and the weight decay from its arguments."""
     for key, name in (("use_8bit_adam", "adamw8bit"), ("use_lion_optimizer", "lion")):
         if _flag_in(flat, key, result):
             result.values["optimizer"] = name
     try:
-        arguments = words(flat.get("optimizer_args") or [])
+        arguments = word_list(flat.get("optimizer_args") or [])
     except (ValueError, TypeError) as error:
         value = _shown(flat["optimizer_args"])
         result.note(_NOT_USED, key="optimizer_args", value=value, why=error)
@@ -274,7 +274,7 @@ def _read_optimizer(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_prompts(flat: dict[str, Any], result: Imported, path: Path) -> None:
-    """Prompts of the file that sample_prompts names, without their options."""
+    """Read the prompts of the file that sample_prompts names, without their options."""
     named = flat.get("sample_prompts")
     if not named:
         return
@@ -293,7 +293,7 @@ def _read_prompts(flat: dict[str, Any], result: Imported, path: Path) -> None:
 
 
 def _make_valid(result: Imported) -> None:
-    """Mend what each setting allows by itself and all of them together do not."""
+    """Correct combinations of settings that are each allowed but not together."""
     values = result.values
     if "steps" in values and values["warmup_steps"] > values["steps"]:
         result.note("lr_warmup_steps is more than all steps: it is all of them")

@@ -1,4 +1,4 @@
-"""Emphasis as other programs write it, put into A1111's words.
+"""Conversion of other programs' emphasis syntax to A1111's.
 
     InvokeAI (compel):  cat++ (red)1.3 "a dog"-     ->  (cat:1.21) (red:1.3) (a dog:0.9)
     NovelAI:            {cat} [red] 1.3::a dog::    ->  (cat:1.05) (red:0.952) (a dog:1.3)
@@ -41,7 +41,7 @@ _ENDS = ".!?;:"
 
 
 def from_compel(text: str) -> tuple[str, list[Message]]:
-    """InvokeAI's prompt in A1111's words; as it is, and a sentence, where those have none."""
+    """Convert InvokeAI's prompt to A1111's syntax; unchanged, with a message, where impossible."""
     if method := _METHODS.search(text):
         return text, [
             Message("{method} of InvokeAI's prompt is not known here", method=method[0].strip(")("))
@@ -66,7 +66,7 @@ def from_compel(text: str) -> tuple[str, list[Message]]:
 
 
 def from_novelai(text: str) -> tuple[str, list[Message]]:
-    """NovelAI's prompt in A1111's words."""
+    """Convert NovelAI's prompt to A1111's syntax."""
     segments: list[_Segment] = []
     brackets, weight = 0, 1.0
     for match in _NOVELAI.finditer(text):

@@ -1,4 +1,4 @@
-"""Styles: texts that are put around a prompt, kept in A1111's styles.csv (modules/styles.py)."""
+"""Styles: texts applied to a prompt, read from A1111's styles.csv (modules/styles.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Style:
-    """A style: what it does to the prompt, and to the negative prompt."""
+    """One style: its texts for the prompt and for the negative prompt."""
 
     name: str
     prompt: str = ""
@@ -48,7 +48,7 @@ def apply_styles(text: str, styles: Iterable[str]) -> str:
 
 
 class Styles(dict[str, Style]):
-    """Styles by name, and what of their file is not used."""
+    """Styles by name, and messages about rows of the file that are not used."""
 
     problems: tuple[Message, ...] = ()
 
@@ -90,8 +90,8 @@ def read_styles(path: Path) -> Styles:
 
 
 def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
-    """The rows of a table, and the beginnings of those whose quotes never close: they would take
-    all that follows them for their own."""
+    """Return (rows of a table, beginnings of rows whose quotes never close and would swallow all
+    following rows)."""
     lines, rows, unclosed = text.splitlines(keepends=True), [], []
     while lines:
         reader = csv.reader(iter(lines), delimiter=separator, skipinitialspace=True)
