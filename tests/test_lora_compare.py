@@ -15,7 +15,7 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare, draw
-from sdlora.lora.tools.convert import number_format, renamed, rounding, with_diffusers_names
+from sdlora.lora.tools.convert import number_format, rounding, with_diffusers_names, with_key_style
 from test_lora_tools import CONV, LINEAR, delta, file_of, lora, random, relative
 
 # Comparing
@@ -105,7 +105,7 @@ def test_flux_layers_stack_to_exactly_the_same_change(alphas: tuple[float, ...])
         flux(BLOCK + name, 2 + i, 10 * i, alphas[i] * (2 + i) / 2) for i, name in enumerate(QKV)
     ]
     layers = {name: adapter for part in parts for name, adapter in part.items()}
-    stacked = renamed(flux_file({**layers, **flux(BLOCK + "ff_net_2", 2, 50)}), "kohya")
+    stacked = with_key_style(flux_file({**layers, **flux(BLOCK + "ff_net_2", 2, 50)}), "kohya")
     assert set(stacked.layers) == {
         "lora_unet_double_blocks_0_img_attn_qkv",
         "lora_unet_double_blocks_0_img_mlp_2",
@@ -120,11 +120,11 @@ def test_flux_layers_stack_to_exactly_the_same_change(alphas: tuple[float, ...])
 def test_flux_stacks_come_apart_and_together_without_growing() -> None:
     whole = lora((18, 6), 3, 7)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
-    apart = renamed(flux_file({name: whole}), "peft")
+    apart = with_key_style(flux_file({name: whole}), "peft")
     assert set(apart.layers) == {*(f"lora_unet_{BLOCK}{part}" for part in QKV), *SINGLE}
     assert torch.equal(apart.layers[f"lora_unet_{BLOCK}attn_to_k"].tensors["up"],
                        whole.tensors["up"][6:12])  # fmt: skip
-    again = renamed(apart, "kohya").layers[name]
+    again = with_key_style(apart, "kohya").layers[name]
     assert again.rank == 3
     assert torch.equal(again.tensors["up"], whole.tensors["up"])
     assert torch.equal(again.tensors["down"], whole.tensors["down"])
@@ -133,7 +133,7 @@ def test_flux_stacks_come_apart_and_together_without_growing() -> None:
 def test_a_share_that_is_missing_changes_nothing() -> None:
     layers = flux("single_transformer_blocks_0_proj_mlp", 2, 1, rows=24)
     layers |= flux("single_transformer_blocks_0_attn_to_k", 2, 5)
-    whole = renamed(flux_file(layers), "kohya").layers["lora_unet_single_blocks_0_linear1"]
+    whole = with_key_style(flux_file(layers), "kohya").layers["lora_unet_single_blocks_0_linear1"]
     change = delta(whole, (42, 6))
     k, mlp = (delta(layers[f"lora_unet_single_transformer_blocks_0_{n}"], s)
               for n, s in (("attn_to_k", (6, 6)), ("proj_mlp", (24, 6))))  # fmt: skip
@@ -145,8 +145,8 @@ def test_what_cannot_be_stacked_is_refused() -> None:
                             for s, shape in (("a", (6, 2)), ("b", (2, 6)))})  # fmt: skip
     layers = {f"lora_unet_{BLOCK}{name}": loha for name in QKV}
     with pytest.raises(LoraFileError, match="LoHa of layer .* cannot be stacked"):
-        renamed(flux_file(layers), "kohya")
-    assert set(renamed(flux_file(layers), "peft").layers) == {*layers, *SINGLE}
+        with_key_style(flux_file(layers), "kohya")
+    assert set(with_key_style(flux_file(layers), "peft").layers) == {*layers, *SINGLE}
 
 
 def test_stability_names_become_those_of_diffusers() -> None:

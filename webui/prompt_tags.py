@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from sdlora.errors import LoraFileError
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt.expansion import strip_comments
-from sdlora.prompt.scanner import Token, tokens, unescaped
+from sdlora.prompt.scanner import Token, tokens, without_escapes
 from sdlora.prompt.tags import format_tag, parse_prompt
 from webui.lora_details import prompt_words
 
@@ -52,8 +52,8 @@ def with_tag(prompt: str, name: str, words: Sequence[str], weight: float) -> str
     """The prompt with a LoRA's tag and the words that call it, each unless it is there already; on
     a line of their own where a comment would hide them."""
     spoken = strip_comments(prompt)
-    said = unescaped(spoken).lower()
-    missing = [word for word in words if unescaped(word).lower() not in said]
+    said = without_escapes(spoken).lower()
+    missing = [word for word in words if without_escapes(word).lower() not in said]
     if name.lower() not in {lora.name.lower() for lora in parse_prompt(spoken).loras}:
         missing.append(format_tag(name, weight))
     if not missing:

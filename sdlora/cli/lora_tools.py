@@ -28,9 +28,9 @@ from sdlora.lora.tools.compare import compare as compared
 from sdlora.lora.tools.compare import draw
 from sdlora.lora.tools.convert import (
     number_format,
-    renamed,
     rounding,
     with_diffusers_names,
+    with_key_style,
     with_one_alpha,
 )
 from sdlora.lora.tools.deltas import BaseWeight, has_matrix, no_weights
@@ -270,7 +270,7 @@ def _save(
     SettingsError: a file took its name meanwhile, and it is not to be overwritten."""
     usual: Literal["kohya", "peft"] = "peft" if file.base in WRITTEN_AS_PEFT else "kohya"
     named = usual if names == "auto" else names
-    fresh = renamed(LoraFile(file.layers, said, file.embeddings), named)
+    fresh = with_key_style(LoraFile(file.layers, said, file.embeddings), named)
     try:
         write_lora(fresh, path, dtype, named, overwrite=overwrite)
     except FileExistsError:

@@ -68,7 +68,7 @@ class ImageMetadata:
             for kind, name, value in pairs
             if _HASHED.get(kind.strip().lower()) == title and isinstance(value, str)
         }
-        hashes = listed | read_hashes(self.fields.get(title, ""))
+        hashes = listed | parse_hashes(self.fields.get(title, ""))
         return {name: value for name, value in hashes.items() if not is_empty_hash(value)}
 
 
@@ -113,7 +113,7 @@ def _parameters_at(lines: list[str]) -> tuple[int, int]:
     for row in range(last, -1, -1):
         starts = [match.start() for match in _STEPS.finditer(lines[row])]
         if starts and _are_parameters(lines[row][starts[-1] :]):
-            whole = starts[-1] == 0 or next(_fields(lines[row]), ("", None))[0] in _CORE
+            whole = starts[-1] == 0 or next(_iter_fields(lines[row]), ("", None))[0] in _CORE
             position = row, 0 if whole else starts[-1]
             break
     if position[0] != last and _are_parameters(lines[last]):
@@ -123,13 +123,13 @@ def _parameters_at(lines: list[str]) -> tuple[int, int]:
 
 
 def _are_parameters(line: str) -> bool:
-    values = dict(_fields(line)).values()
+    values = dict(_iter_fields(line)).values()
     return sum(value is not None for value in values) >= _FEWEST_FIELDS
 
 
 def _field_values(line: str) -> dict[str, str]:
     """Return the fields of a line; a name without value is its own value, as A1111 writes it."""
-    return {name: name if value is None else value for name, value in _fields(line)}
+    return {name: name if value is None else value for name, value in _iter_fields(line)}
 
 
 def _read_behind(lines: list[str], values: dict[str, str]) -> tuple[Message, ...]:
@@ -166,7 +166,7 @@ def _split_negative(lines: list[str], has_fields: bool) -> tuple[str, str]:
     return prompt, negative.removeprefix(_NEGATIVE)
 
 
-def _fields(line: str) -> Iterator[tuple[str, str | None]]:
+def _iter_fields(line: str) -> Iterator[tuple[str, str | None]]:
     """Yield (name, value) of a line of parameters; the value is None for a name alone."""
     place = 0
     while place < len(line):
@@ -176,13 +176,13 @@ def _fields(line: str) -> Iterator[tuple[str, str | None]]:
         name = line[place : colon if colon >= 0 else end].strip()
         value: str | None = None
         if colon >= 0:
-            value, end = _value(line, colon + 1, end)
+            value, end = _parse_value(line, colon + 1, end)
         if _NAME.fullmatch(name):
             yield name, value
         place = end + 1
 
 
-def _value(line: str, start: int, comma: int) -> tuple[str, int]:
+def _parse_value(line: str, start: int, comma: int) -> tuple[str, int]:
     """Return (value, its end): a JSON string, a JSON list as Civitai's, or up to the comma."""
     if quoted := _QUOTED.match(line, start):
         value = read_json(quoted[1])
@@ -207,7 +207,7 @@ def read_json(text: str) -> Any:
         return None
 
 
-def read_hashes(text: str) -> dict[str, str]:
+def parse_hashes(text: str) -> dict[str, str]:
     """`name: hash, name: hash` -> {name: hash}; Fooocus writes a weight after the hash."""
     pairs = (pair.split(":") for pair in text.split(","))
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) > 1}

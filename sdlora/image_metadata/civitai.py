@@ -23,15 +23,18 @@ def civitai_resources(text: str, library: Library) -> Iterator[Message]:
     rows = read_json(text)
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     for row in rows[:_MOST]:
-        yield _resource(row, library)
+        yield _resource_message(row, library)
     if len(rows) > _MOST:
         yield Message("Civitai lists {count} more models", count=len(rows) - _MOST)
 
 
-def _resource(row: dict[str, Any], library: Library) -> Message:
-    kind = _plain(row.get("type")) or "model"
-    name = _plain(row.get("modelName") or row.get("name") or row.get("air"))
-    version, version_id = _plain(row.get("modelVersionName")), _plain(row.get("modelVersionId"))
+def _resource_message(row: dict[str, Any], library: Library) -> Message:
+    kind = _plain_title(row.get("type")) or "model"
+    name = _plain_title(row.get("modelName") or row.get("name") or row.get("air"))
+    version, version_id = (
+        _plain_title(row.get("modelVersionName")),
+        _plain_title(row.get("modelVersionId")),
+    )
     parts = (f"version {version}" if version else "", f"id {version_id}" if version_id else "")
     about = ", ".join(filter(None, parts))
     given = number(str(row.get("weight")))
@@ -48,5 +51,5 @@ def _resource(row: dict[str, Any], library: Library) -> Message:
     return Message(text, kind=kind, name=name, about=about, weight=weight, tag=tag, advice=advice)
 
 
-def _plain(value: Any) -> str:
+def _plain_title(value: Any) -> str:
     return str(value)[:_SHORTENED] if isinstance(value, str | int | float) else ""

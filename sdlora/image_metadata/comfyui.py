@@ -75,14 +75,14 @@ _SHORTENED, _MOST_NAMED = 80, 30  # letters, things in one sentence
 def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
     """Read a graph of either format; None when the JSON is no graph or has no sampler."""
     graph = Graph.from_json(record)
-    samplers = [node for node in graph.nodes.values() if _samples(node)]
+    samplers = [node for node in graph.nodes.values() if _is_sampler(node)]
     if not samplers:
         text = "ComfyUI's graph has no sampler that is known here; its nodes are {nodes}"
         kinds = counted(node.kind for node in graph.nodes.values())[:_MOST_NAMED]
         problem = Message(text, nodes=kinds)
         return ImageMetadata(program="ComfyUI", problems=(problem,)) if graph.nodes else None
-    first = _first(samplers, graph)
-    fields = _fields(graph, first)
+    first = _first_sampler(samplers, graph)
+    fields = _sampler_fields(graph, first)
     guide = graph.source(first.inputs.get("guider")) or first
     loras = [*_applied(graph, guide)]
     sides = (("positive", "conditioning"), ("negative",))
@@ -90,7 +90,7 @@ def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
     problems: list[Message] = []
     for side in sides:
         start = next(filter(None, (graph.source(guide.inputs.get(name)) for name in side)), None)
-        text, encoders = _text(graph, start, side[0]) if start else ("", [])
+        text, encoders = _encoder_text(graph, start, side[0]) if start else ("", [])
         texts.append(_as_encoded(text, encoders, problems))
     tags = [format_tag(*lora) for lora in loras]
     problems += _part_of_steps(graph, first)
@@ -118,30 +118,30 @@ def _applied(graph: Graph, guide: Node) -> Iterator[Lora]:
                 yield name, unet if on_model else 0.0, text_encoder if on_texts else 0.0
 
 
-def _samples(node: Node) -> bool:
+def _is_sampler(node: Node) -> bool:
     names = node.inputs.keys()
     return {"positive", "negative", "latent_image"} <= names or {"guider", "sampler"} <= names
 
 
-def _first(samplers: list[Node], graph: Graph) -> Node:
+def _first_sampler(samplers: list[Node], graph: Graph) -> Node:
     """The sampler that no other comes before; of several that which denoises most."""
     later = set(graph.downstream(*samplers))
     firsts = [sampler for sampler in samplers if sampler not in later]
-    return max(firsts or samplers, key=lambda node: _weight(node.inputs.get("denoise")))
+    return max(firsts or samplers, key=lambda node: _number_or_one(node.inputs.get("denoise")))
 
 
-def _fields(graph: Graph, first: Node) -> dict[str, str]:
+def _sampler_fields(graph: Graph, first: Node) -> dict[str, str]:
     fields = {name: graph.value(first, *places) for name, places in _FIELDS.items()}
     fields["Model"] = file_stem(fields["Model"]) if fields["Model"] else ""
-    fields["Size"] = _size(graph, first)
+    fields["Size"] = _image_size(graph, first)
     denoise = graph.value(first, "denoise")
-    fields["Denoising strength"] = denoise if _weight(denoise) < 1 else ""
+    fields["Denoising strength"] = denoise if _number_or_one(denoise) < 1 else ""
     last_layer = graph.value(first, "stop_at_clip_layer", "clip_skip")
     fields["Clip skip"] = last_layer.removeprefix("-") if last_layer.startswith("-") else ""
     return {name: value for name, value in fields.items() if value not in ("", "Baked VAE")}
 
 
-def _size(graph: Graph, start: Node) -> str:
+def _image_size(graph: Graph, start: Node) -> str:
     for node in graph.upstream(start):
         for sides in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
             of_latents = "Latent" in node.kind or sides[0] != "width"
@@ -150,12 +150,12 @@ def _size(graph: Graph, start: Node) -> str:
     return ""
 
 
-def _weight(value: Any) -> float:
+def _number_or_one(value: Any) -> float:
     weight = number(str(value))
     return 1.0 if weight is None else weight
 
 
-def _text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
+def _encoder_text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
     """The texts that a conditioning is made of, and the nodes that encode them. A node with both
     sides is left by its own."""
     texts: dict[str, None] = {}
@@ -208,9 +208,9 @@ def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
     before = graph.upstream(first)
     after = graph.downstream(first)
     drawn_from = {source for node in graph.nodes.values() for source in graph.sources(node)}
-    bearing = graph.upstream(*before, *(n for n in after if n in drawn_from or _samples(n)))
+    bearing = graph.upstream(*before, *(n for n in after if n in drawn_from or _is_sampler(n)))
     for node in bearing:
-        if node is not first and _samples(node):
+        if node is not first and _is_sampler(node):
             yield _other_pass(graph, node)
     here = set(graph.upstream(first, guide))
     later = [lora for node in bearing if node not in here for lora in loras_of(node, graph)]
@@ -218,17 +218,17 @@ def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
         text = "LoRAs of what comes after the first pass are not taken over: {tags}"
         yield Message(text, tags=[format_tag(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
     in_bearing = set(bearing)
-    apart = [n for n in graph.nodes.values() if _samples(n) and n not in in_bearing]
+    apart = [n for n in graph.nodes.values() if _is_sampler(n) and n not in in_bearing]
     if apart:
         text = "the graph makes {count} more pictures apart from this one; they are not read"
         yield Message(text, count=len(apart))
     unknown: list[str] = []
     features: dict[str, list[str]] = {}
     for node in bearing:
-        if _is_understood(node, graph) or _samples(node):
+        if _is_understood(node, graph) or _is_sampler(node):
             continue
-        feature = next((name for sign, name in _FEATURES if re.search(sign, _folded(node))), "")
-        (features.setdefault(feature, []) if feature else unknown).append(_shown(node))
+        feature = next((name for sign, name in _FEATURES if re.search(sign, _node_class(node))), "")
+        (features.setdefault(feature, []) if feature else unknown).append(_shown_text(node))
     for feature, nodes in features.items():
         text = "{feature} is not taken over ({nodes})"
         yield Message(text, feature=feature, nodes=counted(nodes))
@@ -261,13 +261,13 @@ def _is_understood(node: Node, graph: Graph) -> bool:
     return known or node.kind.startswith("Primitive") or is_loader(node, graph)
 
 
-def _folded(node: Node) -> str:
+def _node_class(node: Node) -> str:
     folded = re.sub(r"[\s_]", "", node.kind).lower()
     is_refiner = "refiner" in str(node.inputs.get("ckpt_name", "")).lower()
     return "refiner" if is_refiner else folded
 
 
-def _shown(node: Node) -> str:
+def _shown_text(node: Node) -> str:
     """A node's class, and the model files that it names."""
     files = [v for v in node.inputs.values() if isinstance(v, str) and _MODEL_FILE.search(v)]
     return f"{node.kind[:_SHORTENED]}: {', '.join(files)[:_SHORTENED]}" if files else node.kind

@@ -37,15 +37,15 @@ def loras_of(node: Node, graph: Graph) -> list[Lora]:
     keys = _by_number(node.inputs)
     if _is_off(node.inputs, keys.get("", ())):
         return []
-    loras = [*_named(node, graph, keys), *_listed(node, graph)]
-    return loras or [*_tagged(node, graph)]
+    loras = [*_loras_in_inputs(node, graph, keys), *_loras_in_rows(node, graph)]
+    return loras or [*_loras_in_text(node, graph)]
 
 
 def _by_number(inputs: Mapping[str, Any]) -> _Keys:
     """The names of inputs, with the words in them, by the number in them."""
     keys: dict[str, list[tuple[str, set[str]]]] = {}
     for key in inputs:
-        group = keys.setdefault(_index(key), [])
+        group = keys.setdefault(_number_in_key(key), [])
         if len(group) < _MOST_OF_A_NUMBER:
             group.append((key, set(re.findall("[a-z]+", key.lower()))))
     return keys
@@ -55,12 +55,12 @@ def is_loader(node: Node, graph: Graph) -> bool:
     """True if a node is one whose LoRAs can be read, even if it has none now, or one that applies a
     stack made by other nodes."""
     rows = any(_lora_key(key) for key in node.inputs)
-    rows = rows or any(isinstance(_row_name(row), str) for row in _rows(node))
+    rows = rows or any(isinstance(_row_name(row), str) for row in _object_rows(node))
     stack = {"model", "lora_stack"} <= node.inputs.keys()
-    return rows or stack or bool([*_tagged(node, graph)])
+    return rows or stack or bool([*_loras_in_text(node, graph)])
 
 
-def _named(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
+def _loras_in_inputs(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
     """Names in inputs of their own, each with the weights of the same number."""
     limits = [number(str(node.inputs.get(key))) for key in _COUNTS if key in node.inputs]
     limit = limits[0] if limits and limits[0] is not None else float("inf")
@@ -78,7 +78,7 @@ def _named(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
             if not isinstance(name, str):
                 graph.unresolved(node, key)
             elif name.strip() not in ("", "None", "none"):
-                yield (file_stem(name), *_weights(node, group, graph))
+                yield (file_stem(name), *_unet_and_text_weights(node, group, graph))
 
 
 def _lora_key(key: str) -> bool:
@@ -89,7 +89,7 @@ def _names_lora(name_words: set[str]) -> bool:
     return "lora" in name_words and name_words <= {"lora", "name", "file"}
 
 
-def _index(key: str) -> str:
+def _number_in_key(key: str) -> str:
     return "".join(re.findall("[0-9]+", key)[:1])[:4]
 
 
@@ -103,14 +103,14 @@ def _is_off(inputs: Mapping[str, Any], group: Sequence[_Key]) -> bool:
     return False
 
 
-def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, float]:
+def _unet_and_text_weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, float]:
     """(unet, text encoder). Without a weight of its own the text encoder is left alone where the
     other one names the model."""
     weights: dict[str, float] = {}
     for key, name_words in group:
         if name_words & _WEIGHT_WORDS and name_words <= _OF_WEIGHTS:
             part = next((part for part, signs in _PARTS.items() if name_words & signs), "both")
-            weights[part] = _weight(node, key, graph)
+            weights[part] = _input_weight(node, key, graph)
     mode = str(node.inputs.get("input_mode", node.inputs.get("mode", "")))
     if "both" in weights and (mode == "simple" or "model" not in weights):
         both = weights["both"]
@@ -120,16 +120,16 @@ def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, fl
     return weights.get("model", 1.0), weights.get("clip", 0.0)
 
 
-def _weight(node: Node, key: str, graph: Graph) -> float:
+def _input_weight(node: Node, key: str, graph: Graph) -> float:
     weight = number(str(graph.plain(node.inputs[key], key)))
     if weight is None:
         graph.unresolved(node, key, "1")
     return 1.0 if weight is None else weight
 
 
-def _listed(node: Node, graph: Graph) -> Iterator[Lora]:
+def _loras_in_rows(node: Node, graph: Graph) -> Iterator[Lora]:
     """Rows that are objects of their own: rgthree's and LoraManager's."""
-    for row in _rows(node):
+    for row in _object_rows(node):
         name = _row_name(row)
         is_on = row.get("on", row.get("active", True))
         if name is not None and not isinstance(name, str):
@@ -145,7 +145,7 @@ def _row_name(row: Mapping[str, Any]) -> Any:
     return row.get("lora", row.get("name"))
 
 
-def _rows(node: Node) -> Iterator[Mapping[str, Any]]:
+def _object_rows(node: Node) -> Iterator[Mapping[str, Any]]:
     for key, value in node.inputs.items():
         inner = value.get("__value__", value) if isinstance(value, dict) else value
         is_list = isinstance(inner, list) and ("lora" in key.lower() or key.startswith("widget_"))
@@ -154,9 +154,9 @@ def _rows(node: Node) -> Iterator[Mapping[str, Any]]:
                 yield row
 
 
-def _tagged(node: Node, graph: Graph) -> Iterator[Lora]:
+def _loras_in_text(node: Node, graph: Graph) -> Iterator[Lora]:
     """Tags in the text of a node that reads them; there the first weight is the model's."""
-    if not _READS_TAGS.search(node.kind) or [*_rows(node)]:
+    if not _READS_TAGS.search(node.kind) or [*_object_rows(node)]:
         return
     for key in _TAGGED:
         text = graph.plain(node.inputs.get(key), key)

@@ -27,7 +27,7 @@ _NOTHING: tuple[Any, ...] = (None, "", "None", "none", "0", "false", "[]", 0, []
 _SHORTENED, _MOST_NAMED = 80, 30
 
 
-def _same(text: str) -> tuple[str, list[Message]]:
+def _unchanged_text(text: str) -> tuple[str, list[Message]]:
     return text, []
 
 
@@ -35,7 +35,7 @@ def _no_loras(record: _Json) -> Iterator[_Lora]:
     return iter(())
 
 
-def _whole(record: _Json) -> _Json:
+def _unchanged_record(record: _Json) -> _Json:
     return record
 
 
@@ -53,8 +53,8 @@ class Program:
     fields: Mapping[str, str]
     harmless: str = ""
     loras: Callable[[_Json], Iterator[_Lora]] = _no_loras
-    prepared: Callable[[_Json], _Json] = _whole
-    translated: _Translate = _same
+    prepared: Callable[[_Json], _Json] = _unchanged_record
+    translated: _Translate = _unchanged_text
 
     def read(self, record: _Json) -> ImageMetadata | None:
         """Read the JSON object; None when another program wrote it."""
@@ -96,13 +96,13 @@ def text_at(record: Any, places: str) -> str:
     """Return the text or number at the first of several paths that has one, such as
     'model.name model.model_name'; for 'width*height' both, as WxH."""
     for place in places.split():
-        values = [_at(record, path) for path in place.split("*")]
+        values = [_value_at_path(record, path) for path in place.split("*")]
         if all(isinstance(value, str | int | float) and value != "" for value in values):
             return "x".join(str(value) for value in values)
     return ""
 
 
-def _at(record: Any, path: str) -> Any:
+def _value_at_path(record: Any, path: str) -> Any:
     for key in path.split("."):
         record = record.get(key) if isinstance(record, Mapping) else None
     return record
@@ -116,14 +116,14 @@ def file_stem(name: str) -> str:
 
 
 def _invoke_loras(record: _Json) -> Iterator[_Lora]:
-    for lora in _listed(record.get("loras")):
+    for lora in _as_list(record.get("loras")):
         weight = number(text_at(lora, "weight") or "1") or 0.0
         yield text_at(lora, "model.name lora.model_name"), weight, weight
 
 
 def _swarm_loras(record: _Json) -> Iterator[_Lora]:
     names, weights, encoders = (
-        [str(part).strip() for part in _listed(record.get(key))]
+        [str(part).strip() for part in _as_list(record.get(key))]
         for key in ("loras", "loraweights", "loratencweights")
     )
     for index, name in enumerate(names):
@@ -132,7 +132,7 @@ def _swarm_loras(record: _Json) -> Iterator[_Lora]:
 
 
 def _fooocus_loras(record: _Json) -> Iterator[_Lora]:
-    listed = [lora for lora in _listed(record.get("loras")) if isinstance(lora, list)]
+    listed = [lora for lora in _as_list(record.get("loras")) if isinstance(lora, list)]
     combined = [str(value) for key, value in record.items() if key.startswith("lora_combined_")]
     for lora in listed or [value.rsplit(" : ", 1) for value in combined]:
         name, weight, *_ = (*map(str, lora), "", "")
@@ -140,7 +140,7 @@ def _fooocus_loras(record: _Json) -> Iterator[_Lora]:
         yield file_stem(name), 1.0 if value is None else value, 1.0 if value is None else value
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """A list, or the parts of 'a,b'."""
     if isinstance(value, str):
         return value.split(",") if value else []
@@ -202,10 +202,12 @@ def _novelai_record(record: _Json) -> _Json:
     """Return NovelAI's record; the strength is kept only for img2img and inpainting."""
     kind = str(record.get("request_type") or "")
     drawn_over = "Img2Img" in kind or "Inpaint" in kind or "image" in record
-    captions = _at(record, "v4_prompt.caption.char_captions")
+    captions = _value_at_path(record, "v4_prompt.caption.char_captions")
     dropped = {*(() if drawn_over else ("strength", "noise")), "image"}
     values = {key: value for key, value in record.items() if key not in dropped}
-    values["uc"] = record.get("uc", _at(record, "v4_negative_prompt.caption.base_caption"))
+    values["uc"] = record.get(
+        "uc", _value_at_path(record, "v4_negative_prompt.caption.base_caption")
+    )
     return {**values, "characters": captions}
 
 

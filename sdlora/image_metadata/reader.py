@@ -64,7 +64,7 @@ def parse_infotext(text: str) -> ImageMetadata:
     record = read_json(text) if text.lstrip().startswith("{") else None
     if not isinstance(record, Mapping):
         return read_dream(text) or read_a1111(text)
-    record = _unwrapped(record)
+    record = _unwrap_novelai(record)
     for read in (*(program.read for program in PROGRAMS), read_comfyui):
         if recalled := read(record):
             return recalled
@@ -85,7 +85,7 @@ def read_parameters(path: Path) -> ImageMetadata:
     recalled = replace(recalled, problems=(*recalled.problems, *problems))
     details = read_json(texts.get(DETAILS, ""))
     if isinstance(details, dict):
-        return _detailed(recalled, details)
+        return _with_details(recalled, details)
     if not recalled.fields and not recalled.prompt:
         text = "{file} says nothing of how it was made; its texts may be stripped"
         problems = list(recalled.problems)
@@ -99,7 +99,7 @@ def _texts_of(path: Path, problems: list[Message]) -> dict[str, str]:
     DataError when it is no picture."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
-            return _texts(image)
+            return _chunk_texts(image)
     except _BROKEN:
         texts = png_texts(path, _LARGEST_TEXT)
         if not texts.keys() & {*_CHUNKS, DETAILS}:
@@ -109,7 +109,7 @@ def _texts_of(path: Path, problems: list[Message]) -> dict[str, str]:
         return texts
 
 
-def _unwrapped(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrap_novelai(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Unwrap NovelAI's record from EXIF, where it is nested like a PNG's chunks."""
     inner = record.get("Comment")
     comment = read_json(inner) if isinstance(inner, str) else None
@@ -174,7 +174,7 @@ def rename_loras(prompt: str, hashes: Mapping[str, str], known: Callable[[str], 
     return "".join(pieces)
 
 
-def _detailed(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata:
+def _with_details(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata:
     """Add our own record, whose prompts win over those of the infotext."""
     request = details.get("request")
     values = request if isinstance(request, dict) else details
@@ -189,7 +189,7 @@ def _detailed(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata
     )
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
+def _chunk_texts(image: Image.Image) -> dict[str, str]:
     """Return the texts of a picture by the names of their chunks."""
     silent = not image.info.keys() & {*_CHUNKS, "exif", "Comment"}
     if silent and image.format == "PNG" and image.width * image.height <= _MOST_PIXELS:
@@ -218,21 +218,21 @@ def _add_exif(exif: Image.Exif, texts: dict[str, str]) -> None:
     """Add the texts of EXIF to those of the chunks."""
     inner = exif.get_ifd(EXIF_IFD)
     for tag in _EXIF_TEXTS:
-        name, _, value = _decoded(exif.get(tag)).partition(":")
+        name, _, value = _decode_exif(exif.get(tag)).partition(":")
         if name.strip().lower() in _GRAPHS:
             texts.setdefault(name.strip().lower(), value)
         elif isinstance(read_json(f"{name}:{value}"), Mapping):
             texts.setdefault(PARAMETERS, f"{name}:{value}")
     for place in (inner, exif):
-        if comment := _decoded(place.get(USER_COMMENT)):
+        if comment := _decode_exif(place.get(USER_COMMENT)):
             known = parse_infotext(comment)
             texts.setdefault(PARAMETERS if known.fields else _COMMENT, comment)
-        name, _, value = _decoded(place.get(MAKER_NOTE)).partition("\0")
+        name, _, value = _decode_exif(place.get(MAKER_NOTE)).partition("\0")
         if name == DETAILS:
             texts.setdefault(DETAILS, value)
 
 
-def _decoded(value: Any) -> str:
+def _decode_exif(value: Any) -> str:
     """Decode an EXIF text. Eight bytes name the encoding; the byte order of UTF-16 is up to the
     writer and recognised by the zero bytes of ASCII letters. Some programs write UTF-8 instead."""
     if isinstance(value, str):

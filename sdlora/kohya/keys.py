@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdlora.kohya.values import flag, number, renamed, side, steps_or_share, text, whole
+from sdlora.kohya.values import flag, name_reader, number, side, steps_or_share, text, whole
 
 OURS = object()  # a key that is left out leaves our own default: it does not change the LoRA
 
@@ -39,7 +39,7 @@ class Key:
 
 def named(ours: str, names: dict[str, str], missing: Any = OURS) -> Key:
     """A key whose values are names."""
-    return Key(ours, renamed(names), missing, names)
+    return Key(ours, name_reader(names), missing, names)
 
 
 KEYS: dict[str, Key] = {

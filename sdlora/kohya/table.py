@@ -24,9 +24,9 @@ def markdown() -> str:
         (("always so", "because"), always),
         (("not done", "instead"), instead),
     )
-    return "\n\n".join(_table(heads, rows) for heads, rows in parts)
+    return "\n\n".join(_markdown_table(heads, rows) for heads, rows in parts)
 
 
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+def _markdown_table(heads: tuple[str, ...], rows: list[str]) -> str:
     first = f"| {' | '.join(heads)} |"
     return "\n".join([first, "|---" * len(heads) + "|", *rows])

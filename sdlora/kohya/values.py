@@ -52,7 +52,7 @@ def word_list(value: Any) -> list[str]:
     return [text(part).strip().strip("\"'") for part in parts]
 
 
-def renamed(names: dict[str, str]) -> Callable[[Any], str]:
+def name_reader(names: dict[str, str]) -> Callable[[Any], str]:
     """Return a reader of names that both programs have; `names` maps theirs to ours."""
     ours = {theirs.lower(): name for theirs, name in names.items()}
     known = set(ours.values())

@@ -14,8 +14,8 @@ MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.of
 def write(settings: TrainSettings) -> str:
     """Return these settings as TOML, as far as sd-scripts has keys for them."""
     values = settings.model_dump(mode="json")
-    rows = {key: _written(row.names, values[row.ours]) for key, row in KEYS.items()}
-    rows |= _together(settings)
+    rows = {key: _toml_value(row.names, values[row.ours]) for key, row in KEYS.items()}
+    rows |= _combined_keys(settings)
     if settings.epochs:
         del rows["max_train_steps"]
     if settings.loss_weighting != "min_snr":
@@ -25,13 +25,13 @@ def write(settings: TrainSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written(names: dict[str, str] | None, value: Any) -> Any:
+def _toml_value(names: dict[str, str] | None, value: Any) -> Any:
     if names is None:
         return value
     return next((theirs for theirs, ours in names.items() if ours == value), None)
 
 
-def _together(settings: TrainSettings) -> dict[str, Any]:
+def _combined_keys(settings: TrainSettings) -> dict[str, Any]:
     """Return the keys that combine several settings, or hold a part of one."""
     rows: dict[str, Any] = {
         "learning_rate": settings.learning_rate,

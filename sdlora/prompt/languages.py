@@ -52,17 +52,17 @@ def from_compel(text: str) -> tuple[str, list[Message]]:
         if match["open"] and len(levels) <= _DEEPEST:
             levels.append([])
         elif match["close"] and len(levels) > 1:
-            weight = _weight(match["after"] or "")
+            weight = _compel_weight(match["after"] or "")
             inner = levels.pop()
             levels[-1] += [(part, own * weight) for part, own in inner]
         elif match["escape"]:
             levels[-1].append((match[0][1:], 1.0))
         elif match["quoted"] is not None:
             quoted = match["quoted"] if match["signs"] else match[0]
-            levels[-1].append((quoted, _weight(match["signs"] or "")))
+            levels[-1].append((quoted, _compel_weight(match["signs"] or "")))
         else:
             levels[-1] += _word(match[0]) if kind == "word" else [(match[0], 1.0)]
-    return _written(_closed(levels, "(")), []
+    return _a1111_text(_closed(levels, "(")), []
 
 
 def from_novelai(text: str) -> tuple[str, list[Message]]:
@@ -77,7 +77,7 @@ def from_novelai(text: str) -> tuple[str, list[Message]]:
             segments.append((match[0], weight * _BRACKET**brackets))
         else:
             weight = float(match["weight"] or 1)
-    return _written(segments), []
+    return _a1111_text(segments), []
 
 
 def _word(word: str) -> list[_Segment]:
@@ -86,10 +86,10 @@ def _word(word: str) -> list[_Segment]:
     bare = core.rstrip("+") if core.endswith("+") else core.rstrip("-")
     if not bare or bare == core:
         return [(word, 1.0)]
-    return [(bare, _weight(core[len(bare) :])), (word[len(core) :], 1.0)]
+    return [(bare, _compel_weight(core[len(bare) :])), (word[len(core) :], 1.0)]
 
 
-def _weight(after: str) -> float:
+def _compel_weight(after: str) -> float:
     signs = min(len(after), _DEEPEST)
     if after.startswith(("+", "-")):
         return float((_PLUS if after[0] == "+" else _MINUS) ** signs)
@@ -102,11 +102,11 @@ def _closed(levels: list[list[_Segment]], opener: str) -> list[_Segment]:
     return first + [part for level in others for part in [(opener, 1.0), *level]]
 
 
-def _written(segments: list[_Segment]) -> str:
-    return "".join(_emphasis(text, weight) for text, weight in _joined(segments))
+def _a1111_text(segments: list[_Segment]) -> str:
+    return "".join(_with_emphasis(text, weight) for text, weight in _join_segments(segments))
 
 
-def _joined(segments: list[_Segment]) -> Iterator[_Segment]:
+def _join_segments(segments: list[_Segment]) -> Iterator[_Segment]:
     """Neighbours of one weight as one; spaces alone have none of their own."""
     texts: list[str] = []
     current = "1"
@@ -118,7 +118,7 @@ def _joined(segments: list[_Segment]) -> Iterator[_Segment]:
         texts.append(text)
 
 
-def _emphasis(text: str, weight: float) -> str:
+def _with_emphasis(text: str, weight: float) -> str:
     escaped = re.sub(r"([\\()\[\]{}#])", r"\\\1", text)
     core = escaped.strip()
     if weight == 1 or not core:

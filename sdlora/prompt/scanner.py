@@ -119,7 +119,7 @@ def escaped(text: str) -> str:
     return "".join(pieces)
 
 
-def unescaped(prompt: str) -> str:
+def without_escapes(prompt: str) -> str:
     """Return the text without the backslashes of its escapes."""
     pieces = [t.text[1:] if t.kind == "escape" else t.text for t in tokens(prompt)]
     return "".join(pieces)

@@ -68,7 +68,7 @@ def read_styles(path: Path) -> Styles:
     text = _SEPARATOR_LINE.sub("", text)
     header = text.partition("\n")[0]
     try:
-        rows, unclosed = _rows(text, max(_SEPARATORS, key=header.count))
+        rows, unclosed = _read_rows(text, max(_SEPARATORS, key=header.count))
     except csv.Error as error:
         raise SettingsError(_UNREADABLE, file=path, why=error, columns=_CSV_COLUMNS) from None
     names = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -80,7 +80,7 @@ def read_styles(path: Path) -> Styles:
             line=header.strip()[:120],
             columns=_CSV_COLUMNS,
         )
-    styles, left_out = _styles(names, rows[1:], path)
+    styles, left_out = _styles_of_rows(names, rows[1:], path)
     quotes = [
         Message("a row of {file} is not used: its quotes are not closed: {row}", file=path, row=row)
         for row in unclosed
@@ -89,7 +89,7 @@ def read_styles(path: Path) -> Styles:
     return styles
 
 
-def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
+def _read_rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
     """Return (rows of a table, beginnings of rows whose quotes never close and would swallow all
     following rows)."""
     lines, rows, unclosed = text.splitlines(keepends=True), [], []
@@ -108,7 +108,9 @@ def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
     return rows, unclosed
 
 
-def _styles(names: list[str], rows: list[list[str]], path: Path) -> tuple[Styles, list[Message]]:
+def _styles_of_rows(
+    names: list[str], rows: list[list[str]], path: Path
+) -> tuple[Styles, list[Message]]:
     styles, problems = Styles(), []
     for number, row in enumerate(rows, 2):
         cells = dict(zip(names, row, strict=False))

@@ -126,7 +126,7 @@ def _parse_tag(token: Token, problems: list[str]) -> LoraTag | None:
         problems.append(Message("{tag} is left out: only <lora:name:weight> is known", tag=shown))
         return None
     name, *arguments = (part.strip() for part in inside.split(":"))
-    weights = _weights(_weights_by_name(arguments), shown, problems)
+    weights = _parse_arguments(_weights_by_name(arguments), shown, problems)
     if weights is None:
         return None
     if not name:
@@ -157,7 +157,7 @@ def _empty_weight_warning(shown: str, weight: float | None) -> Message:
     return Message("{tag} has an empty weight; {weight:g} is used", tag=shown, weight=weight)
 
 
-def _weights(
+def _parse_arguments(
     by_place: dict[str, str], shown: str, problems: list[str]
 ) -> dict[str, list[_Weight]] | None:
     """Return the weights by name, empty where none is given; None, with a problem, when one is not
@@ -187,15 +187,15 @@ def _weights(
 def _build_tag(name: str, weights: dict[str, list[_Weight]]) -> LoraTag:
     text_encoder = weights.get("te", [(1.0, StepTime(0))])
     unet = weights.get("unet", text_encoder)
-    strongest = _strongest(text_encoder)
+    strongest = _largest_weight(text_encoder)
     points = (
         tuple(Point(moment, weight, strongest) for weight, moment in unet) if len(unet) > 1 else ()
     )
-    hires = _strongest(weights["hr"]) if "hr" in weights else None
-    return LoraTag(name, _strongest(unet), strongest, points, hires=hires)
+    hires = _largest_weight(weights["hr"]) if "hr" in weights else None
+    return LoraTag(name, _largest_weight(unet), strongest, points, hires=hires)
 
 
-def _strongest(weights: list[_Weight]) -> float:
+def _largest_weight(weights: list[_Weight]) -> float:
     return max((weight for weight, _ in weights), key=abs)
 
 

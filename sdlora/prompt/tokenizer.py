@@ -65,7 +65,7 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
             for first, second in merges
             for part in (first, second, first + second)
         )
-        if not known or _END not in vocabulary or not all(map(_is_number, vocabulary.values())):
+        if not known or _END not in vocabulary or not all(map(_is_token_id, vocabulary.values())):
             raise ValueError("its merges and its vocabulary do not agree")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(
@@ -79,5 +79,5 @@ def _merge_pair(line: Any) -> tuple[str, str]:
     return first, second
 
 
-def _is_number(value: Any) -> bool:
+def _is_token_id(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 2**31

@@ -84,7 +84,7 @@ class WildcardFolder:
 
     def _matching_lists(self, pattern: str) -> WordList | None:
         stars = re.split(r"(\*+)", pattern)
-        parts = [re.escape(p) if i % 2 == 0 else _star(p) for i, p in enumerate(stars)]
+        parts = [re.escape(p) if i % 2 == 0 else _star_pattern(p) for i, p in enumerate(stars)]
         matches = re.compile("".join(parts)).fullmatch
         lists = [_read_lines(path) for name, path in self._texts.items() if matches(name)]
         lists += [word_list for name, word_list in self._structured.items() if matches(name)]
@@ -137,7 +137,7 @@ def _reversed_items(files: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
     return reversed(list(files.items()))
 
 
-def _star(stars: str) -> str:
+def _star_pattern(stars: str) -> str:
     return "[^/]*" if len(stars) == 1 else ".*"
 
 
@@ -205,14 +205,14 @@ def _collect(value: Any, lists: Entries) -> list[Any]:
             continue
         entries = value if isinstance(value, list) else [value]
         count += len(entries)
-        lines_or_none = [_entry(entry) for entry in entries]
+        lines_or_none = [_entry_text(entry) for entry in entries]
         left_out += [e for e, word in zip(entries, lines_or_none, strict=True) if word is None]
         if lines := [word for word in lines_or_none if word]:
             lists.setdefault("/".join(keys), []).extend(lines)
     return left_out + [value for _, value in waiting]
 
 
-def _entry(value: Any) -> str | None:
+def _entry_text(value: Any) -> str | None:
     """Return an entry as a line; '' for null; None if it is neither text nor number."""
     if isinstance(value, str):
         return " ".join(value.split())

@@ -190,7 +190,7 @@ class _LineDrawer:
                 word_list.problems if isinstance(word_list, WordList) else ()
             )
             matches = [(_LINE.match(line), line) for line in word_list]
-            weights = [_weight(match) for match, _ in matches if match]
+            weights = [_option_weight(match) for match, _ in matches if match]
             texts = [line[match.end() :] for match, line in matches if match]
             self.known[name] = _Lines(texts, weights, list(accumulate(weights)))
         return self.known[name]
@@ -210,7 +210,7 @@ def _draw_options(choice: _Choice, rng: random.Random) -> list[_Node]:
     return nodes
 
 
-def _weight(match: re.Match[str]) -> float:
+def _option_weight(match: re.Match[str]) -> float:
     return max(float(match["weight"] or 1), 1e-6)
 
 
@@ -249,7 +249,7 @@ class _Open:
                 )
             ] = None
         minimum, maximum, joiner = _count_range(counts[0]) if counts else (1, 1, ", ")
-        pairs = zip(map(_weight, prefixes), self.options, strict=True)
+        pairs = zip(map(_option_weight, prefixes), self.options, strict=True)
         options = [_Option(*pair) for pair in pairs]
         return _Choice(options, minimum, max(minimum, maximum), joiner, bool(counts))
 

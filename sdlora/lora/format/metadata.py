@@ -78,7 +78,7 @@ def _kohya_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, s
         "ss_training_finished_at": facts.finished_at,
         "ss_training_comment": f"trained with sdlora {__version__}",
     }
-    return {key: _as_text(value) for key, value in entries.items()}
+    return {key: _value_text(value) for key, value in entries.items()}
 
 
 # Adapter -> LyCORIS' name of its algorithm; adapters that sd-scripts has itself are left out
@@ -124,7 +124,7 @@ def _loss_entries(settings: TrainSettings) -> dict[str, object]:
     }
 
 
-def _as_text(value: object) -> str:
+def _value_text(value: object) -> str:
     # Tables are JSON; scalars are written as Python's str(), as kohya does: "True", "16"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 

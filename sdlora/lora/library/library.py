@@ -33,7 +33,7 @@ from sdlora.workspace import Workspace
 COMPARED = 30  # names that a mistaken one is compared with letter by letter
 
 
-def _folded(name: str) -> str:
+def _lookup_key(name: str) -> str:
     # a tag cannot hold the last three, so that it is written without them
     same = unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
     same = same.translate({ord(sign): None for sign in ":<>"})
@@ -44,9 +44,9 @@ def _folded(name: str) -> str:
 _LOOKUPS: tuple[tuple[Callable[[LoraEntry], str], Callable[[str], str]], ...] = (
     (lambda entry: entry.name, str),
     (lambda entry: entry.full_name, str),
-    (lambda entry: _folded(entry.name), _folded),
-    (lambda entry: _folded(entry.full_name), _folded),
-    (lambda entry: _folded(entry.alias), _folded),
+    (lambda entry: _lookup_key(entry.name), _lookup_key),
+    (lambda entry: _lookup_key(entry.full_name), _lookup_key),
+    (lambda entry: _lookup_key(entry.alias), _lookup_key),
 )
 
 
@@ -73,7 +73,7 @@ class LoraIndexSnapshot:
             message = Message(template, name=one_line(name), file=Path(one_line(owner.path)))
             hidden[name] = [replace(entry, hidden=message) for entry in others]
         rest = (entry for others in hidden.values() for entry in others)
-        return sorted([*first.values(), *rest], key=lambda entry: _folded(entry.full_name))
+        return sorted([*first.values(), *rest], key=lambda entry: _lookup_key(entry.full_name))
 
     def find(self, name: str) -> LoraEntry | None:
         """The entry that a name or a known hash means; `also` names others that fit as well."""
@@ -133,7 +133,7 @@ class LoraIndexSnapshot:
 
 
 def _letter_pairs(name: str) -> set[str]:
-    same = _folded(name)
+    same = _lookup_key(name)
     return {same[at : at + 2] for at in range(len(same) - 1)}
 
 

@@ -37,7 +37,7 @@ _TEXT_ENCODER_PREFIXES = {
 _ORIGINAL_NAMES = ("flux", "sdxl")
 
 
-def renamed(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
+def with_key_style(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
     """Return `file` with the layers that programs expect of a file with such names.
 
     LoraFileError when an adapter would have to be split or fused whose type does not allow it.
@@ -83,11 +83,11 @@ def _with_stacked_layers(file: LoraFile) -> LoraFile:
         parts = [
             (file.layers[file_name] if file_name else None, rows) for file_name, rows in shares
         ]
-        layers[name] = _stack(name, [(adapter, rows or (0, 1, 1)) for adapter, rows in parts])
+        layers[name] = _fuse(name, [(adapter, rows or (0, 1, 1)) for adapter, rows in parts])
     return replace(file, layers=layers)
 
 
-def _stack(name: str, shares: Sequence[Share]) -> Adapter:
+def _fuse(name: str, shares: Sequence[Share]) -> Adapter:
     """Fuse adapters of separate layers into one with the output rows of all; None changes none."""
     present = [(adapter, rows) for adapter, rows in shares if adapter]
     roles = set().union(*(adapter.tensors for adapter, _ in present))

@@ -39,7 +39,7 @@ def has_matrix(adapter: Adapter) -> bool:
     return "weight" in adapter.parameters and len(adapter.shape) != 1
 
 
-def weight_shape(adapter: Adapter, name: str, base_weight: BaseWeight) -> tuple[int, ...]:
+def shape_of_weight(adapter: Adapter, name: str, base_weight: BaseWeight) -> tuple[int, ...]:
     """Shape (out, in[,k,k]) of the weight that an adapter with a matrix changes."""
     is_open = KIND[adapter.kind].flat and len(adapter.shape) == 2
     if adapter.shape and not (is_open and group_of(name) == "convolution"):

@@ -29,7 +29,7 @@ from sdlora.lora.tools.deltas import (
     max_rank,
     no_weights,
     parameter_delta,
-    weight_shape,
+    shape_of_weight,
 )
 from sdlora.lora.tools.svd import Spectrum, distance
 from sdlora.settings.lora_tools import Method
@@ -149,7 +149,7 @@ def _rank_to_keep(exact: Spectrum, terms: Terms, spec: MergeMethod, shape: tuple
 
 def _common_shape(name: str, terms: Terms, base_weight: BaseWeight) -> tuple[int, ...]:
     """Shape of a layer's weight. LoraFileError when its adapters have different ones."""
-    shapes = [weight_shape(adapter, name, base_weight) for adapter, _ in terms]
+    shapes = [shape_of_weight(adapter, name, base_weight) for adapter, _ in terms]
     # a 1 x 1 convolution is a linear layer; files write it either way
     if len({shape[:2] if shape[2:] == (1, 1) else shape for shape in shapes}) > 1:
         raise LoraFileError(
