@@ -158,7 +158,7 @@ def test_stability_names_become_those_of_diffusers() -> None:
     assert list(ours.layers) == [diffusers, text]
     assert ours.layers[diffusers] is file.layers[name]
     both = LoraFile({**file.layers, diffusers: file.layers[name]})
-    with pytest.raises(LoraFileError, match="stands twice"):
+    with pytest.raises(LoraFileError, match="occurs twice"):
         with_diffusers_names(both)
 
 

@@ -106,7 +106,7 @@ def test_a_stray_text_behind_the_parameters_is_told() -> None:
     found = parse_infotext(f"a cat\n{LINE}\nmade with love\nby me")
     assert found.prompt == "a cat" and found.fields["Size"] == "512x512"
     assert found.problems == (
-        "the text behind its parameters is not taken over: 'made with love by me'",
+        "the text after its parameters is not taken over: 'made with love by me'",
     )
 
 

@@ -122,7 +122,7 @@ def test_what_was_drawn_wins_where_the_lists_are_others(space: Workspace) -> Non
     drawn = {"prompt": "oil of a cat", "negative_prompt": "", "seed": 1}
     values, problems = request_of(own(asked, **drawn), Library.for_workspace(space), space)
     assert (values["prompt"], values["styles"]) == ("oil of a cat", ())
-    assert "are others here" in problems[0]
+    assert "have changed since" in problems[0]
     space.wildcards.mkdir()
     (space.wildcards / "pet.txt").write_text("cat\n")
     space.styles.write_text("name,prompt,negative_prompt\noil,oil of {prompt},\n")
@@ -258,7 +258,7 @@ def test_what_civitai_lists_is_told(space: Workspace) -> None:
         ("1024x1024", 2.0, ""),
         ("768x0", 1.5, ""),
         ("0x768", 1.5, ""),
-        ("1024x768", 2.0, "the second pass from 512x512 to 1024x768 cut the picture"),
+        ("1024x768", 2.0, "the second pass from 512x512 to 1024x768 cropped the picture"),
         ("512x512", None, "the size is the same"),
         ("large", None, "it gives no scale"),
     ],

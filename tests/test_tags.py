@@ -133,7 +133,7 @@ DOUBTED = [
     ("<lora:foo:hr=0@0,1@1>", "", [LoraTag("foo", hires=1.0)], "hr is the strongest"),
     ("[" * 20 + "<lora:foo:1>" + ":0.5]" * 20, "[" * 20 + ":0.5]" * 20, [], "too many [...]"),
     # InvokeAI's language
-    ("a cat++, b", "a cat++, b", [], "'cat++' is InvokeAI's way .* here it is (cat:1.21)"),
+    ("a cat++, b", "a cat++, b", [], "'cat++' is InvokeAI's syntax .* here it is (cat:1.21)"),
     ("(a red)1.3 b", "(a red)1.3 b", [], "'(a red)1.3' is InvokeAI's .* here it is (a red:1.3)"),
     ("(a red)-, b", "(a red)-, b", [], "here it is (a red:0.9)"),
     ("dull--<lora:foo>", "dull--", [FOO], "here it is (dull:0.81)"),

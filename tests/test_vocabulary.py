@@ -290,7 +290,7 @@ def test_a_model_built_otherwise_than_sdxl_keeps_its_names() -> None:
 def test_stack_beside_its_share_is_refused() -> None:
     names = ["lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_transformer_blocks_3_attn_to_v"]
     for order in (names, names[::-1]):
-        with pytest.raises(LoraFileError, match="stands twice"):
+        with pytest.raises(LoraFileError, match="occurs twice"):
             fused("flux", order)
 
 

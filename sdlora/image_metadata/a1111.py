@@ -153,7 +153,7 @@ def _read_behind(lines: list[str], values: dict[str, str]) -> tuple[Message, ...
     if not stray:
         return ()
     text = " ".join(stray)[:200]
-    return (Message("the text behind its parameters is not taken over: {text!r}", text=text),)
+    return (Message("the text after its parameters is not taken over: {text!r}", text=text),)
 
 
 def _split_negative(lines: list[str], has_fields: bool) -> tuple[str, str]:

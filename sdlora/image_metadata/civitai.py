@@ -1,4 +1,4 @@
-"""The resources that Civitai lists in its pictures: models by their titles there, without files."""
+"""Resources that Civitai lists in its pictures: models by title, not by file name."""
 
 from __future__ import annotations
 

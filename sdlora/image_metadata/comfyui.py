@@ -1,8 +1,8 @@
 """Reader of a ComfyUI picture's node graph.
 
-Any node can be anything: this finds the first sampler, walks from it towards where its inputs come
-from, and takes the nearest value of each name. Every node that bears on the picture and is not
-understood is named.
+Nodes have any class. The reader finds the first sampler, walks upstream from it, and takes the
+nearest value of each input's name. Every node that affects the picture and is not understood is
+named in a problem.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
 
 
 def _applied(graph: Graph, guide: Node) -> Iterator[Lora]:
-    """The LoRAs on the way to a sampler, the first first; of one that is only on the way of the
-    model, or only of the texts, the other weight counts for nothing."""
+    """Yield the LoRAs upstream of a sampler in the order of the graph. One upstream of the model
+    only gets the text encoder weight 0, one upstream of the texts only the UNet weight 0."""
     model, *texts = (
         graph.source(guide.inputs.get(name))
         for name in ("model", "positive", "negative", "conditioning")
@@ -124,7 +124,7 @@ def _is_sampler(node: Node) -> bool:
 
 
 def _first_sampler(samplers: list[Node], graph: Graph) -> Node:
-    """The sampler that no other comes before; of several that which denoises most."""
+    """Return the sampler without another one upstream; of several that with the most denoise."""
     later = set(graph.downstream(*samplers))
     firsts = [sampler for sampler in samplers if sampler not in later]
     return max(firsts or samplers, key=lambda node: _number_or_one(node.inputs.get("denoise")))
@@ -156,8 +156,8 @@ def _number_or_one(value: Any) -> float:
 
 
 def _encoder_text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
-    """The texts that a conditioning is made of, and the nodes that encode them. A node with both
-    sides is left by its own."""
+    """Return (text, encoder nodes) of a conditioning. At a node with positive and negative inputs
+    only `side` is followed."""
     texts: dict[str, None] = {}
     joint, encoders = ", ", list[Node]()
     reached, waiting = {start}, [start]
@@ -179,8 +179,8 @@ def _encoder_text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]
 
 
 def _as_encoded(text: str, encoders: list[Node], problems: list[Message]) -> str:
-    """A text as ComfyUI's encoders read it: without the tags that do nothing there or that a node
-    has applied, and with brackets that are only brackets."""
+    """Return a text as ComfyUI's encoders read it: without tags, which have no effect there or were
+    applied by a node, and with brackets escaped where they are plain text."""
     tags = list(dict.fromkeys(tag.name for tag in parse_prompt(text).loras))
     reader = next((node for node in encoders if reads_tags(node)), None)
     if not tags and not encoders:
@@ -204,7 +204,7 @@ def _repeated(loras: Iterable[Lora]) -> Iterator[Message]:
 
 
 def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
-    """A sentence for whatever bears on the picture and is not understood."""
+    """Yield a message for each part of the graph that affects the picture and is not read."""
     before = graph.upstream(first)
     after = graph.downstream(first)
     drawn_from = {source for node in graph.nodes.values() for source in graph.sources(node)}
@@ -246,7 +246,7 @@ def _other_pass(graph: Graph, node: Node) -> Message:
 
 
 def _part_of_steps(graph: Graph, node: Node) -> Iterator[Message]:
-    """A sentence where a sampler takes only some of its steps."""
+    """Yield a message if a sampler runs only a part of its steps."""
     names = ("steps", "start_at_step", "end_at_step")
     steps, start, end = (number(str(graph.plain(node.inputs.get(name), name))) for name in names)
     if steps and (start or (end is not None and end < steps)):
@@ -268,6 +268,6 @@ def _node_class(node: Node) -> str:
 
 
 def _shown_text(node: Node) -> str:
-    """A node's class, and the model files that it names."""
+    """Return a node's class with the model files that it names."""
     files = [v for v in node.inputs.values() if isinstance(v, str) and _MODEL_FILE.search(v)]
     return f"{node.kind[:_SHORTENED]}: {', '.join(files)[:_SHORTENED]}" if files else node.kind

@@ -1,8 +1,8 @@
-"""ComfyUI's graphs of nodes, of both kinds that pictures hold, and where values come from.
+"""ComfyUI's node graphs, in both formats that pictures hold, and resolution of their values.
 
 The chunk `prompt` holds the graph that ran: {id: {class_type, inputs}}, an input being a value or
 [id, slot] of the node it comes from. The chunk `workflow` holds the editor's graph, whose nodes
-keep their values in a list without names, and may be muted or bypassed.
+have their values in a list without names, and may be muted or bypassed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sdlora.messages import Message
 
 _LONGEST_CHAIN = 64  # nodes that only pass a value on
 _MOST_PROBLEMS = 50
-# The input that a node which only holds a value has it in.
+# Names of the input of a node that only holds a value
 _HOLDS = ("value", "Value", "number", "Number", "float", "int", "string", "text", "Text", "seed")
-# The names of the editor's nameless values, in their order; "" is one that no run sees.
+# Names of the editor's widget values, in their order; "" is one that is not sent to a run
 _WIDGETS = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
@@ -47,8 +47,8 @@ class Node:
 
 
 class Graph:
-    """Nodes by their ids. `resolved` are those whose values have been taken as plain ones;
-    `problems` grow where a value cannot be."""
+    """Nodes by id. `resolved` are those whose values have been read; `problems` are messages about
+    values that could not be read."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self.nodes = nodes
@@ -57,11 +57,11 @@ class Graph:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Graph:
-        """Either kind of graph; without nodes when the JSON is none."""
+        """Read a graph of either format; without nodes when the JSON is not a graph."""
         return cls(_ran(record) or _drawn(record))
 
     def source(self, value: Any) -> Node | None:
-        """The node that a value comes from; None for a plain value."""
+        """Return the node that a value comes from; None for a plain value."""
         linked = isinstance(value, list) and len(value) == 2
         return self.nodes.get(str(value[0])) if linked and not isinstance(value[0], list) else None
 
@@ -96,7 +96,7 @@ class Graph:
         return list(reached)
 
     def plain(self, value: Any, name: str) -> str | int | float | None:
-        """The plain value of an input, through nodes that only hold one or pass it on."""
+        """Return the plain value of an input, through nodes that only hold one or pass it on."""
         passed: list[Node] = []
         for _ in range(_LONGEST_CHAIN):
             if isinstance(value, str | int | float):
@@ -110,7 +110,7 @@ class Graph:
         return None
 
     def value(self, start: Node, *names: str) -> str:
-        """The nearest plain value of one of the names."""
+        """Return the nearest plain value upstream of an input with one of the names."""
         for node in self.upstream(start):
             for name in names:
                 if node.inputs.get(name) is None:
@@ -152,7 +152,7 @@ def _held(node: Node, name: str) -> Any:
 
 
 def _ran(record: Mapping[str, Any]) -> dict[str, Node]:
-    """The nodes of a graph that ran."""
+    """Return the nodes of a `prompt` chunk's graph."""
     return {
         str(number): Node(str(node["class_type"]), node["inputs"])
         for number, node in record.items()
@@ -161,7 +161,7 @@ def _ran(record: Mapping[str, Any]) -> dict[str, Node]:
 
 
 def _drawn(record: Mapping[str, Any]) -> dict[str, Node]:
-    """The nodes of an editor's graph, with names for the values of those that are known."""
+    """Return the nodes of a `workflow` chunk's graph; values of known nodes get names."""
     listed, links = record.get("nodes"), record.get("links")
     if not isinstance(listed, list) or not isinstance(links, list):
         return {}
@@ -192,7 +192,7 @@ def _inputs(
 
 
 def _unlinked(value: Any) -> Any:
-    """A nameless value; a list of two would read as a link."""
+    """Wrap a list, since a list of two would be read as a link."""
     return {"__value__": value} if isinstance(value, list) else value
 
 
@@ -236,7 +236,7 @@ def _title(node: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def counted(kinds: Iterable[str]) -> list[str]:
-    """Names, each once, with how often it is there where that is several times."""
+    """Return the names, each once, with its count where it occurs several times."""
     counts: dict[str, int] = {}
     for kind in kinds:
         counts[kind[:80]] = counts.get(kind[:80], 0) + 1

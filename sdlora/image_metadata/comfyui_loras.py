@@ -33,7 +33,7 @@ _TAGGED = ("populated_text", "text", "prompt", "lora_syntax")
 
 
 def loras_of(node: Node, graph: Graph) -> list[Lora]:
-    """The LoRAs that a node applies or hands to one that does, the first first."""
+    """Return the LoRAs that a node applies or passes to one that does, in order."""
     keys = _by_number(node.inputs)
     if _is_off(node.inputs, keys.get("", ())):
         return []
@@ -42,7 +42,7 @@ def loras_of(node: Node, graph: Graph) -> list[Lora]:
 
 
 def _by_number(inputs: Mapping[str, Any]) -> _Keys:
-    """The names of inputs, with the words in them, by the number in them."""
+    """Group inputs by the number in their names; of each the name and the words in it."""
     keys: dict[str, list[tuple[str, set[str]]]] = {}
     for key in inputs:
         group = keys.setdefault(_number_in_key(key), [])
@@ -61,7 +61,7 @@ def is_loader(node: Node, graph: Graph) -> bool:
 
 
 def _loras_in_inputs(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
-    """Names in inputs of their own, each with the weights of the same number."""
+    """Yield LoRAs named by inputs, each with the weight inputs of the same number."""
     limits = [number(str(node.inputs.get(key))) for key in _COUNTS if key in node.inputs]
     limit = limits[0] if limits and limits[0] is not None else float("inf")
     weighted = any(name_words & _WEIGHT_WORDS for group in keys.values() for _, name_words in group)
@@ -104,8 +104,8 @@ def _is_off(inputs: Mapping[str, Any], group: Sequence[_Key]) -> bool:
 
 
 def _unet_and_text_weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, float]:
-    """(unet, text encoder). Without a weight of its own the text encoder is left alone where the
-    other one names the model."""
+    """Return (UNet, text encoder) weights. If only a weight for the model is given, the text
+    encoder's is 0."""
     weights: dict[str, float] = {}
     for key, name_words in group:
         if name_words & _WEIGHT_WORDS and name_words <= _OF_WEIGHTS:
@@ -128,7 +128,7 @@ def _input_weight(node: Node, key: str, graph: Graph) -> float:
 
 
 def _loras_in_rows(node: Node, graph: Graph) -> Iterator[Lora]:
-    """Rows that are objects of their own: rgthree's and LoraManager's."""
+    """Yield LoRAs in rows that are JSON objects: rgthree's and LoraManager's."""
     for row in _object_rows(node):
         name = _row_name(row)
         is_on = row.get("on", row.get("active", True))
@@ -155,7 +155,7 @@ def _object_rows(node: Node) -> Iterator[Mapping[str, Any]]:
 
 
 def _loras_in_text(node: Node, graph: Graph) -> Iterator[Lora]:
-    """Tags in the text of a node that reads them; there the first weight is the model's."""
+    """Yield LoRA tags in the text of a node that reads tags; their first weight is the UNet's."""
     if not _READS_TAGS.search(node.kind) or [*_object_rows(node)]:
         return
     for key in _TAGGED:

@@ -62,8 +62,8 @@ def _field(name: str, value: str) -> str:
 
 
 def lora_hashes(hashes: Mapping[str, str]) -> str:
-    """`name: hash, name: hash`, for `Lora hashes` and `TI hashes`; A1111 takes ':' and ',' out of
-    the names."""
+    """Return `name: hash, name: hash` for `Lora hashes` and `TI hashes`; as in A1111, ':' and ','
+    are removed from the names."""
     return ", ".join(f"{hashed_name(name)}: {hash_}" for name, hash_ in hashes.items())
 
 
@@ -83,10 +83,10 @@ def write_png(
     *,
     publish: Publish = publish,
 ) -> Path:
-    """Write the picture with its text, complete or not at all; returns where.
+    """Write the picture with its infotext atomically; returns its path.
 
-    `details` is what the text cannot hold: JSON values, the request under 'request'. `publish`
-    tells what becomes of another file of that name.
+    `details` is our lossless record: JSON values, the request under 'request'. `publish` decides
+    about an existing file of that name.
     """
     chunks = PngInfo()
     chunks.add_text(PARAMETERS, _encodable(parameters))
@@ -125,5 +125,5 @@ def write_exif(
 
 
 def _encodable(text: str) -> str:
-    """Without halves of surrogate pairs, which no encoding has."""
+    """Replace lone surrogates, which no encoding has."""
     return text.encode("utf-8", "replace").decode()

@@ -93,7 +93,7 @@ def _own_request(
             fresh.get("styles", ()),
         )  # fmt: skip
         if [text.text for text in texts] != list(drawn.values()):
-            text = "styles or wildcards are others here; the prompts are as drawn then"
+            text = "styles or wildcards have changed since; the prompts drawn then are used"
             problems.append(Message(text))
             values = {**values, **drawn, "styles": ()}
     # pictures store `prompt_rules` since rules 2
@@ -126,7 +126,11 @@ def _values_of_fields(recalled: ImageMetadata, problems: list[str]) -> dict[str,
     if fields.keys() & {"Hires upscale", "Hires resize"}:
         values |= _hires(fields, problems)
     elif "Denoising strength" in fields:
-        problems.append(Message("it was made from another picture, which it does not hold"))
+        problems.append(
+            Message(
+                "it was made with img2img from another picture, which the file does not contain"
+            )
+        )
     if emphasis := fields.get("Emphasis"):
         values |= {"emphasis": _EMPHASIS[emphasis]} if emphasis in _EMPHASIS else {}
         if emphasis not in _EMPHASIS:
@@ -177,8 +181,10 @@ def _resized(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
         return {}
     scale = round(max(scales), 4)
     if max(scales) - min(scales) > _SAME_RATIO:
-        text = "the second pass from {size} to {target} cut the picture; here it is {scale} times"
-        problems.append(Message(text + " the size, uncut", **shown, scale=scale))
+        text = (
+            "the second pass from {size} to {target} cropped the picture; here it is {scale} times"
+        )
+        problems.append(Message(text + " the size, not cropped", **shown, scale=scale))
     return {"hires_scale": scale}
 
 

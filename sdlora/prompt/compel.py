@@ -30,7 +30,7 @@ def compel_warnings(text: str) -> Iterator[Message]:
         yield _weight_warning(text, match, match["number"])
     if match := _METHOD.search(text):
         yield Message(
-            "'{mark}' is InvokeAI's language and is read as text; here it is [from:to:0.5] over "
+            "'{mark}' is InvokeAI's syntax and is read as text; here it is [from:to:0.5] over "
             "the steps, and AND between texts",
             mark=match[0],
         )
@@ -41,7 +41,7 @@ def _weight_warning(text: str, match: re.Match[str], weight: str) -> Message:
     is_round = match[0][0] == ")"
     weighted_text = before.rpartition("(")[2] if is_round else re.split(r"[\s,;(]", before)[-1]
     return Message(
-        "'{mark}' is InvokeAI's way to weigh words, and its signs are read as text; here it is "
+        "'{mark}' is InvokeAI's syntax for emphasis and is read as text; here it is "
         "({weighted_text}:{weight})",
         mark=f"{'(' if is_round else ''}{weighted_text}{match[0]}",
         weighted_text=weighted_text,

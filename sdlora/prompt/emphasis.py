@@ -1,8 +1,8 @@
 """Emphasis: (x) and [x], (x:1.2), BREAK between chunks, and texts joined by AND.
 
 A1111's rules (modules/prompt_parser.py, parse_prompt_attention and get_multicond_prompt_list),
-except that BREAK inside of brackets breaks, that (x:1..2) is text instead of an error, and that a
-backslash takes the meaning from any sign that follows it, BREAK's first letter too.
+except that BREAK inside brackets ends the chunk too, that (x:1..2) is text instead of an error, and
+that a backslash escapes any sign that follows it, BREAK's first letter too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from sdlora.prompt.scanner import Token, number, tokens
 
 BREAK = ("BREAK", -1.0)  # A1111's mark for the end of a chunk; tell it from text with `is`
 _ROUND, _SQUARE = 1.1, 1 / 1.1
-_STRONGEST = 1e6  # nested brackets multiply; a weight stays a number all the same
-_Piece = tuple[str | None, int, int]  # text or None for BREAK; its innermost ( and [ by number
+_STRONGEST = 1e6  # limit of a weight, since nested brackets multiply
+_Piece = tuple[str | None, int, int]  # text or None for BREAK; index of its innermost ( and [
 
 
 def parse_emphasis(text: str) -> list[tuple[str, float]]:
@@ -112,7 +112,7 @@ def _merge_pieces(
 
 
 def compose(text: str) -> list[tuple[str, float]]:
-    """[(text, weight)]: the texts that AND joins, each to be denoised towards by its weight.
+    """[(text, weight)]: the texts joined by AND, and the weight of each one's noise prediction.
 
     Without an AND the whole text has weight 1, whatever it ends with.
 

@@ -81,7 +81,7 @@ def from_novelai(text: str) -> tuple[str, list[Message]]:
 
 
 def _word(word: str) -> list[_Segment]:
-    """A word and the signs behind it."""
+    """Segments of a word and the + or - signs after it."""
     core = word.rstrip(_ENDS)
     bare = core.rstrip("+") if core.endswith("+") else core.rstrip("-")
     if not bare or bare == core:
@@ -97,7 +97,7 @@ def _compel_weight(after: str) -> float:
 
 
 def _closed(levels: list[list[_Segment]], opener: str) -> list[_Segment]:
-    """All segments in order; a bracket that nobody closed is text."""
+    """Return all segments in order; an unclosed bracket is text."""
     first, *others = levels
     return first + [part for level in others for part in [(opener, 1.0), *level]]
 
@@ -107,7 +107,7 @@ def _a1111_text(segments: list[_Segment]) -> str:
 
 
 def _join_segments(segments: list[_Segment]) -> Iterator[_Segment]:
-    """Neighbours of one weight as one; spaces alone have none of their own."""
+    """Join neighbours of one weight; spaces alone take the weight of their neighbour."""
     texts: list[str] = []
     current = "1"
     for text, weight in [*segments, ("", 0.0)]:

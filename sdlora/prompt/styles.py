@@ -34,7 +34,7 @@ class Style:
 
 
 def apply_styles(text: str, styles: Iterable[str]) -> str:
-    """The text with each style's text around it where that says {prompt}, else after it.
+    """Apply styles to a text: each replaces {prompt} in its own text, else is appended.
 
     >>> apply_styles("a cat", ["oil painting of {prompt}", "masterpiece"])
     'oil painting of a cat, masterpiece'
@@ -54,10 +54,10 @@ class Styles(dict[str, Style]):
 
 
 def read_styles(path: Path) -> Styles:
-    """The styles of a table with the columns name, prompt and negative_prompt, separated by
+    """Read the styles of a table with the columns name, prompt and negative_prompt, separated by
     commas, semicolons or tabs.
 
-    SettingsError when the file is no such table; a row that cannot be used is left out, and told.
+    SettingsError when the file is no such table; a bad row is left out, with a problem.
     """
     try:
         text, problems = read_text_file(path, MAX_BYTES)

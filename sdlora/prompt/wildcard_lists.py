@@ -26,7 +26,7 @@ LIST_SUFFIXES = (".txt", ".yaml", ".yml", ".json")
 MAX_LIST_BYTES = 4 * 2**20
 MAX_ENTRIES = 200_000  # of one structured file; YAML's references can make many of few
 MAX_DEPTH = 16
-# All scalars are texts for it: 'no' and '1.0' are words here
+# Reads all scalars as text, also 'no' and '1.0'
 _YAML_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 Entries = dict[str, list[str]]
 

@@ -28,7 +28,7 @@ REFUSALS: dict[str, str] = {
     ),
     "unknown_kind": "this file holds {kind}, which cannot be used (it has {key!r:.82})",
     "no_layers": "this file holds no layer that changes a model, only {count} embeddings",
-    "stands_twice": "layer {layer!r:.82} stands twice, as {key!r:.82} too",
+    "stands_twice": "layer {layer!r:.82} occurs twice, also as {key!r:.82}",
     # its layers
     "incomplete": "layer {layer!r:.82} lacks its {role} tensor; the file is incomplete",
     "mixed": "layer {layer!r:.82} is a {kind} that also has {role}, which do not go together",

@@ -144,7 +144,7 @@ def checked_shapes(head: RawHeader) -> dict[str, tuple[int, ...]]:
     if not isinstance(entries, dict):
         raise refusal("damaged_header", file=head.file, why="it is not a table")
     if any(isinstance(table, _DuplicateKeys) for table in (entries, *entries.values())):
-        raise refusal("damaged_header", file=head.file, why="a name stands twice")
+        raise refusal("damaged_header", file=head.file, why="a name occurs twice")
     if not 1 <= len(entries) <= MAX_TENSORS:
         raise refusal("tensor_count", file=head.file, count=len(entries), limit=MAX_TENSORS)
     _check_body(

@@ -58,7 +58,7 @@ def with_diffusers_names(file: LoraFile) -> LoraFile:
             diffusers_name = _diffusers_name(file_name, file.base)
             if diffusers_name in layers:
                 raise LoraFileError(
-                    "layer {layer!r} stands twice, as {key!r} too",
+                    "layer {layer!r} occurs twice, also as {key!r}",
                     layer=diffusers_name[:80],
                     key=name[:80],
                 )
