@@ -268,7 +268,7 @@ def _read(case: Case, workspace: Workspace) -> ImageMetadata:
 def fuzzed(count: int, seed: int, root: Path) -> tuple[Counter[str], list[tuple[Case, str]]]:
     """(cases by kind, those that went wrong with what did)."""
     workspace = Workspace.open(root)
-    library = Library.of(workspace)
+    library = Library.for_workspace(workspace)
     kinds: Counter[str] = Counter()
     wrong: list[tuple[Case, str]] = []
     for case in cases(count, seed):

@@ -16,7 +16,7 @@ from functools import cache
 from benchmarks.report import asked, show
 from sdlora.image_metadata.infotext import infotext
 from sdlora.image_metadata.reader import parse_infotext
-from sdlora.prompt import expand, parse_prompt, view
+from sdlora.prompt import expand, parse_prompt, preview_prompt
 from sdlora.prompt.chunks import Unit
 
 PIECES = (
@@ -67,7 +67,7 @@ def every_stage(text: str, seed: int = 0, steps: int = 4) -> None:
     prompt = parse_prompt(expanded.text)
     for lora in prompt.loras:
         lora.at(steps - 1, steps)
-    view(expanded.text, steps, letters)
+    preview_prompt(expanded.text, steps, letters)
     parse_infotext(infotext(text, prompt.text, FIELDS))
 
 

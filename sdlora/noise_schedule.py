@@ -314,8 +314,8 @@ def _unfit_weighting(weighting: LossWeighting, known: tuple[str, ...]) -> Settin
 
 
 def flux_shift(tokens: int) -> float:
-    """Return FLUX's shift of the levels for a picture of so many tokens: exp of a line through 0.5 at 256
-    and 1.15 at 4096 (black-forest-labs/flux, sampling.py, get_lin_function)."""
+    """Return FLUX's shift of the levels for a picture of so many tokens: exp of a line through 0.5
+    at 256 and 1.15 at 4096 (black-forest-labs/flux, sampling.py, get_lin_function)."""
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
 

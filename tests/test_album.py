@@ -107,7 +107,7 @@ def test_a_picture_is_made_again_from_what_it_says(
             {**WHOLE, "image_format": image_format}
         ).model_dump(mode="json")
         assert recalled.details["image"]["loras"][0]["name"] == "neon"
-        values, problems = request_of(recalled, Library.of(space), space)
+        values, problems = request_of(recalled, Library.for_workspace(space), space)
         assert [problem.split("'")[1] for problem in problems] == ["No"]
         assert values["seed"] == 7 + index and values["prompt"] == WHOLE["prompt"]
         [again] = made(engine, **values)
@@ -154,7 +154,9 @@ def test_a_seed_of_64_bits_is_used_written_and_read(engine: Engine, space: Works
     [event] = made(engine, prompt="a cat", model="tiny", steps=1, seed=seed)
     assert event.seed == seed and f"-{seed}" in Path(event.path).name
     assert parse_infotext(text_of(event)).fields["Seed"] == str(seed)
-    values, problems = request_of(read_parameters(Path(event.path)), Library.of(space), space)
+    values, problems = request_of(
+        read_parameters(Path(event.path)), Library.for_workspace(space), space
+    )
     assert values["seed"] == seed and not problems
     largest = made(engine, prompt="a cat", model="tiny", steps=1, seed=2**64 - 1)
     assert parse_infotext(text_of(largest[0])).fields["Seed"] == str(2**64 - 1)

@@ -342,7 +342,7 @@ def test_few_strays_are_told_and_many_refused(family: Family, loras: list[LoraFi
 def test_two_names_of_one_layer_are_refused(family: Family, loras: list[LoraFile]) -> None:
     one = loras[0].layers[UNET]
     twice = {UNET: one, UNET.replace("mid_block_attentions_0", "middle_block_1"): one}
-    with pytest.raises(LoraFileError, match="stands twice"):
+    with pytest.raises(LoraFileError, match="occurs twice"):
         fit(LoraFile(twice), family)
 
 

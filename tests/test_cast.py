@@ -246,7 +246,7 @@ def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
     sheet = painter.plan(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
     told = {p.message.template: p.message for p in sheet.problems}
     assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
-    skipped = told["{setting} = {given} is more than this model has layers; {most} is used"]
+    skipped = told["{setting} = {given} is more than this model has layers; {limit} is used"]
     assert skipped.on(PAGE).startswith("Clip skip = 9")
     report = sheet.report(0)
     assert any("x.txt" in problem for problem in report["problems"])

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from sdlora.errors import ModelError
-from sdlora.prompt import chunked, open_tokenizer, parse_emphasis, view
+from sdlora.prompt import chunked, open_tokenizer, parse_emphasis, preview_prompt
 from sdlora.prompt.chunks import BACKTRACK, CHUNK, Unit
 from sdlora.workspace import STARTER_MODEL
 from tiny import tiny
@@ -105,7 +105,7 @@ def test_weights_go_with_their_tokens() -> None:
 
 def test_the_view_of_a_prompt() -> None:
     text = "a [red:blue:0.5] (cat:1.2) BREAK x AND dog:0.5 <lora:neon:0.8> <lora:oil:high>"
-    seen = view(text, 10, letters)
+    seen = preview_prompt(text, 10, letters)
     assert [stage.spans for stage in seen.stages] == [((1, 5),), ((6, 10),)]
     first = seen.stages[0]
     assert [part.weight for part in first.parts] == [1.0, 0.5]
@@ -119,7 +119,7 @@ def test_the_view_of_a_prompt() -> None:
 
 
 def test_an_alternation_is_shown_once_for_each_text() -> None:
-    seen = view("[cow|horse]", 5, letters)
+    seen = preview_prompt("[cow|horse]", 5, letters)
     assert [(stage.text, stage.spans) for stage in seen.stages] == [
         ("cow", ((1, 1), (3, 3), (5, 5))), ("horse", ((2, 2), (4, 4)))
     ]  # fmt: skip

@@ -13,7 +13,12 @@ from sdlora.adapters import layers
 from sdlora.adapters.layers import ADAPTER, KINDS, AdapterSpec
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
-from sdlora.lora.format.training_metadata import PICTURES, SETTINGS, VERSIONS, read_recipe
+from sdlora.lora.format.training_metadata import (
+    PICTURES,
+    SETTINGS,
+    VERSIONS,
+    read_training_metadata,
+)
 from sdlora.settings.train import TrainSettings
 
 AXES: tuple[Any, ...] = ("input", "output")
@@ -158,4 +163,4 @@ def test_a_lora_of_before_is_repeated_by_output(tmp_path: Path) -> None:
         settings = json.dumps({"adapter": "dora", **given})
         said = {SETTINGS: settings, VERSIONS: "{}", PICTURES: "x"}
         path = write_lora(LoraFile(layers, said), tmp_path / "a.safetensors")
-        assert read_recipe(path).settings["dora_axis"] == axis
+        assert read_training_metadata(path).settings["dora_axis"] == axis

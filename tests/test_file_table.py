@@ -27,7 +27,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.format.adapter_types import KINDS as KINDS_OF_ADAPTER
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.keys import GRAMMARS, ROLES
-from sdlora.lora.format.name_map import vocabulary
+from sdlora.lora.format.name_map import build_name_map
 from sdlora.lora.format.writer import NO_LIMIT
 from tiny import CPU, KINDS, open_tiny
 
@@ -117,7 +117,7 @@ def model(base: str) -> Any:
         for part, its_model in parts.items()
     }
     return SimpleNamespace(
-        name=base, title=base, device=CPU, layers=layers, vocabulary=vocabulary(base, layers),
+        name=base, title=base, device=CPU, layers=layers, vocabulary=build_name_map(base, layers),
         text_encoders={},
     )  # fmt: skip
 

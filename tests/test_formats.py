@@ -116,7 +116,7 @@ def test_what_is_no_key_is_refused_by_name(key: str) -> None:
 def test_a_layer_in_two_formats_stands_twice() -> None:
     shapes = {f"{UNET}.lora_down.weight": (2, 6), f"{UNET}.lora_up.weight": (5, 2)}
     other = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (2, 6)}
-    with pytest.raises(LoraFileError, match="stands twice") as refused:
+    with pytest.raises(LoraFileError, match="occurs twice") as refused:
         layers_of(shapes | other)
     assert refused.value.code == "stands_twice"
 

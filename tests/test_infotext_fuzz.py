@@ -26,4 +26,4 @@ def test_changed_texts_cost_no_traceback_and_no_good_value(workspace: Path) -> N
 )
 def test_what_is_lost_would_be_seen(case: Case, problem: str, workspace: Path) -> None:
     space = Workspace.open(workspace)
-    assert outcome(case, space, Library.of(space)).startswith(problem)
+    assert outcome(case, space, Library.for_workspace(space)).startswith(problem)

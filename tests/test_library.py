@@ -17,7 +17,7 @@ from sdlora.lora.format.header import read_header
 from sdlora.lora.library import library as library_module
 from sdlora.lora.library.library import Library
 from sdlora.prompt import parse_prompt
-from sdlora.prompt.tags import written
+from sdlora.prompt.tags import format_tag
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_name_that_a_tag_cannot_hold_is_written_without_its_signs(tmp_path: Pa
         lora(tmp_path / "Style: Noir <v1>.safetensors")
     except OSError:
         pytest.skip("this disk has no such names")
-    tag = parse_prompt(written("Style: Noir <v1>", 0.8)).loras[0]
+    tag = parse_prompt(format_tag("Style: Noir <v1>", 0.8)).loras[0]
     assert Library([tmp_path]).find(tag.name).name == "Style: Noir <v1>"
     with pytest.raises(LoraFileError):
         Library([tmp_path]).find(":")

@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_listed_is_named(folder: Path) -> None:
 
 def test_further_folders_are_read_in_place(tmp_path: Path) -> None:
     space = Workspace.open(tmp_path / "space")
-    library = Library.of(space)
+    library = Library.for_workspace(space)
     shipped = {entry.name for entry in library.list()}
     assert shipped and not library.problems
     a1111, comfy, plain_one = (tmp_path / name for name in ("a 1111", "comfy", "mine"))
@@ -110,7 +110,7 @@ def test_folders_of_other_programs_are_found_in_any_case(way: str, tmp_path: Pat
     for named in (program, program / Path(way).parent):
         (space.root / "lora_folders.txt").write_text(str(named), "utf-8")
         assert program / way in space.lora_folders
-        names = {entry.full_name for entry in Library.of(space).list()}
+        names = {entry.full_name for entry in Library.for_workspace(space).list()}
         assert "one" in names and not any("checkpoint" in name for name in names)
 
 
@@ -123,6 +123,6 @@ def test_a_name_that_a_system_lists_twice_is_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.safetensors").touch()
-    real = walk_module._listed
-    monkeypatch.setattr(walk_module, "_listed", lambda path: (real(path)[0] + real(path)[0], []))
+    real = walk_module._list_folder
+    monkeypatch.setattr(walk_module, "_list_folder", lambda path: (real(path)[0] * 2, []))
     assert [one.name for one in walk([tmp_path])[0]] == ["a"]

@@ -15,7 +15,7 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare, draw
-from sdlora.lora.tools.convert import alike, number_format, renamed, rounding
+from sdlora.lora.tools.convert import number_format, rounding, with_diffusers_names, with_key_style
 from test_lora_tools import CONV, LINEAR, delta, file_of, lora, random, relative
 
 # Comparing
@@ -105,7 +105,7 @@ def test_flux_layers_stack_to_exactly_the_same_change(alphas: tuple[float, ...])
         flux(BLOCK + name, 2 + i, 10 * i, alphas[i] * (2 + i) / 2) for i, name in enumerate(QKV)
     ]
     layers = {name: adapter for part in parts for name, adapter in part.items()}
-    stacked = renamed(flux_file({**layers, **flux(BLOCK + "ff_net_2", 2, 50)}), "kohya")
+    stacked = with_key_style(flux_file({**layers, **flux(BLOCK + "ff_net_2", 2, 50)}), "kohya")
     assert set(stacked.layers) == {
         "lora_unet_double_blocks_0_img_attn_qkv",
         "lora_unet_double_blocks_0_img_mlp_2",
@@ -120,11 +120,11 @@ def test_flux_layers_stack_to_exactly_the_same_change(alphas: tuple[float, ...])
 def test_flux_stacks_come_apart_and_together_without_growing() -> None:
     whole = lora((18, 6), 3, 7)
     name = "lora_unet_double_blocks_0_img_attn_qkv"
-    apart = renamed(flux_file({name: whole}), "peft")
+    apart = with_key_style(flux_file({name: whole}), "peft")
     assert set(apart.layers) == {*(f"lora_unet_{BLOCK}{part}" for part in QKV), *SINGLE}
     assert torch.equal(apart.layers[f"lora_unet_{BLOCK}attn_to_k"].tensors["up"],
                        whole.tensors["up"][6:12])  # fmt: skip
-    again = renamed(apart, "kohya").layers[name]
+    again = with_key_style(apart, "kohya").layers[name]
     assert again.rank == 3
     assert torch.equal(again.tensors["up"], whole.tensors["up"])
     assert torch.equal(again.tensors["down"], whole.tensors["down"])
@@ -133,7 +133,7 @@ def test_flux_stacks_come_apart_and_together_without_growing() -> None:
 def test_a_share_that_is_missing_changes_nothing() -> None:
     layers = flux("single_transformer_blocks_0_proj_mlp", 2, 1, rows=24)
     layers |= flux("single_transformer_blocks_0_attn_to_k", 2, 5)
-    whole = renamed(flux_file(layers), "kohya").layers["lora_unet_single_blocks_0_linear1"]
+    whole = with_key_style(flux_file(layers), "kohya").layers["lora_unet_single_blocks_0_linear1"]
     change = delta(whole, (42, 6))
     k, mlp = (delta(layers[f"lora_unet_single_transformer_blocks_0_{n}"], s)
               for n, s in (("attn_to_k", (6, 6)), ("proj_mlp", (24, 6))))  # fmt: skip
@@ -145,21 +145,21 @@ def test_what_cannot_be_stacked_is_refused() -> None:
                             for s, shape in (("a", (6, 2)), ("b", (2, 6)))})  # fmt: skip
     layers = {f"lora_unet_{BLOCK}{name}": loha for name in QKV}
     with pytest.raises(LoraFileError, match="LoHa of layer .* cannot be stacked"):
-        renamed(flux_file(layers), "kohya")
-    assert set(renamed(flux_file(layers), "peft").layers) == {*layers, *SINGLE}
+        with_key_style(flux_file(layers), "kohya")
+    assert set(with_key_style(flux_file(layers), "peft").layers) == {*layers, *SINGLE}
 
 
 def test_stability_names_become_those_of_diffusers() -> None:
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     text = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
     file = LoraFile({name: lora((6, 2048), 2, 1), text: lora((8, 4), 2, 3)})
-    ours = alike(file)
+    ours = with_diffusers_names(file)
     diffusers = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     assert list(ours.layers) == [diffusers, text]
     assert ours.layers[diffusers] is file.layers[name]
     both = LoraFile({**file.layers, diffusers: file.layers[name]})
-    with pytest.raises(LoraFileError, match="stands twice"):
-        alike(both)
+    with pytest.raises(LoraFileError, match="occurs twice"):
+        with_diffusers_names(both)
 
 
 def test_number_format_and_rounding() -> None:
@@ -201,7 +201,7 @@ KEPT = {
 
 
 def test_private_data_goes_and_the_rest_stays() -> None:
-    ours = provenance.named(provenance.without_private(SECRETS | KEPT), "new")
+    ours = provenance.with_title(provenance.without_private(SECRETS | KEPT), "new")
     assert "secret" not in json.dumps(ours)
     assert KEPT.items() <= ours.items()
     assert json.loads(ours["ss_network_args"]) == {"conv_dim": "4", "decay": "1e-3"}
@@ -209,13 +209,13 @@ def test_private_data_goes_and_the_rest_stays() -> None:
 
 
 def test_a_merged_file_names_its_sources_and_has_all_their_words() -> None:
-    def source(name: str, weight: float, **said: str) -> provenance.Source:
-        return provenance.Source(
+    def source(name: str, weight: float, **said: str) -> provenance.MergeSource:
+        return provenance.MergeSource(
             name, weight, {key.replace("__", "."): v for key, v in said.items()}
         )
 
     common = {"ss_base_model_version": "sd_v1", "modelspec__prediction_type": "epsilon"}
-    its = provenance.merged(
+    its = provenance.merged_metadata(
         [
             source("neon", 0.8, modelspec__trigger_phrase="neon lights, night", **common),
             source("zibo", -0.5, trained_words='["zibo", "night"]', ss_steps="9", **common),
@@ -233,11 +233,11 @@ def test_a_merged_file_names_its_sources_and_has_all_their_words() -> None:
 
 def test_facts_of_the_old_tensors_are_dropped() -> None:
     old = {"sshs_model_hash": "1", "lora_adapter_metadata": "{}", "ss_training_comment": "by hand"}
-    ours = provenance.rewritten(old | {"ss_seed": "4"}, "resized")
+    ours = provenance.rewritten_metadata(old | {"ss_seed": "4"}, "resized")
     assert set(ours) == {"ss_training_comment", "ss_seed"}
     assert ours["ss_training_comment"].startswith("by hand; resized with sdlora")
-    assert provenance.of_ranks([4, 4])["ss_network_dim"] == "4"
-    assert provenance.of_ranks([4, 8])["ss_network_alpha"] == "Dynamic"
+    assert provenance.rank_metadata([4, 4])["ss_network_dim"] == "4"
+    assert provenance.rank_metadata([4, 8])["ss_network_alpha"] == "Dynamic"
 
 
 def test_thumbnail_is_a_small_jpeg(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import GROUPS, Losses, group_of
-from sdlora.lora.format.name_map import vocabulary
+from sdlora.lora.format.name_map import build_name_map
 from sdlora.lora.tools.merge import MergeMethod, merge, resize
 from sdlora.lora.tools.svd import Spectrum, distance
 from sdlora.models.base import TARGETS
@@ -82,7 +82,7 @@ def test_rank_that_keeps_a_share_of_the_energy() -> None:
 
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl", "sd3", "flux"])
 def test_groups_are_those_of_the_modules_whatever_the_naming(base: str) -> None:
-    words = vocabulary(base, architectures.read_keys(base))
+    words = build_name_map(base, architectures.read_keys(base))
     for name, slots in words.items():
         first = slots[0]
         prefix = "lora_unet_" if first.part == "denoiser" else f"lora_{first.part}_"

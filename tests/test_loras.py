@@ -181,7 +181,7 @@ def test_a_training_lends_its_lora_its_last_sample(studio: AppState, folder: Pat
 def test_no_text_of_a_file_becomes_markup(folder: Path, text: str) -> None:
     lora(folder / "a.safetensors", **{"modelspec.trigger_phrase": text})
     [entry] = [e for e in Library([folder]).list() if e.name == "a"]
-    odd = entry.__class__(Listed(*entry.found)._replace(name=text, folder=text), entry.row, text)
+    odd = entry.__class__(Listed(*entry.scanned)._replace(name=text, folder=text), entry.row, text)
     found = lora_details.LoraMatches([odd], [odd], 1, 2, [text])
     shown: Any = markup.lora_card(odd, "") + markup.offers(text, [odd])
     shown += markup.lora_cards(found, [], LoraFilter(text))

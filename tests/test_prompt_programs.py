@@ -105,7 +105,7 @@ def test_invokeai_of_before_3(tmp_path: Path, workspace: Path) -> None:
     assert (older.prompt, older.negative) == ("a (cat:1.21)", "ugly")
     assert older.fields == {key: value for key, value in found.fields.items() if key != "Model"}
     space = Workspace.open(workspace)
-    assert request_of(older, Library.of(space), space)[0]["sampler"] == "euler_a"
+    assert request_of(older, Library.for_workspace(space), space)[0]["sampler"] == "euler_a"
 
 
 # a record, what it holds besides, and what is told of that
@@ -232,6 +232,6 @@ def test_missing_textual_inversions_are_told(workspace: Path) -> None:
     nodes = {"6": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["4", 1]}}}
     for record, name in ((COMFY | nodes, "gone"), ({**INVOKE, "positive_prompt": "<odd>"}, "odd")):
         found = parse_infotext(json.dumps(record))
-        _, problems = request_of(found, Library.of(space), space)
+        _, problems = request_of(found, Library.for_workspace(space), space)
         told = [problem for problem in problems if "textual inversion" in problem]
         assert told == [f"the textual inversion {name!r} is not here"]

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from recorded import A1111, COMFY, COMFY_FLUX, FOOOCUS, INVOKE, SWARM, WORKFLOW
 from sdlora.errors import DataError, SettingsError
-from sdlora.image_metadata.a1111 import read_hashes
+from sdlora.image_metadata.a1111 import parse_hashes
 from sdlora.image_metadata.infotext import infotext, write_exif, write_png
 from sdlora.image_metadata.reader import parse_infotext, read_parameters, rename_loras
 from sdlora.prompt import parse_prompt
@@ -106,7 +106,7 @@ def test_a_stray_text_behind_the_parameters_is_told() -> None:
     found = parse_infotext(f"a cat\n{LINE}\nmade with love\nby me")
     assert found.prompt == "a cat" and found.fields["Size"] == "512x512"
     assert found.problems == (
-        "the text behind its parameters is not taken over: 'made with love by me'",
+        "the text after its parameters is not taken over: 'made with love by me'",
     )
 
 
@@ -349,7 +349,7 @@ def test_time_is_linear(unit: str) -> None:
 
 
 def test_loras_are_renamed_by_their_hash() -> None:
-    hashes = read_hashes("neon: 1a2b, my lora: 3c4d, a=b: 5e6f: 0.8, gone: 7777")
+    hashes = parse_hashes("neon: 1a2b, my lora: 3c4d, a=b: 5e6f: 0.8, gone: 7777")
     assert hashes == {"neon": "1a2b", "my lora": "3c4d", "a=b": "5e6f", "gone": "7777"}
     known = {"1a2b": "glow (v2)", "3c4d": "my lora", "5e6f": "ab"}.get
     prompt = (

@@ -24,7 +24,7 @@ from sdlora.prompt import (
     styles,
     wildcards,
 )
-from sdlora.prompt.scanner import escaped, plain_words
+from sdlora.prompt.scanner import escaped, without_escapes
 
 PLAIN = [
     ("saber (fate)", r"saber \(fate\)"),
@@ -43,7 +43,7 @@ def test_words_that_mean_themselves(words: str, written: str) -> None:
     read = parse_prompt(drawn.text)
     assert not (drawn.problems or read.problems or read.loras)
     assert schedule(read.text, 4) == [(4, written)] and len(compose(written)) == 1
-    assert parse_emphasis(read.text) == [(plain_words(words), 1)]
+    assert parse_emphasis(read.text) == [(without_escapes(words), 1)]
 
 
 B = ("BREAK", -1)

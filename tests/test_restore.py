@@ -34,13 +34,13 @@ def lora(space: Workspace, name: str, seed: int = 0) -> str:
     rng = torch.Generator().manual_seed(seed)
     halves = torch.randn(1, 32, generator=rng), torch.randn(32, 1, generator=rng)
     write_lora(LoraFile({LAYER: Adapter.lora(*halves, 1.0)}), space.loras / f"{name}.safetensors")
-    library = Library.of(space)
+    library = Library.for_workspace(space)
     return library.hashes(library.find(name)).autov3
 
 
 def restored(space: Workspace, said: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
     text = said if isinstance(said, str) else json.dumps(said)
-    values, problems = request_of(parse_infotext(text), Library.of(space), space)
+    values, problems = request_of(parse_infotext(text), Library.for_workspace(space), space)
     ImageRequest.of(values)
     return values, "\n".join(problems)
 
@@ -111,7 +111,7 @@ def test_our_own_picture_is_its_whole_request(space: Workspace) -> None:
         "seed": 7, "count": 4, "sampler": "euler_a", "hires_scale": 1.5, "future": 1,
         "height": 63,
     }  # fmt: skip
-    values, problems = request_of(own(asked, seed=9, index=2), Library.of(space), space)
+    values, problems = request_of(own(asked, seed=9, index=2), Library.for_workspace(space), space)
     kept = {key: asked[key] for key in ("prompt", "negative_prompt", "steps", "hires_scale")}
     assert values == {**kept, "sampler": "euler_a", "seed": 9, "count": 1}
     assert "no setting 'future'" in problems[0] and "height must be a multiple of 8" in problems[1]
@@ -120,19 +120,19 @@ def test_our_own_picture_is_its_whole_request(space: Workspace) -> None:
 def test_what_was_drawn_wins_where_the_lists_are_others(space: Workspace) -> None:
     asked = {"prompt": "a __pet__", "seed": 1, "styles": ["oil"]}
     drawn = {"prompt": "oil of a cat", "negative_prompt": "", "seed": 1}
-    values, problems = request_of(own(asked, **drawn), Library.of(space), space)
+    values, problems = request_of(own(asked, **drawn), Library.for_workspace(space), space)
     assert (values["prompt"], values["styles"]) == ("oil of a cat", ())
-    assert "are others here" in problems[0]
+    assert "have changed since" in problems[0]
     space.wildcards.mkdir()
     (space.wildcards / "pet.txt").write_text("cat\n")
     space.styles.write_text("name,prompt,negative_prompt\noil,oil of {prompt},\n")
-    values, problems = request_of(own(asked, **drawn), Library.of(space), space)
+    values, problems = request_of(own(asked, **drawn), Library.for_workspace(space), space)
     assert (values["prompt"], values["styles"], problems) == ("a __pet__", ("oil",), [])
 
 
 def test_a_picture_of_the_first_rules_keeps_its_words(space: Workspace) -> None:
     asked = {"prompt": "a cat, <lora:x:1>, red", "negative_prompt": "dull, <lora:y>"}
-    record, library = own(asked), Library.of(space)
+    record, library = own(asked), Library.for_workspace(space)
     values, _ = request_of(record, library, space)
     assert values["prompt"] == "a cat, <lora:x:1> red"
     assert values["negative_prompt"] == "dull <lora:y>"
@@ -150,7 +150,7 @@ def test_a_picture_of_the_first_rules_keeps_its_words(space: Workspace) -> None:
     ],
 )
 def test_damaged_records_are_no_crash(space: Workspace, details: dict[str, Any]) -> None:
-    request_of(ImageMetadata(details=details), Library.of(space), space)
+    request_of(ImageMetadata(details=details), Library.for_workspace(space), space)
 
 
 def test_samplers_by_every_name() -> None:
@@ -224,7 +224,7 @@ def test_the_hash_of_no_bytes_names_nothing(space: Workspace, hash_: str) -> Non
 def test_hashes_as_json_are_read(space: Workspace) -> None:
     space.embeddings.mkdir()
     lora(space, "glow")
-    library = Library.of(space)
+    library = Library.for_workspace(space)
     autov2 = library.hashes(library.find("glow")).autov2
     hashes = {"LORA:my, neon": autov2, "embed:dull": "abcdefabcd", "model": "0123456789"}
     text = f"<lora:my, neon:0.8>\n{PARAMETERS}, Hashes: {json.dumps(hashes)}, Version: x"
@@ -258,7 +258,7 @@ def test_what_civitai_lists_is_told(space: Workspace) -> None:
         ("1024x1024", 2.0, ""),
         ("768x0", 1.5, ""),
         ("0x768", 1.5, ""),
-        ("1024x768", 2.0, "the second pass from 512x512 to 1024x768 cut the picture"),
+        ("1024x768", 2.0, "the second pass from 512x512 to 1024x768 cropped the picture"),
         ("512x512", None, "the size is the same"),
         ("large", None, "it gives no scale"),
     ],

@@ -177,7 +177,7 @@ def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
     assert f"{path}\n  <lora:zibo-step-000003:1>" in capsys.readouterr().out
     checkpoint = dict(lora_files(folder))[3]
     assert path.read_bytes() == checkpoint.read_bytes()
-    assert Library.of(space).find("zibo-step-000003").problem == ""
+    assert Library.for_workspace(space).find("zibo-step-000003").problem == ""
     assert main([*line, "--step", "3"]) == 0
     assert len(list(space.loras.iterdir())) == 2, "it was there already, beside the last"
     capsys.readouterr()

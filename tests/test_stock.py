@@ -15,7 +15,7 @@ import tiny_transformers
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.layer import Adapter
-from sdlora.lora.tools.convert import renamed
+from sdlora.lora.tools.convert import with_key_style
 from tiny import LATENT, tiny
 from tiny_transformers import flux_answer, sd3_answer
 
@@ -163,7 +163,7 @@ def test_stock_flux_loads_kohyas_names(tmp_path: Path) -> None:
         {n: it for n, it in every.items() if n.startswith(("lora_te_", "lora_unet_transformer"))},
         {"modelspec.architecture": "flux-1-dev/lora"},  # narrower than any real one
     )
-    stacked = renamed(file, "kohya")
+    stacked = with_key_style(file, "kohya")
     assert "lora_unet_double_blocks_0_img_attn_qkv" in stacked.layers
     path = write_lora(stacked, tmp_path / "ours.safetensors", torch.float32)
     assert_stock_agrees(file, path, "flux", pipeline)

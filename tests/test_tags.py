@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.prompt import LoraTag, Prompt, open_tokenizer, parse_prompt
-from sdlora.prompt.tags import as_read_before
+from sdlora.prompt.tags import from_rules_1
 from sdlora.workspace import STARTER_MODEL
 
 FOO = LoraTag("foo")
@@ -133,7 +133,7 @@ DOUBTED = [
     ("<lora:foo:hr=0@0,1@1>", "", [LoraTag("foo", hires=1.0)], "hr is the strongest"),
     ("[" * 20 + "<lora:foo:1>" + ":0.5]" * 20, "[" * 20 + ":0.5]" * 20, [], "too many [...]"),
     # InvokeAI's language
-    ("a cat++, b", "a cat++, b", [], "'cat++' is InvokeAI's way .* here it is (cat:1.21)"),
+    ("a cat++, b", "a cat++, b", [], "'cat++' is InvokeAI's syntax .* here it is (cat:1.21)"),
     ("(a red)1.3 b", "(a red)1.3 b", [], "'(a red)1.3' is InvokeAI's .* here it is (a red:1.3)"),
     ("(a red)-, b", "(a red)-, b", [], "here it is (a red:0.9)"),
     ("dull--<lora:foo>", "dull--", [FOO], "here it is (dull:0.81)"),
@@ -260,13 +260,13 @@ def left_over_by_rules_1(text: str) -> str:
 @given(st.lists(st.sampled_from(["<lora:x:1>", ", ", " ", ",", "a", "(b", ":1.2)", "|", "\n"])))
 def test_a_prompt_of_the_first_rules_keeps_its_words(pieces: list[str]) -> None:
     text = "".join(pieces)
-    now = parse_prompt(as_read_before(text))
+    now = parse_prompt(from_rules_1(text))
     assert "".join(now.text.split()) == "".join(left_over_by_rules_1(text).split())
     assert now.loras == parse_prompt(text).loras
 
 
 def test_a_bare_tag_of_the_first_rules_keeps_its_weights() -> None:
-    before = as_read_before("(a cat lora:foo:0.8:1.2), b")
+    before = from_rules_1("(a cat lora:foo:0.8:1.2), b")
     assert parse_prompt(before) == Prompt("(a cat ), b", (LoraTag("foo", 1.2, 0.8),))
 
 

@@ -27,7 +27,7 @@ from sdlora.events import (
 from sdlora.inference.engine import render
 from sdlora.lora.format.file import read_lora
 from sdlora.lora.format.hashes import read_hashes
-from sdlora.lora.format.training_metadata import read_recipe
+from sdlora.lora.format.training_metadata import read_training_metadata
 from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw, random_scene
 from sdlora.training.train_state import TrainState
@@ -253,14 +253,14 @@ def test_a_step_never_waits_for_the_device(run: Run, monkeypatch: pytest.MonkeyP
 
 def test_a_file_says_how_it_was_made(run: Run, pictures: Path) -> None:
     path = Path(only(Saved, run(steps=1, seed=3)).path)
-    recipe = read_recipe(path)
+    recipe = read_training_metadata(path)
     assert recipe.settings["seed"] == 3 and recipe.settings["data"] == "pictures"
     assert str(pictures) not in str(read_lora(path).metadata)
     assert recipe.versions["torch"] == torch.__version__
-    prints = read_recipe(Path(only(Saved, run(steps=1, seed=4)).path)).pictures
+    prints = read_training_metadata(Path(only(Saved, run(steps=1, seed=4)).path)).pictures
     assert prints == recipe.pictures
     (pictures / "1.txt").write_text("zibo, another", encoding="utf-8")
-    assert read_recipe(Path(only(Saved, run(steps=1)).path)).pictures != prints
+    assert read_training_metadata(Path(only(Saved, run(steps=1)).path)).pictures != prints
 
 
 def test_captions_of_another_layer_are_not_taken_from_the_cache(run: Run) -> None:

@@ -366,7 +366,7 @@ def test_what_is_collected_has_the_names_that_kohya_writes(
     whole = list(family.module_names())
     renamed = {name: f"{name}_renamed" for name in whole}
     monkeypatch.setattr(
-        inject, "first_code_names",
+        inject, "original_layer_names",
         lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
     )  # fmt: skip
     attach(family, asked("lora", targets=("feed_forward",)))

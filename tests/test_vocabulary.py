@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from architectures import ARCHITECTURES, BASES, read_keys, shapes
 from first_code import FIRST_CODE
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.name_map import Slot, first_code_names, fused, unfused, vocabulary
+from sdlora.lora.format.name_map import Slot, build_name_map, fused, original_layer_names, unfused
 from sdlora.lora.format.original_names import Rows
 
 BASE_NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux", "starter")
@@ -43,7 +43,7 @@ each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 @functools.cache
 def words(name: str) -> dict[str, tuple[Slot, ...]]:
     """The vocabulary of a real architecture, norms and all."""
-    return vocabulary(BASES.get(name, name), shapes(name, MODULES))
+    return build_name_map(BASES.get(name, name), shapes(name, MODULES))
 
 
 def flat(path: str) -> str:
@@ -152,7 +152,7 @@ def test_encoders_are_kept_apart() -> None:
         parts = Counter(prefix for prefix, _ in owners)
         assert set(parts.values()) == {1}, name
     assert "lora_te2_encoder_block_0_layer_0_SelfAttention_q" not in words("sd3")
-    second = vocabulary("flux", {"te2": ["encoder.block.0.layer.0.SelfAttention.q"]})
+    second = build_name_map("flux", {"te2": ["encoder.block.0.layer.0.SelfAttention.q"]})
     assert {name[:9] for name in second} == {"lora_te2_", "lora_te3_"}
 
 
@@ -277,9 +277,9 @@ def test_sdxl_is_written_with_the_names_of_its_first_code() -> None:
         assert fused("sdxl", [name]) == {first: ((name, None),)}, "alone"
     upsampler = "lora_unet_up_blocks_0_upsamplers_0_conv"  # which A1111 takes for another
     assert whole["lora_unet_output_blocks_2_2_conv"] == ((upsampler, None),)
-    spelt = first_code_names("sdxl", names)
+    spelt = original_layer_names("sdxl", names)
     assert {spelt[name]: ((name, None),) for name in names} == whole
-    assert first_code_names("sd1", names) == {}
+    assert original_layer_names("sd1", names) == {}
 
 
 def test_a_model_built_otherwise_than_sdxl_keeps_its_names() -> None:
@@ -290,7 +290,7 @@ def test_a_model_built_otherwise_than_sdxl_keeps_its_names() -> None:
 def test_stack_beside_its_share_is_refused() -> None:
     names = ["lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_transformer_blocks_3_attn_to_v"]
     for order in (names, names[::-1]):
-        with pytest.raises(LoraFileError, match="stands twice"):
+        with pytest.raises(LoraFileError, match="occurs twice"):
             fused("flux", order)
 
 
@@ -308,7 +308,7 @@ def test_taken_apart_without_the_model(name: str) -> None:
 
 def test_unet_with_one_layer_per_block() -> None:
     """Blocks are counted by what the model has: those of our tiny models are shorter."""
-    found = vocabulary(
+    found = build_name_map(
         "sd1",
         {
             "denoiser": [
@@ -332,7 +332,7 @@ def test_unet_with_one_layer_per_block() -> None:
 
 
 def test_stacked_layer_needs_all_its_modules() -> None:
-    queries = vocabulary("flux", {"denoiser": ["transformer_blocks.0.attn.to_q"]})
+    queries = build_name_map("flux", {"denoiser": ["transformer_blocks.0.attn.to_q"]})
     assert set(queries) == {"lora_unet_transformer_blocks_0_attn_to_q"}
 
 
@@ -348,5 +348,5 @@ def test_odd_names_stay_as_they_are(base: str) -> None:
 
 
 def test_unknown_base_has_diffusers_names_only() -> None:
-    assert set(vocabulary("", {"denoiser": ["conv_in"]})) == {"lora_unet_conv_in"}
+    assert set(build_name_map("", {"denoiser": ["conv_in"]})) == {"lora_unet_conv_in"}
     assert unfused("", ["lora_unet_out_2"]) == {"lora_unet_out_2": (("lora_unet_out_2", None),)}

@@ -70,7 +70,7 @@ class AppState:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.queue = Queue(workspace.database)
-        self.library = Library.of(workspace)
+        self.library = Library.for_workspace(workspace)
         self.loras = Loras(self.library)
         own = (workspace.outputs, workspace.runs, workspace.datasets)
         self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))

@@ -15,7 +15,7 @@ from sdlora.events import SampleReady
 from sdlora.jobs import run_folder
 from sdlora.jobs.review import columns, keep, loras_by_step, suggestion
 from sdlora.messages import Message
-from sdlora.prompt.tags import written
+from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
 from webui import markup
 from webui.app_state import AppState, Run
@@ -93,7 +93,7 @@ class CheckpointPicker:
     def _keep(self, name: str, step: int | None) -> Reply:
         file = self.kept(self.studio.training(name), step)
         words = "Kept. In a prompt it is {tag}"
-        tag = written(file.stem, markup.USUAL_WEIGHT)
+        tag = format_tag(file.stem, markup.USUAL_WEIGHT)
         return Reply(html=markup.success(Message(words, tag=tag)))
 
     def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:

@@ -38,7 +38,7 @@ class Listed(NamedTuple):
 # What they can be sorted by -> the key
 ORDERS: dict[str, Callable[[Listed], Any]] = {
     "name": lambda one: (one.name, one.entry.folder),
-    "newest": lambda one: -int(one.entry.found.stamp.partition(" ")[2] or 0),
+    "newest": lambda one: -int(one.entry.scanned.stamp.partition(" ")[2] or 0),
     "folder": lambda one: (folded(one.entry.folder), one.name),
     "rank": lambda one: (one.entry.rank, one.name),
 }

@@ -14,7 +14,7 @@ from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import Message
 from sdlora.prompt import LoraTag
 from sdlora.prompt.chunks import Tokenize, Unit
-from sdlora.prompt.preview import ChunkView, PreviewStage, PromptPreview, view
+from sdlora.prompt.preview import ChunkView, PreviewStage, PromptPreview, preview_prompt
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings.base import MAX_TEXT
@@ -64,13 +64,15 @@ def read(studio: AppState, asked: PreviewRequest) -> PromptReading:
     steps = max(1, asked.steps)
     letters = max(len(asked.prompt), len(asked.negative_prompt))
     if letters > MAX_READ:
-        return PromptReading(view("", steps, _whole), None, (), (_too_long(letters),), steps, False)
+        return PromptReading(
+            preview_prompt("", steps, _whole), None, (), (_too_long(letters),), steps, False
+        )
     tokenize = _tokenizer(Path(studio.workspace.model_source(asked.model)))
     seed = max(0, asked.seed)  # one that is drawn later draws other wildcards
-    texts = PromptResources.of(studio.workspace).expand(
+    texts = PromptResources.for_workspace(studio.workspace).expand(
         asked.prompt, asked.negative_prompt, seed, asked.styles
     )
-    positive, negative = (view(text.text, steps, tokenize or _whole) for text in texts)
+    positive, negative = (preview_prompt(text.text, steps, tokenize or _whole) for text in texts)
     base = studio.model_base(asked.model)
     uses = tuple(_use(studio, tag, base) for tag in (*positive.loras, *negative.loras))
     first = uses[: len(positive.loras)]

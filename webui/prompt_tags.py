@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from sdlora.errors import LoraFileError
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt.expansion import strip_comments
-from sdlora.prompt.scanner import Token, plain_words, tokens
-from sdlora.prompt.tags import parse_prompt, written
+from sdlora.prompt.scanner import Token, tokens, without_escapes
+from sdlora.prompt.tags import format_tag, parse_prompt
 from webui.lora_details import prompt_words
 
 _HASH_LETTERS = 12
@@ -52,10 +52,10 @@ def with_tag(prompt: str, name: str, words: Sequence[str], weight: float) -> str
     """The prompt with a LoRA's tag and the words that call it, each unless it is there already; on
     a line of their own where a comment would hide them."""
     spoken = strip_comments(prompt)
-    said = plain_words(spoken).lower()
-    missing = [word for word in words if plain_words(word).lower() not in said]
+    said = without_escapes(spoken).lower()
+    missing = [word for word in words if without_escapes(word).lower() not in said]
     if name.lower() not in {lora.name.lower() for lora in parse_prompt(spoken).loras}:
-        missing.append(written(name, weight))
+        missing.append(format_tag(name, weight))
     if not missing:
         return prompt
     joined = ", ".join(filter(None, [prompt.strip().rstrip(","), *missing]))
@@ -74,7 +74,7 @@ def toggled(library: Library, prompt: str, entry: LoraEntry, weight: float) -> s
         return prompt
     name = callable_name(library, entry)
     if own:
-        return prompt[: own[0].start] + written(name, weight) + prompt[own[0].end :]
+        return prompt[: own[0].start] + format_tag(name, weight) + prompt[own[0].end :]
     return with_tag(prompt, name, prompt_words(entry), weight)
 
 
@@ -82,7 +82,7 @@ def callable_name(library: Library, entry: LoraEntry) -> str:
     """A name that, written in a tag, means this file: its own, the one it was trained under, else
     its hash. LoraFileError: there is none."""
     for name in (entry.full_name, entry.name, entry.alias):
-        for lora in parse_prompt(written(name, 1)).loras:
+        for lora in parse_prompt(format_tag(name, 1)).loras:
             if _is(library, lora.name, entry):
                 return lora.name
     start = library.hashes(entry).sha256[:_HASH_LETTERS]

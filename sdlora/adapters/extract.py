@@ -14,7 +14,7 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import Losses
 from sdlora.lora.tools.deltas import no_weights
-from sdlora.lora.tools.merge import MergeMethod, fold
+from sdlora.lora.tools.merge import MergeMethod, merge_layer
 from sdlora.models.base import Family
 
 
@@ -36,7 +36,7 @@ def extract(
         difference = its.to(device, torch.float32) - weight.to(device, torch.float32)
         if difference.any():
             terms = [(Adapter("full", {"diff": difference}), 1.0)]
-            lora, missed = fold(name, terms, recipe, no_weights)
+            lora, missed = merge_layer(name, terms, recipe, no_weights)
             layers[name] = Adapter(lora.kind, {r: t.cpu() for r, t in lora.tensors.items()})
             losses.add(name, *missed)
     if not layers:

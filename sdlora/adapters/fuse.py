@@ -18,7 +18,7 @@ from sdlora.files import publish
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import Losses
-from sdlora.lora.tools.deltas import Pristine
+from sdlora.lora.tools.deltas import BaseWeight
 from sdlora.models.base import Family
 from sdlora.models.registry import INDEX
 from sdlora.models.single_file import single_file
@@ -61,10 +61,10 @@ def fuse(
     return losses, unmatched
 
 
-def weights_of(family: Family) -> Pristine:
+def weights_of(family: Family) -> BaseWeight:
     """The family's own weights by layer name, for tools that read kinds which build on them."""
 
-    def pristine(name: str) -> Tensor:
+    def base_weight(name: str) -> Tensor:
         slots = family.vocabulary.get(name)
         if not slots or slots[0].rows:
             raise LoraFileError(
@@ -73,7 +73,7 @@ def weights_of(family: Family) -> Pristine:
         weight: Tensor = family.parts[slots[0].part].get_submodule(slots[0].path).weight
         return weight
 
-    return pristine
+    return base_weight
 
 
 def save_model(family: Family, path: Path, overwrite: bool, said: Mapping[str, str]) -> Path:

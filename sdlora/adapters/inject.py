@@ -24,7 +24,7 @@ from sdlora.adapters.layers import (
 from sdlora.device import generator_for
 from sdlora.errors import DeviceError
 from sdlora.lora.format.file import LoraFile
-from sdlora.lora.format.name_map import first_code_names
+from sdlora.lora.format.name_map import original_layer_names
 from sdlora.messages import Setting
 from sdlora.models.base import Family
 from sdlora.settings.train import TrainSettings
@@ -146,7 +146,7 @@ def collect(family: Family) -> LoraFile:
     """What the attached adapters have learnt so far, copied to the CPU, with the names that others
     read; without metadata."""
     layers, names = _adapted(family), family.module_names()
-    spelt = first_code_names(family.name, names)
+    spelt = original_layer_names(family.name, names)
     return LoraFile(
         {
             spelt.get(name, name): KINDS[layers[place].learns_as].read(layers[place])

@@ -26,12 +26,18 @@ from sdlora.lora.library.describe import find_file
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare as compared
 from sdlora.lora.tools.compare import draw
-from sdlora.lora.tools.convert import alike, number_format, renamed, rounding, with_one_alpha
-from sdlora.lora.tools.deltas import Pristine, has_matrix, no_weights
+from sdlora.lora.tools.convert import (
+    number_format,
+    rounding,
+    with_diffusers_names,
+    with_key_style,
+    with_one_alpha,
+)
+from sdlora.lora.tools.deltas import BaseWeight, has_matrix, no_weights
 from sdlora.lora.tools.merge import MergeMethod
 from sdlora.lora.tools.merge import merge as merged
 from sdlora.lora.tools.merge import resize as resized
-from sdlora.lora.tools.provenance import of_base
+from sdlora.lora.tools.provenance import base_metadata
 from sdlora.lora.tools.report import Report
 from sdlora.messages import Setting
 from sdlora.models.base import Family
@@ -112,22 +118,27 @@ def convert(settings: ConvertSettings, workspace: Workspace) -> list[Report]:
     source = find_file(settings.file, workspace)
     read = read_lora(source)
     dtype = DTYPES.get(settings.precision) or number_format(read)
-    said, notes = provenance.rewritten(read.metadata, "converted"), _unread([source.name], [read])
+    said, notes = (
+        provenance.rewritten_metadata(read.metadata, "converted"),
+        _unread([source.name], [read]),
+    )
     file, lost = read, rounding(read, dtype)
     if settings.to == "lora":
         recipe = MergeMethod(rank=settings.highest_rank, keep=settings.least_kept, dtype=dtype)
-        plain, lost = resized(alike(read), recipe, _pristine(settings.model, workspace))
+        plain, lost = resized(
+            with_diffusers_names(read), recipe, _base_weights(settings.model, workspace)
+        )
         file = with_one_alpha(plain)
         said |= _of_ranks(file)
     if settings.private:
-        said = provenance.named(provenance.without_private(said), path.stem)
+        said = provenance.with_title(provenance.without_private(said), path.stem)
     if settings.trigger_words is not None:
         said = provenance.with_trigger_words(said, settings.trigger_words)
     if settings.thumbnail:
         said = provenance.with_thumbnail(said, Path(settings.thumbnail).expanduser())
     facts = _save(file, said, path, dtype, names=settings.names, overwrite=settings.overwrite)
     facts |= {"lost": lost.by_group()}
-    gone = file.metadata.keys() - said.keys() - set(provenance.STALE)
+    gone = file.metadata.keys() - said.keys() - set(provenance.STALE_KEYS)
     facts |= {"taken out": sorted(gone)}
     return [Report(f"converted {source.name}", facts, notes, legend=LOST)]
 
@@ -136,15 +147,19 @@ def merge(settings: MergeSettings, workspace: Workspace) -> list[Report]:
     """Several files in one."""
     path = _output(settings, workspace.loras)
     sources = [find_file(name, workspace) for name in settings.files]
-    files = [alike(read_lora(source)) for source in sources]
+    files = [with_diffusers_names(read_lora(source)) for source in sources]
     base = _one_base(sources, files)
     how = {"method": settings.method, "density": settings.density, "seed": settings.seed}
     recipe = _recipe(settings, number_format(*files), **how)
-    file, losses = merged(files, settings.strengths, recipe, _pristine(settings.model, workspace))
+    file, losses = merged(
+        files, settings.strengths, recipe, _base_weights(settings.model, workspace)
+    )
     method = f"{settings.method}, rank {_ranks(file)}"
     rows = zip(sources, settings.strengths, files, strict=True)
-    its = [provenance.Source(source.stem, weight, file.metadata) for source, weight, file in rows]
-    said = provenance.named(provenance.merged(its, base, method), path.stem)
+    its = [
+        provenance.MergeSource(source.stem, weight, file.metadata) for source, weight, file in rows
+    ]
+    said = provenance.with_title(provenance.merged_metadata(its, base, method), path.stem)
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
     facts |= {"lost": losses.by_group()}
     words = Counter(word for source in files for word in source.embeddings)
@@ -161,11 +176,11 @@ def resize(settings: ResizeSettings, workspace: Workspace) -> list[Report]:
     """One file at another rank."""
     path = _output(settings, workspace.loras)
     source = find_file(settings.file, workspace)
-    before = alike(read_lora(source))
+    before = with_diffusers_names(read_lora(source))
     recipe = _recipe(settings, number_format(before))
-    file, losses = resized(before, recipe, _pristine(settings.model, workspace))
+    file, losses = resized(before, recipe, _base_weights(settings.model, workspace))
     what = f"resized from rank {_ranks(before)} to {_ranks(file)}"
-    said = provenance.named(provenance.rewritten(file.metadata, what), path.stem)
+    said = provenance.with_title(provenance.rewritten_metadata(file.metadata, what), path.stem)
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
     facts |= {"lost": losses.by_group()}
     return [Report(f"{source.name} {what}", facts, _unread([source.name], [before]), legend=LOST)]
@@ -182,7 +197,9 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Report]:
     device, _ = pick_device()
     file, losses, others = extracted(base, tuned, recipe, device if device.type == "cuda" else CPU)
     what = f"extracted what {single.name} has learnt over {settings.base}"
-    said = provenance.named(provenance.rewritten(of_base(base.name), what), path.stem)
+    said = provenance.with_title(
+        provenance.rewritten_metadata(base_metadata(base.name), what), path.stem
+    )
     facts = _save(file, said | _of_ranks(file), path, recipe.dtype, overwrite=settings.overwrite)
     facts |= {"lost": losses.by_group()}
     left_out = (
@@ -228,10 +245,10 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Report]:
         if picture.exists() and not settings.overwrite:
             raise _exists(picture, "picture")
     sources = [find_file(name, workspace) for name in (settings.one, settings.other)]
-    one, other = (alike(read_lora(source)) for source in sources)
+    one, other = (with_diffusers_names(read_lora(source)) for source in sources)
     _one_base(sources, (one, other))
     first, second = (source.stem for source in sources)
-    table = compared(one, other, _pristine(settings.model, workspace))
+    table = compared(one, other, _base_weights(settings.model, workspace))
     facts: dict[str, Any] = {"groups": {group: asdict(its) for group, its in table.items()}}
     if settings.picture:
         image = draw(table, first, second)
@@ -253,7 +270,7 @@ def _save(
     SettingsError: a file took its name meanwhile, and it is not to be overwritten."""
     usual: Literal["kohya", "peft"] = "peft" if file.base in WRITTEN_AS_PEFT else "kohya"
     named = usual if names == "auto" else names
-    fresh = renamed(LoraFile(file.layers, said, file.embeddings), named)
+    fresh = with_key_style(LoraFile(file.layers, said, file.embeddings), named)
     try:
         write_lora(fresh, path, dtype, named, overwrite=overwrite)
     except FileExistsError:
@@ -274,7 +291,7 @@ def _names(paths: Iterable[Path]) -> list[str]:
 
 def _of_ranks(file: LoraFile) -> dict[str, str]:
     """What a file says of its ranks; the tools here write alpha = rank."""
-    return provenance.of_ranks(its.rank for its in file.layers.values() if its.rank)
+    return provenance.rank_metadata(its.rank for its in file.layers.values() if its.rank)
 
 
 def _ranks(file: LoraFile) -> str:
@@ -328,7 +345,7 @@ def _exists(path: Path, setting: str) -> SettingsError:
     )
 
 
-def _pristine(model: str, workspace: Workspace) -> Pristine:
+def _base_weights(model: str, workspace: Workspace) -> BaseWeight:
     return weights_of(_open(model, workspace)) if model else no_weights
 
 

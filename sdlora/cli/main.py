@@ -73,7 +73,7 @@ def _asked(options: argparse.Namespace, workspace: Workspace, printer: Printer) 
         from sdlora.lora.library.library import Library
 
         recalled = read_parameters(Path(options.like))
-        found, problems = request_of(recalled, Library.of(workspace), workspace)
+        found, problems = request_of(recalled, Library.for_workspace(workspace), workspace)
         for problem in problems:
             printer.show(Warned(problem))
     if options.output and (format_ := _FORMATS.get(Path(options.output).suffix.lower())):

@@ -23,7 +23,7 @@ from sdlora.jobs.resume import MAY_CHANGE
 from sdlora.jobs.review import draw_curves, keep, suggestion
 from sdlora.jobs.supervise import WorkerKeeper, end_now
 from sdlora.messages import COMMAND, as_message, readable
-from sdlora.prompt.tags import written
+from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.train import TrainSettings
 from sdlora.terminal import OnInterrupt, Printer, clock, follow
@@ -209,7 +209,9 @@ def kept(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     best = suggestion(folder, state)
     step = options.step if options.step is not None or best is None else best.step
     path = keep(folder, state, step or 0, workspace.loras)
-    print(json.dumps({"path": str(path)}) if options.json else f"{path}\n  {written(path.stem, 1)}")
+    print(
+        json.dumps({"path": str(path)}) if options.json else f"{path}\n  {format_tag(path.stem, 1)}"
+    )
     return DONE
 
 

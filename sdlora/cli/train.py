@@ -12,7 +12,7 @@ from sdlora import kohya
 from sdlora.cli.flags import add_flags, given
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.jobs import run_folder
-from sdlora.lora.format.training_metadata import LIKE_FILE, read_recipe
+from sdlora.lora.format.training_metadata import LIKE_FILE, read_training_metadata
 from sdlora.settings.train import Goal, TrainSettings
 from sdlora.terminal import OnInterrupt
 from sdlora.worker import tasks
@@ -83,7 +83,7 @@ def _like(options: argparse.Namespace, workspace: Workspace) -> tuple[dict[str, 
     if not options.like:
         return {}, None
     path = Path(options.like)
-    recipe = read_recipe(path)
+    recipe = read_training_metadata(path)
     known = {k: v for k, v in recipe.settings.items() if k in TrainSettings.model_fields}
     for name in recipe.settings.keys() - known.keys():
         print(f"warning: {path.name} has a setting {name!r} that is not known", file=sys.stderr)

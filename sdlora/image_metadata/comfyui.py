@@ -1,8 +1,8 @@
-"""What a ComfyUI picture was made with, as far as its graph of nodes tells.
+"""Reader of a ComfyUI picture's node graph.
 
-Any node can be anything: this finds the first sampler, walks from it towards where its inputs come
-from, and takes the nearest value of each name. Every node that bears on the picture and is not
-understood is named.
+Nodes have any class. The reader finds the first sampler, walks upstream from it, and takes the
+nearest value of each input's name. Every node that affects the picture and is not understood is
+named in a problem.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdlora.image_metadata.comfyui_loras import Lora, is_loader, loras_of, reads
 from sdlora.image_metadata.other_programs import file_stem
 from sdlora.messages import Message
 from sdlora.prompt.scanner import number
-from sdlora.prompt.tags import parse_prompt, written
+from sdlora.prompt.tags import format_tag, parse_prompt
 
 _FIELDS = {
     "Steps": ("steps",),
@@ -73,16 +73,16 @@ _SHORTENED, _MOST_NAMED = 80, 30  # letters, things in one sentence
 
 
 def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
-    """What a graph says, either kind; None when the JSON is no graph or has no sampler."""
+    """Read a graph of either format; None when the JSON is no graph or has no sampler."""
     graph = Graph.from_json(record)
-    samplers = [node for node in graph.nodes.values() if _samples(node)]
+    samplers = [node for node in graph.nodes.values() if _is_sampler(node)]
     if not samplers:
         text = "ComfyUI's graph has no sampler that is known here; its nodes are {nodes}"
         kinds = counted(node.kind for node in graph.nodes.values())[:_MOST_NAMED]
         problem = Message(text, nodes=kinds)
         return ImageMetadata(program="ComfyUI", problems=(problem,)) if graph.nodes else None
-    first = _first(samplers, graph)
-    fields = _fields(graph, first)
+    first = _first_sampler(samplers, graph)
+    fields = _sampler_fields(graph, first)
     guide = graph.source(first.inputs.get("guider")) or first
     loras = [*_applied(graph, guide)]
     sides = (("positive", "conditioning"), ("negative",))
@@ -90,9 +90,9 @@ def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
     problems: list[Message] = []
     for side in sides:
         start = next(filter(None, (graph.source(guide.inputs.get(name)) for name in side)), None)
-        text, encoders = _text(graph, start, side[0]) if start else ("", [])
+        text, encoders = _encoder_text(graph, start, side[0]) if start else ("", [])
         texts.append(_as_encoded(text, encoders, problems))
-    tags = [written(*lora) for lora in loras]
+    tags = [format_tag(*lora) for lora in loras]
     problems += _part_of_steps(graph, first)
     problems += [*_repeated(loras), *graph.problems, *_unused(graph, first, guide)]
     return ImageMetadata(
@@ -102,8 +102,8 @@ def read_comfyui(record: Mapping[str, Any]) -> ImageMetadata | None:
 
 
 def _applied(graph: Graph, guide: Node) -> Iterator[Lora]:
-    """The LoRAs on the way to a sampler, the first first; of one that is only on the way of the
-    model, or only of the texts, the other weight counts for nothing."""
+    """Yield the LoRAs upstream of a sampler in the order of the graph. One upstream of the model
+    only gets the text encoder weight 0, one upstream of the texts only the UNet weight 0."""
     model, *texts = (
         graph.source(guide.inputs.get(name))
         for name in ("model", "positive", "negative", "conditioning")
@@ -118,30 +118,30 @@ def _applied(graph: Graph, guide: Node) -> Iterator[Lora]:
                 yield name, unet if on_model else 0.0, text_encoder if on_texts else 0.0
 
 
-def _samples(node: Node) -> bool:
+def _is_sampler(node: Node) -> bool:
     names = node.inputs.keys()
     return {"positive", "negative", "latent_image"} <= names or {"guider", "sampler"} <= names
 
 
-def _first(samplers: list[Node], graph: Graph) -> Node:
-    """The sampler that no other comes before; of several that which denoises most."""
+def _first_sampler(samplers: list[Node], graph: Graph) -> Node:
+    """Return the sampler without another one upstream; of several that with the most denoise."""
     later = set(graph.downstream(*samplers))
     firsts = [sampler for sampler in samplers if sampler not in later]
-    return max(firsts or samplers, key=lambda node: _weight(node.inputs.get("denoise")))
+    return max(firsts or samplers, key=lambda node: _number_or_one(node.inputs.get("denoise")))
 
 
-def _fields(graph: Graph, first: Node) -> dict[str, str]:
+def _sampler_fields(graph: Graph, first: Node) -> dict[str, str]:
     fields = {name: graph.value(first, *places) for name, places in _FIELDS.items()}
     fields["Model"] = file_stem(fields["Model"]) if fields["Model"] else ""
-    fields["Size"] = _size(graph, first)
+    fields["Size"] = _image_size(graph, first)
     denoise = graph.value(first, "denoise")
-    fields["Denoising strength"] = denoise if _weight(denoise) < 1 else ""
+    fields["Denoising strength"] = denoise if _number_or_one(denoise) < 1 else ""
     last_layer = graph.value(first, "stop_at_clip_layer", "clip_skip")
     fields["Clip skip"] = last_layer.removeprefix("-") if last_layer.startswith("-") else ""
     return {name: value for name, value in fields.items() if value not in ("", "Baked VAE")}
 
 
-def _size(graph: Graph, start: Node) -> str:
+def _image_size(graph: Graph, start: Node) -> str:
     for node in graph.upstream(start):
         for sides in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
             of_latents = "Latent" in node.kind or sides[0] != "width"
@@ -150,14 +150,14 @@ def _size(graph: Graph, start: Node) -> str:
     return ""
 
 
-def _weight(value: Any) -> float:
+def _number_or_one(value: Any) -> float:
     weight = number(str(value))
     return 1.0 if weight is None else weight
 
 
-def _text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
-    """The texts that a conditioning is made of, and the nodes that encode them. A node with both
-    sides is left by its own."""
+def _encoder_text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
+    """Return (text, encoder nodes) of a conditioning. At a node with positive and negative inputs
+    only `side` is followed."""
     texts: dict[str, None] = {}
     joint, encoders = ", ", list[Node]()
     reached, waiting = {start}, [start]
@@ -179,8 +179,8 @@ def _text(graph: Graph, start: Node, side: str) -> tuple[str, list[Node]]:
 
 
 def _as_encoded(text: str, encoders: list[Node], problems: list[Message]) -> str:
-    """A text as ComfyUI's encoders read it: without the tags that do nothing there or that a node
-    has applied, and with brackets that are only brackets."""
+    """Return a text as ComfyUI's encoders read it: without tags, which have no effect there or were
+    applied by a node, and with brackets escaped where they are plain text."""
     tags = list(dict.fromkeys(tag.name for tag in parse_prompt(text).loras))
     reader = next((node for node in encoders if reads_tags(node)), None)
     if not tags and not encoders:
@@ -204,31 +204,31 @@ def _repeated(loras: Iterable[Lora]) -> Iterator[Message]:
 
 
 def _unused(graph: Graph, first: Node, guide: Node) -> Iterator[Message]:
-    """A sentence for whatever bears on the picture and is not understood."""
+    """Yield a message for each part of the graph that affects the picture and is not read."""
     before = graph.upstream(first)
     after = graph.downstream(first)
     drawn_from = {source for node in graph.nodes.values() for source in graph.sources(node)}
-    bearing = graph.upstream(*before, *(n for n in after if n in drawn_from or _samples(n)))
+    bearing = graph.upstream(*before, *(n for n in after if n in drawn_from or _is_sampler(n)))
     for node in bearing:
-        if node is not first and _samples(node):
+        if node is not first and _is_sampler(node):
             yield _other_pass(graph, node)
     here = set(graph.upstream(first, guide))
     later = [lora for node in bearing if node not in here for lora in loras_of(node, graph)]
     if later:
         text = "LoRAs of what comes after the first pass are not taken over: {tags}"
-        yield Message(text, tags=[written(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
+        yield Message(text, tags=[format_tag(*lora)[:_SHORTENED] for lora in later[:_MOST_NAMED]])
     in_bearing = set(bearing)
-    apart = [n for n in graph.nodes.values() if _samples(n) and n not in in_bearing]
+    apart = [n for n in graph.nodes.values() if _is_sampler(n) and n not in in_bearing]
     if apart:
         text = "the graph makes {count} more pictures apart from this one; they are not read"
         yield Message(text, count=len(apart))
     unknown: list[str] = []
     features: dict[str, list[str]] = {}
     for node in bearing:
-        if _is_understood(node, graph) or _samples(node):
+        if _is_understood(node, graph) or _is_sampler(node):
             continue
-        feature = next((name for sign, name in _FEATURES if re.search(sign, _folded(node))), "")
-        (features.setdefault(feature, []) if feature else unknown).append(_shown(node))
+        feature = next((name for sign, name in _FEATURES if re.search(sign, _node_class(node))), "")
+        (features.setdefault(feature, []) if feature else unknown).append(_shown_text(node))
     for feature, nodes in features.items():
         text = "{feature} is not taken over ({nodes})"
         yield Message(text, feature=feature, nodes=counted(nodes))
@@ -246,7 +246,7 @@ def _other_pass(graph: Graph, node: Node) -> Message:
 
 
 def _part_of_steps(graph: Graph, node: Node) -> Iterator[Message]:
-    """A sentence where a sampler takes only some of its steps."""
+    """Yield a message if a sampler runs only a part of its steps."""
     names = ("steps", "start_at_step", "end_at_step")
     steps, start, end = (number(str(graph.plain(node.inputs.get(name), name))) for name in names)
     if steps and (start or (end is not None and end < steps)):
@@ -261,13 +261,13 @@ def _is_understood(node: Node, graph: Graph) -> bool:
     return known or node.kind.startswith("Primitive") or is_loader(node, graph)
 
 
-def _folded(node: Node) -> str:
+def _node_class(node: Node) -> str:
     folded = re.sub(r"[\s_]", "", node.kind).lower()
     is_refiner = "refiner" in str(node.inputs.get("ckpt_name", "")).lower()
     return "refiner" if is_refiner else folded
 
 
-def _shown(node: Node) -> str:
-    """A node's class, and the model files that it names."""
+def _shown_text(node: Node) -> str:
+    """Return a node's class with the model files that it names."""
     files = [v for v in node.inputs.values() if isinstance(v, str) and _MODEL_FILE.search(v)]
     return f"{node.kind[:_SHORTENED]}: {', '.join(files)[:_SHORTENED]}" if files else node.kind

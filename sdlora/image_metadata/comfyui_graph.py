@@ -1,8 +1,8 @@
-"""ComfyUI's graphs of nodes, of both kinds that pictures hold, and where values come from.
+"""ComfyUI's node graphs, in both formats that pictures hold, and resolution of their values.
 
 The chunk `prompt` holds the graph that ran: {id: {class_type, inputs}}, an input being a value or
 [id, slot] of the node it comes from. The chunk `workflow` holds the editor's graph, whose nodes
-keep their values in a list without names, and may be muted or bypassed.
+have their values in a list without names, and may be muted or bypassed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sdlora.messages import Message
 
 _LONGEST_CHAIN = 64  # nodes that only pass a value on
 _MOST_PROBLEMS = 50
-# The input that a node which only holds a value has it in.
+# Names of the input of a node that only holds a value
 _HOLDS = ("value", "Value", "number", "Number", "float", "int", "string", "text", "Text", "seed")
-# The names of the editor's nameless values, in their order; "" is one that no run sees.
+# Names of the editor's widget values, in their order; "" is one that is not sent to a run
 _WIDGETS = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
@@ -47,8 +47,8 @@ class Node:
 
 
 class Graph:
-    """Nodes by their ids. `resolved` are those whose values have been taken as plain ones;
-    `problems` grow where a value cannot be."""
+    """Nodes by id. `resolved` are those whose values have been read; `problems` are messages about
+    values that could not be read."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self.nodes = nodes
@@ -57,22 +57,22 @@ class Graph:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Graph:
-        """Either kind of graph; without nodes when the JSON is none."""
+        """Read a graph of either format; without nodes when the JSON is not a graph."""
         return cls(_ran(record) or _drawn(record))
 
     def source(self, value: Any) -> Node | None:
-        """The node that a value comes from; None for a plain value."""
+        """Return the node that a value comes from; None for a plain value."""
         linked = isinstance(value, list) and len(value) == 2
         return self.nodes.get(str(value[0])) if linked and not isinstance(value[0], list) else None
 
     def sources(self, node: Node) -> Iterator[Node]:
-        """The nodes that a node draws from, in the order of its inputs."""
+        """Yield the nodes linked to a node's inputs, in the order of the inputs."""
         for value in node.inputs.values():
             if source := self.source(value):
                 yield source
 
     def upstream(self, *starts: Node) -> list[Node]:
-        """Nodes, then those they draw from, the nearest first, each once."""
+        """Yield `starts` and all nodes upstream of them, breadth first, each once."""
         reached = dict.fromkeys(starts)
         waiting = list(reached)
         for node in waiting:
@@ -82,7 +82,7 @@ class Graph:
         return waiting
 
     def downstream(self, *starts: Node) -> list[Node]:
-        """The nodes that draw from some nodes, directly or through others."""
+        """Yield the nodes downstream of some nodes, directly or through others."""
         users: dict[Node, list[Node]] = {}
         for node in self.nodes.values():
             for source in self.sources(node):
@@ -96,7 +96,7 @@ class Graph:
         return list(reached)
 
     def plain(self, value: Any, name: str) -> str | int | float | None:
-        """The plain value of an input, through nodes that only hold one or pass it on."""
+        """Return the plain value of an input, through nodes that only hold one or pass it on."""
         passed: list[Node] = []
         for _ in range(_LONGEST_CHAIN):
             if isinstance(value, str | int | float):
@@ -110,7 +110,7 @@ class Graph:
         return None
 
     def value(self, start: Node, *names: str) -> str:
-        """The nearest plain value of one of the names."""
+        """Return the nearest plain value upstream of an input with one of the names."""
         for node in self.upstream(start):
             for name in names:
                 if node.inputs.get(name) is None:
@@ -122,7 +122,7 @@ class Graph:
         return ""
 
     def unresolved(self, node: Node, name: str, instead: str = "") -> None:
-        """Note that an input's value is not to be found."""
+        """Add a problem: an input's value could not be resolved."""
         source = self.source(node.inputs.get(name))
         text = "{name} of {node} "
         text += "comes from {source}, which is not known here" if source else "is not understood"
@@ -131,7 +131,7 @@ class Graph:
         self._tell(Message(text, **shown, source=source.kind[:80] if source else ""))
 
     def unreadable(self, node: Node, row: str) -> None:
-        """Note that a row of a node is none that can be read."""
+        """Add a problem: a row of a node could not be read."""
         self._tell(
             Message("{row!r} of {node} is not understood", row=row[:80], node=node.kind[:80])
         )
@@ -142,8 +142,8 @@ class Graph:
 
 
 def _held(node: Node, name: str) -> Any:
-    """What a node gives on, as far as its inputs tell: the input of that name, the usual one of
-    nodes that hold a value, or the only one."""
+    """Return the value that a node passes on: its input of that name, else the usual name of
+    value nodes, else its only input."""
     for key in (name, *_HOLDS):
         if node.inputs.get(key) is not None:
             return node.inputs[key]
@@ -152,7 +152,7 @@ def _held(node: Node, name: str) -> Any:
 
 
 def _ran(record: Mapping[str, Any]) -> dict[str, Node]:
-    """The nodes of a graph that ran."""
+    """Return the nodes of a `prompt` chunk's graph."""
     return {
         str(number): Node(str(node["class_type"]), node["inputs"])
         for number, node in record.items()
@@ -161,7 +161,7 @@ def _ran(record: Mapping[str, Any]) -> dict[str, Node]:
 
 
 def _drawn(record: Mapping[str, Any]) -> dict[str, Node]:
-    """The nodes of an editor's graph, with names for the values of those that are known."""
+    """Return the nodes of a `workflow` chunk's graph; values of known nodes get names."""
     listed, links = record.get("nodes"), record.get("links")
     if not isinstance(listed, list) or not isinstance(links, list):
         return {}
@@ -192,14 +192,14 @@ def _inputs(
 
 
 def _unlinked(value: Any) -> Any:
-    """A nameless value; a list of two would read as a link."""
+    """Wrap a list, since a list of two would be read as a link."""
     return {"__value__": value} if isinstance(value, list) else value
 
 
 def _origin(
     link: str, nodes: Mapping[str, dict[str, Any]], origins: Mapping[str, list[Any]]
 ) -> list[Any] | None:
-    """Where a link begins: of a bypassed node at its own input of the same type."""
+    """Return the origin of a link; a bypassed node passes on its input of the same type."""
     for _ in range(_LONGEST_CHAIN):
         origin = origins.get(link)
         node = nodes.get(str(origin[0])) if origin else None
@@ -236,7 +236,7 @@ def _title(node: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def counted(kinds: Iterable[str]) -> list[str]:
-    """Names, each once, with how often it is there where that is several times."""
+    """Return the names, each once, with its count where it occurs several times."""
     counts: dict[str, int] = {}
     for kind in kinds:
         counts[kind[:80]] = counts.get(kind[:80], 0) + 1

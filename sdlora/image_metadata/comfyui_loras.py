@@ -1,4 +1,4 @@
-"""The LoRAs that ComfyUI's nodes apply, whichever node it is: told by the shapes of its inputs.
+"""LoRAs that ComfyUI's nodes apply, recognised by the names of a node's inputs.
 
 LoraLoader                     lora_name, strength_model, strength_clip
 CR LoRA Stack, LoRA Stacker    lora_name_1, model_weight_1 ..., switched or counted
@@ -33,69 +33,69 @@ _TAGGED = ("populated_text", "text", "prompt", "lora_syntax")
 
 
 def loras_of(node: Node, graph: Graph) -> list[Lora]:
-    """The LoRAs that a node applies or hands to one that does, the first first."""
+    """Return the LoRAs that a node applies or passes to one that does, in order."""
     keys = _by_number(node.inputs)
     if _is_off(node.inputs, keys.get("", ())):
         return []
-    loras = [*_named(node, graph, keys), *_listed(node, graph)]
-    return loras or [*_tagged(node, graph)]
+    loras = [*_loras_in_inputs(node, graph, keys), *_loras_in_rows(node, graph)]
+    return loras or [*_loras_in_text(node, graph)]
 
 
 def _by_number(inputs: Mapping[str, Any]) -> _Keys:
-    """The names of inputs, with the words in them, by the number in them."""
+    """Group inputs by the number in their names; of each the name and the words in it."""
     keys: dict[str, list[tuple[str, set[str]]]] = {}
     for key in inputs:
-        group = keys.setdefault(_index(key), [])
+        group = keys.setdefault(_number_in_key(key), [])
         if len(group) < _MOST_OF_A_NUMBER:
             group.append((key, set(re.findall("[a-z]+", key.lower()))))
     return keys
 
 
 def is_loader(node: Node, graph: Graph) -> bool:
-    """Whether a node's LoRAs are understood, even if it has none just now; or whether it applies a
-    stack of others."""
+    """True if a node is one whose LoRAs can be read, even if it has none now, or one that applies a
+    stack made by other nodes."""
     rows = any(_lora_key(key) for key in node.inputs)
-    rows = rows or any(isinstance(_row_name(row), str) for row in _rows(node))
+    rows = rows or any(isinstance(_row_name(row), str) for row in _object_rows(node))
     stack = {"model", "lora_stack"} <= node.inputs.keys()
-    return rows or stack or bool([*_tagged(node, graph)])
+    return rows or stack or bool([*_loras_in_text(node, graph)])
 
 
-def _named(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
-    """Names in inputs of their own, each with the weights of the same number."""
+def _loras_in_inputs(node: Node, graph: Graph, keys: _Keys) -> Iterator[Lora]:
+    """Yield LoRAs named by inputs, each with the weight inputs of the same number."""
     limits = [number(str(node.inputs.get(key))) for key in _COUNTS if key in node.inputs]
     limit = limits[0] if limits and limits[0] is not None else float("inf")
-    weighted = any(words & _WEIGHT_WORDS for group in keys.values() for _, words in group)
+    weighted = any(name_words & _WEIGHT_WORDS for group in keys.values() for _, name_words in group)
     if not weighted and "model" not in node.inputs:
         return  # it only chooses a name for another node
     for index, group in keys.items():
         if index and (_is_off(node.inputs, group) or int(index) > limit):
             continue
-        for key, words in group:
+        for key, name_words in group:
             value = node.inputs[key]
-            if not _names_lora(words) or value is None or isinstance(value, dict):
+            if not _names_lora(name_words) or value is None or isinstance(value, dict):
                 continue
             name = graph.plain(value, key)
             if not isinstance(name, str):
                 graph.unresolved(node, key)
             elif name.strip() not in ("", "None", "none"):
-                yield (file_stem(name), *_weights(node, group, graph))
+                yield (file_stem(name), *_unet_and_text_weights(node, group, graph))
 
 
 def _lora_key(key: str) -> bool:
     return _names_lora(set(re.findall("[a-z]+", key.lower())))
 
 
-def _names_lora(words: set[str]) -> bool:
-    return "lora" in words and words <= {"lora", "name", "file"}
+def _names_lora(name_words: set[str]) -> bool:
+    return "lora" in name_words and name_words <= {"lora", "name", "file"}
 
 
-def _index(key: str) -> str:
+def _number_in_key(key: str) -> str:
     return "".join(re.findall("[0-9]+", key)[:1])[:4]
 
 
 def _is_off(inputs: Mapping[str, Any], group: Sequence[_Key]) -> bool:
-    for key, words in group:
-        if words & _SWITCH_WORDS and words <= _SWITCH_WORDS | {"lora"}:
+    for key, name_words in group:
+        if name_words & _SWITCH_WORDS and name_words <= _SWITCH_WORDS | {"lora"}:
             value = inputs[key]
             state = value.strip().lower() if isinstance(value, str) else value
             if isinstance(state, str | bool) and state in _OFF:
@@ -103,14 +103,14 @@ def _is_off(inputs: Mapping[str, Any], group: Sequence[_Key]) -> bool:
     return False
 
 
-def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, float]:
-    """(unet, text encoder). Without a weight of its own the text encoder is left alone where the
-    other one names the model."""
+def _unet_and_text_weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, float]:
+    """Return (UNet, text encoder) weights. If only a weight for the model is given, the text
+    encoder's is 0."""
     weights: dict[str, float] = {}
-    for key, words in group:
-        if words & _WEIGHT_WORDS and words <= _OF_WEIGHTS:
-            part = next((part for part, signs in _PARTS.items() if words & signs), "both")
-            weights[part] = _weight(node, key, graph)
+    for key, name_words in group:
+        if name_words & _WEIGHT_WORDS and name_words <= _OF_WEIGHTS:
+            part = next((part for part, signs in _PARTS.items() if name_words & signs), "both")
+            weights[part] = _input_weight(node, key, graph)
     mode = str(node.inputs.get("input_mode", node.inputs.get("mode", "")))
     if "both" in weights and (mode == "simple" or "model" not in weights):
         both = weights["both"]
@@ -120,16 +120,16 @@ def _weights(node: Node, group: Sequence[_Key], graph: Graph) -> tuple[float, fl
     return weights.get("model", 1.0), weights.get("clip", 0.0)
 
 
-def _weight(node: Node, key: str, graph: Graph) -> float:
+def _input_weight(node: Node, key: str, graph: Graph) -> float:
     weight = number(str(graph.plain(node.inputs[key], key)))
     if weight is None:
         graph.unresolved(node, key, "1")
     return 1.0 if weight is None else weight
 
 
-def _listed(node: Node, graph: Graph) -> Iterator[Lora]:
-    """Rows that are objects of their own: rgthree's and LoraManager's."""
-    for row in _rows(node):
+def _loras_in_rows(node: Node, graph: Graph) -> Iterator[Lora]:
+    """Yield LoRAs in rows that are JSON objects: rgthree's and LoraManager's."""
+    for row in _object_rows(node):
         name = _row_name(row)
         is_on = row.get("on", row.get("active", True))
         if name is not None and not isinstance(name, str):
@@ -145,7 +145,7 @@ def _row_name(row: Mapping[str, Any]) -> Any:
     return row.get("lora", row.get("name"))
 
 
-def _rows(node: Node) -> Iterator[Mapping[str, Any]]:
+def _object_rows(node: Node) -> Iterator[Mapping[str, Any]]:
     for key, value in node.inputs.items():
         inner = value.get("__value__", value) if isinstance(value, dict) else value
         is_list = isinstance(inner, list) and ("lora" in key.lower() or key.startswith("widget_"))
@@ -154,9 +154,9 @@ def _rows(node: Node) -> Iterator[Mapping[str, Any]]:
                 yield row
 
 
-def _tagged(node: Node, graph: Graph) -> Iterator[Lora]:
-    """Tags in the text of a node that reads them; there the first weight is the model's."""
-    if not _READS_TAGS.search(node.kind) or [*_rows(node)]:
+def _loras_in_text(node: Node, graph: Graph) -> Iterator[Lora]:
+    """Yield LoRA tags in the text of a node that reads tags; their first weight is the UNet's."""
+    if not _READS_TAGS.search(node.kind) or [*_object_rows(node)]:
         return
     for key in _TAGGED:
         text = graph.plain(node.inputs.get(key), key)
@@ -167,5 +167,5 @@ def _tagged(node: Node, graph: Graph) -> Iterator[Lora]:
 
 
 def reads_tags(node: Node) -> bool:
-    """Whether a node's class applies the LoRA tags in its text."""
+    """True if a node's class applies the LoRA tags in its text."""
     return bool(_READS_TAGS.search(node.kind))

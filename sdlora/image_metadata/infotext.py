@@ -1,4 +1,4 @@
-"""The text a picture carries about its making, as A1111 writes it, and how it gets into the file.
+"""Infotext: generation settings as A1111 writes them, and writing of pictures with it.
 
     prompt, tags included
     Negative prompt: ...
@@ -42,19 +42,19 @@ _ORDER |= {name: place for place, name in enumerate(_LAST, 1)}
 
 
 def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """The whole text, the fields in A1111's order; None and empty ones are left out."""
-    said = {key: str(value) for key, value in fields.items() if value not in (None, "")}
-    names = sorted(said, key=lambda name: _ORDER.get(name, 0))
+    """Return the infotext, its fields in A1111's order; None and empty ones are left out."""
+    texts = {key: str(value) for key, value in fields.items() if value not in (None, "")}
+    names = sorted(texts, key=lambda name: _ORDER.get(name, 0))
     lines = [
         prompt,
         f"Negative prompt: {negative_prompt}" if negative_prompt else "",
-        ", ".join(_field(name, said[name]) for name in names),
+        ", ".join(_field(name, texts[name]) for name in names),
     ]
     return "\n".join(line for line in lines if line).strip()
 
 
 def _field(name: str, value: str) -> str:
-    """`name: value`, the value as JSON where it holds what separates fields."""
+    """Return `name: value`, with the value as JSON if it contains a separator of fields."""
     if name == value:
         return name
     plain = not set(value) & set(',:\n\r"') and value == value.strip()
@@ -62,13 +62,13 @@ def _field(name: str, value: str) -> str:
 
 
 def lora_hashes(hashes: Mapping[str, str]) -> str:
-    """`name: hash, name: hash`, for `Lora hashes` and `TI hashes`; A1111 takes ':' and ',' out of
-    the names."""
+    """Return `name: hash, name: hash` for `Lora hashes` and `TI hashes`; as in A1111, ':' and ','
+    are removed from the names."""
     return ", ".join(f"{hashed_name(name)}: {hash_}" for name, hash_ in hashes.items())
 
 
 def hashed_name(name: str) -> str:
-    """A LoRA's name as it stands among the hashes."""
+    """Return a LoRA's name as written in the list of hashes."""
     return name.translate(str.maketrans("", "", ":,"))
 
 
@@ -83,10 +83,10 @@ def write_png(
     *,
     publish: Publish = publish,
 ) -> Path:
-    """Write the picture with its text, complete or not at all; returns where.
+    """Write the picture with its infotext atomically; returns its path.
 
-    `details` is what the text cannot hold: JSON values, the request under 'request'. `publish`
-    tells what becomes of another file of that name.
+    `details` is our lossless record: JSON values, the request under 'request'. `publish` decides
+    about an existing file of that name.
     """
     chunks = PngInfo()
     chunks.add_text(PARAMETERS, _encodable(parameters))
@@ -125,5 +125,5 @@ def write_exif(
 
 
 def _encodable(text: str) -> str:
-    """Without halves of surrogate pairs, which no encoding has."""
+    """Replace lone surrogates, which no encoding has."""
     return text.encode("utf-8", "replace").decode()

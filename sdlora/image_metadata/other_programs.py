@@ -1,4 +1,4 @@
-"""What other programs write into pictures as JSON, told by its keys and taken over by tables.
+"""Readers of other programs' JSON in pictures, recognised by its keys and mapped by tables.
 
 InvokeAI: chunk invokeai_metadata (invokeai/app/invocations/metadata.py, CoreMetadata); before 3.0
 sd-metadata. SwarmUI: chunk parameters (docs/Image Metadata Format.md). Fooocus: chunk parameters
@@ -27,7 +27,7 @@ _NOTHING: tuple[Any, ...] = (None, "", "None", "none", "0", "false", "[]", 0, []
 _SHORTENED, _MOST_NAMED = 80, 30
 
 
-def _same(text: str) -> tuple[str, list[Message]]:
+def _unchanged_text(text: str) -> tuple[str, list[Message]]:
     return text, []
 
 
@@ -35,15 +35,15 @@ def _no_loras(record: _Json) -> Iterator[_Lora]:
     return iter(())
 
 
-def _whole(record: _Json) -> _Json:
+def _unchanged_record(record: _Json) -> _Json:
     return record
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program's JSON: the keys of which it has one, the object that holds all the rest, and the
-    places of what is taken over, each the first of several that has a value. `harmless` keys say
-    nothing of the picture."""
+    """Format of a program's JSON: keys of which it has at least one, the object that holds the
+    settings, and the paths of each field, of which the first with a value counts. `harmless` keys
+    do not affect the picture."""
 
     name: str
     signs: tuple[str, ...]
@@ -53,32 +53,32 @@ class Program:
     fields: Mapping[str, str]
     harmless: str = ""
     loras: Callable[[_Json], Iterator[_Lora]] = _no_loras
-    prepared: Callable[[_Json], _Json] = _whole
-    translated: _Translate = _same
+    prepared: Callable[[_Json], _Json] = _unchanged_record
+    translated: _Translate = _unchanged_text
 
     def read(self, record: _Json) -> ImageMetadata | None:
-        """What the JSON object says; None when another program wrote it."""
+        """Read the JSON object; None when another program wrote it."""
         if not any(sign in record for sign in self.signs):
             return None
         inner = record.get(self.within) if self.within else record
         values = self.prepared(inner if isinstance(inner, Mapping) else {})
-        fields = {name: said(values, places) for name, places in self.fields.items()}
+        fields = {name: text_at(values, places) for name, places in self.fields.items()}
         sides = re.findall("[0-9]+", fields.pop("Size", ""))
         size = {"Size": "x".join(sides[:2])} if len(sides) >= 2 else {}
         fields = {name: value for name, value in fields.items() if value} | size
-        prompt, problems = self.translated(said(values, self.prompt))
-        negative, others = self.translated(said(values, self.negative))
+        prompt, problems = self.translated(text_at(values, self.prompt))
+        negative, others = self.translated(text_at(values, self.negative))
         prompt, differing = with_loras(prompt, self.loras(values))
-        problems = [*problems, *others, *differing, *self._left(values, fields)]
+        problems = [*problems, *others, *differing, *self._not_taken_over(values, fields)]
         return ImageMetadata(prompt, negative, fields, self.name, problems=tuple(problems))
 
-    def _left(self, values: _Json, fields: Mapping[str, str]) -> Iterator[Message]:
-        """A sentence for what is in the data and was not taken over, or not as it stands there."""
+    def _not_taken_over(self, values: _Json, fields: Mapping[str, str]) -> Iterator[Message]:
+        """Yield a message that names the values not taken over."""
         taken = {*self.harmless.split(), "loras", "loraweights", "loratencweights"}
         for name, places in {**self.fields, "prompt": self.prompt, "": self.negative}.items():
             keys = {part.split(".")[0] for part in re.split(r"[ *]", places)}
             plain = all(isinstance(values.get(key, ""), str | int | float) for key in keys)
-            readable = name in fields or plain or (name != "Size" and said(values, places))
+            readable = name in fields or plain or (name != "Size" and text_at(values, places))
             taken |= keys if readable else set()
         left = [
             f"{key}: {json.dumps(value, ensure_ascii=False, default=str)}"[:_SHORTENED]
@@ -92,38 +92,38 @@ class Program:
             yield Message(text, program=self.name, fields=left[:_MOST_NAMED], more=more)
 
 
-def said(record: Any, places: str) -> str:
-    """The text or number at the first of the places that has one: 'model.name model.model_name';
-    of 'width*height' both, as WxH."""
+def text_at(record: Any, places: str) -> str:
+    """Return the text or number at the first of several paths that has one, such as
+    'model.name model.model_name'; for 'width*height' both, as WxH."""
     for place in places.split():
-        values = [_at(record, path) for path in place.split("*")]
+        values = [_value_at_path(record, path) for path in place.split("*")]
         if all(isinstance(value, str | int | float) and value != "" for value in values):
             return "x".join(str(value) for value in values)
     return ""
 
 
-def _at(record: Any, path: str) -> Any:
+def _value_at_path(record: Any, path: str) -> Any:
     for key in path.split("."):
         record = record.get(key) if isinstance(record, Mapping) else None
     return record
 
 
 def file_stem(name: str) -> str:
-    """A model's name without its file ending; folders stay, with '/' between them."""
+    """Return a model's name without its file ending; folders stay, with '/' between them."""
     path = PurePosixPath(name.replace("\\", "/"))
     is_file = path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
     return str(path.with_suffix("")) if is_file else str(path)
 
 
 def _invoke_loras(record: _Json) -> Iterator[_Lora]:
-    for lora in _listed(record.get("loras")):
-        weight = number(said(lora, "weight") or "1") or 0.0
-        yield said(lora, "model.name lora.model_name"), weight, weight
+    for lora in _as_list(record.get("loras")):
+        weight = number(text_at(lora, "weight") or "1") or 0.0
+        yield text_at(lora, "model.name lora.model_name"), weight, weight
 
 
 def _swarm_loras(record: _Json) -> Iterator[_Lora]:
     names, weights, encoders = (
-        [str(part).strip() for part in _listed(record.get(key))]
+        [str(part).strip() for part in _as_list(record.get(key))]
         for key in ("loras", "loraweights", "loratencweights")
     )
     for index, name in enumerate(names):
@@ -132,7 +132,7 @@ def _swarm_loras(record: _Json) -> Iterator[_Lora]:
 
 
 def _fooocus_loras(record: _Json) -> Iterator[_Lora]:
-    listed = [lora for lora in _listed(record.get("loras")) if isinstance(lora, list)]
+    listed = [lora for lora in _as_list(record.get("loras")) if isinstance(lora, list)]
     combined = [str(value) for key, value in record.items() if key.startswith("lora_combined_")]
     for lora in listed or [value.rsplit(" : ", 1) for value in combined]:
         name, weight, *_ = (*map(str, lora), "", "")
@@ -140,7 +140,7 @@ def _fooocus_loras(record: _Json) -> Iterator[_Lora]:
         yield file_stem(name), 1.0 if value is None else value, 1.0 if value is None else value
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """A list, or the parts of 'a,b'."""
     if isinstance(value, str):
         return value.split(",") if value else []
@@ -153,8 +153,8 @@ def _number_at(values: list[str], index: int, otherwise: float) -> float:
 
 
 def _invoke_record(record: _Json) -> _Json:
-    """InvokeAI's record; one of before 3.0 in the words of after it. Its negative prompt stood in
-    the prompt, in square brackets."""
+    """Return InvokeAI's record in the format of 3.0. Before, the negative prompt was in the prompt,
+    in square brackets."""
     image = record.get("image")
     if not isinstance(image, Mapping):
         skip = record.get("clip_skip")
@@ -164,7 +164,7 @@ def _invoke_record(record: _Json) -> _Json:
         return {**record, **counted, **made_from_text}
     parts = image.get("prompt")
     rows = parts if isinstance(parts, list) else [parts]
-    texts = [said(row, "prompt") if isinstance(row, Mapping) else row for row in rows]
+    texts = [text_at(row, "prompt") if isinstance(row, Mapping) else row for row in rows]
     text = ", ".join(part for part in texts if isinstance(part, str))
     kind = image.get("type")
     return {
@@ -181,7 +181,7 @@ _SQUARE = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
 
 
 def read_dream(text: str) -> ImageMetadata | None:
-    """The command that InvokeAI 1 and 2 wrote into the chunk `Dream`."""
+    """Read the command that InvokeAI 1 and 2 wrote into the chunk `Dream`."""
     command = _DREAM.match(text.strip())
     if not command:
         return None
@@ -199,13 +199,15 @@ _DREAM_FLAGS = {
 
 
 def _novelai_record(record: _Json) -> _Json:
-    """NovelAI's record; the strength counts only where there was a picture to begin with."""
+    """Return NovelAI's record; the strength is kept only for img2img and inpainting."""
     kind = str(record.get("request_type") or "")
     drawn_over = "Img2Img" in kind or "Inpaint" in kind or "image" in record
-    captions = _at(record, "v4_prompt.caption.char_captions")
+    captions = _value_at_path(record, "v4_prompt.caption.char_captions")
     dropped = {*(() if drawn_over else ("strength", "noise")), "image"}
     values = {key: value for key, value in record.items() if key not in dropped}
-    values["uc"] = record.get("uc", _at(record, "v4_negative_prompt.caption.base_caption"))
+    values["uc"] = record.get(
+        "uc", _value_at_path(record, "v4_negative_prompt.caption.base_caption")
+    )
     return {**values, "characters": captions}
 
 

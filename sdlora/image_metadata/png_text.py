@@ -1,7 +1,7 @@
-"""The texts of a PNG that Pillow refuses: other chunks may be damaged, the texts whole.
+"""Texts of a PNG that Pillow refuses: other chunks may be damaged and the texts intact.
 
 Chunks are [length, type, data, checksum]; tEXt holds name NUL text in Latin-1, zTXt the same
-deflated, iTXt UTF-8 (W3C PNG, 11.3.3). Checksums are not asked: a viewer shows the picture too.
+deflated, iTXt UTF-8 (W3C PNG, 11.3.3). Checksums are not verified, as in most viewers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST_CHUNKS = 10_000
 
 
 def png_texts(path: Path, largest: int) -> dict[str, str]:
-    """Name -> text, as far as they can be read; of each at most so many bytes. Empty for a file
+    """Return name -> text of the readable chunks, each up to a number of bytes. Empty for a file
     that is no PNG or cannot be read."""
     texts: dict[str, str] = {}
     try:
@@ -34,30 +34,30 @@ def png_texts(path: Path, largest: int) -> dict[str, str]:
     return texts
 
 
-def _plain(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
+def _decode_text(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
     name, mark, text = data.partition(b"\0")
     if mark:
         yield name.decode("latin-1"), text.decode("latin-1")
 
 
-def _deflated(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
+def _decode_ztxt(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
     name, _, rest = data.partition(b"\0")
-    yield name.decode("latin-1"), _inflated(rest[1:], largest).decode("latin-1")
+    yield name.decode("latin-1"), _inflate(rest[1:], largest).decode("latin-1")
 
 
-def _international(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
+def _decode_itxt(data: bytes, largest: int) -> Iterator[tuple[str, str]]:
     name, _, rest = data.partition(b"\0")
     _, _, rest_of_it = rest[2:].partition(b"\0")
     text = rest_of_it.partition(b"\0")[2]
-    text = _inflated(text, largest) if rest[:1] == b"\1" else text
+    text = _inflate(text, largest) if rest[:1] == b"\1" else text
     yield name.decode("latin-1"), text.decode("utf-8", "replace")
 
 
-def _inflated(data: bytes, largest: int) -> bytes:
+def _inflate(data: bytes, largest: int) -> bytes:
     try:
         return zlib.decompressobj().decompress(data, largest)
     except zlib.error:
         return b""
 
 
-_READERS = {b"tEXt": _plain, b"zTXt": _deflated, b"iTXt": _international}
+_READERS = {b"tEXt": _decode_text, b"zTXt": _decode_ztxt, b"iTXt": _decode_itxt}

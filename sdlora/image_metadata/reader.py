@@ -1,7 +1,7 @@
-"""Settings read back from a picture or a pasted text, whichever program wrote it.
+"""Reader of generation settings from a picture or a pasted text, whichever program wrote it.
 
-Pictures come from anywhere: only their headers and texts are read, each up to a size, and what is
-damaged is an error with a name or plain text, never a crash.
+Pictures are untrusted: only their headers and texts are read, each up to a size; damage gives a
+DataError or a problem, never another exception.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ _SHORTENED = 80  # letters
 
 
 def parse_infotext(text: str) -> ImageMetadata:
-    """What a text says of a picture: A1111's form, or the JSON of InvokeAI, SwarmUI, Fooocus,
-    NovelAI or ComfyUI. Never raises; JSON of another kind says nothing, any other text is a prompt.
+    """Read a text: A1111's infotext, or the JSON of InvokeAI, SwarmUI, Fooocus, NovelAI or ComfyUI.
+
+    Never raises; JSON of another program gives empty metadata, any other text is a prompt.
     """
     text = text[:_LARGEST_TEXT]
     record = read_json(text) if text.lstrip().startswith("{") else None
     if not isinstance(record, Mapping):
         return read_dream(text) or read_a1111(text)
-    record = _unwrapped(record)
+    record = _unwrap_novelai(record)
     for read in (*(program.read for program in PROGRAMS), read_comfyui):
         if recalled := read(record):
             return recalled
@@ -71,10 +72,9 @@ def parse_infotext(text: str) -> ImageMetadata:
 
 
 def read_parameters(path: Path) -> ImageMetadata:
-    """What a PNG, JPEG or WebP says of its making.
+    """Read the generation settings of a PNG, JPEG or WebP; of our own pictures all, losslessly.
 
-    Of our own pictures everything, whatever the prompt looks like. DataError when it is no such
-    picture, when it is damaged, or when it says nothing.
+    DataError when the file is no such picture, is damaged, or has no settings.
     """
     problems: list[Message] = []
     texts = _texts_of(path, problems)
@@ -85,7 +85,7 @@ def read_parameters(path: Path) -> ImageMetadata:
     recalled = replace(recalled, problems=(*recalled.problems, *problems))
     details = read_json(texts.get(DETAILS, ""))
     if isinstance(details, dict):
-        return _detailed(recalled, details)
+        return _with_details(recalled, details)
     if not recalled.fields and not recalled.prompt:
         text = "{file} says nothing of how it was made; its texts may be stripped"
         problems = list(recalled.problems)
@@ -95,11 +95,11 @@ def read_parameters(path: Path) -> ImageMetadata:
 
 
 def _texts_of(path: Path, problems: list[Message]) -> dict[str, str]:
-    """The texts of a picture by the names of their chunks; of a damaged PNG those that are whole.
+    """Return the texts of a picture by chunk name; of a damaged PNG those that are intact.
     DataError when it is no picture."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
-            return _texts(image)
+            return _chunk_texts(image)
     except _BROKEN:
         texts = png_texts(path, _LARGEST_TEXT)
         if not texts.keys() & {*_CHUNKS, DETAILS}:
@@ -109,8 +109,8 @@ def _texts_of(path: Path, problems: list[Message]) -> dict[str, str]:
         return texts
 
 
-def _unwrapped(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """NovelAI's record as it stands in EXIF: within one of the chunks that a PNG would have."""
+def _unwrap_novelai(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Unwrap NovelAI's record from EXIF, where it is nested like a PNG's chunks."""
     inner = record.get("Comment")
     comment = read_json(inner) if isinstance(inner, str) else None
     if not isinstance(comment, Mapping):
@@ -121,7 +121,7 @@ def _unwrapped(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_chunk(chunk: str, text: str, problems: list[Message]) -> ImageMetadata:
-    """What one text of a picture says. A comment alone is no prompt, nor is broken JSON."""
+    """Read one text of a picture. A lone comment and broken JSON are problems, not prompts."""
     recalled = parse_infotext(text)
     if recalled.fields or recalled.program or not recalled.prompt:
         if not recalled.fields and not recalled.prompt and _JSON.match(text) and len(text) > 2:
@@ -141,7 +141,7 @@ def _read_chunk(chunk: str, text: str, problems: list[Message]) -> ImageMetadata
 
 
 def _with_graph(recalled: ImageMetadata, graphs: Iterable[ImageMetadata | None]) -> ImageMetadata:
-    """With the LoRAs of ComfyUI's graph that the text beside it does not name."""
+    """Add the LoRAs of ComfyUI's graph that the infotext beside it does not name."""
     graph = next((graph for graph in graphs if graph and graph.program == "ComfyUI"), None)
     if not graph or recalled is graph or recalled.program == "ComfyUI":
         return recalled
@@ -155,10 +155,10 @@ def _with_graph(recalled: ImageMetadata, graphs: Iterable[ImageMetadata | None])
 
 
 def rename_loras(prompt: str, hashes: Mapping[str, str], known: Callable[[str], str | None]) -> str:
-    """The prompt with the names that LoRAs have here.
+    """Return the prompt with its LoRAs renamed to the files of this workspace.
 
-    `hashes` are the picture's, by the names its tags use; `known` gives the name that belongs to
-    a hash here, or None, which leaves the tag as it is. Only names change.
+    `hashes` are the picture's, by the names its tags use; `known` returns the name of the file with
+    a hash, or None, which leaves the tag unchanged. Only names change.
     """
     pieces: list[str] = []
     for token in tokens(prompt):
@@ -174,8 +174,8 @@ def rename_loras(prompt: str, hashes: Mapping[str, str], known: Callable[[str], 
     return "".join(pieces)
 
 
-def _detailed(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata:
-    """With our own record, which knows the prompts without doubt."""
+def _with_details(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata:
+    """Add our own record, whose prompts win over those of the infotext."""
     request = details.get("request")
     values = request if isinstance(request, dict) else details
     prompt, negative = values.get("prompt"), values.get("negative_prompt")
@@ -189,8 +189,8 @@ def _detailed(recalled: ImageMetadata, details: dict[str, Any]) -> ImageMetadata
     )
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
-    """The texts of a picture by the names of their chunks."""
+def _chunk_texts(image: Image.Image) -> dict[str, str]:
+    """Return the texts of a picture by the names of their chunks."""
     silent = not image.info.keys() & {*_CHUNKS, "exif", "Comment"}
     if silent and image.format == "PNG" and image.width * image.height <= _MOST_PIXELS:
         with suppress(*_BROKEN):
@@ -206,7 +206,7 @@ def _texts(image: Image.Image) -> dict[str, str]:
 
 
 def _novelai_text(texts: Mapping[str, str]) -> str:
-    """The chunk Comment; NovelAI's with what stands in chunks beside it."""
+    """Return the chunk Comment; NovelAI's with its other chunks merged in."""
     values = read_json(texts["Comment"]) if texts["Comment"].startswith("{") else None
     is_record = isinstance(values, Mapping) and (
         "uc" in values or "NovelAI" in texts.get("Software", "")
@@ -218,23 +218,23 @@ def _add_exif(exif: Image.Exif, texts: dict[str, str]) -> None:
     """Add the texts of EXIF to those of the chunks."""
     inner = exif.get_ifd(EXIF_IFD)
     for tag in _EXIF_TEXTS:
-        name, _, value = _decoded(exif.get(tag)).partition(":")
+        name, _, value = _decode_exif(exif.get(tag)).partition(":")
         if name.strip().lower() in _GRAPHS:
             texts.setdefault(name.strip().lower(), value)
         elif isinstance(read_json(f"{name}:{value}"), Mapping):
             texts.setdefault(PARAMETERS, f"{name}:{value}")
     for place in (inner, exif):
-        if comment := _decoded(place.get(USER_COMMENT)):
+        if comment := _decode_exif(place.get(USER_COMMENT)):
             known = parse_infotext(comment)
             texts.setdefault(PARAMETERS if known.fields else _COMMENT, comment)
-        name, _, value = _decoded(place.get(MAKER_NOTE)).partition("\0")
+        name, _, value = _decode_exif(place.get(MAKER_NOTE)).partition("\0")
         if name == DETAILS:
             texts.setdefault(DETAILS, value)
 
 
-def _decoded(value: Any) -> str:
-    """An EXIF text. The standard names an encoding in eight bytes; which end of UTF-16 comes first
-    it leaves to the writer, and the zeros of plain letters tell. Some write UTF-8 all the same."""
+def _decode_exif(value: Any) -> str:
+    """Decode an EXIF text. Eight bytes name the encoding; the byte order of UTF-16 is up to the
+    writer and recognised by the zero bytes of ASCII letters. Some programs write UTF-8 instead."""
     if isinstance(value, str):
         return value
     if not isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""The samplers by the names that pictures call them, ours and other programs'; no torch."""
+"""Names of samplers in pictures' metadata, ours and other programs'; no torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _BY_NAME = {
 
 
 def sampler_of(name: str, schedule: str = "", program: str = "A1111") -> tuple[str, str]:
-    """(setting, problem) for a sampler's name in a picture of `program`: A1111's 'DPM++ 2M Karras',
-    ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k, NovelAI's k_dpmpp_2m. Without a setting the sampler
-    is not known here."""
+    """Return (setting, problem) for a sampler's name in a picture of `program`: A1111's 'DPM++ 2M
+    Karras', ComfyUI's dpmpp_2m, InvokeAI's dpmpp_2m_k, NovelAI's k_dpmpp_2m. The setting is empty
+    for an unknown sampler."""
     plain = "".join(name.lower().replace("pp", "++").split()).replace("_", "").removesuffix("gpu")
     plain = plain[1:] if plain.startswith("k") and plain[1:] in _BY_NAME else plain
     when = schedule.strip().lower()

@@ -1,4 +1,4 @@
-"""From a picture to the request that makes it again, and what of it is not here; no torch."""
+"""Image request from a picture's metadata, with messages about missing parts; no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sdlora.lora.format.hashes import is_hash
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.messages import Message
 from sdlora.prompt.resources import PromptResources
-from sdlora.prompt.tags import as_read_before, parse_prompt
+from sdlora.prompt.tags import from_rules_1, parse_prompt
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
 # A1111's field -> our setting, where the value is the same
-_SAME = {
+_SAME_VALUE = {
     "Steps": "steps",
     "CFG scale": "guidance",
     "Seed": "seed",
@@ -30,16 +30,16 @@ _SAME = {
     "Hires upscale": "hires_scale",
     "Hires steps": "hires_steps",
 }
-# What changes nothing here, or is read elsewhere
+# Fields without effect here, or read elsewhere
 _KNOWN = {
     *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
     *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash"),
     *(NOISE_SCHEDULE, "Hires resize", "Civitai metadata", "Created Date"),
 }
-_SHORTENED = 80  # letters of what a picture says, in a message
+_SHORTENED = 80  # letters of a picture's text that are shown in a message
 _SAME_RATIO = 0.02  # by which the sides of a second pass may differ: A1111 rounds them
 _EMPHASIS = {"Original": "original", "No norm": "no_norm"}
-# How a prompt names a textual inversion, elsewhere than in A1111, which has the bare name.
+# Program -> its syntax for a textual inversion in a prompt; A1111 uses the bare name
 _EMBEDDINGS = {
     "ComfyUI": re.compile(r"\bembedding:([\w./\\-]*\w)", re.IGNORECASE),
     "SwarmUI": re.compile(r"<embed(?:ding)?:([^<>]+)>", re.IGNORECASE),
@@ -50,20 +50,20 @@ _EMBEDDINGS = {
 def request_of(
     recalled: ImageMetadata, library: Library, workspace: Workspace
 ) -> tuple[dict[str, Any], list[str]]:
-    """(values, problems): an ImageRequest's values that make the picture again, as far as it says,
-    and a sentence for each thing that is missing or cannot be taken over.
+    """Return (values, problems): an ImageRequest's values that make the picture again, and a
+    message for each thing that is missing or cannot be taken over.
 
-    Values hold only what the picture says: the rest stays as it is set. A LoRA of another name
-    here is found by its hash, and its tags are renamed. Never raises, whatever the picture says.
+    Values are only those that the picture has; other settings stay. A LoRA that has another name
+    here is found by its hash, and its tags are renamed. Never raises, whatever the metadata.
     """
     problems: list[str] = list(recalled.problems)
     request = recalled.details.get("request")
     if isinstance(request, dict):
-        values = _own(request, recalled.details, workspace, problems)
+        values = _own_request(request, recalled.details, workspace, problems)
     else:
-        values = _foreign(recalled, problems)
+        values = _values_of_fields(recalled, problems)
         problems += civitai_resources(recalled.fields.get("Civitai resources", ""), library)
-    values = _accepted(values, problems)
+    values = _accepted_values(values, problems)
     _check_model(values, workspace, problems)
     hashes = recalled.lora_hashes
     renames = _renames(hashes, library, problems)
@@ -76,48 +76,48 @@ def request_of(
     return values, problems
 
 
-def _own(
-    said: dict[str, Any], details: Mapping[str, Any], workspace: Workspace, problems: list[str]
+def _own_request(
+    request: dict[str, Any], details: Mapping[str, Any], workspace: Workspace, problems: list[str]
 ) -> dict[str, Any]:
-    """The request of a picture of ours, for this one image of it."""
+    """Return the request stored in one of our pictures, reduced to this image of the batch."""
     image = details.get("image")
     image = image if isinstance(image, dict) else {}
-    values = {**said, "count": 1}
+    values = {**request, "count": 1}
     if "seed" in image:
         values["seed"] = image["seed"]
     drawn = {name: image.get(name) for name in ("prompt", "negative_prompt")}
-    fresh = _accepted(values, [])
+    fresh = _accepted_values(values, [])
     if all(isinstance(text, str) for text in drawn.values()) and "seed" in fresh:
-        texts = PromptResources.of(workspace).expand(
+        texts = PromptResources.for_workspace(workspace).expand(
             fresh.get("prompt", ""), fresh.get("negative_prompt", ""), fresh["seed"],
             fresh.get("styles", ()),
         )  # fmt: skip
         if [text.text for text in texts] != list(drawn.values()):
-            text = "styles or wildcards are others here; the prompts are as drawn then"
+            text = "styles or wildcards have changed since; the prompts drawn then are used"
             problems.append(Message(text))
             values = {**values, **drawn, "styles": ()}
-    # pictures have told their rules since there are second ones
-    return values if "prompt_rules" in details else _by_todays_rules(values)
+    # pictures store `prompt_rules` since rules 2
+    return values if "prompt_rules" in details else _with_current_rules(values)
 
 
-def _by_todays_rules(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a picture made by the first rules of prompts, so that it has the same words."""
+def _with_current_rules(values: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite the prompts of a picture made by rules 1 to the current rules."""
     texts = {name: values.get(name) for name in ("prompt", "negative_prompt")}
-    same = {name: as_read_before(text) for name, text in texts.items() if isinstance(text, str)}
+    same = {name: from_rules_1(text) for name, text in texts.items() if isinstance(text, str)}
     return values | same
 
 
-def _foreign(recalled: ImageMetadata, problems: list[str]) -> dict[str, Any]:
-    """The values of another program's fields, still unchecked."""
+def _values_of_fields(recalled: ImageMetadata, problems: list[str]) -> dict[str, Any]:
+    """Return unchecked settings from another program's fields."""
     fields = recalled.fields
     values: dict[str, Any] = {"prompt": recalled.prompt, "negative_prompt": recalled.negative}
-    values |= {setting: fields[name] for name, setting in _SAME.items() if name in fields}
+    values |= {setting: fields[name] for name, setting in _SAME_VALUE.items() if name in fields}
     if fields:
         values["count"] = 1
     if sampler := fields.get("Sampler"):
-        setting, told = sampler_of(sampler, fields.get("Schedule type", ""), recalled.program)
+        setting, problem = sampler_of(sampler, fields.get("Schedule type", ""), recalled.program)
         values |= {"sampler": setting} if setting else {}
-        problems += [told] if told else []
+        problems += [problem] if problem else []
     width, cross, height = fields.get("Size", "").partition("x")
     values |= {"width": width, "height": height} if cross else {}
     values |= {"model": fields["Model"]} if fields.get("Model") else {}
@@ -126,7 +126,11 @@ def _foreign(recalled: ImageMetadata, problems: list[str]) -> dict[str, Any]:
     if fields.keys() & {"Hires upscale", "Hires resize"}:
         values |= _hires(fields, problems)
     elif "Denoising strength" in fields:
-        problems.append(Message("it was made from another picture, which it does not hold"))
+        problems.append(
+            Message(
+                "it was made with img2img from another picture, which the file does not contain"
+            )
+        )
     if emphasis := fields.get("Emphasis"):
         values |= {"emphasis": _EMPHASIS[emphasis]} if emphasis in _EMPHASIS else {}
         if emphasis not in _EMPHASIS:
@@ -136,8 +140,8 @@ def _foreign(recalled: ImageMetadata, problems: list[str]) -> dict[str, Any]:
 
 
 def _not_taken_over(fields: Mapping[str, str]) -> Iterator[Message]:
-    """A sentence for the fields that nothing here reads."""
-    read = _KNOWN | _SAME.keys()
+    """Yield a message that names the fields not read here."""
+    read = _KNOWN | _SAME_VALUE.keys()
     read |= {name for name in ("Hashes", "Civitai resources") if read_json(fields.get(name, ""))}
     read |= {"RNG"} if fields.get("RNG") == "CPU" else set()
     lost = [_short(f"{name}: {value}") for name, value in fields.items() if name not in read]
@@ -167,7 +171,7 @@ def _hires(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
 
 
 def _resized(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
-    """The scale of a second pass whose size is given: of a side that is 0 the other decides."""
+    """Return the scale of a second pass from its size; a side of 0 follows the other."""
     size, target = (_sides(fields.get(name, "")) for name in ("Size", "Hires resize"))
     scales = [to / side for side, to in zip(size, target, strict=False) if side and to]
     shown = {"target": _short(fields["Hires resize"]), "size": _short(fields.get("Size", ""))}
@@ -177,8 +181,10 @@ def _resized(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
         return {}
     scale = round(max(scales), 4)
     if max(scales) - min(scales) > _SAME_RATIO:
-        text = "the second pass from {size} to {target} cut the picture; here it is {scale} times"
-        problems.append(Message(text + " the size, uncut", **shown, scale=scale))
+        text = (
+            "the second pass from {size} to {target} cropped the picture; here it is {scale} times"
+        )
+        problems.append(Message(text + " the size, not cropped", **shown, scale=scale))
     return {"hires_scale": scale}
 
 
@@ -186,8 +192,8 @@ def _sides(size: str) -> list[int]:
     return [int(side) for side in re.findall(r"[0-9]{1,6}", size)[:2]]
 
 
-def _accepted(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The values that the settings accept, in their types; a sentence for each of the others."""
+def _accepted_values(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the values that the settings accept, in their types; add a problem for each other."""
     accepted: dict[str, Any] = {}
     for name, value in values.items():
         try:
@@ -203,7 +209,7 @@ def _reason(error: SettingsError) -> Message | str:
 
 
 def _check_model(values: dict[str, Any], workspace: Workspace, problems: list[str]) -> None:
-    """A picture never chooses what is downloaded or opened: only a model that is on offer here."""
+    """Keep the model only if the workspace has it: a picture must not cause a download."""
     model = values.pop("model", "")
     if model in workspace.model_names():
         values["model"] = model
@@ -213,14 +219,14 @@ def _check_model(values: dict[str, Any], workspace: Workspace, problems: list[st
 
 
 def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -> dict[str, str]:
-    """Name in the picture -> name here, of the LoRAs that only their hashes find. A hash moves no
-    tag off a file of exactly its name: what pictures and files claim may be stale."""
+    """Return name in the picture -> name here, of LoRAs found by hash only. A file of exactly the
+    tag's name wins over the hash: hashes in pictures and files may be stale."""
     renames: dict[str, str] = {}
     for name, hash_ in hashes.items():
-        entry = _found(name, library)
+        entry = _find_entry(name, library)
         if entry and _has_hash(entry, hash_, library):
             continue
-        by_hash = _found(hash_, library) if is_hash(hash_.lower()) else None
+        by_hash = _find_entry(hash_, library) if is_hash(hash_.lower()) else None
         is_exact = entry and hashed_name(name) in map(hashed_name, (entry.name, entry.full_name))
         shown = {"name": _short(name), "hash": _short(hash_)}
         if by_hash and not is_exact:
@@ -238,11 +244,11 @@ def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -
 
 
 def _has_hash(entry: LoraEntry, hash_: str, library: Library) -> bool:
-    """Whether a file has a hash, or claims it."""
-    if is_hash(start := hash_.lower()) and entry.facts.said_hash.startswith(start):
+    """True if a file has this hash, or its metadata claims it."""
+    if is_hash(start := hash_.lower()) and entry.facts.claimed_hash.startswith(start):
         return True
     try:
-        return library.hashes(entry).fit(start)
+        return library.hashes(entry).matches(start)
     except LoraFileError:  # it may be gone by now
         return False
 
@@ -264,8 +270,8 @@ def _check_tags(
 def _check_embeddings(
     recalled: ImageMetadata, values: Mapping[str, Any], workspace: Workspace, problems: list[str]
 ) -> None:
-    """A sentence for each textual inversion that the picture names and that is not here."""
-    known = PromptResources.of(workspace).embedding_names()
+    """Add a problem for each textual inversion of the picture that the workspace lacks."""
+    known = PromptResources.for_workspace(workspace).embedding_names()
     named = dict(recalled.embedding_hashes)
     if pattern := _EMBEDDINGS.get(recalled.program):
         texts = (str(values.get(setting, "")) for setting in ("prompt", "negative_prompt"))
@@ -277,7 +283,7 @@ def _check_embeddings(
             problems.append(Message(text + "is not here", name=_short(name), hash=_short(hash_)))
 
 
-def _found(name: str, library: Library) -> LoraEntry | None:
+def _find_entry(name: str, library: Library) -> LoraEntry | None:
     try:
         return library.find(name)
     except LoraFileError:

@@ -136,7 +136,10 @@ class Engine:
         if self._pipeline is None or source != self._source:
             self.close()  # two models at once may not fit
             family = open_family(source, self.dtype, self.device)
-            library, book = Library.of(self.workspace), PromptResources.of(self.workspace)
+            library, book = (
+                Library.for_workspace(self.workspace),
+                PromptResources.for_workspace(self.workspace),
+            )
             self._pipeline, self._source = ImagePipeline(family, library, book), source
         return self._pipeline
 

@@ -21,7 +21,7 @@ from sdlora.jobs.run_folder import SETTINGS_FILE, find_run, read
 from sdlora.lora.library.library import Library
 from sdlora.models.base import Family
 from sdlora.models.registry import open_family
-from sdlora.prompt.tags import written
+from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
@@ -44,7 +44,7 @@ class Cell:
     @property
     def full_prompt(self) -> str:
         """The prompt with the tag of its LoRA."""
-        return f"{self.prompt} {written(self.lora, self.strength)}" if self.lora else self.prompt
+        return f"{self.prompt} {format_tag(self.lora, self.strength)}" if self.lora else self.prompt
 
 
 def _opened(run: Path, workspace: Workspace) -> Family:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
 from sdlora.files import publish_new
-from sdlora.lora.format.header import body_hash, read_head, shapes_in
+from sdlora.lora.format.header import body_hash, checked_shapes, read_raw_header
 from sdlora.messages import Message, PerSurface
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.train import TrainSettings
@@ -97,7 +97,7 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
     before = [loras / Path(state.result).name] if state.result else []
     before += sorted(loras.glob(f"{glob.escape(wish.stem)}*.safetensors"))
     try:
-        shapes_in(read_head(source))
+        checked_shapes(read_raw_header(source))
         numbers = body_hash(source)
         same = (path for path in before if path.is_file() and body_hash(path) == numbers)
         return next(same, None) or publish_new(wish, lambda to: shutil.copyfile(source, to))

@@ -20,7 +20,7 @@ OWN = ("image_dir", "num_repeats", "is_reg", "class_tokens", "metadata_file", "s
 
 @dataclass
 class Datasets:
-    """What the tables say: `flat` are keys as on sd-scripts' command line, `values` our own."""
+    """Content of the tables: `flat` are keys of sd-scripts' command line, `values` our settings."""
 
     flat: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -28,9 +28,9 @@ class Datasets:
 
 
 def read_datasets(tables: Mapping[str, Any]) -> Datasets:
-    """The pictures and the settings of all subsets; nothing where there are no such tables."""
+    """Read the folders and settings of all subsets; empty where there are no such tables."""
     result = Datasets()
-    general = _table(tables.get("general"), "general", result)
+    general = _require_table(tables.get("general"), "general", result)
     rows = []
     for dataset in _tables(tables.get("datasets"), "datasets", result):
         subsets = _tables(dataset.get("subsets"), "datasets.subsets", result)
@@ -50,7 +50,7 @@ def read_datasets(tables: Mapping[str, Any]) -> Datasets:
 
 
 def _read_folders(rows: list[dict[str, Any]], result: Datasets) -> None:
-    """Folders with their repeats, by what they are: the subject, or regularisation."""
+    """Folders with their repeats: of training pictures, and of regularisation pictures."""
     subject: list[str] = []
     regularisation: list[str] = []
     for row in rows:
@@ -61,31 +61,33 @@ def _read_folders(rows: list[dict[str, Any]], result: Datasets) -> None:
         if row.get("metadata_file"):
             message = "metadata_file of {folder} is not read: captions are files beside pictures"
             result.notes.append(Message(message, folder=folder))
-        repeats = _read(row, "num_repeats", whole, 1, result)
+        repeats = _read_value(row, "num_repeats", whole, 1, result)
         if repeats < 1:
             message = "{folder} with num_repeats = {repeats} is left out"
             result.notes.append(Message(message, folder=folder, repeats=repeats))
             continue
         counted = f"{min(repeats, 999)}*{folder}" if repeats > 1 else folder
-        is_subject = not _read(row, "is_reg", flag, False, result)
+        is_subject = not _read_value(row, "is_reg", flag, False, result)
         (subject if is_subject else regularisation).append(counted)
         if tokens := row.get("class_tokens"):
             message = "class_tokens = {tokens!r} of {folder}: pictures without a caption get none"
-            result.notes.append(Message(message, tokens=_shown(tokens), folder=folder))
+            result.notes.append(Message(message, tokens=_shown_value(tokens), folder=folder))
     if subject:
         result.values["data"], result.values["more_data"] = subject[0], subject[1:]
     if regularisation:
         result.values["regularisation"] = regularisation
 
 
-def _read(row: Mapping[str, Any], name: str, read: Any, missing: Any, result: Datasets) -> Any:
+def _read_value(
+    row: Mapping[str, Any], name: str, read: Any, missing: Any, result: Datasets
+) -> Any:
     if row.get(name) is None:
         return missing
     try:
         return read(row[name])
     except (ValueError, TypeError) as error:
         message = "{key} = {value} cannot be read: {why}"
-        result.notes.append(Message(message, key=name, value=_shown(row[name]), why=error))
+        result.notes.append(Message(message, key=name, value=_shown_value(row[name]), why=error))
         return missing
 
 
@@ -93,10 +95,10 @@ def _tables(given: Any, name: str, result: Datasets) -> list[dict[str, Any]]:
     if given is None:
         return []
     rows = given if isinstance(given, list) else [given]
-    return [row for row in (_table(row, name, result) for row in rows) if row]
+    return [row for row in (_require_table(row, name, result) for row in rows) if row]
 
 
-def _table(given: Any, name: str, result: Datasets) -> dict[str, Any]:
+def _require_table(given: Any, name: str, result: Datasets) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -105,5 +107,5 @@ def _table(given: Any, name: str, result: Datasets) -> dict[str, Any]:
     return {text(key): value for key, value in given.items()}
 
 
-def _shown(value: Any) -> str:
+def _shown_value(value: Any) -> str:
     return str(value)[:80]

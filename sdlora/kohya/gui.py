@@ -1,4 +1,4 @@
-"""kohya_ss' own JSON, presets and saved configurations, as the keys that it gives to sd-scripts.
+"""Conversion of kohya_ss' own JSON, presets and saved configurations, to sd-scripts' keys.
 
 After `train_model` in kohya_gui/lora_gui.py, which leaves out empty values, False and zeros, so
 that sd-scripts' defaults count for them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdlora.kohya.values import number, words
+from sdlora.kohya.values import number, word_list
 
 RENAMED = {
     "max_resolution": "resolution",
@@ -64,7 +64,7 @@ def is_preset(tables: dict[str, Any]) -> bool:
 
 
 def to_sd_scripts(preset: dict[str, Any]) -> dict[str, Any]:
-    """The keys for sd-scripts that the GUI makes of its fields."""
+    """Return the keys for sd-scripts that the GUI makes of its fields."""
     flat = {
         RENAMED.get(key, key): value
         for key, value in preset.items()
@@ -75,7 +75,7 @@ def to_sd_scripts(preset: dict[str, Any]) -> dict[str, Any]:
     for key in ("multires_noise_iterations", "noise_offset"):
         if multires == (key == "noise_offset"):
             flat.pop(key, None)
-    flat |= _what_learns(preset)
+    flat |= _trained_parts(preset)
     return flat
 
 
@@ -91,7 +91,7 @@ def _amount(preset: dict[str, Any], key: str) -> float:
 
 
 def _length(preset: dict[str, Any]) -> dict[str, Any]:
-    """Steps as given, else the epochs of either field."""
+    """Return the number of steps if given, else the epochs of either field."""
     if _amount(preset, "max_train_steps") or _amount(preset, "max_train_epochs"):
         return {}
     epochs = int(_amount(preset, "epoch"))
@@ -99,15 +99,16 @@ def _length(preset: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warmup(preset: dict[str, Any]) -> dict[str, Any]:
-    """Steps where they are given, else a percentage of all."""
+    """Return the number of steps if given, else a percentage of all."""
     if _amount(preset, "lr_warmup_steps"):
         return {}
     share = _amount(preset, "lr_warmup") / 100
     return {"lr_warmup_steps": share} if share else {}
 
 
-def _what_learns(preset: dict[str, Any]) -> dict[str, Any]:
-    """A part whose rate is 0 does not learn, unless both are; then the rate is the common one."""
+def _trained_parts(preset: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of trained parts: one with learning rate 0 is not trained, unless both are
+    0; then both use the common rate."""
     unet, text = _amount(preset, "unet_lr"), _amount(preset, "text_encoder_lr")
     return {
         "network_train_unet_only": text == 0 and unet != 0,
@@ -126,6 +127,6 @@ def _network(preset: dict[str, Any]) -> dict[str, Any]:
         arguments += [f"algo={algorithm}", f"preset={preset.get('LyCORIS_preset') or 'full'}"]
     own = preset.get("network_args") or []
     try:
-        return {"network_module": module, "network_args": [*arguments, *words(own)]}
+        return {"network_module": module, "network_args": [*arguments, *word_list(own)]}
     except (ValueError, TypeError):
         return {"network_module": module, "network_args": arguments, "network_args of its own": own}

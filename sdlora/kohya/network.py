@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdlora.kohya.values import flag, number, whole, words
+from sdlora.kohya.values import flag, number, whole, word_list
 from sdlora.messages import Message
 
-LINEAR = ("attention", "feed_forward")  # what sd-scripts' LoRA adapts: Transformer2DModel, linear
+LINEAR = ("attention", "feed_forward")  # targets of sd-scripts' LoRA: Transformer2DModel, linear
 ALL = (*LINEAR, "conv")
 # LyCORIS' algorithms (docs/Network-Args.md) and ours
 ALGORITHMS = {
@@ -21,8 +21,8 @@ _FALSE = "false"
 
 @dataclass(frozen=True)
 class Module:
-    """A network module: the adapter it trains, whether convolutions are adapted without being asked
-    for, and whether `algo` chooses among several."""
+    """A network module: the adapter it trains, a flag for convolutions adapted by default, and a
+    flag for modules whose `algo` selects the adapter."""
 
     adapter: str = "lora"
     with_conv: bool = False
@@ -58,7 +58,7 @@ _NOTHING_TO_DO = {
 
 
 def read_network(flat: dict[str, Any], values: dict[str, Any]) -> list[Message]:
-    """Add adapter, targets and their ranks to `values`; what is not done as asked."""
+    """Add adapter, targets and their ranks to `values`; return notes on arguments not followed."""
     name = str(flat.get("network_module") or "networks.lora")
     module, notes = MODULES.get(name), list[Message]()
     if module is None:
@@ -74,7 +74,7 @@ def read_network(flat: dict[str, Any], values: dict[str, Any]) -> list[Message]:
 
 def _arguments(given: Any) -> tuple[dict[str, str], list[Message]]:
     try:
-        pairs = words(given or [])
+        pairs = word_list(given or [])
     except (ValueError, TypeError):
         return {}, [Message("network_args = {given} is no list of words and not used", given=given)]
     table = {}
@@ -92,7 +92,7 @@ class _Network:
         self.notes: list[Message] = []
 
     def read(self) -> list[Message]:
-        """Write adapter and targets into the values; what is not used."""
+        """Write adapter and targets into the values; return notes on arguments not used."""
         values, module = self.values, self.module
         values["adapter"] = self._algorithm() if module.has_algorithms else module.adapter
         dora = self._take("dora_wd", flag, False)

@@ -1,4 +1,4 @@
-"""A file of kohya's read as our settings, with a note on all that is not done as it says."""
+"""Reader of kohya's files as our settings, with a note on each setting not followed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdlora.kohya import gui
 from sdlora.kohya.datasets import read_datasets
 from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
 from sdlora.kohya.network import read_network
-from sdlora.kohya.values import flag, number, text, words
+from sdlora.kohya.values import flag, number, text, word_list
 from sdlora.messages import Message
 from sdlora.settings.adapter_and_loss import TWO_MATRICES
 from sdlora.settings.train import TrainSettings
@@ -28,7 +28,7 @@ DEFAULT_RATE = 2e-6  # sd-scripts' learning_rate when no rate is given at all
 
 @dataclass
 class Imported:
-    """Our settings of a file, and what is not done as it says."""
+    """Settings read from a file, and notes on keys that are not followed."""
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[Message] = field(default_factory=list)
@@ -39,19 +39,19 @@ class Imported:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Message]]:
-    """Our settings in a TOML or JSON file of kohya's, and what in it is not done as it says.
-    SettingsError: it cannot be read."""
-    tables = _load(path)
+    """Read our settings from a TOML or JSON file of kohya's. SettingsError when it cannot be
+    read."""
+    tables = _load_file(path)
     result = Imported()
     if gui.is_preset(tables):
         flat = gui.to_sd_scripts(tables)
         datasets = read_datasets({})
     else:
         datasets = read_datasets({name: tables.get(name) for name in ("general", "datasets")})
-        flat = _flattened(tables) | datasets.flat
+        flat = _flatten_tables(tables) | datasets.flat
     if config := flat.get("dataset_config"):
         try:
-            datasets = read_datasets(_load(_beside(path, str(config))))
+            datasets = read_datasets(_load_file(_find_named_file(path, str(config))))
         except SettingsError as error:
             result.note("dataset_config is not used: {why}", why=error.message)
         flat |= datasets.flat
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Message]]:
     return result.values, notes
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load_file(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes().decode("utf-8-sig")
         tables = json.loads(content) if path.suffix.lower() == ".json" else tomllib.loads(content)
@@ -83,14 +83,14 @@ def _load(path: Path) -> dict[str, Any]:
     return tables
 
 
-def _beside(path: Path, named: str) -> Path:
-    """A file that another names: by its path, or beside the other."""
+def _find_named_file(path: Path, named: str) -> Path:
+    """Return the file that another file names: at its path, or in the other's folder."""
     own = Path(named).expanduser()
     return own if os.path.exists(own) else path.parent / own.name  # no error for a long name
 
 
-def _flattened(tables: dict[str, Any]) -> dict[str, Any]:
-    """Keys of all tables as sd-scripts reads them, whatever table they stand in."""
+def _flatten_tables(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of all tables in one, as sd-scripts reads them."""
     inner = {name: value for name, value in tables.items() if isinstance(value, dict)}
     apart = {"general", "datasets"}
     flat = {k: v for name, table in inner.items() if name not in apart for k, v in table.items()}
@@ -98,7 +98,7 @@ def _flattened(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_keys(flat: dict[str, Any], result: Imported) -> None:
-    """Every key by itself: used, always so, done otherwise, or unknown."""
+    """Read each key: used, always true here, done differently, or unknown."""
     always = {key: why for why, keys in ALWAYS.items() for key in keys}
     met: dict[str, list[str]] = {}
     for key, value in flat.items():
@@ -109,20 +109,20 @@ def _read_keys(flat: dict[str, Any], result: Imported) -> None:
         elif key in INSTEAD:
             if value not in (False, None, "", 0, []):
                 message = "{key} = {value} is not done: {instead}"
-                result.note(message, key=key, value=_shown(value), instead=INSTEAD[key])
+                result.note(message, key=key, value=_quoted_value(value), instead=INSTEAD[key])
         elif key not in READ_TOGETHER:
             near = did_you_mean(key, KEYS)
             message = "{key} = {value} is not known here and not used.{near}"
-            result.note(message, key=key, value=_shown(value), near=near)
+            result.note(message, key=key, value=_quoted_value(value), near=near)
     for why, keys in met.items():
         result.note("{keys}: {why}", keys=keys, why=why)
-    result.values = {**_missing(), **result.values}
+    result.values = {**_sd_scripts_defaults(), **result.values}
     if "epochs" in result.values:  # they win over steps (train_network.py)
         result.values.pop("steps")
 
 
-def _missing() -> dict[str, Any]:
-    """What sd-scripts means by a file that says nothing, as far as it changes the LoRA."""
+def _sd_scripts_defaults() -> dict[str, Any]:
+    """Return sd-scripts' defaults, as our settings, where they affect the LoRA."""
     return {row.ours: row.missing for row in KEYS.values() if row.missing is not OURS}
 
 
@@ -131,28 +131,28 @@ def _read_key(key: str, value: Any, result: Imported) -> None:
     if value is None or value == "":
         return
     try:
-        ours = _adapter(row.ours).validate_python(row.read(value))
+        ours = _setting_validator(row.ours).validate_python(row.read(value))
         result.values[row.ours] = checked_name(ours) if row.ours == "name" else ours
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        result.note(_NOT_USED, key=key, value=_shown(value), why=why)
+        result.note(_NOT_USED, key=key, value=_quoted_value(value), why=why)
     except (ValueError, TypeError, SettingsError, OverflowError) as error:
-        result.note(_NOT_USED, key=key, value=_shown(value), why=error)
+        result.note(_NOT_USED, key=key, value=_quoted_value(value), why=error)
 
 
 _NOT_USED = "{key} = {value} is not used: {why}"
 
 
 @lru_cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    """What checks a value against the type and the bounds of our setting."""
+def _setting_validator(name: str) -> TypeAdapter[Any]:
+    """Return the validator of a setting's type and bounds."""
     info = TrainSettings.model_fields[name]
     bounded: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     return TypeAdapter(bounded)
 
 
 def _read_together(flat: dict[str, Any], result: Imported, path: Path) -> None:
-    """Settings that several keys make together."""
+    """Read the settings that several keys determine together."""
     _read_rates(flat, result)
     _read_loss(flat, result)
     _read_pictures(flat, result)
@@ -170,14 +170,14 @@ def _number_in(flat: dict[str, Any], key: str, result: Imported) -> float | None
     if isinstance(value, list) and value:
         if any(other != value[0] for other in value):
             message = "{key} = {value}: all text encoders learn at the first rate"
-            result.note(message, key=key, value=_shown(value))
+            result.note(message, key=key, value=_quoted_value(value))
         value = value[0]
     if value in (None, "", []):
         return None
     try:
         return number(value)
     except (ValueError, TypeError, OverflowError) as error:
-        result.note(_NOT_USED, key=key, value=_shown(value), why=error)
+        result.note(_NOT_USED, key=key, value=_quoted_value(value), why=error)
         return None
 
 
@@ -188,13 +188,13 @@ def _flag_in(flat: dict[str, Any], key: str, result: Imported) -> bool:
     try:
         return flag(value)
     except ValueError as error:
-        result.note(_NOT_USED, key=key, value=_shown(value), why=error)
+        result.note(_NOT_USED, key=key, value=_quoted_value(value), why=error)
         return False
 
 
 def _read_rates(flat: dict[str, Any], result: Imported) -> None:
-    """Rates of UNet and text encoder: their own, else the common one. A part whose rate is 0 does
-    not learn."""
+    """Read the learning rates of UNet and text encoder: their own, else the common one. A part
+    whose rate is 0 is not trained."""
     common = _number_in(flat, "learning_rate", result)
     common = DEFAULT_RATE if common is None else common
     unet, texts = (_number_in(flat, key, result) for key in ("unet_lr", "text_encoder_lr"))
@@ -220,7 +220,7 @@ def _read_rates(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_loss(flat: dict[str, Any], result: Imported) -> None:
-    """What noise levels count: min-SNR, debiased, or all the same as in sd-scripts by itself."""
+    """Read the loss weighting: min-SNR, debiased, or constant, which is sd-scripts' default."""
     gamma = _number_in(flat, "min_snr_gamma", result)
     debiased = _flag_in(flat, "debiased_estimation_loss", result)
     result.values["loss_weighting"] = "debiased" if debiased else "min_snr" if gamma else "flat"
@@ -251,14 +251,14 @@ def _read_pictures(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_optimizer(flat: dict[str, Any], result: Imported) -> None:
-    """The old flags for an optimizer, and of its arguments the weight decay."""
+    """Read the optimizer from its old flags too, and the weight decay from its arguments."""
     for key, name in (("use_8bit_adam", "adamw8bit"), ("use_lion_optimizer", "lion")):
         if _flag_in(flat, key, result):
             result.values["optimizer"] = name
     try:
-        arguments = words(flat.get("optimizer_args") or [])
+        arguments = word_list(flat.get("optimizer_args") or [])
     except (ValueError, TypeError) as error:
-        value = _shown(flat["optimizer_args"])
+        value = _quoted_value(flat["optimizer_args"])
         result.note(_NOT_USED, key="optimizer_args", value=value, why=error)
         return
     for argument in arguments:
@@ -266,7 +266,9 @@ def _read_optimizer(flat: dict[str, Any], result: Imported) -> None:
         try:
             if key.strip() != "weight_decay":
                 raise ValueError("the optimizer runs with its own")
-            result.values["weight_decay"] = _adapter("weight_decay").validate_python(number(value))
+            result.values["weight_decay"] = _setting_validator("weight_decay").validate_python(
+                number(value)
+            )
         except ValueError as error:
             why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             result.note("optimizer_args {argument!r} is not used: {why}", argument=argument,
@@ -274,14 +276,14 @@ def _read_optimizer(flat: dict[str, Any], result: Imported) -> None:
 
 
 def _read_prompts(flat: dict[str, Any], result: Imported, path: Path) -> None:
-    """Prompts of the file that sample_prompts names, without their options."""
+    """Read the prompts of the file that sample_prompts names, without their options."""
     named = flat.get("sample_prompts")
     if not named:
         return
     try:
-        lines = _beside(path, text(named)).read_text(encoding="utf-8-sig").splitlines()
+        lines = _find_named_file(path, text(named)).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError, TypeError) as error:
-        result.note(_NOT_USED, key="sample_prompts", value=_shown(named), why=error)
+        result.note(_NOT_USED, key="sample_prompts", value=_quoted_value(named), why=error)
         return
     given = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     prompts = [line.partition(" --")[0].strip() for line in given]
@@ -293,7 +295,7 @@ def _read_prompts(flat: dict[str, Any], result: Imported, path: Path) -> None:
 
 
 def _make_valid(result: Imported) -> None:
-    """Mend what each setting allows by itself and all of them together do not."""
+    """Correct combinations of settings that are each allowed but not together."""
     values = result.values
     if "steps" in values and values["warmup_steps"] > values["steps"]:
         result.note("lr_warmup_steps is more than all steps: it is all of them")
@@ -311,11 +313,11 @@ def _make_valid(result: Imported) -> None:
         if name not in values:
             continue
         try:
-            values[name] = _adapter(name).validate_python(values[name])
+            values[name] = _setting_validator(name).validate_python(values[name])
         except ValidationError as error:
             why = error.errors()[0]["msg"]
-            result.note(_NOT_USED, key=name, value=_shown(values.pop(name)), why=why)
+            result.note(_NOT_USED, key=name, value=_quoted_value(values.pop(name)), why=why)
 
 
-def _shown(value: Any) -> str:
+def _quoted_value(value: Any) -> str:
     return repr(value)[:80]

@@ -1,4 +1,4 @@
-"""The tables of docs/kohya.md, made of those that the reader works by."""
+"""Tables of docs/kohya.md, generated from the reader's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sdlora.kohya.network import ALGORITHMS, MODULES
 
 
 def markdown() -> str:
-    """All keys and what becomes of them, as Markdown."""
+    """Return Markdown tables of all keys and the settings they are read as."""
     used = [
         f"| `{key}` | `{row.ours}` | {'ours' if row.missing is OURS else f'`{row.missing}`'} |"
         for key, row in KEYS.items()
@@ -15,7 +15,7 @@ def markdown() -> str:
     always = [
         f"| {', '.join(f'`{key}`' for key in keys)} | {why} |" for why, keys in ALWAYS.items()
     ]
-    instead = [f"| `{key}` | {what} |" for key, what in INSTEAD.items()]
+    instead = [f"| `{key}` | {replacement} |" for key, replacement in INSTEAD.items()]
     modules = [f"| `{name}` | `{module.adapter}` |" for name, module in MODULES.items()]
     modules += [f"| `lycoris.kohya`, `algo={name}` | `{a}` |" for name, a in ALGORITHMS.items()]
     parts = (
@@ -24,9 +24,9 @@ def markdown() -> str:
         (("always so", "because"), always),
         (("not done", "instead"), instead),
     )
-    return "\n\n".join(_table(heads, rows) for heads, rows in parts)
+    return "\n\n".join(_markdown_table(heads, rows) for heads, rows in parts)
 
 
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+def _markdown_table(heads: tuple[str, ...], rows: list[str]) -> str:
     first = f"| {' | '.join(heads)} |"
     return "\n".join([first, "|---" * len(heads) + "|", *rows])

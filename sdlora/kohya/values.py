@@ -1,6 +1,6 @@
-"""Values of kohya's files as ours: sd-scripts' argparse takes strings for numbers, and so do these.
+"""Readers of values in kohya's files: like sd-scripts' argparse, they accept numbers as strings.
 
-Each function raises ValueError or TypeError for what it cannot read.
+Each function raises ValueError or TypeError for a value that it cannot read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def number(value: Any) -> float:
-    """A finite number, or a string of one."""
+    """Read a finite number, also from a string."""
     if isinstance(value, bool):
         raise TypeError("a number is needed")
     result = float(value)
@@ -21,7 +21,7 @@ def number(value: Any) -> float:
 
 
 def whole(value: Any) -> int:
-    """A whole number, also as 1.0 or '1'."""
+    """Read a whole number, also from 1.0 or '1'."""
     result = number(value)
     if result != int(result):
         raise ValueError("a whole number is needed")
@@ -29,31 +29,31 @@ def whole(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    """True or false, also as 0, 1 or a word."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    """Read true or false, also from 0, 1 or a word."""
+    booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     word = str(value).strip().lower()
-    if word not in words:
+    if word not in booleans:
         raise ValueError("true or false is needed")
-    return words[word]
+    return booleans[word]
 
 
 def text(value: Any) -> str:
-    """A string as it is; nothing else."""
+    """Return a string unchanged; refuse any other type."""
     if not isinstance(value, str):
         raise TypeError("a text is needed")
     return value
 
 
-def words(value: Any) -> list[str]:
-    """A list of words: a list, or a string with spaces between them."""
+def word_list(value: Any) -> list[str]:
+    """Read a list of words: a list of strings, or a string split at spaces."""
     parts = value.split() if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise TypeError("a list of words is needed")
     return [text(part).strip().strip("\"'") for part in parts]
 
 
-def renamed(names: dict[str, str]) -> Callable[[Any], str]:
-    """A reader of names that both programs have, of which some differ."""
+def name_reader(names: dict[str, str]) -> Callable[[Any], str]:
+    """Return a reader of names that both programs have; `names` maps theirs to ours."""
     ours = {theirs.lower(): name for theirs, name in names.items()}
     known = set(ours.values())
 
@@ -67,7 +67,8 @@ def renamed(names: dict[str, str]) -> Callable[[Any], str]:
 
 
 def side(value: Any) -> int:
-    """Pixels a side of a square with the area of a resolution: 512, '512,768' or [512, 768]."""
+    """Read a resolution, 512, '512,768' or [512, 768], as the side in pixels of a square with its
+    area."""
     parts = value.strip("()[] ").split(",") if isinstance(value, str) else value
     sides = [whole(part) for part in parts] if isinstance(parts, list) else [whole(parts)]
     if len(sides) not in (1, 2) or min(sides) < 1:
@@ -76,6 +77,6 @@ def side(value: Any) -> int:
 
 
 def steps_or_share(value: Any) -> float:
-    """Whole steps, or below 1 a share of all (sd-scripts' int_or_float)."""
+    """Read a number of steps, or below 1 a share of all (sd-scripts' int_or_float)."""
     result = number(value)
     return result if result < 1 else float(whole(value))

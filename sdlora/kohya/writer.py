@@ -1,4 +1,4 @@
-"""Our settings as a TOML file for kohya's sd-scripts, as far as it has words for them."""
+"""Writer of our settings as a TOML file for kohya's sd-scripts, where it has keys for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.of
 
 
 def write(settings: TrainSettings) -> str:
-    """All that sd-scripts' file can say of these settings, as TOML."""
+    """Return these settings as TOML, as far as sd-scripts has keys for them."""
     values = settings.model_dump(mode="json")
-    rows = {key: _written(row.names, values[row.ours]) for key, row in KEYS.items()}
-    rows |= _together(settings)
+    rows = {key: _toml_value(row.names, values[row.ours]) for key, row in KEYS.items()}
+    rows |= _combined_keys(settings)
     if settings.epochs:
         del rows["max_train_steps"]
     if settings.loss_weighting != "min_snr":
@@ -25,14 +25,14 @@ def write(settings: TrainSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written(names: dict[str, str] | None, value: Any) -> Any:
+def _toml_value(names: dict[str, str] | None, value: Any) -> Any:
     if names is None:
         return value
     return next((theirs for theirs, ours in names.items() if ours == value), None)
 
 
-def _together(settings: TrainSettings) -> dict[str, Any]:
-    """Keys that stand for several settings, or for a part of one."""
+def _combined_keys(settings: TrainSettings) -> dict[str, Any]:
+    """Return the keys that combine several settings, or hold a part of one."""
     rows: dict[str, Any] = {
         "learning_rate": settings.learning_rate,
         "unet_lr": settings.learning_rate,

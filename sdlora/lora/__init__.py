@@ -1,1 +1,1 @@
-"""LoRA files: the gate they pass, their formats and metadata, and an index of those on the disk."""
+"""LoRA files: checks, formats and metadata, the library of files on the disk, and tools."""

@@ -28,7 +28,7 @@ from sdlora.architectures import FAMILIES, FamilySpec
 from sdlora.cache import digest_of
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
-from sdlora.lora.format.name_map import Slot, vocabulary
+from sdlora.lora.format.name_map import Slot, build_name_map
 from sdlora.models.stock_sampler import StockSampler
 from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.noise_schedule import NoiseSchedule
@@ -392,7 +392,7 @@ class ModelFamily(ABC):
     @cached_property
     def vocabulary(self) -> Mapping[str, tuple[Slot, ...]]:
         """Every layer name that a LoRA file may use for this model -> the modules it changes."""
-        return vocabulary(self.name, self.layers)
+        return build_name_map(self.name, self.layers)
 
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sdlora.errors import ModelError
-from sdlora.lora.format.original_names import first_names
+from sdlora.lora.format.original_names import to_original_names
 from sdlora.models.base import Family
 
 Tensors = Mapping[str, Tensor]
@@ -112,7 +112,7 @@ def open_single_file(path: Path, like: Family) -> Family:
 
 def _unet(base: str, tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
     flat = {name.rpartition(".")[0].replace(".", "_") for name in tensors}
-    first = {theirs: name for name, ((theirs, _),) in first_names(base, flat).items()}
+    first = {theirs: name for name, ((theirs, _),) in to_original_names(base, flat).items()}
     for name, tensor in tensors.items():
         path, _, parameter = name.rpartition(".")
         dotted = _WORDS.sub(lambda word: word[1] or ".", first[path.replace(".", "_")])

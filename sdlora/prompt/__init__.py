@@ -12,15 +12,15 @@ A prompt goes through these stages, each a function of its own, none of which ne
 
     8. chunks        chunked             75 tokens at a time, as a text encoder reads them
 
-`expand` is the first three, `PromptResources.expand` with what a workspace adds; `view` is all the
-others, to be shown. A LoRA tag is one piece to all of them. All are linear in the length of the
-text and know no deepest nesting.
+`expand` runs the first three, `PromptResources.expand` the same with a workspace's resources;
+`preview_prompt` runs all the others, for display. All stages treat a LoRA tag as one token, take
+time linear in the length of the text and set no limit to nesting.
 """
 
 from sdlora.prompt.chunks import Tokenize, chunked
 from sdlora.prompt.emphasis import BREAK, compose, parse_emphasis
 from sdlora.prompt.expansion import expand, strip_comments
-from sdlora.prompt.preview import PromptPreview, view
+from sdlora.prompt.preview import PromptPreview, preview_prompt
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.styles import Style, apply_styles, read_styles
@@ -52,8 +52,8 @@ __all__ = [
     "open_tokenizer",
     "parse_emphasis",
     "parse_prompt",
+    "preview_prompt",
     "read_styles",
     "schedule",
     "strip_comments",
-    "view",
 ]

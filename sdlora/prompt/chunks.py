@@ -1,8 +1,8 @@
-"""A text in the chunks that a text encoder reads, as A1111 cuts it (modules/sd_hijack_clip.py).
+"""Chunks of 75 tokens for a text encoder, cut as in A1111 (modules/sd_hijack_clip.py).
 
-A CLIP text encoder reads 75 tokens and two marks. A longer text is read in several chunks, one
-beside the other; where one is full, what follows its last comma moves on with the rest, if that is
-at most 20 tokens. BREAK ends a chunk. A tokenizer is a function here, so this loads no torch.
+A CLIP text encoder reads 75 tokens plus a begin and an end token. A longer text is encoded in
+several chunks; where one is full, the tokens after its last comma move to the next chunk, if they
+are at most 20. BREAK ends a chunk. The tokenizer is passed as a function, so this loads no torch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ CHUNK, BACKTRACK = 75, 20  # tokens
 
 
 class Unit(NamedTuple):
-    """What is never cut: one token, or all those of a textual inversion's word; and its text, the
-    spaces before it included, where the tokenizer tells."""
+    """Tokens that stay in one chunk: one token, or all those of a textual inversion. `text` is
+    their text with the spaces before it, empty when the tokenizer does not give it."""
 
     numbers: tuple[int, ...]
     text: str = ""
 
 
 class Weighed(NamedTuple):
-    """A unit in a chunk, and how strongly it counts."""
+    """A unit in a chunk and its emphasis weight."""
 
     unit: Unit
     weight: float
@@ -36,7 +36,7 @@ Chunk = list[Weighed]
 
 
 def chunked(pieces: Iterable[tuple[str, float]], tokenize: Tokenize) -> list[Chunk]:
-    """The chunks of what `parse_emphasis` gave, at least one."""
+    """Return the chunks of the pieces that `parse_emphasis` returned, at least one."""
     cutter = _Cutter(tokenize(","))
     for piece in pieces:
         if piece is BREAK:
@@ -49,47 +49,47 @@ def chunked(pieces: Iterable[tuple[str, float]], tokenize: Tokenize) -> list[Chu
     return cutter.chunks
 
 
-def size(chunk: Chunk) -> int:
-    """Its tokens."""
+def token_count(chunk: Chunk) -> int:
+    """Return the number of tokens in a chunk."""
     return sum(len(unit.numbers) for unit, _ in chunk)
 
 
-def shown(chunk: Chunk) -> tuple[tuple[str, float], ...]:
-    """Its text by weight, as the tokenizer told it."""
+def weighted_texts(chunk: Chunk) -> tuple[tuple[str, float], ...]:
+    """Return the chunk's text as (text, weight), neighbours of one weight joined."""
     groups = groupby(chunk, key=lambda weighed: weighed.weight)
     return tuple(("".join(unit.text for unit, _ in group), weight) for weight, group in groups)
 
 
 class _Cutter:
-    """Chunks that are closed, and the one that is being filled."""
+    """Builder of chunks: those that are closed, and the open one."""
 
     def __init__(self, comma: Sequence[Unit]) -> None:
         self.comma = comma[0].numbers if len(comma) == 1 else ()
         self.chunks: list[Chunk] = []
         self.open: Chunk = []
-        self.size = 0
-        self.movable = 0  # where the unit after the last comma stands; 0: there is none near
+        self.open_tokens = 0
+        self.after_comma = 0  # index of the unit after the last comma; 0: none
 
     def close(self, keep: Chunk | None = None) -> None:
         """End the chunk; `keep` begins the next one."""
         self.chunks.append(self.open)
-        self.open, self.movable = keep or [], 0
-        self.size = size(self.open)
+        self.open, self.after_comma = keep or [], 0
+        self.open_tokens = token_count(self.open)
 
     def add(self, weighed: Weighed) -> None:
-        """One more, in a new chunk where this one is full."""
+        """Add a unit, in a new chunk where the open one is full."""
         unit = weighed.unit
         if len(unit.numbers) > CHUNK:
             unit = unit._replace(numbers=unit.numbers[:CHUNK])
         is_comma = unit.numbers == self.comma
-        if self.size + len(unit.numbers) > CHUNK:
-            moved = self.open[self.movable :] if self.movable else []
-            if is_comma or self.size < CHUNK or size(moved) >= BACKTRACK:
+        if self.open_tokens + len(unit.numbers) > CHUNK:
+            moved = self.open[self.after_comma :] if self.after_comma else []
+            if is_comma or self.open_tokens < CHUNK or token_count(moved) >= BACKTRACK:
                 moved = []
             if moved:
-                del self.open[self.movable :]
+                del self.open[self.after_comma :]
             self.close(moved)
         elif is_comma:
-            self.movable = len(self.open) + 1
+            self.after_comma = len(self.open) + 1
         self.open.append(Weighed(unit, weighed.weight))
-        self.size += len(unit.numbers)
+        self.open_tokens += len(unit.numbers)

@@ -1,8 +1,8 @@
-"""How strongly words count: (x) and [x], (x:1.2), BREAK between chunks, and texts joined by AND.
+"""Emphasis: (x) and [x], (x:1.2), BREAK between chunks, and texts joined by AND.
 
 A1111's rules (modules/prompt_parser.py, parse_prompt_attention and get_multicond_prompt_list),
-except that BREAK inside of brackets breaks, that (x:1..2) is text instead of an error, and that a
-backslash takes the meaning from any sign that follows it, BREAK's first letter too.
+except that BREAK inside brackets ends the chunk too, that (x:1..2) is text instead of an error, and
+that a backslash escapes any sign that follows it, BREAK's first letter too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from sdlora.prompt.scanner import Token, number, tokens
 
 BREAK = ("BREAK", -1.0)  # A1111's mark for the end of a chunk; tell it from text with `is`
 _ROUND, _SQUARE = 1.1, 1 / 1.1
-_STRONGEST = 1e6  # nested brackets multiply; a weight stays a number all the same
-_Piece = tuple[str | None, int, int]  # text or None for BREAK; its innermost ( and [ by number
+_STRONGEST = 1e6  # limit of a weight, since nested brackets multiply
+_Piece = tuple[str | None, int, int]  # text or None for BREAK; index of its innermost ( and [
 
 
 def parse_emphasis(text: str) -> list[tuple[str, float]]:
@@ -44,12 +44,12 @@ def parse_emphasis(text: str) -> list[tuple[str, float]]:
         elif sign == ":":
             colon = len(pieces), token.end
         if not closed:
-            pieces.append((_read(token), rounds.innermost, squares.innermost))
-    return _joined(pieces, rounds.weights(), squares.weights())
+            pieces.append((_token_text(token), rounds.innermost, squares.innermost))
+    return _merge_pieces(pieces, rounds.weights(), squares.weights())
 
 
-def _read(token: Token) -> str | None:
-    """What a token outside of brackets stands for; None is BREAK."""
+def _token_text(token: Token) -> str | None:
+    """Return a token's text without its escape; None is BREAK."""
     if token.kind == "escape":
         return token.text[1:]
     if token.kind == "word" and token.text == "BREAK":
@@ -82,37 +82,37 @@ class _Brackets:
         return True
 
     def weights(self) -> list[float]:
-        """What each bracket, and all that it stands in, does to the weight."""
-        found: list[float] = []
+        """Return the weight of each bracket: its factor times those of all brackets around it."""
+        weights: list[float] = []
         for outer, factor in zip(self.outer, self.factors, strict=True):
-            weight = factor * (found[outer] if found else 1.0)
-            found.append(max(-_STRONGEST, min(weight, _STRONGEST)))
-        return found
+            weight = factor * (weights[outer] if weights else 1.0)
+            weights.append(max(-_STRONGEST, min(weight, _STRONGEST)))
+        return weights
 
 
-def _joined(
+def _merge_pieces(
     pieces: list[_Piece], rounds: list[float], squares: list[float]
 ) -> list[tuple[str, float]]:
-    """Pieces of one weight joined, without the spaces around BREAK and what is empty then."""
+    """Join pieces of one weight; drop the spaces around BREAK and empty pieces."""
 
     def weight(piece: _Piece) -> float | None:
         return None if piece[0] is None else rounds[piece[1]] * squares[piece[2]]
 
-    found: list[tuple[str, float]] = []
-    for its_weight, group in groupby(pieces, weight):
-        if its_weight is None:
-            if found:
-                found[-1] = (found[-1][0].rstrip(), found[-1][1])
-            found += [BREAK for _ in group]
+    merged: list[tuple[str, float]] = []
+    for piece_weight, group in groupby(pieces, weight):
+        if piece_weight is None:
+            if merged:
+                merged[-1] = (merged[-1][0].rstrip(), merged[-1][1])
+            merged += [BREAK for _ in group]
         else:
             text = "".join(piece[0] or "" for piece in group)
-            after_break = bool(found) and found[-1] is BREAK
-            found.append((text.lstrip() if after_break else text, its_weight))
-    return [piece for piece in found if piece[0]] or [("", 1.0)]
+            after_break = bool(merged) and merged[-1] is BREAK
+            merged.append((text.lstrip() if after_break else text, piece_weight))
+    return [piece for piece in merged if piece[0]] or [("", 1.0)]
 
 
 def compose(text: str) -> list[tuple[str, float]]:
-    """[(text, weight)]: the texts that AND joins, each to be denoised towards by its weight.
+    """[(text, weight)]: the texts joined by AND, and the weight of each one's noise prediction.
 
     Without an AND the whole text has weight 1, whatever it ends with.
 
@@ -124,10 +124,10 @@ def compose(text: str) -> list[tuple[str, float]]:
         return [(text, 1.0)]
     starts = [0, *(joint.end for joint in joints)]
     ends = [*(joint.start for joint in joints), len(text)]
-    return [_weighted(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return [_split_weight(text[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
-def _weighted(text: str) -> tuple[str, float]:
-    words, colon, last = text.rpartition(":")
+def _split_weight(text: str) -> tuple[str, float]:
+    weighted_text, colon, last = text.rpartition(":")
     weight = number(last, exponent=False) if colon else None
-    return (text.rstrip(), 1.0) if weight is None else (words.rstrip(), weight)
+    return (text.rstrip(), 1.0) if weight is None else (weighted_text.rstrip(), weight)

@@ -1,11 +1,11 @@
-"""Any text as a prompt that says it: what the prompt language would act on is escaped."""
+"""Escaping of any text for use as a prompt: all syntax of the prompt language is escaped."""
 
 from __future__ import annotations
 
 import re
 
-# Signs, the beginnings of tags, the underscores around a wildcard, and the words that part a
-# prompt; scanner.py reads the same ones.
+# Signs, the beginnings of tags, the underscores around a wildcard, and the words BREAK and AND; the
+# same as in scanner.py
 _ACTIVE = re.compile(
     r"""
       (?= [\\()\[\]{}|$\#] )
@@ -19,7 +19,7 @@ _ACTIVE = re.compile(
 
 
 def escape_prompt(text: str) -> str:
-    r"""The prompt that means `text`, letter by letter.
+    r"""Return a prompt that is read as `text`, letter by letter.
 
     >>> escape_prompt("zibo (robot), c# key, <lora:other:1>")
     'zibo \\(robot\\), c\\# key, \\<lora:other:1>'

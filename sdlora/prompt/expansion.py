@@ -1,4 +1,4 @@
-"""From what was typed to what is meant: # comments out, styles around, wildcards drawn."""
+"""Expansion of a prompt as typed: # comments removed, styles applied, wildcards drawn."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from sdlora.prompt.scanner import tokens
 from sdlora.prompt.styles import apply_styles
-from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards, no_lists
+from sdlora.prompt.wildcards import Expanded, Lists, expand_wildcards, no_wildcard_lists
 
 
-def expand(text: str, seed: int, styles: Iterable[str] = (), lists: Lists = no_lists) -> Expanded:
-    """The prompt of one image: the first three stages. LoRA tags come out as they went in.
+def expand(
+    text: str, seed: int, styles: Iterable[str] = (), lists: Lists = no_wildcard_lists
+) -> Expanded:
+    """Return the prompt of one image after the first three stages. LoRA tags do not change.
 
     `styles` are the texts of the chosen styles, `seed` is the image's own.
     """
@@ -18,7 +20,7 @@ def expand(text: str, seed: int, styles: Iterable[str] = (), lists: Lists = no_l
 
 
 def strip_comments(text: str) -> str:
-    r"""The text without # to the end of the line; a line that is only a comment goes as a whole.
+    r"""Return the text without # to the end of the line; a line of a comment alone is removed.
 
     As in A1111 (modules/scripts comments.py), except that \# is a plain # and that a LoRA tag may
     hold one.
@@ -26,7 +28,7 @@ def strip_comments(text: str) -> str:
     >>> strip_comments("a cat # not a dog\n# nor this\nin a hat")
     'a cat\nin a hat'
     """
-    kept: list[str] = []
+    lines_kept: list[str] = []
     place = 0
     while comment := next((t for t in tokens(text, place) if t.sign == "#"), None):
         before = text[place : comment.start]
@@ -34,8 +36,8 @@ def strip_comments(text: str) -> str:
         end = text.find("\n", comment.start)
         place = end if end >= 0 else len(text)
         if line.strip():
-            kept.append(before.rstrip(" \t"))
+            lines_kept.append(before.rstrip(" \t"))
         else:
-            kept.append(above + line_end)
+            lines_kept.append(above + line_end)
             place = min(place + 1, len(text))
-    return "".join([*kept, text[place:]])
+    return "".join([*lines_kept, text[place:]])

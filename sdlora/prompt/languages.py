@@ -1,4 +1,4 @@
-"""Emphasis as other programs write it, put into A1111's words.
+"""Conversion of other programs' emphasis syntax to A1111's.
 
     InvokeAI (compel):  cat++ (red)1.3 "a dog"-     ->  (cat:1.21) (red:1.3) (a dog:0.9)
     NovelAI:            {cat} [red] 1.3::a dog::    ->  (cat:1.05) (red:0.952) (a dog:1.3)
@@ -41,7 +41,7 @@ _ENDS = ".!?;:"
 
 
 def from_compel(text: str) -> tuple[str, list[Message]]:
-    """InvokeAI's prompt in A1111's words; as it is, and a sentence, where those have none."""
+    """Convert InvokeAI's prompt to A1111's syntax; unchanged, with a message, where impossible."""
     if method := _METHODS.search(text):
         return text, [
             Message("{method} of InvokeAI's prompt is not known here", method=method[0].strip(")("))
@@ -52,21 +52,21 @@ def from_compel(text: str) -> tuple[str, list[Message]]:
         if match["open"] and len(levels) <= _DEEPEST:
             levels.append([])
         elif match["close"] and len(levels) > 1:
-            weight = _weight(match["after"] or "")
+            weight = _compel_weight(match["after"] or "")
             inner = levels.pop()
             levels[-1] += [(part, own * weight) for part, own in inner]
         elif match["escape"]:
             levels[-1].append((match[0][1:], 1.0))
         elif match["quoted"] is not None:
             quoted = match["quoted"] if match["signs"] else match[0]
-            levels[-1].append((quoted, _weight(match["signs"] or "")))
+            levels[-1].append((quoted, _compel_weight(match["signs"] or "")))
         else:
             levels[-1] += _word(match[0]) if kind == "word" else [(match[0], 1.0)]
-    return _written(_closed(levels, "(")), []
+    return _a1111_text(_closed(levels, "(")), []
 
 
 def from_novelai(text: str) -> tuple[str, list[Message]]:
-    """NovelAI's prompt in A1111's words."""
+    """Convert NovelAI's prompt to A1111's syntax."""
     segments: list[_Segment] = []
     brackets, weight = 0, 1.0
     for match in _NOVELAI.finditer(text):
@@ -77,19 +77,19 @@ def from_novelai(text: str) -> tuple[str, list[Message]]:
             segments.append((match[0], weight * _BRACKET**brackets))
         else:
             weight = float(match["weight"] or 1)
-    return _written(segments), []
+    return _a1111_text(segments), []
 
 
 def _word(word: str) -> list[_Segment]:
-    """A word and the signs behind it."""
+    """Segments of a word and the + or - signs after it."""
     core = word.rstrip(_ENDS)
     bare = core.rstrip("+") if core.endswith("+") else core.rstrip("-")
     if not bare or bare == core:
         return [(word, 1.0)]
-    return [(bare, _weight(core[len(bare) :])), (word[len(core) :], 1.0)]
+    return [(bare, _compel_weight(core[len(bare) :])), (word[len(core) :], 1.0)]
 
 
-def _weight(after: str) -> float:
+def _compel_weight(after: str) -> float:
     signs = min(len(after), _DEEPEST)
     if after.startswith(("+", "-")):
         return float((_PLUS if after[0] == "+" else _MINUS) ** signs)
@@ -97,17 +97,17 @@ def _weight(after: str) -> float:
 
 
 def _closed(levels: list[list[_Segment]], opener: str) -> list[_Segment]:
-    """All segments in order; a bracket that nobody closed is text."""
+    """Return all segments in order; an unclosed bracket is text."""
     first, *others = levels
     return first + [part for level in others for part in [(opener, 1.0), *level]]
 
 
-def _written(segments: list[_Segment]) -> str:
-    return "".join(_emphasis(text, weight) for text, weight in _joined(segments))
+def _a1111_text(segments: list[_Segment]) -> str:
+    return "".join(_with_emphasis(text, weight) for text, weight in _join_segments(segments))
 
 
-def _joined(segments: list[_Segment]) -> Iterator[_Segment]:
-    """Neighbours of one weight as one; spaces alone have none of their own."""
+def _join_segments(segments: list[_Segment]) -> Iterator[_Segment]:
+    """Join neighbours of one weight; spaces alone take the weight of their neighbour."""
     texts: list[str] = []
     current = "1"
     for text, weight in [*segments, ("", 0.0)]:
@@ -118,7 +118,7 @@ def _joined(segments: list[_Segment]) -> Iterator[_Segment]:
         texts.append(text)
 
 
-def _emphasis(text: str, weight: float) -> str:
+def _with_emphasis(text: str, weight: float) -> str:
     escaped = re.sub(r"([\\()\[\]{}#])", r"\\\1", text)
     core = escaped.strip()
     if weight == 1 or not core:

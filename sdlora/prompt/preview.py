@@ -1,4 +1,4 @@
-"""What a prompt becomes, to be shown: texts by their steps, their chunks, the tags found.
+"""Preview of a prompt: its texts by step, their chunks and token counts, and the LoRA tags.
 
 Loads no torch: the token counts come from the model's tokenizer alone (`prompt.tokenizer`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdlora.prompt.chunks import CHUNK, Tokenize, chunked, shown, size
+from sdlora.prompt.chunks import CHUNK, Tokenize, chunked, token_count, weighted_texts
 from sdlora.prompt.emphasis import compose, parse_emphasis
 from sdlora.prompt.schedules import schedule
 from sdlora.prompt.tags import LoraTag, parse_prompt
@@ -15,7 +15,7 @@ from sdlora.prompt.tags import LoraTag, parse_prompt
 
 @dataclass(frozen=True)
 class ChunkView:
-    """A chunk: its text by weight, and how many of `CHUNK` tokens it has."""
+    """One chunk: its text by weight, and the number of its tokens, of `CHUNK` at most."""
 
     pieces: tuple[tuple[str, float], ...]
     tokens: int
@@ -24,7 +24,7 @@ class ChunkView:
 
 @dataclass(frozen=True)
 class PreviewPart:
-    """One of the texts that AND joins, and its weight."""
+    """One of the texts joined by AND, and its weight."""
 
     weight: float
     chunks: tuple[ChunkView, ...]
@@ -32,7 +32,7 @@ class PreviewPart:
 
 @dataclass(frozen=True)
 class PreviewStage:
-    """A text, and when it stands: spans (first, last) of steps, counted from 1."""
+    """A text and its steps: spans (first, last), counted from 1."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -40,13 +40,13 @@ class PreviewStage:
 
     @property
     def tokens(self) -> int:
-        """Of all its parts and chunks."""
+        """Number of tokens in all parts and chunks."""
         return sum(chunk.tokens for part in self.parts for chunk in part.chunks)
 
 
 @dataclass(frozen=True)
 class PromptPreview:
-    """The whole prompt: each text that it becomes once, in the order of the steps."""
+    """Preview of a whole prompt: each of its texts once, in the order of the steps."""
 
     stages: tuple[PreviewStage, ...]
     loras: tuple[LoraTag, ...]
@@ -54,19 +54,19 @@ class PromptPreview:
 
     @property
     def tokens(self) -> int:
-        """Of the text that has most."""
+        """Number of tokens of the longest text."""
         return max(stage.tokens for stage in self.stages)
 
 
-def view(text: str, steps: int, tokenize: Tokenize) -> PromptPreview:
-    """What `text`, its styles and wildcards expanded, becomes over `steps` steps. Never raises."""
+def preview_prompt(text: str, steps: int, tokenize: Tokenize) -> PromptPreview:
+    """Preview `text`, already expanded, over `steps` steps. Never raises."""
     prompt = parse_prompt(text)
     spans: dict[str, list[tuple[int, int]]] = {}
     begin = 1
     for end, stage in schedule(prompt.text, steps):
         spans.setdefault(stage, []).append((begin, end))
         begin = end + 1
-    stages = tuple(_stage(its, tuple(when), tokenize) for its, when in spans.items())
+    stages = tuple(_stage(stage_text, tuple(when), tokenize) for stage_text, when in spans.items())
     return PromptPreview(stages, prompt.loras, prompt.problems)
 
 
@@ -74,6 +74,6 @@ def _stage(text: str, spans: tuple[tuple[int, int], ...], tokenize: Tokenize) ->
     parts = []
     for part, weight in compose(text):
         chunks = chunked(parse_emphasis(part), tokenize)
-        views = tuple(ChunkView(shown(chunk), size(chunk)) for chunk in chunks)
+        views = tuple(ChunkView(weighted_texts(chunk), token_count(chunk)) for chunk in chunks)
         parts.append(PreviewPart(weight, views))
     return PreviewStage(text, spans, tuple(parts))

@@ -1,7 +1,7 @@
-"""The one scanner of the prompt language: a text becomes tokens, in time linear in its length.
+"""Scanner of the prompt language: splits a text into tokens, in time linear in its length.
 
-Every stage reads these tokens and takes what it does not know as text, so that all agree on what
-a LoRA tag, an escape or a bracket is. A tag is one token: nothing but drawing looks into it.
+Every stage reads these tokens and treats unknown ones as text, so that all agree on LoRA tags,
+escapes and brackets. A tag is one token: only wildcards are read inside it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
 
 
 def tokens_in_tag(tag: Token) -> Iterator[Token]:
-    """The tokens of what stands in a tag, for what is drawn there; `start` counts from the tag."""
+    """Yield the tokens inside a tag, for the wildcards in it; `start` counts from the tag."""
     for match in _IN_A_TAG.finditer(tag.text):
         yield Token(match.lastgroup or "", match[0], match.start())
 
@@ -84,12 +84,12 @@ def _without_emphasis(bare: Token) -> Iterator[Token]:
     yield Token("text", last, bare.start + len(tag) + 1)
 
 
-def joined(kept: Iterable[Token]) -> str:
-    """The text of some tokens of a prompt. AND and BREAK stay words of their own where what stood
-    beside them is left out."""
+def joined(tokens_kept: Iterable[Token]) -> str:
+    """Join tokens to a text. A space keeps AND and BREAK separate words where tokens beside them
+    are left out."""
     pieces: list[str] = []
     before = Token("text", "", 0)
-    for token in kept:
+    for token in tokens_kept:
         is_glued = "word" in (before.kind, token.kind) and token.start > before.end
         if is_glued and _is_letter(before.text[-1:]) and _is_letter(token.text[:1]):
             pieces.append(" ")
@@ -102,13 +102,13 @@ def _is_letter(letter: str) -> bool:
     return letter.isalnum() or letter == "_"
 
 
-def escaped(words: str) -> str:
-    r"""Words as they stand in a prompt when they are to mean themselves: saber \(fate\).
+def escaped(text: str) -> str:
+    r"""Escape words for a prompt, so that they are read literally: saber \(fate\).
 
-    What is escaped already stays so.
+    Existing escapes stay.
     """
     pieces: list[str] = []
-    for token in tokens(words):
+    for token in tokens(text):
         means_more = token.sign in _MEANING_ALONE or token.kind in (
             "tag",
             "bare",
@@ -119,14 +119,14 @@ def escaped(words: str) -> str:
     return "".join(pieces)
 
 
-def plain_words(prompt: str) -> str:
-    """The text with what is escaped as it is meant."""
+def without_escapes(prompt: str) -> str:
+    """Return the text without the backslashes of its escapes."""
     pieces = [t.text[1:] if t.kind == "escape" else t.text for t in tokens(prompt)]
     return "".join(pieces)
 
 
 def number(text: str, exponent: bool = True) -> float | None:
-    """The finite number that the text is, spaces around it aside: 0.8, .5, -1, 1e-1 if allowed."""
+    """Parse a finite number, spaces around it allowed: 0.8, .5, -1, and 1e-1 with `exponent`."""
     text = text.strip()
     plain = _NUMBER.match(text)
     if not plain:

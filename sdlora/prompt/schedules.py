@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sdlora.prompt.scanner import Token, joined, tokens
 from sdlora.prompt.timing import ALWAYS, NEVER, StepRange, StepTime
 
-MOST_WINDOWS = 16  # of a tag: more [...] around it are refused, not followed
+MAX_WINDOWS = 16  # of a tag: more [...] around it are refused, not followed
 _ROOT, _HIDDEN = 0, 1  # branches that every layout has
 _OPENER = {")": "(", "]": "["}
 _LONGEST_MOMENT = 40  # letters
@@ -43,7 +43,7 @@ def schedule(text: str, steps: int, first_pass: int = 0) -> list[tuple[int, str]
 
 @dataclass
 class _Bracket:
-    """A bracket: the branch it stands in, its own signs by number, and a branch for each part."""
+    """A bracket: the branch that contains it, its own signs by index, and a branch per part."""
 
     sign: str
     outer: int
@@ -52,8 +52,8 @@ class _Bracket:
 
 
 class ScheduleLayout:
-    """A prompt's tokens, each on a branch; a branch is open at the steps of its window while its
-    parent is. Parents come before their branches, so nothing here recurses."""
+    """A prompt's tokens, each on a branch; a branch is in the text at the steps of its window if
+    its parent is. Parents come before their branches, so that no recursion is needed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -72,11 +72,11 @@ class ScheduleLayout:
         return joined(token for token, branch in pairs if is_open[branch])
 
     def tags(self) -> Iterator[tuple[Token, tuple[StepRange, ...]]]:
-        """Every tag with the windows around it, outermost first, MOST_WINDOWS of them at most."""
+        """Every tag with the windows around it, outermost first, MAX_WINDOWS of them at most."""
         windows: list[tuple[StepRange, ...]] = []
         for parent, window in self.branches:
             around = windows[parent] if windows else ()
-            further = window != ALWAYS and len(around) < MOST_WINDOWS
+            further = window != ALWAYS and len(around) < MAX_WINDOWS
             windows.append((*around, window) if further else around)
         for token, branch in zip(self.tokens, self.where, strict=True):
             if token.kind in ("tag", "bare"):

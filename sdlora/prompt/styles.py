@@ -1,4 +1,4 @@
-"""Styles: texts that are put around a prompt, kept in A1111's styles.csv (modules/styles.py)."""
+"""Styles: texts applied to a prompt, read from A1111's styles.csv (modules/styles.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Style:
-    """A style: what it does to the prompt, and to the negative prompt."""
+    """One style: its texts for the prompt and for the negative prompt."""
 
     name: str
     prompt: str = ""
@@ -34,7 +34,7 @@ class Style:
 
 
 def apply_styles(text: str, styles: Iterable[str]) -> str:
-    """The text with each style's text around it where that says {prompt}, else after it.
+    """Apply styles to a text: each replaces {prompt} in its own text, else is appended.
 
     >>> apply_styles("a cat", ["oil painting of {prompt}", "masterpiece"])
     'oil painting of a cat, masterpiece'
@@ -48,16 +48,16 @@ def apply_styles(text: str, styles: Iterable[str]) -> str:
 
 
 class Styles(dict[str, Style]):
-    """Styles by name, and what of their file is not used."""
+    """Styles by name, and messages about rows of the file that are not used."""
 
     problems: tuple[Message, ...] = ()
 
 
 def read_styles(path: Path) -> Styles:
-    """The styles of a table with the columns name, prompt and negative_prompt, separated by
+    """Read the styles of a table with the columns name, prompt and negative_prompt, separated by
     commas, semicolons or tabs.
 
-    SettingsError when the file is no such table; a row that cannot be used is left out, and told.
+    SettingsError when the file is no such table; a bad row is left out, with a problem.
     """
     try:
         text, problems = read_text_file(path, MAX_BYTES)
@@ -68,7 +68,7 @@ def read_styles(path: Path) -> Styles:
     text = _SEPARATOR_LINE.sub("", text)
     header = text.partition("\n")[0]
     try:
-        rows, unclosed = _rows(text, max(_SEPARATORS, key=header.count))
+        rows, unclosed = _read_rows(text, max(_SEPARATORS, key=header.count))
     except csv.Error as error:
         raise SettingsError(_UNREADABLE, file=path, why=error, columns=_CSV_COLUMNS) from None
     names = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -80,7 +80,7 @@ def read_styles(path: Path) -> Styles:
             line=header.strip()[:120],
             columns=_CSV_COLUMNS,
         )
-    styles, left_out = _styles(names, rows[1:], path)
+    styles, left_out = _styles_of_rows(names, rows[1:], path)
     quotes = [
         Message("a row of {file} is not used: its quotes are not closed: {row}", file=path, row=row)
         for row in unclosed
@@ -89,9 +89,9 @@ def read_styles(path: Path) -> Styles:
     return styles
 
 
-def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
-    """The rows of a table, and the beginnings of those whose quotes never close: they would take
-    all that follows them for their own."""
+def _read_rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
+    """Return (rows of a table, beginnings of rows whose quotes never close and would swallow all
+    following rows)."""
     lines, rows, unclosed = text.splitlines(keepends=True), [], []
     while lines:
         reader = csv.reader(iter(lines), delimiter=separator, skipinitialspace=True)
@@ -108,7 +108,9 @@ def _rows(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
     return rows, unclosed
 
 
-def _styles(names: list[str], rows: list[list[str]], path: Path) -> tuple[Styles, list[Message]]:
+def _styles_of_rows(
+    names: list[str], rows: list[list[str]], path: Path
+) -> tuple[Styles, list[Message]]:
     styles, problems = Styles(), []
     for number, row in enumerate(rows, 2):
         cells = dict(zip(names, row, strict=False))

@@ -1,7 +1,7 @@
-"""How many tokens a text is, without transformers: the tokenizer of a model's folder.
+"""Tokenizer of a model folder, without transformers, to count tokens.
 
-CLIP's byte-level BPE (Radford et al. 2021, arXiv:2103.00020), whose vocabulary is all that differs
-between models. It is built from that, so nothing else that such a file may say is believed.
+CLIP's byte-level BPE (Radford et al. 2021, arXiv:2103.00020). Only the vocabulary and the merges
+are read from the folder; all other entries of its files are ignored.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def open_tokenizer(folder: Path) -> Tokenize:
-    """The function from a text to its tokens, of the diffusers folder `folder`.
+    """Return the tokenize function of the diffusers folder `folder`.
 
-    ModelError when there is no tokenizer of CLIP's kind.
+    ModelError when it has no CLIP tokenizer.
     """
-    vocabulary, merges = _read(folder / "tokenizer")
+    vocabulary, merges = _read_vocabulary(folder / "tokenizer")
     bpe = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_END)
     tokenizer = Tokenizer(bpe)
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence(  # type: ignore[assignment]
         [normalizers.NFC(), spaces, normalizers.Lowercase()]
     )
-    words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    splitter = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [splitter, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.add_special_tokens([mark for mark in (_BEGIN, _END) if mark in vocabulary])
 
@@ -49,8 +49,8 @@ def open_tokenizer(folder: Path) -> Tokenize:
     return tokenize
 
 
-def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary and its merges, from either form that folders have them in."""
+def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return (vocabulary, merges) from tokenizer.json, else from vocab.json and merges.txt."""
     try:
         if (folder / "tokenizer.json").is_file():
             model = json_value((folder / "tokenizer.json").read_text("utf-8"))["model"]
@@ -59,9 +59,13 @@ def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
             vocabulary = json_value((folder / "vocab.json").read_text("utf-8"))
             lines = (folder / "merges.txt").read_text("utf-8").splitlines()
             lines = [line for line in lines if line and not line.startswith("#version")]
-        merges = [_pair(line) for line in lines]
-        known = all(part in vocabulary for one, two in merges for part in (one, two, one + two))
-        if not known or _END not in vocabulary or not all(map(_is_number, vocabulary.values())):
+        merges = [_merge_pair(line) for line in lines]
+        known = all(
+            part in vocabulary
+            for first, second in merges
+            for part in (first, second, first + second)
+        )
+        if not known or _END not in vocabulary or not all(map(_is_token_id, vocabulary.values())):
             raise ValueError("its merges and its vocabulary do not agree")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(
@@ -70,10 +74,10 @@ def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, merges
 
 
-def _pair(line: Any) -> tuple[str, str]:
-    one, two = line.split(" ") if isinstance(line, str) else line
-    return one, two
+def _merge_pair(line: Any) -> tuple[str, str]:
+    first, second = line.split(" ") if isinstance(line, str) else line
+    return first, second
 
 
-def _is_number(value: Any) -> bool:
+def _is_token_id(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 2**31

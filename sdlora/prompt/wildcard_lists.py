@@ -26,19 +26,19 @@ LIST_SUFFIXES = (".txt", ".yaml", ".yml", ".json")
 MAX_LIST_BYTES = 4 * 2**20
 MAX_ENTRIES = 200_000  # of one structured file; YAML's references can make many of few
 MAX_DEPTH = 16
-# All scalars are texts for it: 'no' and '1.0' are words here
+# Reads all scalars as text, also 'no' and '1.0'
 _YAML_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 Entries = dict[str, list[str]]
 
 
 class WordList(tuple[str, ...]):
-    """The lines of a list, and what of its files is not used as it was meant."""
+    """Lines of a list, and messages about parts of its files that are not used."""
 
     problems: tuple[str, ...] = ()
 
     @classmethod
     def with_problems(cls, lines: list[str], problems: tuple[str, ...]) -> Self:
-        """The lines, each of the problems once."""
+        """Return a list of the lines, with each problem once."""
         made = cls(lines)
         made.problems = tuple(dict.fromkeys(problems))
         return made
@@ -52,15 +52,15 @@ class StructuredFile(NamedTuple):
 
 
 class WildcardFolder:
-    """The lists in a folder and those below it, by name. Files are listed once, and read when a
-    name asks for them."""
+    """Lists in a folder and its sub-folders, by name. Files are listed once, and read when a name
+    is looked up."""
 
     def __init__(self, folder: Path) -> None:
         root = folder.resolve()
         self._texts: dict[str, Path] = {}
         self._structured_files: list[tuple[str, Path]] = []
         self._others: dict[str, Path] = {}  # files that are no lists
-        paths = [path for path in sorted(root.rglob("*")) if _lies_in(path, root)]
+        paths = [path for path in sorted(root.rglob("*")) if _is_inside(path, root)]
         for path in paths:
             name = path.relative_to(root).with_suffix("").as_posix().lower()
             if path.suffix.lower() == ".txt":
@@ -69,30 +69,30 @@ class WildcardFolder:
                 self._structured_files.append((name, path))
             else:
                 self._others.setdefault(name, path)
-        self._short = {name.rpartition("/")[2]: path for name, path in _backwards(self._texts)}
+        self._short = {name.rpartition("/")[2]: path for name, path in _reversed_items(self._texts)}
 
     def __call__(self, name: str) -> WordList | None:
-        """The list of that name; None when there is none. One without lines has its problem."""
-        wanted = name.lower()
-        if "*" in wanted:
-            return self._all_that_match(wanted)
-        if path := self._texts.get(wanted) or self._short.get(wanted):
+        """Return the list of that name; None when there is none. An empty one has a problem."""
+        lowered = name.lower()
+        if "*" in lowered:
+            return self._matching_lists(lowered)
+        if path := self._texts.get(lowered) or self._short.get(lowered):
             return _read_lines(path)
-        if (structured := self._structured.get(wanted)) is not None:
+        if (structured := self._structured.get(lowered)) is not None:
             return structured
-        return self._unread(wanted)
+        return self._explain_missing(lowered)
 
-    def _all_that_match(self, pattern: str) -> WordList | None:
+    def _matching_lists(self, pattern: str) -> WordList | None:
         stars = re.split(r"(\*+)", pattern)
-        parts = [re.escape(p) if i % 2 == 0 else _star(p) for i, p in enumerate(stars)]
+        parts = [re.escape(p) if i % 2 == 0 else _star_pattern(p) for i, p in enumerate(stars)]
         matches = re.compile("".join(parts)).fullmatch
         lists = [_read_lines(path) for name, path in self._texts.items() if matches(name)]
-        lists += [words for name, words in self._structured.items() if matches(name)]
+        lists += [word_list for name, word_list in self._structured.items() if matches(name)]
         if not lists:
             return None
-        lines = dict.fromkeys(line for words in lists for line in words)
+        lines = dict.fromkeys(line for word_list in lists for line in word_list)
         return WordList.with_problems(
-            list(lines), tuple(problem for words in lists for problem in words.problems)
+            list(lines), tuple(problem for word_list in lists for problem in word_list.problems)
         )
 
     @cached_property
@@ -102,13 +102,13 @@ class WildcardFolder:
         for name, path in self._structured_files:
             file = _structured_file(path)
             for keys, lines in file.lists.items():
-                words = WordList.with_problems(lines, file.problems)
-                lists.setdefault(f"{name}/{keys}".rstrip("/"), words)
-                lists.setdefault(keys or name.rpartition("/")[2], words)
+                word_list = WordList.with_problems(lines, file.problems)
+                lists.setdefault(f"{name}/{keys}".rstrip("/"), word_list)
+                lists.setdefault(keys or name.rpartition("/")[2], word_list)
         return lists
 
-    def _unread(self, name: str) -> WordList | None:
-        """Why a list that somebody asks for is not there, where a file tells."""
+    def _explain_missing(self, name: str) -> WordList | None:
+        """Return an empty list with the reasons if unusable files may be the list of that name."""
         problems: list[str] = []
         for _, path in self._structured_files:
             file = _structured_file(path)
@@ -125,19 +125,19 @@ class WildcardFolder:
         return WordList.with_problems([], tuple(problems)) if problems else None
 
 
-def _lies_in(path: Path, root: Path) -> bool:
+def _is_inside(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root) and path.is_file()
     except (OSError, RuntimeError):  # a link to itself
         return False
 
 
-def _backwards(files: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    """So that of two files of one short name the first has it."""
+def _reversed_items(files: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Items in reverse order, so that of two files of one short name the first wins."""
     return reversed(list(files.items()))
 
 
-def _star(stars: str) -> str:
+def _star_pattern(stars: str) -> str:
     return "[^/]*" if len(stars) == 1 else ".*"
 
 
@@ -156,13 +156,12 @@ def _structured_file(path: Path) -> StructuredFile:
     except OSError as error:
         why = Message("{file} is not used: {why}", file=path, why=error.strerror or str(error))
         return StructuredFile({}, (why,))
-    return _structured_at(path, stat.st_size, stat.st_mtime_ns)
+    return _parse_structured(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _structured_at(path: Path, size: int, mtime_ns: int) -> StructuredFile:
-    """The file at `path` as it was at that size and time: parsed once, however often it is asked
-    for while a prompt is typed."""
+def _parse_structured(path: Path, size: int, mtime_ns: int) -> StructuredFile:
+    """Parse the file at `path`. Cached by size and time: a prompt is expanded at each keystroke."""
     try:
         text, problems = read_text_file(path, MAX_LIST_BYTES)
     except UnreadTextError as error:
@@ -193,8 +192,7 @@ def _structured_at(path: Path, size: int, mtime_ns: int) -> StructuredFile:
 
 
 def _collect(value: Any, lists: Entries) -> list[Any]:
-    """Fill `lists` by the keys that lead to them; what is neither list, text nor table of such is
-    returned."""
+    """Fill `lists` by the path of their keys; return the values that are no list, text or table."""
     left_out: list[Any] = []
     waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
     count = 0
@@ -207,15 +205,15 @@ def _collect(value: Any, lists: Entries) -> list[Any]:
             continue
         entries = value if isinstance(value, list) else [value]
         count += len(entries)
-        words = [_entry(entry) for entry in entries]
-        left_out += [e for e, word in zip(entries, words, strict=True) if word is None]
-        if lines := [word for word in words if word]:
+        lines_or_none = [_entry_text(entry) for entry in entries]
+        left_out += [e for e, word in zip(entries, lines_or_none, strict=True) if word is None]
+        if lines := [word for word in lines_or_none if word]:
             lists.setdefault("/".join(keys), []).extend(lines)
     return left_out + [value for _, value in waiting]
 
 
-def _entry(value: Any) -> str | None:
-    """An entry as a line; '' for nothing; None for what is no text."""
+def _entry_text(value: Any) -> str | None:
+    """Return an entry as a line; '' for null; None if it is neither text nor number."""
     if isinstance(value, str):
         return " ".join(value.split())
     if isinstance(value, (int, float)) and not isinstance(value, bool):

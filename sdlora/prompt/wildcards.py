@@ -1,6 +1,6 @@
 """Wildcards: __name__ is a line of the list of that name, {a|b} one of its parts.
 
-The grammar is that of sd-dynamic-prompts. Of it is understood:
+The grammar is that of sd-dynamic-prompts. Supported are:
 
     {a|b|}                one of them, an empty one too
     {2::a|0.5::b}         a is four times as likely; lines of lists have such weights too
@@ -10,12 +10,12 @@ The grammar is that of sd-dynamic-prompts. Of it is understood:
     {2$$__list__}         two different lines of the list
     __name__ __a name__ __folder/name__ __folder/*__ __**__    see `wildcard_lists`
 
-What is drawn holds such marks in its turn, and they stand anywhere: in a LoRA tag, <lora:a:{0.5|1}>
-or <lora:__styles__:1>, in [...], in styles, in the negative prompt. Escapes stay whole, and so does
-a LoRA's name with such signs in it: my__pet__v2 or a{b}.
+Lines and options may contain wildcards themselves, and wildcards are allowed anywhere: in a LoRA
+tag, <lora:a:{0.5|1}> or <lora:__styles__:1>, in [...], in styles, in the negative prompt. Escapes
+stay, and so does a LoRA's name with such signs in it: my__pet__v2 or a{b}.
 
-Not understood, said, and left as text: variables ${x=...}, lists with parameters __name(x=1)__,
-samplers __~name__ and __@name__.
+Not supported, left as text with a message: variables ${x=...}, lists with parameters
+__name(x=1)__, samplers __~name__ and __@name__.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sdlora.messages import Message
 from sdlora.prompt.scanner import Token, tokens, tokens_in_tag
 from sdlora.prompt.wildcard_lists import WordList
 
-# A name's lines; None when there is no such list. A name is what stands in the prompt, not a path.
+# name -> its lines; None when there is no such list. The name is as in the prompt, not a path.
 Lists = Callable[[str], Sequence[str] | None]
 
 _WEIGHT = r"\s*(?P<weight>[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})::"
@@ -44,7 +44,7 @@ _PREFIX = re.compile(f"(?:{_COUNT})?(?:{_WEIGHT})?")
 _LINE = re.compile(f"(?:{_WEIGHT})?")
 _VARIABLE = re.compile(r"\$\{\s*[^\W\d]\w{0,60}\s*[=:}]")
 _NO_LIMIT = 999
-_MOST_DRAWN = 100_000  # letters; lists that name one another can grow without end
+_MAX_DRAWN = 100_000  # letters; lists that name one another can grow without end
 _UNKNOWN = (
     (_VARIABLE, "variables"),
     (re.compile(r"__[^\W_][\w./ -]{0,60}\([^()\n]{0,60}\)__"), "lists with parameters"),
@@ -53,14 +53,14 @@ _UNKNOWN = (
 
 
 class Expanded(NamedTuple):
-    """A text after drawing, and what of it could not be drawn."""
+    """Text after drawing, and messages about wildcards that were not drawn."""
 
     text: str
     problems: tuple[str, ...] = ()
 
 
 class _Name(NamedTuple):
-    """__name__, and the lists whose lines it came from. In a LoRA's name it may mean itself."""
+    """__name__, and the lists whose lines it came from. In a LoRA's name it may be plain text."""
 
     name: str
     written: str
@@ -69,7 +69,7 @@ class _Name(NamedTuple):
 
 
 class _WildcardLine(NamedTuple):
-    """A line of a list, which was drawn."""
+    """A line drawn from a list, and the lists that it came through."""
 
     text: str
     within: tuple[str, ...]
@@ -81,11 +81,11 @@ class _Option(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """{...}: between `least` and `most` of the options. `is_counted`: it says how many."""
+    """{...}: draws `minimum` to `maximum` of the options. `is_counted`: the count was given."""
 
     options: list[_Option]
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     joiner: str
     is_counted: bool
 
@@ -93,19 +93,19 @@ class _Choice(NamedTuple):
 _Node: TypeAlias = "str | _Name | _WildcardLine | _Choice | list[_Node]"
 
 
-def no_lists(name: str) -> None:
-    """There are no wildcard lists."""
+def no_wildcard_lists(name: str) -> None:
+    """Return None for every name: the `Lists` of callers without wildcard lists."""
 
 
-def expand_wildcards(text: str, seed: int, lists: Lists = no_lists) -> Expanded:
-    """The text with all wildcards drawn, always the same ones from the same seed and lists.
+def expand_wildcards(text: str, seed: int, lists: Lists = no_wildcard_lists) -> Expanded:
+    """Draw all wildcards in a text; the same seed and lists give the same result.
 
     A name that cannot be drawn stays in the text and is a problem.
 
     >>> expand_wildcards("a {red|blue} __pet__", 7, {"pet": ["cat"]}.get).text
     'a red cat'
     """
-    dice, drawer = random.Random(seed), _Drawer(lists)
+    rng, drawer = random.Random(seed), _LineDrawer(lists)
     pieces: list[str] = []
     waiting: list[_Node] = [_WildcardLine(text, ())]
     while waiting:
@@ -116,35 +116,35 @@ def expand_wildcards(text: str, seed: int, lists: Lists = no_lists) -> Expanded:
             waiting.extend(reversed(node))
         elif isinstance(node, _WildcardLine):
             drawer.left -= len(node.text) + 1 if node.within else 0
-            waiting.append(_read(node, drawer.problems))
+            waiting.append(_parse_line(node, drawer.problems))
         elif isinstance(node, _Choice):
-            waiting.append(_drawn(drawer.with_lines(node), dice))
+            waiting.append(_draw_options(drawer.with_lines(node), rng))
         elif drawer.refuses(node):
             pieces.append(node.written)
         else:
-            waiting.append(drawer.line(node, dice))
+            waiting.append(drawer.line(node, rng))
     return Expanded("".join(pieces), tuple(drawer.problems))
 
 
 class _Lines(NamedTuple):
-    """The lines of a list, how heavy each is, and the sums of that up to each."""
+    """Lines of a list, their weights and cumulative weights."""
 
     texts: list[str]
     weights: list[float]
-    heaps: list[float]
+    cumulative_weights: list[float]
 
 
-class _Drawer:
-    """Draws lines from lists, each looked up once, and no more letters in all than allowed."""
+class _LineDrawer:
+    """Draws lines from lists, each list looked up once, up to a total number of letters."""
 
     def __init__(self, lists: Lists) -> None:
-        self.lists, self.left = lists, _MOST_DRAWN
+        self.lists, self.left = lists, _MAX_DRAWN
         self.known: dict[str, _Lines] = {}
         self.problems: dict[str, None] = {}
 
     def refuses(self, node: _Name) -> bool:
-        """Whether a name is not drawn, which is told."""
-        lines = self._look_up(node.name).texts
+        """True if a name cannot be drawn; adds the reason to the problems."""
+        lines = self._lines_of(node.name).texts
         if node.may_be_text and not lines:
             return True
         why: str = ""
@@ -160,20 +160,20 @@ class _Drawer:
             self.problems[Message("'{mark}' is left as it is: {why}", mark=mark, why=why)] = None
         return bool(why)
 
-    def line(self, node: _Name, dice: random.Random) -> _WildcardLine:
-        """A line, where it is not refused."""
-        lines = self._look_up(node.name)
-        [line] = dice.choices(lines.texts, cum_weights=lines.heaps)
+    def line(self, node: _Name, rng: random.Random) -> _WildcardLine:
+        """Draw a line for a name that `refuses` allows."""
+        lines = self._lines_of(node.name)
+        [line] = rng.choices(lines.texts, cum_weights=lines.cumulative_weights)
         return _WildcardLine(line, (*node.within, node.name))
 
     def with_lines(self, choice: _Choice) -> _Choice:
-        """{2$$__list__} chooses among the lines of the list, so that no two are the same."""
+        """Turn {2$$__list__} into a choice among the lines of the list, so that all differ."""
         if not choice.is_counted or len(choice.options) > 1:
             return choice
         nodes = [n for n in choice.options[0].nodes if not (isinstance(n, str) and n.isspace())]
         if len(nodes) != 1 or not isinstance(name := nodes[0], _Name) or self.refuses(name):
             return choice
-        lines, within = self._look_up(name.name), (*name.within, name.name)
+        lines, within = self._lines_of(name.name), (*name.within, name.name)
         weights: dict[str, float] = {}
         for line, weight in zip(lines.texts, lines.weights, strict=True):
             weights[line] = weights.get(line, 0.0) + weight
@@ -182,25 +182,27 @@ class _Drawer:
         ]
         return choice._replace(options=options)
 
-    def _look_up(self, name: str) -> _Lines:
+    def _lines_of(self, name: str) -> _Lines:
         if name not in self.known:
-            words = self.lists(name)
-            words = () if words is None else words
-            self.problems |= dict.fromkeys(words.problems if isinstance(words, WordList) else ())
-            matches = [(_LINE.match(line), line) for line in words]
-            weights = [_weight(match) for match, _ in matches if match]
+            word_list = self.lists(name)
+            word_list = () if word_list is None else word_list
+            self.problems |= dict.fromkeys(
+                word_list.problems if isinstance(word_list, WordList) else ()
+            )
+            matches = [(_LINE.match(line), line) for line in word_list]
+            weights = [_option_weight(match) for match, _ in matches if match]
             texts = [line[match.end() :] for match, line in matches if match]
             self.known[name] = _Lines(texts, weights, list(accumulate(weights)))
         return self.known[name]
 
 
-def _drawn(choice: _Choice, dice: random.Random) -> list[_Node]:
-    """Different options in a drawn order, the heavier the likelier (Efraimidis and Spirakis 2006,
-    Weighted random sampling with a reservoir)."""
-    most = len(choice.options) if choice.most == _NO_LIMIT else choice.most
-    most = max(choice.least, most)
-    count = choice.least + int(dice.random() * (most - choice.least + 1))
-    turns = [-math.log(1 - dice.random()) / option.weight for option in choice.options]
+def _draw_options(choice: _Choice, rng: random.Random) -> list[_Node]:
+    """Draw different options by weight, in random order (Efraimidis and Spirakis 2006, Weighted
+    random sampling with a reservoir)."""
+    maximum = len(choice.options) if choice.maximum == _NO_LIMIT else choice.maximum
+    maximum = max(choice.minimum, maximum)
+    count = choice.minimum + int(rng.random() * (maximum - choice.minimum + 1))
+    turns = [-math.log(1 - rng.random()) / option.weight for option in choice.options]
     order = sorted(range(len(turns)), key=turns.__getitem__)
     nodes: list[_Node] = []
     for index in order[:count]:
@@ -208,21 +210,21 @@ def _drawn(choice: _Choice, dice: random.Random) -> list[_Node]:
     return nodes
 
 
-def _weight(match: re.Match[str]) -> float:
+def _option_weight(match: re.Match[str]) -> float:
     return max(float(match["weight"] or 1), 1e-6)
 
 
 @dataclass
 class _Open:
-    """A { or [ that is not closed yet: its options, and for each what stood before its text."""
+    """A { or [ that is not closed yet: its options, and the count or weight before each."""
 
     sign: str = ""
-    is_text: bool = False  # a variable's, which nobody draws from
+    is_text: bool = False  # of a variable, which is not drawn
     options: list[list[_Node]] = field(default_factory=lambda: [[]])
     prefixes: list[re.Match[str] | None] = field(default_factory=list)
 
     def as_text(self) -> list[_Node]:
-        """What it is when it never closes, or is a [."""
+        """Return its text as nodes, for a { that never closes, or a [."""
         nodes: list[_Node] = []
         for index, option in enumerate(self.options):
             prefix = self.prefixes[index]
@@ -246,35 +248,35 @@ class _Open:
                     start=start[:60],
                 )
             ] = None
-        least, most, joiner = _counted(counts[0]) if counts else (1, 1, ", ")
-        pairs = zip(map(_weight, prefixes), self.options, strict=True)
+        minimum, maximum, joiner = _count_range(counts[0]) if counts else (1, 1, ", ")
+        pairs = zip(map(_option_weight, prefixes), self.options, strict=True)
         options = [_Option(*pair) for pair in pairs]
-        return _Choice(options, least, max(least, most), joiner, bool(counts))
+        return _Choice(options, minimum, max(minimum, maximum), joiner, bool(counts))
 
 
-def _counted(count: re.Match[str]) -> tuple[int, int, str]:
-    """(least, most, joiner) of the count that a {...} begins with."""
-    least = int(count["least"] or 1)
-    most = int(count["upto"] or count["most"] or (_NO_LIMIT if count["dash"] else least))
-    return least, most, ", " if count["joiner"] is None else count["joiner"]
+def _count_range(count: re.Match[str]) -> tuple[int, int, str]:
+    """Return (minimum, maximum, joiner) of the count at the start of a {...}."""
+    minimum = int(count["least"] or 1)
+    maximum = int(count["upto"] or count["most"] or (_NO_LIMIT if count["dash"] else minimum))
+    return minimum, maximum, ", " if count["joiner"] is None else count["joiner"]
 
 
 def _has_dollars(option: Iterable[_Node]) -> bool:
-    return any(one == other == "$" for one, other in pairwise(option))
+    return any(first == second == "$" for first, second in pairwise(option))
 
 
-def _read(line: _WildcardLine, problems: dict[str, None]) -> list[_Node]:
-    """A text as nodes, and what of it is another program's grammar."""
+def _parse_line(line: _WildcardLine, problems: dict[str, None]) -> list[_Node]:
+    """Parse a text to nodes; add problems for unsupported syntax."""
     for pattern, meaning in _UNKNOWN:
         if match := pattern.search(line.text):
-            what = Message("{things} are not known here", things=meaning)
+            reason = Message("{things} are not known here", things=meaning)
             mark = match[0][:80]
-            problems[Message("'{mark}' is left as it is: {why}", mark=mark, why=what)] = None
-    return _nodes(tokens(line.text), _WildcardSource(line.text, line.within, problems))
+            problems[Message("'{mark}' is left as it is: {why}", mark=mark, why=reason)] = None
+    return _parse_nodes(tokens(line.text), _WildcardSource(line.text, line.within, problems))
 
 
 class _WildcardSource(NamedTuple):
-    """A text that is read: a line of a list, or a tag in it."""
+    """Text being parsed: a line of a list, or a tag in it."""
 
     text: str
     within: tuple[str, ...]
@@ -282,8 +284,8 @@ class _WildcardSource(NamedTuple):
     is_tag: bool = False
 
 
-def _nodes(pieces: Iterable[Token], source: _WildcardSource) -> list[_Node]:
-    """Tokens as nodes; deep nesting is deep lists, and nobody walks them by recursion."""
+def _parse_nodes(pieces: Iterable[Token], source: _WildcardSource) -> list[_Node]:
+    """Parse tokens to nodes, without recursion, since nesting may be deep."""
     waiting = [_Open()]
     braces = read = 0  # how many { are open; up to where prefixes were read
     for token in pieces:
@@ -318,7 +320,7 @@ def _nodes(pieces: Iterable[Token], source: _WildcardSource) -> list[_Node]:
 
 
 def _close(waiting: list[_Open], source: _WildcardSource) -> None:
-    """End a {...}. A variable is text, and so are braces in a LoRA's name that leave no choice."""
+    """Close a {...}. A variable is text, and so are braces with one option in a LoRA's name."""
     top = waiting[-1]
     if top.is_text or (source.is_tag and len(top.options) == 1):
         _close_as_text(waiting)
@@ -331,7 +333,7 @@ def _close(waiting: list[_Open], source: _WildcardSource) -> None:
 def _leaf(token: Token, source: _WildcardSource) -> _Node:
     if token.kind in ("tag", "bare") and ("{" in token.text or "__" in token.text):
         tag = _WildcardSource(token.text, source.within, source.problems, is_tag=True)
-        return _nodes(tokens_in_tag(token), tag)
+        return _parse_nodes(tokens_in_tag(token), tag)
     if token.kind != "wildcard":
         return token.text
     is_in_name = source.is_tag and source.text.count(":", 0, token.start) == 1

@@ -170,7 +170,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> SavedState:
-    """Read the checkpoint in `path`. RunError: it is damaged; SdloraError: another version wrote it."""
+    """Read a checkpoint. RunError: it is damaged; SdloraError: another version wrote it."""
     try:
         facts = json_value((path / FACTS_FILE).read_bytes())
         if facts["format"] != FORMAT:

@@ -12,7 +12,7 @@ from sdlora.adapters import collect
 from sdlora.events import Event, Saved, Warned
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
-from sdlora.lora.format.training_metadata import recipe_metadata
+from sdlora.lora.format.training_metadata import reproduction_metadata
 from sdlora.messages import Message
 from sdlora.settings.train import TrainSettings
 from sdlora.training.checkpoints import RunFolder, publish_lora
@@ -49,7 +49,7 @@ class LoraExport:
             finished_at=time.time(),
         )
         metadata = training_metadata(settings.model_copy(update={"name": name}), facts)
-        metadata |= recipe_metadata(settings, digest(self.fingerprints))
+        metadata |= reproduction_metadata(settings, digest(self.fingerprints))
         with self.state.ema_weights():
             return replace(collect(family), metadata=metadata)
 

@@ -48,7 +48,7 @@ class LossReading:
         return DataError(
             "the training diverged at step {step}: {why}, also at half the learning rate"
             "{pictures}. What was learnt is kept as {kept}. Lower {rate} or {alpha}{or_leave_out}",
-            step=step, why=reason, pictures=pictures, file=file,
+            step=step, why=reason, pictures=pictures, kept=file,
             rate=Setting("learning_rate"), alpha=Setting("alpha"),
             or_leave_out=", or leave these pictures out" if names else "",
         )  # fmt: skip

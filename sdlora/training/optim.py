@@ -120,7 +120,7 @@ def check_optimizer(name: str, device: torch.device) -> None:
 def make_optimizer(
     name: str, rates: Iterable[tuple[Sequence[nn.Parameter], float]], weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return the optimizer `name` over groups of (parameters, peak rate); empty groups are left out."""
+    """Return the optimizer `name` over groups of (parameters, peak rate), without empty groups."""
     make, row = find_optimizer(name), OPTIMIZERS[name]
     groups = [
         {"params": [*parameters], "lr": peak, "peak": peak}

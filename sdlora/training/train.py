@@ -24,7 +24,7 @@ from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never_stop
 from sdlora.jobs.resume import changed
-from sdlora.lora.format.training_metadata import compared
+from sdlora.lora.format.training_metadata import reproduction_warnings
 from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.settings.cadence import in_steps
@@ -121,7 +121,7 @@ def prepare(
     prints = fingerprints(pictures.examples, pictures.lists)
     if saved:
         check_same(saved.facts["pictures"], prints)
-    yield from compared(folder, digest(prints))
+    yield from reproduction_warnings(folder, digest(prints))
     split = divide(pictures, settings, workspace)
     yield from grouped(split.problems)
     family = yield from open_model(settings, workspace, dtype, device)

@@ -1,10 +1,10 @@
-"""Why a LoRA file is refused: every sentence that the gate can say, by a short name that stays."""
+"""Messages of refused LoRA files, by a short code that does not change."""
 
 from __future__ import annotations
 
 from sdlora.errors import LoraFileError
 
-# Of a file that is refused by its ending, whatever it holds
+# Of a file that is refused by its ending alone
 PICKLE = (
     "{file} may hold code and is not read; look for it as .safetensors, or convert it with "
     "Python: import torch, safetensors.torch as st; "
@@ -15,7 +15,7 @@ REFUSALS: dict[str, str] = {
     "unreadable": "{file} cannot be read: {why}",
     "not_safetensors": "{file} is not a safetensors file, or it is cut short; download it again",
     "damaged_header": "the header of {file} is damaged: {why}; download it again",
-    "tensor_count": "{file} holds {count} tensors; a LoRA has 1 to {most}",
+    "tensor_count": "{file} holds {count} tensors; a LoRA has 1 to {limit}",
     "damaged_entry": "{file}: the entry of tensor {key!r:.82} is damaged; download it again",
     "not_numbers": "{file}: tensor {key!r:.82} is {dtype!r:.20}, not floating numbers",
     "impossible_shape": "{file}: tensor {key!r:.82} has the impossible shape {shape!r:.40}",
@@ -28,7 +28,7 @@ REFUSALS: dict[str, str] = {
     ),
     "unknown_kind": "this file holds {kind}, which cannot be used (it has {key!r:.82})",
     "no_layers": "this file holds no layer that changes a model, only {count} embeddings",
-    "stands_twice": "layer {layer!r:.82} stands twice, as {key!r:.82} too",
+    "stands_twice": "layer {layer!r:.82} occurs twice, also as {key!r:.82}",
     # its layers
     "incomplete": "layer {layer!r:.82} lacks its {role} tensor; the file is incomplete",
     "mixed": "layer {layer!r:.82} is a {kind} that also has {role}, which do not go together",
@@ -50,5 +50,5 @@ REFUSALS: dict[str, str] = {
 
 
 def refusal(code: str, **facts: object) -> LoraFileError:
-    """The error of the row `code`, its sentence filled with `facts`."""
+    """Return the error with the template of `code`, filled with `facts`."""
     return LoraFileError(REFUSALS[code], code, **facts)

@@ -1,8 +1,8 @@
-"""A LoRA in memory, and its way from and to a safetensors file.
+"""LoRA in memory; reading and writing of safetensors files.
 
-Reading passes the gate of `header`, `keys` and `adapter_types` before a tensor is allocated, then a
-scan for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers
-and the others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
+A file is checked by `header`, `keys` and `adapter_types` before a tensor is allocated, then its
+tensors for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers
+and others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from sdlora.messages import Setting
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """What a file holds: layers by name, free text, and textual inversions by the word for them.
+    """Content of a LoRA file: layers by name, metadata, and textual inversions by name.
 
     An embedding is (n,width) for each text encoder: "clip_l" and "clip_g", or "" for the only one.
-    `unread` are keys of the file that nobody knows. Compared by identity.
+    `unread` are unknown keys of the file, which are not used. Compared by identity.
     """
 
     layers: dict[str, Adapter]
@@ -54,80 +54,82 @@ class LoraFile:
 
     @property
     def base(self) -> str:
-        """The name of the base model it is for, by its shapes; empty when nothing tells."""
-        return base_of({name: it.shape for name, it in self.layers.items()}, self.metadata)
+        """Name of the base model it is for, by shapes, else metadata; empty when unknown."""
+        return base_of({name: layer.shape for name, layer in self.layers.items()}, self.metadata)
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many layers there are of each kind, the most frequent first."""
+        """Number of layers of each adapter type, the most frequent first."""
         return dict(Counter(adapter.kind for adapter in self.layers.values()).most_common())
 
 
 def read_lora(path: Path) -> LoraFile:
-    """The LoRA in `path`, on the CPU, in its own number format. LoraFileError: what is wrong."""
+    """Read the LoRA in `path`: on the CPU, in its own dtype. LoraFileError when it is refused."""
     header = read_header(path)
     try:
         layers = layers_of(header.shapes)
         unread = unread_in(header.shapes, layers)
-        with _opened(path) as file:
-            adapters = _adapters(file, layers, header)
-            return LoraFile(adapters, header.metadata, _bundled(file), unread)
+        with _open_tensors(path) as file:
+            adapters = _read_adapters(file, layers, header)
+            return LoraFile(adapters, header.metadata, _read_embeddings(file), unread)
     except LoraFileError as error:
         raise LoraFileError("{file}: {why}", error.code, file=path.name, why=error) from None
     except (OSError, SafetensorError) as error:
         raise refusal("unreadable", file=path.name, why=error) from None
 
 
-class _Whole(dict[str, Tensor]):
-    """A file's tensors, all in memory, asked for as an open file's are."""
+class _InMemoryTensors(dict[str, Tensor]):
+    """Tensors of a file, all in memory, with the interface of an open safetensors file."""
 
     get_tensor = dict.__getitem__
 
-    def __enter__(self) -> _Whole:
+    def __enter__(self) -> _InMemoryTensors:
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
 
-def _opened(path: Path) -> Any:
-    """`path` with its tensors to be asked for. The library refuses metadata that is not text, which
-    decides nothing here; such a file is read as if it had none."""
+def _open_tensors(path: Path) -> Any:
+    """Open `path` for reading tensors. safetensors refuses metadata that is not text; such a file
+    is read as if it had none."""
     try:
         return safe_open(path, framework="pt")
     except SafetensorError:
-        return _Whole(load(without_metadata(path)))
+        return _InMemoryTensors(load(without_metadata(path)))
 
 
-def _adapters(file: Any, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
-    ranks = {it.keys["down"]: it.rank for it in layers.values() if "down" in it.keys}
+def _read_adapters(file: Any, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
+    ranks = {layer.keys["down"]: layer.rank for layer in layers.values() if "down" in layer.keys}
     alphas = said_alphas(header.metadata, ranks)
     adapters: dict[str, Adapter] = {}
     for name, layer in layers.items():
-        tensors = {role: _finite(file.get_tensor(key), name) for role, key in layer.keys.items()}
+        tensors = {
+            role: _require_finite(file.get_tensor(key), name) for role, key in layer.keys.items()
+        }
         if "up" in tensors:  # DyLoRA of LyCORIS leaves out the window of a convolution
             missing = tensors["down"].dim() - tensors["up"].dim()
             tensors["up"] = tensors["up"][(..., *(None,) * missing)]
-        if "alpha" not in tensors and (said := alphas.get(layer.keys.get("down", ""))) is not None:
-            tensors["alpha"] = _finite(torch.tensor(said), name)
+        if "alpha" not in tensors and (alpha := alphas.get(layer.keys.get("down", ""))) is not None:
+            tensors["alpha"] = _require_finite(torch.tensor(alpha), name)
         adapters[name] = Adapter(layer.kind, tensors)
     return adapters
 
 
-def _bundled(file: Any) -> dict[str, dict[str, Tensor]]:
+def _read_embeddings(file: Any) -> dict[str, dict[str, Tensor]]:
     embeddings: dict[str, dict[str, Tensor]] = {}
     for key, (name, encoder) in embeddings_of(file.keys()).items():
-        embeddings.setdefault(name, {})[encoder] = _finite(file.get_tensor(key), key)
+        embeddings.setdefault(name, {})[encoder] = _require_finite(file.get_tensor(key), key)
     return embeddings
 
 
-def _finite(tensor: Tensor, name: str) -> Tensor:
+def _require_finite(tensor: Tensor, name: str) -> Tensor:
     if not _is_finite(tensor):
         raise refusal("not_finite", name=name)
     return tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.float().isfinite().all())  # 8-bit numbers cannot be asked
+    return bool(tensor.float().isfinite().all())  # 8-bit floats have no isfinite
 
 
 def write_lora(
@@ -138,17 +140,17 @@ def write_lora(
     *,
     overwrite: bool = True,
 ) -> Path:
-    """Write `file` in `dtype`, with kohya's or PEFT's names and its hashes; whole or not at all.
+    """Write `file` in `dtype` atomically, with kohya's or PEFT's names and its hashes.
 
-    Layers keep the path they have. The same tensors and metadata give the same bytes. LoraFileError
-    when the numbers do not fit into `dtype`, such as a training that ran away, or PEFT's names
-    cannot hold a layer: its format has LoRA and DoRA only, in diffusers' naming. FileExistsError:
-    there is a file of that name, and it is not to be overwritten.
+    Layers keep their paths. The same tensors and metadata give the same bytes. LoraFileError when
+    the numbers do not fit into `dtype`, such as after a diverged training, or PEFT's names cannot
+    hold a layer: its format has LoRA and DoRA only, in diffusers' naming. FileExistsError when the
+    file exists and `overwrite` is False.
     """
     by_key = (peft_tensors if names == "peft" else kohya_tensors)(file.layers)
     for name, parts in file.embeddings.items():
         by_key |= {embedding_key(name, encoder): rows for encoder, rows in parts.items()}
-    tensors = {key: _stored(tensor, dtype) for key, tensor in by_key.items()}
+    tensors = {key: _to_dtype(tensor, dtype) for key, tensor in by_key.items()}
     if bad := [key for key, tensor in tensors.items() if not _is_finite(tensor)]:
         raise LoraFileError(
             "{file} is not written: {count} tensors are not finite, {key!r} first; a lower "
@@ -160,7 +162,7 @@ def write_lora(
         )
     metadata = {key: text for key, text in file.metadata.items() if key != ADAPTER_METADATA}
     metadata |= peft_metadata(file.layers) if names == "peft" else {}
-    blob = serialise(tensors, {**metadata, **_hashes(tensors, metadata)})
+    blob = serialise(tensors, {**metadata, **_kohya_hashes(tensors, metadata)})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(blob)
@@ -168,17 +170,17 @@ def write_lora(
     return (publish if overwrite else publish_exactly)(path, write)
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in `dtype`; a lone number, such as alpha, costs nothing and stays as precise as it is.
+def _to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy in `dtype`; scalars, such as alpha, and integers keep their dtype.
 
-    A copy, because layers may share a tensor and safetensors writes none that is shared.
+    A copy, because layers may share a tensor, which safetensors refuses to write.
     """
-    kept = tensor.dim() == 0 or not tensor.is_floating_point()
-    return tensor.detach().to("cpu", tensor.dtype if kept else dtype, copy=True).contiguous()
+    keeps_dtype = tensor.dim() == 0 or not tensor.is_floating_point()
+    return tensor.detach().to("cpu", tensor.dtype if keeps_dtype else dtype, copy=True).contiguous()
 
 
 def serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """safetensors bytes with a sorted header: the library writes metadata in a random order."""
+    """Return safetensors bytes with sorted metadata: the library writes it in a random order."""
     blob = save(tensors, metadata)
     (length,) = struct.unpack("<Q", blob[:8])
     entries = json.loads(blob[8 : 8 + length])
@@ -188,11 +190,11 @@ def serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(header)) + header + blob[8 + length :]
 
 
-def _hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
-    """kohya's two hashes, over the file as it is with `ss_` metadata only (sd-scripts,
+def _kohya_hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """Return kohya's two hashes, of the file with `ss_` metadata only (sd-scripts,
     library/train_util.py, precalculate_safetensors_hashes)."""
-    kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    blob = serialise(tensors, kept)
+    kohya_metadata = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    blob = serialise(tensors, kohya_metadata)
     body = 8 + struct.unpack("<Q", blob[:8])[0]
     return {
         "sshs_model_hash": hashlib.sha256(memoryview(blob)[body:]).hexdigest(),

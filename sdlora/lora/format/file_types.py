@@ -1,10 +1,10 @@
-"""Endings of LoRA files: those that are read, and those that can hold program code."""
+"""Endings of LoRA files: safetensors, which are read, and pickles, which are refused."""
 
 READABLE = (".safetensors", ".sft")  # the same format
-# which can hold program code: listed, so that somebody who looks for one is told, never opened
+# can hold program code: listed, so that looking one up gives a message, but never opened
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file of that name is of a kind that is never opened."""
+    """True if a file of that name is a pickle, which is never opened."""
     return name.lower().endswith(PICKLES)

@@ -1,4 +1,4 @@
-"""The hashes that pictures and other programs call a LoRA file by; no torch."""
+"""Hashes by which pictures' metadata and other programs identify a LoRA file; no torch."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLOCK = 2**20
-SHORTEST = 8  # letters of a hash that may stand for a file
-OF_NOTHING = hashlib.sha256(b"").hexdigest()  # written by programs that read no bytes
-LEGACY_AT, LEGACY_BYTES = 0x10_0000, 0x1_0000  # what the oldest hash is of
+MIN_LETTERS = 8  # digits of a hash that are enough to identify a file
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()  # written by programs that read no bytes
+LEGACY_AT, LEGACY_BYTES = 0x10_0000, 0x1_0000  # the bytes that the legacy hash covers
 
 
 class Hashes(NamedTuple):
-    """What the bytes of one file come to, in hex; empty when nobody has read them yet."""
+    """Hashes of one file in hex; empty when not computed yet."""
 
     sha256: str = ""
-    body: str = ""  # sha256 of all after the header: it stays when the metadata is edited
-    legacy: str = ""  # A1111's first, Civitai's AutoV1; of shorter files it would be of nothing
+    body: str = ""  # sha256 of all after the header: independent of the metadata
+    legacy: str = ""  # A1111's first, Civitai's AutoV1; empty for a file shorter than 1 MiB
 
     @property
     def autov2(self) -> str:
-        """Civitai's, and that of checkpoints in A1111's pictures."""
+        """Civitai's AutoV2, and the hash of checkpoints in A1111's pictures."""
         return self.sha256[:10]
 
     @property
     def autov3(self) -> str:
-        """That of LoRAs in A1111's pictures (kohya-ss/sd-scripts, `addnet_hash_safetensors`)."""
+        """Hash of LoRAs in A1111's pictures (kohya-ss/sd-scripts, `addnet_hash_safetensors`)."""
         return self.body[:12]
 
-    def fit(self, start: str) -> bool:
-        """Whether `start`, lower case hex, is the beginning of one of them."""
+    def matches(self, start: str) -> bool:
+        """True if one of the hashes begins with `start`, lower case hex."""
         return any(own.startswith(start) for own in self)
 
 
 def read_hashes(path: Path) -> Hashes:
-    """All of a safetensors file's hashes, in one reading. OSError when it cannot be read."""
+    """Compute all hashes of a safetensors file in one pass. OSError when it cannot be read."""
     whole, body, legacy = hashlib.sha256(), hashlib.sha256(), ""
     at = 0
     with path.open("rb") as file:
@@ -53,7 +53,7 @@ def read_hashes(path: Path) -> Hashes:
 
 
 def is_hash(name: str) -> bool:
-    """Whether a name may be a hash or the beginning of one; that of no bytes stands for no file."""
-    if OF_NOTHING.startswith(name):
+    """True if a name may be a hash or the beginning of one; the hash of no bytes is not one."""
+    if EMPTY_SHA256.startswith(name):
         return False
-    return SHORTEST <= len(name) <= 64 and all(letter in "0123456789abcdef" for letter in name)
+    return MIN_LETTERS <= len(name) <= 64 and all(letter in "0123456789abcdef" for letter in name)

@@ -1,8 +1,8 @@
-"""How LoRA files name their tensors: kohya's, diffusers' and PEFT's, ComfyUI's grammar; no torch.
+"""Tensor names in LoRA files: formats of kohya, diffusers, PEFT and ComfyUI; no torch.
 
 Every key becomes (layer name, role). A layer name is `lora_unet_` (UNet or transformer), or
 `lora_te_`, `lora_te1_`, `lora_te2_` or `lora_te3_`, and the layer's path with `_` for `.`. The path
-stays as the file spells it; which module of a model it means is told by `name_map`.
+stays as in the file; `name_map` finds the module of the model that it stands for.
 
 Sources: kohya-ss/sd-scripts, networks/lora.py; diffusers, loaders/lora_conversion_utils.py; peft,
 utils/save_and_load.py; ComfyUI, comfy/lora.py; LyCORIS, lycoris/wrapper.py.
@@ -23,7 +23,7 @@ _LYCORIS = (
     *("oft_blocks", "rescale", "on_input", "weight", "diff", "diff_b", "w_norm", "b_norm"),
     *("alpha", "dora_scale", "scalar", "reshape_weight"),
 )
-# how a key ends -> its tensor's role in the layer; of several ends of a role kohya writes the first
+# end of a key -> the tensor's role in the layer; of several ends of a role the first is kohya's
 ROLES: dict[str, str] = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -43,8 +43,8 @@ ROLES: dict[str, str] = {
     **{f".{role}.weight": role for role in ("a1", "a2", "b1", "b2", "bm")},
     **{f".{role}": role for role in _LYCORIS},
 }
-# a part of a key -> what has it, and is not read
-_UNREAD = {
+# part of a key -> the adapter type that has it and is not supported
+_UNSUPPORTED = {
     "lora_embedding_": "a LoRA of an embedding table",
     "lora_B.bias": "a LoRA with biases of its own",
     "oft_R": "PEFT's OFT, which does not say how to turn its numbers into a rotation,",
@@ -64,9 +64,9 @@ _EMBEDDING_PARTS = {"string_to_param.*": "", "clip_l": "clip_l", "clip_g": "clip
 
 @dataclass(frozen=True)
 class Grammar:
-    """A format's way to name a layer: a prefix and the path of its module, dotted or flat.
+    """Naming of layers in a file format: a prefix and the path of the module, dotted or flat.
 
-    `prefixes`: how it starts in the file -> how the layer's name starts.
+    `prefixes`: prefix in the file -> prefix of the canonical name.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Grammar:
         return re.compile(rf"({'|'.join(map(re.escape, longest_first))})(?=.)")
 
     def read(self, stem: str) -> str:
-        """The layer's name, from a key without its end; empty when it is not of this format."""
+        """Return the layer's name for a key without its end; empty for a key of another format."""
         match = self._start.match(stem)
         if match is None or (not self.dotted and "." in stem):
             return ""
@@ -141,11 +141,11 @@ GRAMMARS = (
 
 
 def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (layer name, role), of the keys that are known.
+    """Return key -> (layer name, role) of the known keys.
 
-    LoraFileError when more than half of them are not; it names the kind where that is known.
+    LoraFileError when more than half are unknown; it names the adapter type if recognised.
     """
-    cut = {key: _cut(key) for key in keys}
+    cut = {key: _split_role(key) for key in keys}
     names = {
         stem: next((name for grammar in GRAMMARS if (name := grammar.read(stem))), "")
         for stem in dict.fromkeys(stem for stem, _ in cut.values())
@@ -155,20 +155,20 @@ def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
         names = {stem: _ONLY_TEXT.sub("lora_te1_", name) for stem, name in names.items()}
     if unknown := [key for key, (stem, role) in cut.items() if not role or not names[stem]]:
         if 2 * len(unknown) > len(cut):
-            raise _unknown(unknown, len(cut))
+            raise _unknown_keys_error(unknown, len(cut))
         unread = set(unknown)
         cut = {key: row for key, row in cut.items() if key not in unread}
     return {key: (names[stem], role) for key, (stem, role) in cut.items()}
 
 
 def is_known(key: str) -> bool:
-    """Whether a key is that of a layer's tensor."""
-    stem, role = _cut(key)
+    """True if a key is that of a layer's tensor."""
+    stem, role = _split_role(key)
     return bool(role) and any(grammar.read(stem) for grammar in GRAMMARS)
 
 
-def _cut(key: str) -> tuple[str, str]:
-    """(what stands before the end that tells the role, role); no role when ROLES has none."""
+def _split_role(key: str) -> tuple[str, str]:
+    """Return (key without its end, role); an empty role when no end in ROLES matches."""
     flat, _, end = key.partition(".")
     if role := ROLES.get(f".{end}"):
         return flat, role
@@ -183,36 +183,42 @@ def _cut(key: str) -> tuple[str, str]:
     return plain, ""
 
 
-def _unknown(keys: list[str], of: int) -> Exception:
-    for part, kind in _UNREAD.items():
+def _unknown_keys_error(keys: list[str], of: int) -> Exception:
+    for part, kind in _UNSUPPORTED.items():
         if key := next((key for key in keys if part in key), None):
             return refusal("unknown_kind", kind=kind, key=key)
     return refusal("unknown_keys", count=len(keys), of=of, key=keys[0])
 
 
 def embeddings_of(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Key -> (name, encoder) of the textual inversions that are bundled with a LoRA.
+    """Return key -> (name, encoder) of the textual inversions bundled with a LoRA.
 
-    The encoder is "clip_l" or "clip_g", or empty where a model has but one.
+    The encoder is "clip_l" or "clip_g", or empty where a model has only one.
     """
     bundled = ((key, _EMBEDDING.fullmatch(key)) for key in keys if key.startswith("bundle_emb."))
     return {key: (m[1], _EMBEDDING_PARTS[m[2]]) for key, m in bundled if m}
 
 
 def embedding_key(name: str, encoder: str) -> str:
-    """The key that `embeddings_of` reads as (name, encoder)."""
+    """Return the key that `embeddings_of` reads as (name, encoder)."""
     return f"bundle_emb.{name}.{encoder or 'string_to_param.*'}"
 
 
 # kohya writes text_model, which newer encoders do not have; T5's blocks never had it
-_AS_IT_IS = ("text_model_", "text_projection", "encoder_block_", "encoder_final", "shared")
+_WITHOUT_TEXT_MODEL = (
+    "text_model_",
+    "text_projection",
+    "encoder_block_",
+    "encoder_final",
+    "shared",
+)
 _OLD_ATTENTION = re.compile("self_attn_to_(q|k|v|out)$")
 _OLD_OUT = re.compile("to_out$")
 
 
 def text_name(prefix: str, path: str) -> str:
-    """Canonical name of a text encoder's layer, from its path with `_` for `.`."""
-    return prefix + ("" if path.startswith(_AS_IT_IS) else "text_model_") + path
+    """Return the canonical name of a text encoder's layer, from its path with `_` for `.`."""
+    return prefix + ("" if path.startswith(_WITHOUT_TEXT_MODEL) else "text_model_") + path
 
 
 def _flat_name(prefix: str, path: str) -> str:
@@ -224,7 +230,7 @@ def _flat_name(prefix: str, path: str) -> str:
 
 
 # The names of modules that have an underscore of their own
-_WORDS = (
+_MODULE_NAMES = (
     "conv_in conv_out conv_norm_out conv_shortcut down_blocks mid_block up_blocks "
     "time_embedding add_embedding class_embedding linear_1 linear_2 time_emb_proj group_norm "
     "transformer_blocks single_transformer_blocks proj_in proj_out proj_mlp "
@@ -236,10 +242,10 @@ _WORDS = (
     "q_proj k_proj v_proj out_proj layer_norm1 layer_norm2 final_layer_norm "
     "layer_norm wi_0 wi_1 embed_tokens relative_attention_bias"
 )
-_LONGEST_FIRST = "|".join(sorted(_WORDS.split(), key=len, reverse=True))
-_STEP = re.compile(rf"(?:{_LONGEST_FIRST})(?=_|$)|[^_]+")
+_LONGEST_FIRST = "|".join(sorted(_MODULE_NAMES.split(), key=len, reverse=True))
+_MODULE_NAME = re.compile(rf"(?:{_LONGEST_FIRST})(?=_|$)|[^_]+")
 
 
 def dotted(flat: str) -> str:
-    """A path in diffusers' or transformers' naming, given with `_` for `.`, as it was."""
-    return ".".join(_STEP.findall(flat))
+    """Return the dotted path of a diffusers or transformers module, given with `_` for `.`."""
+    return ".".join(_MODULE_NAME.findall(flat))

@@ -1,8 +1,8 @@
-"""What a LoRA file says of its training: kohya's `ss_*`, Stability's `modelspec.*` 1.0.1; no torch.
+"""Training metadata of a LoRA file: kohya's `ss_*`, Stability's `modelspec.*` 1.0.1; no torch.
 
-Other programs read the base model, the trigger word and the tags from here
-(kohya-ss/sd-scripts docs; https://github.com/Stability-AI/ModelSpec). All values are text. Nothing
-here holds a path or a user's name.
+Other programs read the base model, the trigger word and the tags from it
+(kohya-ss/sd-scripts docs; https://github.com/Stability-AI/ModelSpec). All values are text. No value
+holds a path or a user's name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdlora.settings.train import TrainSettings
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a training knows beyond its settings."""
+    """Facts of a finished training besides its settings."""
 
     base: str  # a name in BASES
     prediction: str  # epsilon or v_prediction
@@ -34,7 +34,7 @@ class TrainingFacts:
 
 
 def count_tags(captions: Iterable[str]) -> dict[str, int]:
-    """Tag -> number of captions with it, the most frequent first; commas separate tags."""
+    """Return tag -> number of captions with it, the most frequent first; commas separate tags."""
     counts = Counter(
         tag for caption in captions for tag in {part.strip() for part in caption.split(",")} if tag
     )
@@ -42,13 +42,13 @@ def count_tags(captions: Iterable[str]) -> dict[str, int]:
 
 
 def training_metadata(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
-    """All metadata of a finished training; the same arguments give the same text."""
-    return {**_kohya(settings, facts), **_modelspec(settings, facts)}
+    """Return all metadata of a finished training; the same arguments give the same text."""
+    return {**_kohya_entries(settings, facts), **_modelspec_entries(settings, facts)}
 
 
-def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
-    said = {
-        **_network(settings),
+def _kohya_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
+    entries = {
+        **_network_entries(settings),
         "ss_base_model_version": BASES[facts.base].version,
         "ss_v2": facts.base == "sd2",
         "ss_output_name": settings.name,
@@ -68,7 +68,7 @@ def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
         "ss_lr_warmup_steps": settings.warmup_steps,
         "ss_optimizer": settings.optimizer,
         "ss_max_grad_norm": settings.max_grad_norm,
-        **_objective(settings),
+        **_loss_entries(settings),
         "ss_clip_skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "ss_caption_dropout_rate": settings.caption_dropout,
         "ss_cache_latents": True,
@@ -78,15 +78,15 @@ def _kohya(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
         "ss_training_finished_at": facts.finished_at,
         "ss_training_comment": f"trained with sdlora {__version__}",
     }
-    return {key: _text(value) for key, value in said.items()}
+    return {key: _value_text(value) for key, value in entries.items()}
 
 
-# What trainers of the same kind of file say: LyCORIS' algorithm, '' for sd-scripts' own LoRA
+# Adapter -> LyCORIS' name of its algorithm; adapters that sd-scripts has itself are left out
 _ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
 
 
-def _network(settings: TrainSettings) -> dict[str, object]:
-    """The adapter, as sd-scripts and LyCORIS say it."""
+def _network_entries(settings: TrainSettings) -> dict[str, object]:
+    """Entries of the adapter, with the names of sd-scripts and LyCORIS."""
     arguments: dict[str, object] = {}
     if algorithm := _ALGORITHMS.get(settings.adapter):
         arguments |= {"algo": algorithm, "dora_wd": settings.adapter == "dora"}
@@ -95,7 +95,7 @@ def _network(settings: TrainSettings) -> dict[str, object]:
     if "conv" in settings.targets:
         rank = settings.of_group("rank", "conv")
         arguments |= {"conv_dim": rank, "conv_alpha": settings.scale("conv") * rank}
-    # PiSSA's file has what it began as beside what it became
+    # a PiSSA file holds the initial factors besides the trained ones
     twice = 2 if settings.adapter == "pissa" else 1
     return {
         "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
@@ -108,7 +108,7 @@ def _network(settings: TrainSettings) -> dict[str, object]:
     }
 
 
-def _objective(settings: TrainSettings) -> dict[str, object]:
+def _loss_entries(settings: TrainSettings) -> dict[str, object]:
     is_min_snr = settings.loss_weighting == "min_snr"
     return {
         "ss_min_snr_gamma": settings.min_snr_gamma if is_min_snr else None,
@@ -124,14 +124,14 @@ def _objective(settings: TrainSettings) -> dict[str, object]:
     }
 
 
-def _text(value: object) -> str:
-    # Tables are JSON; what kohya writes as Python's str() is read back as such: "True", "16"
+def _value_text(value: object) -> str:
+    # Tables are JSON; scalars are written as Python's str(), as kohya does: "True", "16"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
-def _modelspec(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
+def _modelspec_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
     base = BASES[facts.base]
-    said = {
+    entries = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{base.architecture}/lora",
         "implementation": base.implementation,
@@ -141,4 +141,4 @@ def _modelspec(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
         "prediction_type": facts.prediction.removesuffix("_prediction"),
         "trigger_phrase": facts.trigger_word,
     }
-    return {f"modelspec.{key}": value for key, value in said.items() if value}
+    return {f"modelspec.{key}": value for key, value in entries.items() if value}

@@ -1,8 +1,8 @@
-"""What LoRA files call the modules of a model, and what those are called in other files; no torch.
+"""Map from layer names in LoRA files to a model's modules, and between naming styles; no torch.
 
 A file names a layer by a prefix for the model's part and the path of a module with `_` for `.`, as
-in `lora_unet_mid_block_attentions_0_proj_in`. The path is diffusers', or that of the model's first
-code (see `original_names`), where one layer may be several modules of diffusers.
+in `lora_unet_mid_block_attentions_0_proj_in`. The path is diffusers', or that of the model's
+original code (see `original_names`), where one layer may be several modules of diffusers.
 
 Source of the prefixes: kohya-ss/sd-scripts, networks/lora.py, lora_sd3.py and lora_flux.py.
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sdlora.lora.format.errors import refusal
-from sdlora.lora.format.original_names import Names, Rows, diffusers_names, first_names
+from sdlora.lora.format.original_names import Names, Rows, to_diffusers_names, to_original_names
 
 DENOISER = "lora_unet_"  # of every denoiser, UNet or transformer
 _PREFIXES = {
@@ -27,8 +27,8 @@ _PREFIXES = {
 _FLUX_PREFIXES = _PREFIXES | dict.fromkeys(("te2", "te3"), ("lora_te2_", "lora_te3_"))
 
 
-# What tells how SDXL is built, where a file has but some of its layers: two layers in a block, and
-# attention in the first two blocks of the way up
+# Layers added to those of a file to recognise SDXL's depth: two layers in a block, and attention in
+# the first two up blocks
 _SDXL = {
     "down_blocks_0_resnets_1_conv1",
     "up_blocks_0_attentions_0_proj_in",
@@ -38,7 +38,7 @@ _SDXL = {
 
 @dataclass(frozen=True)
 class Slot:
-    """A module that a layer of a file changes, and which of the layer's output rows it takes.
+    """A module that a layer of a file changes, and the layer's output rows that it takes.
 
     `part` is "denoiser" or a text encoder ("te", "te1", "te2", "te3"), `path` the module's in it.
     `rows` is (first, last, of): with the rows cut into `of` equal shares, those from `first` to
@@ -50,30 +50,32 @@ class Slot:
     rows: Rows | None = None
 
 
-def vocabulary(base: str, modules: Mapping[str, Iterable[str]]) -> dict[str, tuple[Slot, ...]]:
-    """Every layer name that a file may use for a model of `base` -> the modules it changes.
+def build_name_map(base: str, modules: Mapping[str, Iterable[str]]) -> dict[str, tuple[Slot, ...]]:
+    """Return every layer name that a file may use for a model of `base` -> the modules it changes.
 
-    `modules` are, by part, the dotted paths of diffusers' and transformers' modules. A stacked
-    layer has a name only where all its modules are there.
+    `modules` are, by part, the dotted paths of diffusers' and transformers' modules. A fused layer
+    is included only if `modules` has all of its modules.
     """
     prefixes = _FLUX_PREFIXES if base == "flux" else _PREFIXES
-    words: dict[str, tuple[Slot, ...]] = {}
+    name_map: dict[str, tuple[Slot, ...]] = {}
     for part, paths in modules.items():
         by_name = {path.replace(".", "_"): path for path in paths}
-        names = _denoiser_names(base, by_name) if part == "denoiser" else _text_names(by_name)
+        names = (
+            _denoiser_names(base, by_name) if part == "denoiser" else _text_encoder_names(by_name)
+        )
         for name, shares in names.items():
-            if all(their in by_name for their, _ in shares):
-                slots = tuple(Slot(part, by_name[their], rows) for their, rows in shares)
-                words.update((prefix + name, slots) for prefix in prefixes[part])
-    return words
+            if all(target in by_name for target, _ in shares):
+                slots = tuple(Slot(part, by_name[target], rows) for target, rows in shares)
+                name_map.update((prefix + name, slots) for prefix in prefixes[part])
+    return name_map
 
 
 def _denoiser_names(base: str, names: Mapping[str, str]) -> Names:
-    return {name: ((name, None),) for name in names} | first_names(base, names)
+    return {name: ((name, None),) for name in names} | to_original_names(base, names)
 
 
-def _text_names(names: Iterable[str]) -> Names:
-    """With and without the `text_model` that transformers 5 took out of some classes."""
+def _text_encoder_names(names: Iterable[str]) -> Names:
+    """Names with and without the `text_model` that transformers 5 removed from some classes."""
     spellings = {name: name.removeprefix("text_model_") for name in names}
     return {
         spelling: ((name, None),)
@@ -83,15 +85,15 @@ def _text_names(names: Iterable[str]) -> Names:
 
 
 def fused(base: str, names: Iterable[str]) -> dict[str, tuple[tuple[str | None, Rows | None], ...]]:
-    """The layers to write for layers `names` -> what each is stacked of: (layer, its rows in it).
+    """Return the layers to write for layers `names` -> the parts of each: (layer, its rows in it).
 
     FLUX is written with Black Forest Labs' names, SDXL with Stability AI's, which every program
-    reads. Where `names` lacks a share of a stack, its layer is None: nothing changes there. Every
-    other name stays as it is. LoraFileError when `names` has both a stack and a share of it.
+    reads. Where `names` lacks a part of a fused layer, its layer is None: nothing changes there.
+    Every other name stays. LoraFileError when `names` has both a fused layer and a part of it.
     """
     names = dict.fromkeys(names)
     known = {name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)}
-    stacks = _stacks(base, known)
+    stacks = _fused_layers(base, known)
     layers: dict[str, tuple[tuple[str | None, Rows | None], ...]] = {
         DENOISER + stack: tuple(
             (DENOISER + name if name in known else None, rows) for name, rows in shares
@@ -107,41 +109,48 @@ def fused(base: str, names: Iterable[str]) -> dict[str, tuple[tuple[str | None, 
     return layers
 
 
-def _stacks(base: str, known: Collection[str]) -> Names:
-    """The first code's layers that are written for `known` ones."""
+def _fused_layers(base: str, known: Collection[str]) -> Names:
+    """Return the original code's layers that are written for the layers in `known`."""
     if base == "flux":
-        return first_names(base, known)
+        return to_original_names(base, known)
     if base != "sdxl":
         return {}
-    return {first: its for first, its in _as_sdxl({*known, *_SDXL}).items() if its[0][0] in known}
+    return {
+        first: shares
+        for first, shares in _sdxl_original_names({*known, *_SDXL}).items()
+        if shares[0][0] in known
+    }
 
 
-def _as_sdxl(names: Collection[str]) -> Names:
-    """The first code's names for SDXL's layers; none for a model of another depth, which counts its
-    blocks otherwise."""
-    found = first_names("sdxl", names)
-    back = diffusers_names("sdxl", found)
-    return found if all(back.get(first) == shares for first, shares in found.items()) else {}
+def _sdxl_original_names(names: Collection[str]) -> Names:
+    """Return the original names of SDXL's layers; empty for a model of another depth, whose blocks
+    are numbered differently."""
+    original = to_original_names("sdxl", names)
+    back = to_diffusers_names("sdxl", original)
+    return original if all(back.get(first) == shares for first, shares in original.items()) else {}
 
 
-def first_code_names(base: str, names: Collection[str]) -> dict[str, str]:
-    """Layers of one whole model in diffusers' names -> as kohya writes them, where that differs and
-    is one for one: SDXL's with the names of Stability AI's code."""
+def original_layer_names(base: str, names: Collection[str]) -> dict[str, str]:
+    """Return layers of one whole model in diffusers' names -> kohya's names, where they differ one
+    for one: SDXL's with the names of Stability AI's code."""
     if base != "sdxl":
         return {}
     known = [name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)]
-    return {DENOISER + its[0][0]: DENOISER + first for first, its in _as_sdxl(known).items()}
+    return {
+        DENOISER + shares[0][0]: DENOISER + first
+        for first, shares in _sdxl_original_names(known).items()
+    }
 
 
 def unfused(base: str, names: Iterable[str]) -> Names:
-    """Layers of a file -> the layers they are in diffusers' names: (layer, its rows), no model.
+    """Return layers of a file -> their layers in diffusers' names: (layer, its rows).
 
-    The inverse of `fused`, for every base; a name that is no other in diffusers stays as it is.
+    The inverse of `fused`, for every base, without a model; names equal in diffusers stay.
     """
     names = list(names)
     known = [name.removeprefix(DENOISER) for name in names if name.startswith(DENOISER)]
-    theirs = diffusers_names(base, known)
+    targets = to_diffusers_names(base, known)
     return {name: ((name, None),) for name in names} | {
-        DENOISER + name: tuple((DENOISER + their, rows) for their, rows in shares)
-        for name, shares in theirs.items()
+        DENOISER + name: tuple((DENOISER + target, rows) for target, rows in shares)
+        for name, shares in targets.items()
     }

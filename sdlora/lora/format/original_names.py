@@ -1,8 +1,8 @@
-"""How the first code of each base model names its denoiser's modules, and diffusers the same ones.
+"""Names of a denoiser's modules in the original code of each base model and in diffusers.
 
-Stability AI's code for Stable Diffusion, Black Forest Labs' for FLUX. Names are flat: a module's
-path with `_` for `.`. The transformers' code stacks layers that diffusers keeps apart, so that one
-layer of the first code is several of diffusers', each with its share of the rows.
+The original code is Stability AI's for Stable Diffusion, Black Forest Labs' for FLUX. Names are
+flat: a module's path with `_` for `.`. The code of the transformers fuses layers that diffusers has
+separately: one original layer is several of diffusers', each with a share of the output rows.
 
 Sources: CompVis/latent-diffusion, ldm/modules/diffusionmodules/openaimodel.py;
 Stability-AI/sd3.5, mmditx.py; black-forest-labs/flux, src/flux/model.py.
@@ -18,28 +18,28 @@ from collections.abc import Callable, Collection, Mapping
 # before `last`; past the end they go on at the start
 Rows = tuple[int, int, int]
 Shares = tuple[tuple[str, Rows | None], ...]  # (diffusers' name, its rows; None: all of them)
-Names = dict[str, Shares]  # the first code's name -> diffusers'
+Names = dict[str, Shares]  # original name -> diffusers'
 
-# the first code's last modulation gives shift and scale, diffusers' gives scale and shift
-TURNED: Rows = (1, 3, 2)
+# the original code's last modulation gives shift and scale, diffusers' gives scale and shift
+SWAPPED: Rows = (1, 3, 2)
 
 
-def first_names(base: str, names: Collection[str]) -> Names:
-    """The first code's layers that diffusers' `names`, all of one denoiser, are or are shares of.
+def to_original_names(base: str, names: Collection[str]) -> Names:
+    """Return the original layers of diffusers' `names`, all of one denoiser.
 
-    A stacked layer is given with all its shares, also those that `names` lacks. Empty for a base
-    that is none of ours.
+    A fused layer comes with all its shares, also those that `names` lacks. Empty for an unknown
+    base.
     """
-    return _FIRST[base](names) if base in _FIRST else {}
+    return _TO_ORIGINAL[base](names) if base in _TO_ORIGINAL else {}
 
 
-def diffusers_names(base: str, names: Collection[str]) -> Names:
-    """What those of `names` that are the first code's are in diffusers.
+def to_diffusers_names(base: str, names: Collection[str]) -> Names:
+    """Return the diffusers names of those of `names` that are original names.
 
-    Without the model at hand: a UNet is taken to have two layers per block, as SD 1, 2 and XL have,
-    and SD 3 the depth of one of the published models. Empty for a base that is none of ours.
+    The model is not needed: a UNet is assumed to have two layers per block, as SD 1, 2 and XL have,
+    and SD 3 the depth of one of the published models. Empty for an unknown base.
     """
-    return _DIFFUSERS[base](names) if base in _DIFFUSERS else {}
+    return _TO_DIFFUSERS[base](names) if base in _TO_DIFFUSERS else {}
 
 
 # Inside a ResNet block of the UNet, and outside of all blocks
@@ -60,70 +60,70 @@ _OUTSIDE = {
     "label_emb_0_0": "add_embedding_linear_1",
     "label_emb_0_2": "add_embedding_linear_2",
 }
-_INSIDE_OF = {their: first for first, their in _RESNET.items()}
-_OUTSIDE_OF = {their: first for first, their in _OUTSIDE.items()}
-_SIDES = {"down": "input", "up": "output"}
-_SIDES_OF = {first: their for their, first in _SIDES.items()}
-_KINDS = ("resnets", "attentions")
+_RESNET_ORIGINAL = {their: first for first, their in _RESNET.items()}
+_OUTSIDE_ORIGINAL = {their: first for first, their in _OUTSIDE.items()}
+_ORIGINAL_SIDE = {"down": "input", "up": "output"}
+_DIFFUSERS_SIDE = {first: their for their, first in _ORIGINAL_SIDE.items()}
+_BLOCK_PARTS = ("resnets", "attentions")
 _BLOCK = re.compile(
     r"(down|up)_blocks_(\d{1,3})_(resnets|attentions|downsamplers|upsamplers)_(\d{1,3})_(.+)"
 )
 _MIDDLE = re.compile(r"mid_block_(resnets|attentions)_(\d{1,3})_(.+)")
-_FIRST_BLOCK = re.compile(r"(input|output)_blocks_(\d{1,3})_(\d)_([a-z].*)")
-_FIRST_MIDDLE = re.compile(r"middle_block_(\d)_([a-z].*)")
+_ORIGINAL_BLOCK = re.compile(r"(input|output)_blocks_(\d{1,3})_(\d)_([a-z].*)")
+_ORIGINAL_MIDDLE = re.compile(r"middle_block_(\d)_([a-z].*)")
 
 
-def _first_unet(names: Collection[str]) -> Names:
-    """Blocks are counted through: n of them, the last of which changes the resolution, make one
-    of diffusers'; at the start is the first convolution."""
+def _original_unet(names: Collection[str]) -> Names:
+    """Return original UNet names -> diffusers'. The original numbers blocks through: n of them, the
+    last of which changes the resolution, are one in diffusers; the first is a convolution."""
     blocks = {name: match.groups() for name in names if (match := _BLOCK.fullmatch(name))}
     layers = [int(m[3]) for m in blocks.values() if m[0] == "down" and m[2] == "resnets"]
     n = max(layers, default=1) + 2
     attentive = {m[1] for m in blocks.values() if m[0] == "up" and m[2] == "attentions"}
-    found = {_OUTSIDE_OF[name]: name for name in names if name in _OUTSIDE_OF}
+    original = {_OUTSIDE_ORIGINAL[name]: name for name in names if name in _OUTSIDE_ORIGINAL}
     for name, (side, block, kind, layer, rest) in blocks.items():
-        # what makes larger stands behind the attention, where there is one
+        # the upsampler comes after the attention, where there is one
         place = {"attentions": 1, "upsamplers": 1 + (block in attentive)}.get(kind, 0)
-        index = int(layer) if kind in _KINDS else n - 1
+        index = int(layer) if kind in _BLOCK_PARTS else n - 1
         number = int(block) * n + index + (side == "down")
-        inner = "op" if kind == "downsamplers" else _INSIDE_OF.get(rest, rest)
-        found[f"{_SIDES[side]}_blocks_{number}_{place}_{inner}"] = name
+        inner = "op" if kind == "downsamplers" else _RESNET_ORIGINAL.get(rest, rest)
+        original[f"{_ORIGINAL_SIDE[side]}_blocks_{number}_{place}_{inner}"] = name
     for name in names:
         if match := _MIDDLE.fullmatch(name):
             kind, layer, rest = match.groups()
-            place = 2 * int(layer) + _KINDS.index(kind)
-            found[f"middle_block_{place}_{_INSIDE_OF.get(rest, rest)}"] = name
-    return {first: ((name, None),) for first, name in found.items()}
+            place = 2 * int(layer) + _BLOCK_PARTS.index(kind)
+            original[f"middle_block_{place}_{_RESNET_ORIGINAL.get(rest, rest)}"] = name
+    return {first: ((name, None),) for first, name in original.items()}
 
 
 def _diffusers_unet(names: Collection[str]) -> Names:
-    found = {name: _diffusers_unet_name(name) for name in names}
-    return {first: ((name, None),) for first, name in found.items() if name}
+    converted = {name: _diffusers_unet_name(name) for name in names}
+    return {first: ((name, None),) for first, name in converted.items() if name}
 
 
 def _diffusers_unet_name(name: str) -> str:
-    """Of a UNet with two layers per block; empty when it is not the first code's."""
-    if match := _FIRST_MIDDLE.fullmatch(name):
+    """Return a name's diffusers name in a UNet of two layers per block; empty if not original."""
+    if match := _ORIGINAL_MIDDLE.fullmatch(name):
         layer, kind = divmod(int(match[1]), 2)
-        return f"mid_block_{_KINDS[kind]}_{layer}_{_RESNET.get(match[2], match[2])}"
-    if match := _FIRST_BLOCK.fullmatch(name):
+        return f"mid_block_{_BLOCK_PARTS[kind]}_{layer}_{_RESNET.get(match[2], match[2])}"
+    if match := _ORIGINAL_BLOCK.fullmatch(name):
         side, number, place, rest = match.groups()
         block, layer = divmod(int(number) - (side == "input"), 3)
-        their = f"{_SIDES_OF[side]}_blocks_{block}"
+        their = f"{_DIFFUSERS_SIDE[side]}_blocks_{block}"
         if rest in ("op", "conv"):
-            return f"{their}_{_SIDES_OF[side]}samplers_0_conv"
-        return f"{their}_{_KINDS[place != '0']}_{layer}_{_RESNET.get(rest, rest)}"
+            return f"{their}_{_DIFFUSERS_SIDE[side]}samplers_0_conv"
+        return f"{their}_{_BLOCK_PARTS[place != '0']}_{layer}_{_RESNET.get(rest, rest)}"
     return _OUTSIDE.get(name, "")
 
 
-def _stack(*names: str, sizes: tuple[int, ...] = (1, 1, 1)) -> Shares:
+def _fused(*names: str, sizes: tuple[int, ...] = (1, 1, 1)) -> Shares:
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     rows = [(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
     return tuple(zip(names, rows, strict=True))
 
 
-def _rows(first: str, theirs: str, table: Mapping[str, str | Shares]) -> Names:
-    """`table` with what its names begin with; # is a block's number."""
+def _with_prefixes(first: str, theirs: str, table: Mapping[str, str | Shares]) -> Names:
+    """Return `table` with prefixes added on both sides; # stands for a block's number."""
     return {
         first + name: tuple((theirs + their, rows) for their, rows in shares)
         for name, value in table.items()
@@ -131,15 +131,15 @@ def _rows(first: str, theirs: str, table: Mapping[str, str | Shares]) -> Names:
     }
 
 
-_QKV = _stack("attn_to_q", "attn_to_k", "attn_to_v")
-_CONTEXT_QKV = _stack("attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj")
+_QKV = _fused("attn_to_q", "attn_to_k", "attn_to_v")
+_CONTEXT_QKV = _fused("attn_add_q_proj", "attn_add_k_proj", "attn_add_v_proj")
 _FINAL: dict[str, str | Shares] = {
     "final_layer_linear": "proj_out",
-    "final_layer_adaLN_modulation_1": (("norm_out_linear", TURNED),),
+    "final_layer_adaLN_modulation_1": (("norm_out_linear", SWAPPED),),
 }
 _FLUX = {
-    **_rows("", "", {**_FINAL, "img_in": "x_embedder", "txt_in": "context_embedder"}),
-    **_rows(
+    **_with_prefixes("", "", {**_FINAL, "img_in": "x_embedder", "txt_in": "context_embedder"}),
+    **_with_prefixes(
         "",
         "time_text_embed_",
         {
@@ -151,7 +151,7 @@ _FLUX = {
             "guidance_in_out_layer": "guidance_embedder_linear_2",
         },
     ),
-    **_rows(
+    **_with_prefixes(
         "double_blocks_#_",
         "transformer_blocks_#_",
         {
@@ -171,13 +171,13 @@ _FLUX = {
             "txt_mlp_2": "ff_context_net_2",
         },
     ),
-    **_rows(
+    **_with_prefixes(
         "single_blocks_#_",
         "single_transformer_blocks_#_",
         {
             "modulation_lin": "norm_linear",
             # the MLP is four times as wide as the attention
-            "linear1": _stack(
+            "linear1": _fused(
                 "attn_to_q", "attn_to_k", "attn_to_v", "proj_mlp", sizes=(1, 1, 1, 4)
             ),
             "norm_query_norm": "attn_norm_q",
@@ -187,12 +187,12 @@ _FLUX = {
     ),
 }
 _SD3 = {
-    **_rows(
+    **_with_prefixes(
         "",
         "",
         {**_FINAL, "x_embedder_proj": "pos_embed_proj", "context_embedder": "context_embedder"},
     ),
-    **_rows(
+    **_with_prefixes(
         "",
         "time_text_embed_",
         {
@@ -202,7 +202,7 @@ _SD3 = {
             "y_embedder_mlp_2": "text_embedder_linear_2",
         },
     ),
-    **_rows(
+    **_with_prefixes(
         "joint_blocks_#_x_block_",
         "transformer_blocks_#_",
         {
@@ -211,7 +211,7 @@ _SD3 = {
             "attn_ln_q": "attn_norm_q",
             "attn_ln_k": "attn_norm_k",
             "attn_proj": "attn_to_out_0",
-            "attn2_qkv": _stack("attn2_to_q", "attn2_to_k", "attn2_to_v"),
+            "attn2_qkv": _fused("attn2_to_q", "attn2_to_k", "attn2_to_v"),
             "attn2_ln_q": "attn2_norm_q",
             "attn2_ln_k": "attn2_norm_k",
             "attn2_proj": "attn2_to_out_0",
@@ -219,7 +219,7 @@ _SD3 = {
             "mlp_fc2": "ff_net_2",
         },
     ),
-    **_rows(
+    **_with_prefixes(
         "joint_blocks_#_context_block_",
         "transformer_blocks_#_",
         {
@@ -237,57 +237,63 @@ _NUMBER = re.compile(r"(?<=blocks_)\d{1,3}(?=_)")
 _SD3_DEPTHS = (24, 38)  # of SD 3 and 3.5 medium, of 3.5 large
 
 
-def _numbered(name: str) -> tuple[str, str]:
-    """A name with # for its block's number, and the number."""
+def _split_block_number(name: str) -> tuple[str, str]:
+    """Return (name with # for its block's number, the number)."""
     number = _NUMBER.search(name)
-    # a # that a file brings along is none of ours
+    # a # in a file's own name is removed
     return _NUMBER.sub("#", name.replace("#", "")), number[0] if number else ""
 
 
-def _filled(table: Names, row: str, number: str) -> Shares:
+def _shares_of_block(table: Names, row: str, number: str) -> Shares:
     return tuple((their.replace("#", number), rows) for their, rows in table[row])
 
 
-def _first_transformer(table: Names, names: Collection[str]) -> Names:
+def _original_transformer(table: Names, names: Collection[str]) -> Names:
     row_of = {their: row for row, shares in table.items() for their, _ in shares}
-    found = [(row_of.get(row), number) for row, number in map(_numbered, names)]
+    rows_and_numbers = [
+        (row_of.get(row), number) for row, number in map(_split_block_number, names)
+    ]
     return {
-        row.replace("#", number): _filled(table, row, number)
-        for row, number in dict.fromkeys(found)
+        row.replace("#", number): _shares_of_block(table, row, number)
+        for row, number in dict.fromkeys(rows_and_numbers)
         if row
     }
 
 
 def _diffusers_transformer(table: Names, names: Collection[str]) -> Names:
-    found = {name: _numbered(name) for name in names}
-    return {name: _filled(table, *place) for name, place in found.items() if place[0] in table}
+    rows_and_numbers = {name: _split_block_number(name) for name in names}
+    return {
+        name: _shares_of_block(table, *place)
+        for name, place in rows_and_numbers.items()
+        if place[0] in table
+    }
 
 
-def _first_sd3(names: Collection[str]) -> Names:
-    numbers = [int(number) for _, number in map(_numbered, names) if number]
-    return _turn_last(_first_transformer(_SD3, names), max(numbers, default=0))
+def _original_sd3(names: Collection[str]) -> Names:
+    numbers = [int(number) for _, number in map(_split_block_number, names) if number]
+    return _swap_last_modulation(_original_transformer(_SD3, names), max(numbers, default=0))
 
 
 def _diffusers_sd3(names: Collection[str]) -> Names:
-    numbers = [int(number) for _, number in map(_numbered, names) if number]
+    numbers = [int(number) for _, number in map(_split_block_number, names) if number]
     depth = next((d for d in _SD3_DEPTHS if d > max(numbers, default=0)), 0)
-    return _turn_last(_diffusers_transformer(_SD3, names), depth - 1)
+    return _swap_last_modulation(_diffusers_transformer(_SD3, names), depth - 1)
 
 
-def _turn_last(names: Names, last: int) -> Names:
-    """The text's side ends in the last block, so that its modulation there is a last one."""
+def _swap_last_modulation(names: Names, last: int) -> Names:
+    """Swap shift and scale in the text stream's last block, whose modulation is a final one."""
     row = f"joint_blocks_{last}_context_block_adaLN_modulation_1"
-    turned = {row: tuple((their, TURNED) for their, _ in names[row])} if row in names else {}
-    return names | turned
+    swapped = {row: tuple((their, SWAPPED) for their, _ in names[row])} if row in names else {}
+    return names | swapped
 
 
 _UNETS = ("starter", "sd1", "sd2", "sdxl")
-_FIRST: dict[str, Callable[[Collection[str]], Names]] = {
-    **dict.fromkeys(_UNETS, _first_unet),
-    "sd3": _first_sd3,
-    "flux": functools.partial(_first_transformer, _FLUX),
+_TO_ORIGINAL: dict[str, Callable[[Collection[str]], Names]] = {
+    **dict.fromkeys(_UNETS, _original_unet),
+    "sd3": _original_sd3,
+    "flux": functools.partial(_original_transformer, _FLUX),
 }
-_DIFFUSERS: dict[str, Callable[[Collection[str]], Names]] = {
+_TO_DIFFUSERS: dict[str, Callable[[Collection[str]], Names]] = {
     **dict.fromkeys(_UNETS, _diffusers_unet),
     "sd3": _diffusers_sd3,
     "flux": functools.partial(_diffusers_transformer, _FLUX),

@@ -1,7 +1,7 @@
-"""Textual inversions in files of their own (arXiv:2208.01618): a word, and its vectors.
+"""Textual inversion files (arXiv:2208.01618): a word and its vectors.
 
 A1111 writes `emb_params` (n,width), for SDXL `clip_l` and `clip_g`; diffusers a single tensor under
-the word it was trained for. The word that calls it is the file's bare name, as in A1111
+the word it was trained for. In prompts the word is the file's stem, as in A1111
 (modules/textual_inversion/textual_inversion.py).
 """
 
@@ -19,15 +19,15 @@ from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.header import read_header
 from sdlora.messages import Message
 
-MOST_VECTORS = 75  # what a chunk holds
+MAX_VECTORS = 75  # tokens in a chunk
 _SDXL = {"clip_l", "clip_g"}
 _BY_WIDTH = {BASES[name].width: name for name in ("starter", "sd1", "sd2")}
 
 
 def read_inversion(path: Path) -> LoraFile:
-    """The file at `path` as a LoRA that brings one word and changes nothing else.
+    """Read the file at `path` as a LoRA with one embedding and no layers.
 
-    LoraFileError: what is wrong with it.
+    LoraFileError when it is refused.
     """
     shapes = read_header(path).shapes
     if not (len(shapes) == 1 or shapes.keys() == _SDXL):
@@ -40,12 +40,14 @@ def read_inversion(path: Path) -> LoraFile:
             tensors = {key: file.get_tensor(key) for key in shapes}
     except (OSError, SafetensorError) as error:
         raise refusal("unreadable", file=path.name, why=error) from None
-    encoders = {key if key in _SDXL else "": _vectors(key, its) for key, its in tensors.items()}
+    encoders = {
+        key if key in _SDXL else "": _vectors(key, tensor) for key, tensor in tensors.items()
+    }
     return LoraFile({}, {}, {path.stem.lower(): encoders})
 
 
 def inversion_base(file: LoraFile) -> str:
-    """The base that its widths tell, in words."""
+    """Title of the base model that has its width; the width itself when none has."""
     [encoders] = file.embeddings.values()
     if encoders.keys() & _SDXL:
         return BASES["sdxl"].title
@@ -56,7 +58,7 @@ def inversion_base(file: LoraFile) -> str:
 
 def _vectors(key: str, tensor: Tensor) -> Tensor:
     rows = tensor[None] if tensor.dim() == 1 else tensor
-    if rows.dim() != 2 or not 1 <= len(rows) <= MOST_VECTORS:
+    if rows.dim() != 2 or not 1 <= len(rows) <= MAX_VECTORS:
         raise refusal("embedding", name=key, shape=tuple(tensor.shape))
     if not rows.float().isfinite().all():
         raise refusal("not_finite", name=key)

@@ -1,7 +1,7 @@
-"""How a LoRA was made, said in its own file, so that it can be made again; no torch.
+"""Settings, dataset hash and versions stored in a LoRA file, to train it again; no torch.
 
-All settings, one hash of all pictures and captions, and the versions of what computed it. Of paths
-only the last name stays, for a file is passed on.
+The dataset hash covers all pictures and captions; versions are those of the libraries that computed
+it. Of paths only the last name is stored, because LoRA files are shared.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from sdlora.settings.train import TrainSettings
 from sdlora.text_files import json_value
 
 SETTINGS, PICTURES, VERSIONS = "sdlora_settings", "sdlora_pictures", "sdlora_versions"
-LIKE_FILE = "like.json"  # in a run's folder: the file that it repeats
+LIKE_FILE = "like.json"  # in a run's folder: the LoRA file whose training it repeats
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
-# Settings that may be a path on somebody's computer
-_PLACES = ("data", "model", "more_data", "regularisation", "masks", "validation_data")
+# Settings that may be a path on the user's computer
+_PATH_SETTINGS = ("data", "model", "more_data", "regularisation", "masks", "validation_data")
 
 
 @dataclass(frozen=True)
 class TrainingMetadata:
-    """What a file says of its making: settings as they were given, the hash of its pictures."""
+    """Training data of a LoRA file: settings as given, hash of the dataset, library versions."""
 
     settings: dict[str, Any]
     pictures: str
@@ -38,33 +38,35 @@ class TrainingMetadata:
 
 
 def versions() -> dict[str, str]:
-    """Of this program and of what computes for it."""
-    found = {"sdlora": __version__}
+    """Return the versions of this program and of PACKAGES."""
+    installed = {"sdlora": __version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def recipe_metadata(settings: TrainSettings, pictures: str) -> dict[str, str]:
-    """What goes into the file. `pictures` is their hash."""
+def reproduction_metadata(settings: TrainSettings, pictures: str) -> dict[str, str]:
+    """Return the metadata to store in the file. `pictures` is the hash of the dataset."""
     values = settings.model_dump(mode="json")
-    for name in _PLACES:
+    for name in _PATH_SETTINGS:
         if name in values:
             values[name] = _without_folders(values[name], keep=name == "model")
-    said = {SETTINGS: values, VERSIONS: versions()}
-    rows = {key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+    tables = {SETTINGS: values, VERSIONS: versions()}
+    rows = {key: json.dumps(value, ensure_ascii=False) for key, value in tables.items()}
     return {**rows, PICTURES: pictures}
 
 
-def read_recipe(path: Path) -> TrainingMetadata:
-    """The recipe in a LoRA file. LoraFileError: it has none, or is no LoRA."""
-    said: Mapping[str, str] = read_header(path).metadata
+def read_training_metadata(path: Path) -> TrainingMetadata:
+    """Read a LoRA file's training metadata. LoraFileError when it has none, or is no LoRA."""
+    metadata: Mapping[str, str] = read_header(path).metadata
     try:
-        settings, found = json_value(said[SETTINGS]), json_value(said[VERSIONS])
-        return TrainingMetadata(TrainSettings.from_record(settings), said[PICTURES], dict(found))
+        settings, recorded_versions = json_value(metadata[SETTINGS]), json_value(metadata[VERSIONS])
+        return TrainingMetadata(
+            TrainSettings.from_record(settings), metadata[PICTURES], dict(recorded_versions)
+        )
     except (AttributeError, KeyError, ValueError, TypeError):
         raise LoraFileError(
             "{file} does not say how it was trained; only LoRAs of this program do, and not those "
@@ -73,8 +75,8 @@ def read_recipe(path: Path) -> TrainingMetadata:
         ) from None
 
 
-def compared(folder: Path, pictures: str) -> Iterator[Warned]:
-    """What differs from the LoRA that this run repeats, when its folder names one."""
+def reproduction_warnings(folder: Path, pictures: str) -> Iterator[Warned]:
+    """Yield warnings of what differs from the LoRA whose training this run repeats, if any."""
     try:
         like = json_value((folder / LIKE_FILE).read_bytes())
     except (OSError, ValueError):
@@ -92,9 +94,9 @@ def compared(folder: Path, pictures: str) -> Iterator[Warned]:
 
 
 def _without_folders(value: Any, keep: bool) -> Any:
-    """The last name of a path. A hub id, owner/name, is none, where `keep` allows one."""
+    """Return the last name of each path. With `keep`, a hub id (owner/name) stays whole."""
     if isinstance(value, list):
-        return [_without_folders(one, keep) for one in value]
+        return [_without_folders(item, keep) for item in value]
     plain = str(value).replace("\\", "/").rstrip("/")
     if keep and plain.count("/") == 1 and not plain.startswith((".", "~", "/")):
         return value

@@ -1,4 +1,4 @@
-"""All that a LoRA file tells of itself, from its header alone; no torch."""
+"""Description of a LoRA file from its header, as plain values for the command line; no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.header import read_header
 from sdlora.lora.format.keys import embeddings_of
 from sdlora.lora.format.layer_groups import in_groups, part_of
-from sdlora.lora.library.file_info import plain, trigger_words
+from sdlora.lora.library.file_info import one_line, trigger_words
 from sdlora.lora.library.library import Library
 from sdlora.workspace import Workspace
 
-# What is said of the making -> where it stands
+# Label of a training fact -> its key in the file's metadata
 MAKING = {
     "trained as": "ss_output_name",
     "on": "ss_sd_model_name",
@@ -36,26 +36,29 @@ MAKING = {
 
 
 def find_file(name: str, workspace: Workspace) -> Path:
-    """The file at a path, or that a prompt would mean by `name`. LoraFileError: there is none."""
+    """Return the file at path `name`, else the one that a prompt would mean by that name.
+
+    LoraFileError: there is none.
+    """
     path = Path(name).expanduser()
-    return path if path.is_file() else Library.of(workspace).find(name).path
+    return path if path.is_file() else Library.for_workspace(workspace).find(name).path
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Plain values by what they are. LoraFileError when the file does not pass the gate.
+    """Return the facts of a file as plain values by their names.
 
-    `ranks` counts layers by rank, 0 for those that have none; `layers` by part of the model and
-    by group.
+    `ranks` counts layers by rank, 0 for those that have none; `layers` counts them by group.
+    LoraFileError when the header is refused.
     """
     header = read_header(path)
     layers = layers_of(header.shapes)
-    said = header.metadata
-    base = base_of({name: layer.shape for name, layer in layers.items()}, said)
+    metadata = header.metadata
+    base = base_of({name: layer.shape for name, layer in layers.items()}, metadata)
     hashes = read_hashes(path)
     return {
         "file": str(path),
         "name": path.stem,
-        "title": plain(said.get("modelspec.title", "")),
+        "title": one_line(metadata.get("modelspec.title", "")),
         "base": base,
         "base title": BASES[base].title if base in BASES else "unknown",
         "kinds": dict(Counter(layer.kind for layer in layers.values()).most_common()),
@@ -64,9 +67,11 @@ def describe(path: Path) -> dict[str, Any]:
         "layers": {group: len(names) for group, names in in_groups(layers).items()},
         "not used": list(unread_in(header.shapes, layers)),
         "embeddings": sorted({name for name, _ in embeddings_of(header.shapes).values()}),
-        "trigger words": list(trigger_words(said)),
-        "making": {what: plain(said[key]) for what, key in MAKING.items() if said.get(key)},
-        "thumbnail": "modelspec.thumbnail" in said,
+        "trigger words": list(trigger_words(metadata)),
+        "making": {
+            label: one_line(metadata[key]) for label, key in MAKING.items() if metadata.get(key)
+        },
+        "thumbnail": "modelspec.thumbnail" in metadata,
         "bytes": path.stat().st_size,
         "sha256": hashes.sha256,
         "AutoV2": hashes.autov2,

@@ -1,8 +1,8 @@
-"""What LoRA files have said, kept between runs in one SQLite file of the workspace; no torch.
+"""Index of LoRA files' headers and hashes, one SQLite file per workspace; no torch.
 
-A row speaks of a file as it was at one size and time of change. The index is a memory and never the
-truth: one that is damaged or of another version is begun anew, and where none can be written, the
-program goes on without. Page and worker use it at once: each call is a transaction of its own.
+A row holds for a file of one size and time of change. The index is a cache: one that is damaged or
+of another version is begun anew, and where none can be written, the program goes on without. Page
+and worker use it at the same time: each call is a transaction of its own.
 """
 
 from __future__ import annotations
@@ -24,53 +24,56 @@ from sdlora.messages import Message
 
 @dataclass(frozen=True)
 class LoraEntry:
-    """One file. Listing thousands makes one of these for each: what it says is looked at when it
-    is asked for."""
+    """One LoRA file of the library. There are thousands: the facts are decoded on first access."""
 
-    found: ScannedFile
+    scanned: ScannedFile
     row: IndexRow
-    hidden: Message = Message("")  # why its name means another file
+    hidden: Message = Message("")  # empty, or the reason why its name means another file
     also: tuple[Path, ...] = ()  # files of the same name, which this one hides
-    note: Message = Message("")  # how the name that was looked for differs from its own
+    note: Message = Message("")  # how the name that was looked up differs from the file's
 
     @cached_property
     def facts(self) -> Facts:
-        """What it says of itself, and others beside it."""
-        return Facts.of(self.row.facts)
+        """Facts from the file's header and from the sidecars beside it."""
+        return Facts.from_json(self.row.facts)
 
     @property
     def name(self) -> str:
         """The file's stem."""
-        return self.found.name
+        return self.scanned.name
 
     @property
     def folder(self) -> str:
-        """Where it lies below the library's folder, with '/'."""
-        return self.found.folder
+        """Sub-folder below the library's folder, with '/'; empty in that folder itself."""
+        return self.scanned.folder
 
     @property
     def full_name(self) -> str:
         """The name with its sub-folder, such as `styles/neon`."""
-        return f"{self.found.folder}/{self.found.name}" if self.found.folder else self.found.name
+        return (
+            f"{self.scanned.folder}/{self.scanned.name}"
+            if self.scanned.folder
+            else self.scanned.name
+        )
 
     @property
     def path(self) -> Path:
         """The file."""
-        return Path(self.found.path)
+        return Path(self.scanned.path)
 
     @property
     def preview(self) -> Path | None:
-        """A picture of its name beside it."""
-        return Path(self.found.preview) if self.found.preview else None
+        """Picture beside the file that has the file's name."""
+        return Path(self.scanned.preview) if self.scanned.preview else None
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole file."""
-        return int(self.found.stamp.partition(" ")[0])
+        """Size of the whole file in bytes."""
+        return int(self.scanned.stamp.partition(" ")[0])
 
     @property
     def problem(self) -> Message:
-        """Why it cannot be used, or not by its name."""
+        """Reason why the file cannot be used, or not by its name; empty when it can."""
         return self.facts.problem or self.hidden
 
     @property
@@ -80,65 +83,65 @@ class LoraEntry:
 
     @property
     def family(self) -> str:
-        """The base it is for, a name in BASES; empty when nothing tells it."""
+        """The base model it is for, a name in BASES; empty when unknown."""
         return self.facts.base
 
     @property
     def rank(self) -> int:
-        """The highest of its layers."""
+        """Highest rank of the layers; 0 when no layer has one."""
         return self.facts.rank
 
     @property
     def trigger_words(self) -> tuple[str, ...]:
-        """The words that call it."""
+        """Trigger words: of the user's sidecar, the metadata, Civitai, or all captions."""
         return tuple(self.facts.trigger_words)
 
     @property
     def hashes(self) -> Hashes:
-        """Those that are known without reading the file."""
+        """Hashes known without reading the file."""
         return self.row.hashes
 
 
 T = TypeVar("T")
-PATIENCE_S = 10  # how long a call waits for another process's
+PATIENCE_S = 10  # seconds that a call waits for another process's transaction
 
 
 class Facts(NamedTuple):
-    """What a file says of itself in its header, and others beside it."""
+    """Facts of a LoRA file: from its header and from the sidecars beside it."""
 
     alias: str = ""  # the name it was trained under
     title: str = ""  # the name it was published under
-    base: str = ""  # a name in BASES; empty when nothing tells
-    kinds: Sequence[str] = ()  # that of the most layers first
+    base: str = ""  # a name in BASES; empty when unknown
+    kinds: Sequence[str] = ()  # adapter types, that of the most layers first
     rank: int = 0  # the highest
     trigger_words: Sequence[str] = ()
-    is_activation_text: bool = False  # the words are its user's own, in the language of prompts
+    is_activation_text: bool = False  # the words are from the user's sidecar, in prompt syntax
     top_tags: Mapping[str, int] = {}  # tag -> captions that had it, the most frequent first
     negative_text: str = ""
     preferred_weight: float | None = None
-    said_hash: str = ""  # what it says its tensors come to
-    problem: Message = Message("")  # why it cannot be used
-    notes: Sequence[Message] = ()  # what beside it is not used
+    claimed_hash: str = ""  # hash of the tensors according to the metadata
+    problem: Message = Message("")  # reason why it cannot be used
+    notes: Sequence[Message] = ()  # sidecars or parts of them that are not used
 
     @property
     def text(self) -> str:
-        """As it is kept: JSON, so that thousands are told apart without a look at what they say."""
+        """The facts as JSON: rows are compared by this text, without decoding it."""
         messages = self.problem.to_json(), [note.to_json() for note in self.notes]
         return json.dumps((*self[:-2], *messages), separators=(",", ":"))
 
     @classmethod
-    def of(cls, text: str) -> Facts:
-        """What was kept as `text`."""
+    def from_json(cls, text: str) -> Facts:
+        """Read the facts back from `text`."""
         *values, problem, notes = json.loads(text)
         return cls._make([*values, Message.from_json(problem), [*map(Message.from_json, notes)]])
 
 
 class IndexRow(NamedTuple):
-    """A file's facts, and its hashes once somebody has asked for them."""
+    """One row of the table: a file's facts, and its hashes once they have been computed."""
 
     path: bytes  # as the system has it, which need not be text
     stamp: str
-    beside: str  # the stamps of what lies beside the file
+    beside: str  # the stamps of the sidecars
     facts: str
     sha256: str = ""
     body: str = ""
@@ -146,17 +149,17 @@ class IndexRow(NamedTuple):
 
     @property
     def hashes(self) -> Hashes:
-        """Those that are known."""
+        """Hashes computed so far."""
         return Hashes(*self[-3:])
 
     @property
     def checksum(self) -> int:
-        """Of what was read from the file: a row that the disk has damaged has another."""
+        """CRC-32 of stamp, sidecars' stamps and facts, to recognise a row damaged on the disk."""
         return zlib.crc32("\n".join(self[1:4]).encode("utf-8", "surrogatepass"))
 
 
 _CREATE = f"CREATE TABLE files (path BLOB PRIMARY KEY, {', '.join(IndexRow._fields[1:])}, checksum)"
-# hashes outlive what changes beside a file only
+# hashes stay valid when only a sidecar changes
 _KEEP = (
     f"INSERT INTO files VALUES ({', '.join('?' * len(IndexRow._fields))}, ?) "
     "ON CONFLICT (path) DO UPDATE SET "
@@ -165,33 +168,33 @@ _KEEP = (
     ", checksum = excluded.checksum"
 )
 _HASH = "UPDATE files SET sha256 = ?, body = ?, legacy = ? WHERE path = ? AND stamp = ?"
-# Another state of the program may judge files otherwise: what it has kept is not asked
+# Other code may read files differently: an index written by it is not used
 _PROGRAM = b"".join(
     path.read_bytes() for path in sorted(Path(__file__).parent.parent.rglob("*.py"))
 )
 _VERSION = zlib.crc32(_PROGRAM) & 0x7FFF_FFFF
-# what says that the file itself is no good, and not the moment
+# SQLite's codes for a file that is damaged for good, not just locked
 _BROKEN = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class Index:
-    """One file of rows. Safe from any process and thread; never an error."""
+    """The SQLite file. Safe to use from any process and thread; never raises."""
 
     def __init__(self, database: Path | None) -> None:
-        """Without a file nothing is kept."""
+        """Use `database` as the file; None keeps nothing."""
         self.database = database
 
     def rows(self) -> dict[bytes, IndexRow]:
-        """All that is known, by path. Rows that are damaged are forgotten."""
+        """All rows by path. Damaged rows are deleted."""
 
         def read(connection: sqlite3.Connection) -> dict[bytes, IndexRow]:
             fields = ", ".join(IndexRow._fields)
             rows = connection.execute(f"SELECT rowid, {fields}, checksum FROM files").fetchall()
-            damaged = [(number,) for number, *row in rows if not _is_whole(row)]
+            damaged = [(number,) for number, *row in rows if not _is_undamaged(row)]
             connection.executemany("DELETE FROM files WHERE rowid = ?", damaged)
-            return {row[0]: IndexRow._make(row[:-1]) for _, *row in rows if _is_whole(row)}
+            return {row[0]: IndexRow._make(row[:-1]) for _, *row in rows if _is_undamaged(row)}
 
-        return self._do(read, {})
+        return self._transaction(read, {})
 
     def keep(self, rows: Collection[IndexRow], gone: Iterable[bytes] = ()) -> None:
         """Add rows or replace them, and forget the files that are gone."""
@@ -200,19 +203,21 @@ class Index:
             connection.executemany(_KEEP, [(*row, row.checksum) for row in rows])
             connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
 
-        self._do(write, None)
+        self._transaction(write, None)
 
     def keep_hashes(self, path: bytes, stamp: str, hashes: Hashes) -> None:
-        """Add a file's hashes to its row, if that still speaks of the file that was hashed."""
-        self._do(lambda connection: connection.execute(_HASH, (*hashes, path, stamp)), None)
+        """Add a file's hashes to its row, if the row still has the stamp of the hashed file."""
+        self._transaction(
+            lambda connection: connection.execute(_HASH, (*hashes, path, stamp)), None
+        )
 
-    def _do(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """`work` as one transaction; `otherwise` where there can be no index."""
+    def _transaction(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """Run `work` as one transaction; return `otherwise` where no index can be opened."""
         for _ in range(2 if self.database else 0):
             try:
                 opened = sqlite3.connect(str(self.database), PATIENCE_S)
                 with closing(opened) as connection, connection:
-                    _begin(connection)
+                    _begin_exclusive(connection)
                     return work(connection)
             except sqlite3.Error as error:
                 # Python's own complaint, of text that is none, comes without a code
@@ -228,15 +233,15 @@ class Index:
                 Path(f"{self.database}{ending}").unlink(missing_ok=True)
 
 
-def _is_whole(row: Sequence[Any]) -> bool:
-    """Whether a row of the table is as it was written."""
+def _is_undamaged(row: Sequence[Any]) -> bool:
+    """True if a row of the table has the right types and checksum."""
     is_typed = type(row[0]) is bytes and all(type(text) is str for text in row[1:-1])
     return is_typed and IndexRow._make(row[:-1]).checksum == row[-1]
 
 
-def _begin(connection: sqlite3.Connection) -> None:
-    """Be the only one who writes, and have the table of this version."""
-    connection.isolation_level = None  # nothing begins or ends but where it is said
+def _begin_exclusive(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that locks out other writers; create the table of this version."""
+    connection.isolation_level = None  # no implicit transactions
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
     if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:

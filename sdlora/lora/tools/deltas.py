@@ -1,7 +1,7 @@
-"""What an adapter of any kind changes in its layer, as a matrix or a spectrum; back to a LoRA.
+"""Delta of an adapter of any type, as a matrix or as its SVD, and back to a LoRA.
 
-Most kinds tell their change alone. DoRA, GLoRA, IA3, OFT and BOFT say how a weight is to be changed
-and need that weight: `pristine(layer name)` gives it.
+Most types define their delta alone. DoRA, GLoRA, IA3, OFT and BOFT compute it from the weight of
+the base model: `base_weight(layer name)` returns that.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sdlora.lora.format.layer_groups import group_of
 from sdlora.lora.tools.svd import Spectrum
 from sdlora.messages import PerSurface
 
-Pristine = Callable[[str], Tensor]
+BaseWeight = Callable[[str], Tensor]
 _STANDALONE = ("LoRA", "LoHa", "LoKr", "full", "norm")  # with `dora_scale` they are not
 _BIASES = ("diff_b", "b_norm")
 
 
 def no_weights(name: str) -> Tensor:
-    """The `pristine` of callers that have no model open."""
+    """Raise LoraFileError: the `base_weight` of callers that have no model open."""
     raise LoraFileError(
         "how layer {layer!r} is changed depends on the base model's own weight; name that model"
         "{how}",
@@ -35,50 +35,50 @@ def no_weights(name: str) -> Tensor:
 
 
 def has_matrix(adapter: Adapter) -> bool:
-    """Whether it changes a matrix (out, in[,k,k]): what a LoRA can hold."""
+    """True if the adapter changes a matrix (out, in[,k,k]), which a LoRA can hold."""
     return "weight" in adapter.parameters and len(adapter.shape) != 1
 
 
-def weight_shape(adapter: Adapter, name: str, pristine: Pristine) -> tuple[int, ...]:
-    """(out, in[,k,k]) of the weight that a matrix is changed of."""
+def shape_of_weight(adapter: Adapter, name: str, base_weight: BaseWeight) -> tuple[int, ...]:
+    """Shape (out, in[,k,k]) of the weight that an adapter with a matrix changes."""
     is_open = KIND[adapter.kind].flat and len(adapter.shape) == 2
     if adapter.shape and not (is_open and group_of(name) == "convolution"):
         return adapter.shape
-    return tuple(pristine(name).shape)
+    return tuple(base_weight(name).shape)
 
 
-def change(adapter: Adapter, name: str, parameter: str, pristine: Pristine) -> Tensor:
-    """The change of one parameter in float32, in the parameter's shape."""
+def parameter_delta(adapter: Adapter, name: str, parameter: str, base_weight: BaseWeight) -> Tensor:
+    """Return the delta of one parameter: float32, of the parameter's shape."""
     shape = adapter.shape
     if parameter == "bias":
-        shape = next(its.shape for role, its in adapter.tensors.items() if role in _BIASES)
+        shape = next(tensor.shape for role, tensor in adapter.tensors.items() if role in _BIASES)
     elif adapter.kind not in _STANDALONE or "dora_scale" in adapter.tensors:
-        return adapter.delta(pristine(name), parameter)
+        return adapter.delta(base_weight(name), parameter)
     return adapter.delta(torch.zeros(()).expand(shape), parameter)  # only its shape counts
 
 
-def spectrum(adapter: Adapter, name: str, pristine: Pristine) -> Spectrum:
-    """Of the change of its weight, as a matrix (out, in·k·k)."""
+def spectrum(adapter: Adapter, name: str, base_weight: BaseWeight) -> Spectrum:
+    """Return the SVD of the delta of the adapter's weight, as a matrix (out, in·k·k)."""
     factors = adapter.factors()
     if factors is None:
-        return Spectrum.of_matrix(change(adapter, name, "weight", pristine).flatten(1))
+        return Spectrum.of_matrix(parameter_delta(adapter, name, "weight", base_weight).flatten(1))
     down, up = factors
     return Spectrum.of_factors(down.flatten(1), up.flatten(1))
 
 
 def as_lora(down: Tensor, up: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Adapter:
-    """The product up (m,r) · down (r,n) as a LoRA, in `dtype`, for a weight of this shape."""
+    """Return up (m,r) · down (r,n) as a LoRA layer in `dtype`, for a weight of shape `shape`."""
     rank, ones = down.shape[0], (1,) * len(shape[2:])
     down = down.reshape(rank, *shape[1:]).to(dtype)
     return Adapter.lora(down, up.reshape(shape[0], rank, *ones).to(dtype), float(rank))
 
 
 def flat_factors(lora: Adapter) -> tuple[Tensor, Tensor]:
-    """down (r,n) and up (m,r) in float32 of a plain LoRA, its scale in up."""
+    """Return down (r,n) and up (m,r) of a plain LoRA in float32, with its scale in up."""
     down, up = lora.factors() or (torch.zeros(0, 0),) * 2
     return down.flatten(1), up.flatten(1)
 
 
-def limit(shape: tuple[int, ...]) -> int:
+def max_rank(shape: tuple[int, ...]) -> int:
     """The highest rank that a layer of this shape can be written with."""
     return min(shape[0], math.prod(shape[1:]), MAX_RANK)

@@ -1,7 +1,7 @@
-"""What a file made from other files says of itself: its sources, its words, its picture; no torch.
+"""Metadata of LoRA files made from others: sources, trigger words, thumbnail; no torch.
 
-What no longer holds is dropped, what holds is kept, and what is private goes on request. The keys
-are those of `metadata`: kohya's `ss_*` and Stability's `modelspec.*` 1.0.1.
+Entries that no longer hold are dropped, the others kept, and private ones removed on request. The
+keys are those of `format/metadata.py`: kohya's `ss_*` and Stability's `modelspec.*` 1.0.1.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from sdlora.text_files import json_value
 Metadata = Mapping[str, str]
 THUMBNAIL = 256  # pixels of the longer side
 
-# True of one set of tensors only: the writer hashes anew, and alphas stand beside their layers
-STALE = (
+# Valid for one set of tensors only: the writer hashes anew, and stores alphas with their layers
+STALE_KEYS = (
     *("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"),
     *("lora_adapter_metadata", "lora_meta"),
 )
-# True of what is made from several files, where all of them say so
-_OF_THE_BASE = (
+# Kept in a merge when all of its files have the same value
+_BASE_KEYS = (
     *("ss_base_model_version", "ss_v2", "ss_sd_model_hash", "ss_clip_skip"),
     *("modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation"),
     *("modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer"),
 )
-# All that stays when private data goes: what the LoRA is and how it is used, and plain numbers of
-# its training. What is not here can hold a path, a caption or a name.
-STAYS = frozenset(
+# Kept when private data is removed: the LoRA's type and use, and plain numbers of its training.
+# Any other key can hold a path, a caption or a name.
+PUBLIC_KEYS = frozenset(
     (
-        *_OF_THE_BASE,
+        *_BASE_KEYS,
         *("modelspec.title", "modelspec.trigger_phrase", "modelspec.usage_hint"),
         *("modelspec.thumbnail", "modelspec.timestep_range", "modelspec.license"),
         *("trained_words", "format", "lora_adapter_metadata"),
@@ -60,8 +60,8 @@ STAYS = frozenset(
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that another is made from."""
+class MergeSource:
+    """One LoRA file of a merge, with its weight in the sum."""
 
     name: str
     weight: float
@@ -69,11 +69,11 @@ class Source:
 
 
 def without_private(metadata: Metadata) -> dict[str, str]:
-    """Only what STAYS; of the network's arguments only those that are numbers."""
-    kept = {key: value for key, value in metadata.items() if key in STAYS}
-    if "ss_network_args" in kept:
-        kept["ss_network_args"] = json.dumps(_numbers(kept["ss_network_args"]))
-    return kept
+    """Return the entries in PUBLIC_KEYS; of `ss_network_args` only the numbers and booleans."""
+    public = {key: value for key, value in metadata.items() if key in PUBLIC_KEYS}
+    if "ss_network_args" in public:
+        public["ss_network_args"] = json.dumps(_numbers(public["ss_network_args"]))
+    return public
 
 
 def _numbers(text: str) -> dict[str, str]:
@@ -90,19 +90,19 @@ def _numbers(text: str) -> dict[str, str]:
     }
 
 
-def named(metadata: Metadata, name: str) -> dict[str, str]:
-    """The metadata of a file called `name`, which is its title and the alias it is found by."""
+def with_title(metadata: Metadata, name: str) -> dict[str, str]:
+    """Return `metadata` with `name` as the title and as the alias that prompts can use."""
     return {**metadata, "modelspec.title": name, "ss_output_name": name}
 
 
-def with_trigger_words(metadata: Metadata, words: Iterable[str]) -> dict[str, str]:
-    """The words that call it, in place of all that were said before."""
+def with_trigger_words(metadata: Metadata, phrases: Iterable[str]) -> dict[str, str]:
+    """Return `metadata` with these trigger words in place of all present ones."""
     others = {key: value for key, value in metadata.items() if key != "trained_words"}
-    return {**others, "modelspec.trigger_phrase": ", ".join(words)}
+    return {**others, "modelspec.trigger_phrase": ", ".join(phrases)}
 
 
 def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
-    """A picture as `modelspec.thumbnail`: a JPEG of at most 256 pixels a side as a data URL.
+    """Return `metadata` with `modelspec.thumbnail`: a JPEG, at most 256 pixels a side, as data URL.
 
     DataError when `picture` cannot be read.
     """
@@ -119,36 +119,38 @@ def with_thumbnail(metadata: Metadata, picture: Path) -> dict[str, str]:
     return {**metadata, "modelspec.thumbnail": url}
 
 
-def rewritten(metadata: Metadata, what: str) -> dict[str, str]:
-    """Of the same LoRA with other tensors: what holds of it, and what was done to it."""
-    kept = {key: value for key, value in metadata.items() if key not in STALE}
-    before = kept.get("ss_training_comment", "")
-    done = f"{what} with sdlora {__version__}"
-    return {**kept, "ss_training_comment": f"{before}; {done}" if before else done}
+def rewritten_metadata(metadata: Metadata, operation: str) -> dict[str, str]:
+    """Return the metadata of a LoRA rewritten by `operation`: still valid entries and a comment."""
+    valid = {key: value for key, value in metadata.items() if key not in STALE_KEYS}
+    before = valid.get("ss_training_comment", "")
+    done = f"{operation} with sdlora {__version__}"
+    return {**valid, "ss_training_comment": f"{before}; {done}" if before else done}
 
 
-def merged(sources: Sequence[Source], base: str, how: str) -> dict[str, str]:
-    """Of a file made from several for one base: what all say of it, their words, their weights."""
+def merged_metadata(sources: Sequence[MergeSource], base: str, how: str) -> dict[str, str]:
+    """Return the metadata of a merge: entries all sources share, trigger words, weights."""
     first, *rest = (source.metadata for source in sources)
     alike = {
         key: first[key]
-        for key in _OF_THE_BASE
-        if key in first and all(its.get(key) == first[key] for its in rest)
+        for key in _BASE_KEYS
+        if key in first and all(metadata.get(key) == first[key] for metadata in rest)
     }
     sum_ = " + ".join(f"{source.weight:g} × {source.name}" for source in sources)
-    words = dict.fromkeys(word for source in sources for word in trigger_words(source.metadata))
-    said = {
-        **of_base(base),
+    all_trigger_words = dict.fromkeys(
+        word for source in sources for word in trigger_words(source.metadata)
+    )
+    shared = {
+        **base_metadata(base),
         **alike,
         "modelspec.merged_from": ", ".join(source.name for source in sources),
         "modelspec.description": f"{sum_} ({how})",
     }
-    called = with_trigger_words(said, words) if words else said
-    return rewritten(called, f"merged from {sum_} ({how})")
+    called = with_trigger_words(shared, all_trigger_words) if all_trigger_words else shared
+    return rewritten_metadata(called, f"merged from {sum_} ({how})")
 
 
-def of_base(base: str) -> dict[str, str]:
-    """What a LoRA for `base` says of it; nothing when the base is not known."""
+def base_metadata(base: str) -> dict[str, str]:
+    """Return the entries that name the base model; empty when `base` is not in BASES."""
     if base not in BASES:
         return {}
     row = BASES[base]
@@ -161,11 +163,11 @@ def of_base(base: str) -> dict[str, str]:
     }
 
 
-def of_ranks(ranks: Iterable[int]) -> dict[str, str]:
-    """Of a plain LoRA whose layers have these ranks, and alphas alike; kohya calls several
-    "Dynamic"."""
-    found = sorted(set(ranks))
-    rank = str(found[0]) if len(found) == 1 else "Dynamic"
+def rank_metadata(ranks: Iterable[int]) -> dict[str, str]:
+    """Return the network's entries of a plain LoRA whose layers have these ranks and equal alphas;
+    for several ranks kohya writes "Dynamic"."""
+    distinct = sorted(set(ranks))
+    rank = str(distinct[0]) if len(distinct) == 1 else "Dynamic"
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,

@@ -1,4 +1,4 @@
-"""What a LoRA tool has to say, for people and for programs; no torch."""
+"""Report of a LoRA tool, as lines of text and as JSON; no torch."""
 
 from __future__ import annotations
 
@@ -10,54 +10,57 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Report:
-    """What one file turned out to be, or what was made. The facts are plain values by what they
-    are, in the order to show; `good` is False when the file cannot be used."""
+    """Result of a LoRA tool: of a file that was checked, or of a file that was made.
+
+    `facts` are plain values by name, in the order to show; `good` is False when the file cannot be
+    used.
+    """
 
     title: str
     facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     good: bool = True
-    legend: str = ""  # what the numbers mean, for people
+    legend: str = ""  # the meaning of the numbers, shown in `lines` only
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Everything."""
+        """Facts, warnings and `good` as one JSON object."""
         return {**self.facts, "warnings": list(self.warnings), "good": self.good}
 
     def lines(self) -> Iterator[str]:
-        """The title, then a line per fact that says something."""
+        """The title, then a line per fact that is not empty, then the legend."""
         yield self.title
-        yield from _lines(self.facts, "  ")
+        yield from _fact_lines(self.facts, "  ")
         if self.legend:
             yield from wrap(self.legend, 88, initial_indent="  ", subsequent_indent="  ")
 
 
-def _lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
-    shown = {what: value for what, value in facts.items() if value not in ("", None, [], {})}
-    width = max((len(str(what)) for what in shown), default=0)
-    for what, value in shown.items():
+def _fact_lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
+    shown = {name: value for name, value in facts.items() if value not in ("", None, [], {})}
+    width = max((len(str(name)) for name in shown), default=0)
+    for name, value in shown.items():
         if not isinstance(value, Mapping):
-            yield f"{indent}{what!s:<{width}}  {_words(value)}"
+            yield f"{indent}{name!s:<{width}}  {_value_text(value)}"
         elif all(isinstance(row, Mapping) for row in value.values()):
-            yield from _table(value, indent)
+            yield from _table_lines(value, indent)
         else:
-            yield f"{indent}{what}"
-            yield from _lines(value, indent + "  ")
+            yield f"{indent}{name}"
+            yield from _fact_lines(value, indent + "  ")
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[str]:
-    """Rows of the same facts, a column for each."""
+def _table_lines(rows: Mapping[str, Mapping[str, Any]], indent: str) -> Iterator[str]:
+    """Lines of a table: a row per name, a column per fact, aligned to the right."""
     head = ["", *next(iter(rows.values()))]
-    lines = [head, *([name, *map(_words, row.values())] for name, row in rows.items())]
+    lines = [head, *([name, *map(_value_text, row.values())] for name, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
         yield "  ".join([f"{indent}{line[0]:<{widths[0]}}", *cells])
 
 
-def _words(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
-    return ", ".join(map(_words, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(_value_text, value)) if isinstance(value, list | tuple) else str(value)

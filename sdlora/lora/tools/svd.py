@@ -1,7 +1,7 @@
-"""A layer's change by its singular values: where it acts, how strongly, and what a cut would lose.
+"""Singular value decomposition of a layer's delta: spaces, norms, and the error of a cut to a rank.
 
-A change is a matrix (m,n) of a layer's outputs by its inputs; that of a convolution is
-(out, in·k·k). Of a product up · down of thin factors the decomposition is had without forming the
+A delta is a matrix (m,n) of a layer's outputs by its inputs; that of a convolution is
+(out, in·k·k). Of a product up · down of thin factors the SVD is computed without forming the
 matrix: up = Qu Ru and downᵀ = Qd Rd, so up · down = Qu (Ru Rdᵀ) Qdᵀ, and the middle is only (r,r)
 (Golub and Van Loan, Matrix Computations, sec. 5.4). All in float32, on the factors' device.
 """
@@ -20,18 +20,18 @@ EPSILON = torch.finfo(torch.float32).eps
 class Spectrum:
     """The thin singular value decomposition left · diag(values) · right of a change (m,n)."""
 
-    left: Tensor  # (m,r), orthonormal columns: what of the outputs it changes
+    left: Tensor  # (m,r), orthonormal columns: basis of the outputs that it changes
     values: Tensor  # (r,), falling
-    right: Tensor  # (r,n), orthonormal rows: what of the inputs it reads
+    right: Tensor  # (r,n), orthonormal rows: basis of the inputs that it reads
 
     @classmethod
     def of_matrix(cls, matrix: Tensor) -> Spectrum:
-        """Of a change (m,n) that is at hand as a matrix."""
+        """Decompose a delta (m,n)."""
         return cls(*torch.linalg.svd(matrix.float(), full_matrices=False))
 
     @classmethod
     def of_factors(cls, down: Tensor, up: Tensor) -> Spectrum:
-        """Of the product up (m,r) · down (r,n); r may be more than m or n."""
+        """Decompose the product up (m,r) · down (r,n); r may be more than m or n."""
         out_basis, out_core = torch.linalg.qr(up.float())
         in_basis, in_core = torch.linalg.qr(down.float().T)
         left, values, right = torch.linalg.svd(out_core @ in_core.T, full_matrices=False)
@@ -59,7 +59,7 @@ class Spectrum:
         return Spectrum(self.left[:, :rank], self.values[:rank], self.right[:rank])
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """down (r,n) and up (m,r) of the same size each, so that neither overflows half numbers."""
+        """Return down (r,n) and up (m,r) of equal norms, so that neither overflows float16."""
         root = self.values.sqrt()
         return root[:, None] * self.right, self.left * root
 
@@ -69,8 +69,11 @@ class Spectrum:
         return float((outputs * (self.right @ other.right.T)).sum())
 
 
-def distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+def distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
     """Frobenius norm of the difference of two changes, each given as (down, up)."""
-    (down, up), (its_down, its_up) = one, other
-    both = torch.cat([down.float(), its_down.float()]), torch.cat([up.float(), -its_up.float()], 1)
+    (down, up), (second_down, second_up) = first, second
+    both = (
+        torch.cat([down.float(), second_down.float()]),
+        torch.cat([up.float(), -second_up.float()], 1),
+    )
     return Spectrum.of_factors(*both).norm
