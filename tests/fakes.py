@@ -99,12 +99,12 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
             yield SampleReady(str(path), step, "neon lighting, a house", 0)
             yield Saved(str(lora), step)
             yield Validated(step, 1.5 / step, best=True)
-        if control_files.asked(folder, "save"):
+        if control_files.is_requested(folder, "save"):
             state = folder / "state" / f"step-{step}"
             write_lora(state / f"{settings.name}-step-{step}.safetensors", step)
-            control_files.answered(folder, "save")
+            control_files.clear_requests(folder, "save")
             yield Checkpoint(str(state), step)
-        if control_files.asked(folder, "pause"):
+        if control_files.is_requested(folder, "pause"):
             yield Paused(step)
             return
         once = folder / "killed"

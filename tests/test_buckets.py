@@ -41,7 +41,7 @@ def test_no_picture_is_dropped_and_only_small_ones_grow(
     assigned, problems = assign_buckets(examples, resolution)
     kept = [example for some in assigned.values() for example in some]
     assert sorted(kept, key=lambda e: int(e.image.stem)) == examples
-    grown = {problem.path for problem in problems if "scaled up" in problem.what}
+    grown = {problem.path for problem in problems if "scaled up" in problem.message}
     shortest = min(bucket.width for bucket in make_buckets(resolution))
     for bucket, some in assigned.items():
         for example in some:
@@ -99,7 +99,7 @@ def test_small_pictures_grow_when_asked_and_what_is_cut_off_is_told() -> None:
     ((bucket, _),) = assigned.items()
     cut = cut_of(strip.size, bucket)
     assert cut.height == pytest.approx(300) and bucket.height == round(300 * cut.scale)
-    assert f"the middle {cut.width / 4000:.0%} is learnt" in problem.what
+    assert f"the middle {cut.width / 4000:.0%} is learnt" in problem.message
 
 
 @given(size=st.tuples(sides, sides), across=st.floats(0, 1), down=st.floats(0, 1))

@@ -40,7 +40,7 @@ def learnt(folder: Path) -> dict[str, str]:
 def problems(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for problem in scan_folder(folder)[1]:
-        found[problem.path.name] = f"{found.get(problem.path.name, '')}; {problem.what}"
+        found[problem.path.name] = f"{found.get(problem.path.name, '')}; {problem.message}"
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from sdlora.cli.main import build_parser, given, main
 from sdlora.events import Done, Event, Failed, SampleReady, Started, Step
-from sdlora.jobs.control_files import ask
+from sdlora.jobs.control_files import write_request
 from sdlora.jobs.run_folder import EVENTS_FILE, new_folder, record
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.settings.image_request import ImageRequest
@@ -208,4 +208,4 @@ def test_a_training_is_paused_resumed_and_repeated_from_its_file(
 def pause_when_there(folder: Path) -> None:
     while not folder.exists():
         time.sleep(0.001)
-    ask(folder, "pause")
+    write_request(folder, "pause")

@@ -157,7 +157,7 @@ def test_a_damaged_job_of_a_dead_worker_fails_alone(
     )
     job = queue.claim("1:dead")
     assert job
-    run_folder.say(folder, Step(1, 3))
+    run_folder.append_event(folder, Step(1, 3))
     (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
     fine = images(space, queue)
     DAMAGES[name][0](folder, queue)
@@ -195,7 +195,7 @@ def test_an_end_is_told_only_once_the_queue_has_decided(space: Workspace, queue:
     folder = images(space, queue)
     job = queue.claim("1:dead")
     assert job
-    run_folder.say(folder, Step(1, 3))
+    run_folder.append_event(folder, Step(1, 3))
     (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
     assert run_folder.read(folder).status == "failed", "nobody else knows of it"
     assert not run_folder.read(folder, queue).ended, "the queue may try again"
@@ -230,7 +230,7 @@ def test_a_moved_workspace_is_not_begun_anew_at_its_old_place(
     folder = run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
     picture = space.outputs / "1.png"
     picture.write_bytes(b"x")
-    run_folder.say(folder, SampleReady(str(picture), 1, "a", 7))
+    run_folder.append_event(folder, SampleReady(str(picture), 1, "a", 7))
     moved = space.root.rename(space.root.with_name("moved"))
     (sample,) = run_folder.read(moved / "runs" / "neon").samples
     assert sample.path == str(moved / "outputs" / "1.png")

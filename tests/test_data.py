@@ -25,7 +25,7 @@ def picture(path: Path, caption: str | None = "", size: tuple[int, int] = (24, 1
 
 
 def said(problems: list[Problem]) -> dict[str, str]:
-    return {problem.path.name: problem.what for problem in problems}
+    return {problem.path.name: problem.message for problem in problems}
 
 
 def test_the_shipped_sets_have_no_problems_and_their_trigger_words() -> None:

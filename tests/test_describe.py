@@ -20,7 +20,13 @@ from awkward import scene
 from onnx_file import write_tagger
 from sdlora.cli.main import main
 from sdlora.data.caption_editing import undo
-from sdlora.data.captioning import KINDS, CaptionModelType, _no_larger, _Told, describe
+from sdlora.data.captioning import (
+    KINDS,
+    CaptionModelType,
+    _no_larger,
+    _TransformersCaptioner,
+    describe,
+)
 from sdlora.errors import ModelError
 from sdlora.settings.captioning import DescribeSettings
 
@@ -142,7 +148,7 @@ def test_a_text_that_its_length_broke_off_ends_with_a_sentence(
     def text(words: str, length: int) -> str:
         told.settings = SimpleNamespace(most_tokens=length)
         row = tokenizer(words, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return _Told._text(told, row)  # type: ignore[arg-type]
+        return _TransformersCaptioner._text(told, row)  # type: ignore[arg-type]
 
     assert text("a sea. a boat. at ni", 20) == "a sea. a boat."
     assert text("a sea. a boat. at n</s>", 20) == "a sea. a boat.", "an end that was forced"

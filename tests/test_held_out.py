@@ -42,7 +42,7 @@ def names(examples: list[Example]) -> set[str]:
 
 
 def told(split: Split) -> str:
-    return " | ".join(problem.what for problem in split.problems)
+    return " | ".join(problem.message for problem in split.problems)
 
 
 def test_a_share_is_held_out_by_the_seed_and_never_all(make: Make) -> None:

@@ -35,9 +35,9 @@ def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
 
 def words(found: Preflight) -> dict[str, str]:
     """File name -> all that is said of it."""
-    said = {row.example.image.name: [p.what for p in row.problems] for row in found.rows}
+    said = {row.example.image.name: [p.message for p in row.problems] for row in found.rows}
     for problem in found.others:
-        said.setdefault(problem.path.name, []).append(problem.what)
+        said.setdefault(problem.path.name, []).append(problem.message)
     return {name: "; ".join(whats) for name, whats in said.items() if whats}
 
 
@@ -79,7 +79,7 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     events, gathered = finished(read_pictures(chosen, space))
     warned = {e.message for e in events if isinstance(e, Warned)}
     resized = [
-        p for row in found.rows for p in row.problems if "pixel" in p.what or " x " in p.what
+        p for row in found.rows for p in row.problems if "pixel" in p.message or " x " in p.message
     ]
     told = {e.message for e in grouped(p for row in found.rows for p in row.problems)}
     assert told - {e.message for e in grouped(resized)} <= warned
@@ -140,13 +140,13 @@ def test_a_trigger_that_is_missing_or_common_is_told(
     found = checked(workspace, tmp_path, model="starter")
     assert found.trigger == trigger
     assert found.resolution == 128
-    assert [problem in p.what for p in found.general] == ([True] if problem else [])
+    assert [problem in p.message for p in found.general] == ([True] if problem else [])
 
 
 def test_a_model_that_is_not_here_is_told(tmp_path: Path, workspace: Path) -> None:
     scene(1).save(tmp_path / "a.png")
     found = checked(workspace, tmp_path, model="some/where", trigger_word="zibo")
-    assert "not on this computer" in found.general[0].what
+    assert "not on this computer" in found.general[0].message
     assert found.rows[0].tokens is None and found.resolution == 512
 
 
@@ -201,7 +201,7 @@ def test_what_is_held_out_is_marked_and_is_what_the_training_holds_out(
     found = checked(workspace, pictures, **asked)
     assert [row.held_out for row in found.rows].count(True) == 2 and len(found.learnt) == 4
     assert found.steps_per_round == sum(found.buckets.values()) == 4
-    assert "holds out 2 of 6 pictures" in found.general[-1].what
+    assert "holds out 2 of 6 pictures" in found.general[-1].message
     held = {row.example.image.name for row in found.rows if row.held_out}
     seen: set[str] = set()
     chosen = settings(pictures, **asked, sample_every=0, measure_drift=False)

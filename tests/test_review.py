@@ -16,11 +16,11 @@ from sdlora.jobs.review import (
     DRIFT,
     HELD_OUT,
     SMOOTH,
-    averaged,
+    copy_lora,
     draw_curves,
-    keep,
     lora_files,
-    suggestion,
+    smoothed,
+    suggest_lora,
 )
 from sdlora.jobs.run_folder import new_folder, read, record
 from sdlora.lora.library.library import Library
@@ -48,22 +48,22 @@ def test_the_suggestion_is_the_best_validation_with_its_reason(tmp_path: Path) -
     best = checkpoint(tmp_path, 4)
     checkpoint(tmp_path, 8)
     state = ended(Validated(4, 0.2, best=True), Validated(8, 0.3))
-    found = suggestion(tmp_path, state)
+    found = suggest_lora(tmp_path, state)
     assert found and found.path == best
     assert "after step 4" in found.reason and "0.2000" in found.reason and "0.3000" in found.reason
     for figures, reason in (
         ((), "no pictures were held out"),
         ((Validated(10, 0.1, True),), "best"),
     ):
-        last = suggestion(tmp_path, ended(*figures))
+        last = suggest_lora(tmp_path, ended(*figures))
         assert last and last.path == Path("zibo.safetensors") and reason in last.reason
     went_back = fold([Saved("zibo.safetensors", 4)], ended(Validated(4, 0.2, best=True)))
-    last = suggestion(tmp_path, went_back)
+    last = suggest_lora(tmp_path, went_back)
     assert last and (last.step, last.path) == (4, Path("zibo.safetensors"))
     killed = fold([Started("t", 10), Step(9, 10)])
-    found = suggestion(tmp_path, killed)
+    found = suggest_lora(tmp_path, killed)
     assert found and "step-000008" in found.path.name
-    assert suggestion(tmp_path / "none", killed) is None
+    assert suggest_lora(tmp_path / "none", killed) is None
 
 
 def test_the_curves_are_where_the_figures_are() -> None:
@@ -108,7 +108,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 def test_an_average_follows_slowly() -> None:
-    assert averaged([(1, 1.0), (2, 0.0)], 0.25) == [(1, 1.0), (2, 0.75)]
+    assert smoothed([(1, 1.0), (2, 0.0)], 0.25) == [(1, 1.0), (2, 0.75)]
 
 
 def trained(tmp_path: Path, **values: object) -> tuple[Path, Workspace]:
@@ -192,10 +192,10 @@ def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
     assert main([*line, "--step", "7"]) == 1
     assert "no LoRA of step 7; the run has those of 3, 4" in capsys.readouterr().err
     with pytest.raises(RunError, match="of step 3 could not be copied"):
-        keep(folder, read(folder), 3, folder / "settings.json")
+        copy_lora(folder, read(folder), 3, folder / "settings.json")
     checkpoint.write_bytes(b"half of it")
     with pytest.raises(LoraFileError):
-        keep(folder, read(folder), 3, space.loras)
+        copy_lora(folder, read(folder), 3, space.loras)
 
 
 def box(row: int, column: int) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from sdlora.events import (
     to_line,
 )
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import ask, asked
+from sdlora.jobs.control_files import is_requested, write_request
 from sdlora.jobs.processes import alive, identity
 from sdlora.jobs.queue import Queue
 from sdlora.settings.image_request import ImageRequest
@@ -95,7 +95,7 @@ def test_a_line_torn_by_a_kill_costs_that_line_only(folder: Path) -> None:
     folder.mkdir()
     torn = to_line(Step(1, 9)) + "\n" + to_line(Step(2, 9))[:25]
     (folder / run_folder.EVENTS_FILE).write_text(torn, encoding="utf-8")
-    run_folder.say(folder, Stopped("kept", 1))
+    run_folder.append_event(folder, Stopped("kept", 1))
     state = run_folder.read(folder)
     assert (state.status, state.step, state.result) == ("stopped", 1, "kept")
 
@@ -185,17 +185,17 @@ def test_what_ended_before_its_time_goes_into_the_queue_again(workspace: Path) -
     folder = ended_run(space, Checkpoint("c", 4), Failed("the process ended"))
     assert run_folder.read(folder).resumable
     for wish in ("stop", "pause"):
-        ask(folder, wish)
+        write_request(folder, wish)
     run_folder.resume(folder, queue)
     state = run_folder.read(folder)
     assert (state.status, state.error, state.checkpoint) == ("queued", "", 4)
-    assert not asked(folder, "stop") and not asked(folder, "pause")
+    assert not is_requested(folder, "stop") and not is_requested(folder, "pause")
     first = queue.job_of(folder)
     assert first and first.status == "queued"
     with pytest.raises(BusyError, match="nothing to resume"):
         run_folder.resume(folder, queue)
     queue.finish(first, "stopped")
-    run_folder.say(folder, Stopped("kept", 4))
+    run_folder.append_event(folder, Stopped("kept", 4))
     behind = run_folder.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
     run_folder.resume(folder, queue)
     claimed = [queue.claim("me"), queue.claim("me"), queue.claim("me")]
@@ -209,10 +209,10 @@ def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Pat
         run_folder.reopen(folder, Queue(space.database))
     with pytest.raises(RunError, match="is done: it cannot draw samples now"):
         run_folder.request(folder, "sample")
-    assert not asked(folder, "sample")
+    assert not is_requested(folder, "sample")
     going = ended_run(space, name="going")
     run_folder.request(going, "sample")
-    assert asked(going, "sample")
+    assert is_requested(going, "sample")
 
 
 def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> None:

@@ -49,14 +49,16 @@ def root(space: Workspace, tmp_path: Path) -> Path:
     for name in ("fin", "early", "dull"):
         settings = TrainSettings.of({"data": str(tmp_path / "good"), "name": name})
         folder = run_folder.new_folder(settings, space)
-        run_folder.say(folder, Started("training", 3))
+        run_folder.append_event(folder, Started("training", 3))
         if name == "early":
             continue
         path = str(write_lora(folder / "lora" / f"{name}.safetensors", 1))
         if name == "fin":
-            run_folder.say(folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0))
-        run_folder.say(folder, Saved(path, 3))
-        run_folder.say(folder, Done(path))
+            run_folder.append_event(
+                folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0)
+            )
+        run_folder.append_event(folder, Saved(path, 3))
+        run_folder.append_event(folder, Done(path))
     return tmp_path
 
 

@@ -169,7 +169,7 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: B
     studio.queue.claim("somebody")
     browser.open()
     assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
-    run_folder.say(run.folder, Started("training", 5000))
+    run_folder.append_event(run.folder, Started("training", 5000))
     browser.open()
     assert browser.prop("stop", "value") == "Stop and keep"
     browser.click("stop")
@@ -218,8 +218,8 @@ def trained_with_checkpoints(studio: AppState, browser: Browser) -> Path:
         for _ in range(2):
             while not run_folder.read(run.folder).step:
                 time.sleep(0.01)
-            control_files.ask(run.folder, "save")
-            while control_files.asked(run.folder, "save"):
+            control_files.write_request(run.folder, "save")
+            while control_files.is_requested(run.folder, "save"):
                 time.sleep(0.01)
     browser.open()
     return run.folder
@@ -346,10 +346,10 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
 
 def test_what_does_not_fit_is_said_with_what_to_change(studio: AppState) -> None:
     folder = run_folder.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
-    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
+    run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
     said = markup.measured(Run(folder, run_folder.read(folder)))
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
-    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
+    run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
     assert "nearly" not in markup.measured(Run(folder, run_folder.read(folder)))
     killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
     assert "when the memory is full" in markup.measured(killed)

@@ -17,7 +17,7 @@ from launch import ROOT
 from sdlora.cli.main import main
 from sdlora.events import Failed, RunState, Stopped
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import Request, ask
+from sdlora.jobs.control_files import Request, write_request
 from sdlora.jobs.kinds import KINDS, MeasureSettings, kind_of
 from sdlora.jobs.processes import alive, identity
 from sdlora.jobs.queue import Queue
@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_by_itself_once(
     words: str, status: str, space: Workspace, queue: Queue
 ) -> None:
     folder, behind = train(space, queue, trigger_word=words), images(space, queue)
-    ask(folder, "save")
+    write_request(folder, "save")
     work(space)
     state = run_folder.read(folder)
     assert state.status == status and (state.error != "") == (status == "failed")
@@ -159,12 +159,12 @@ def test_a_killed_training_that_was_asked_to_end_does_not_go_on(
     wish: Request, space: Workspace, queue: Queue
 ) -> None:
     folder = train(space, queue, trigger_word="stubborn", steps=5000)
-    ask(folder, "save")
+    write_request(folder, "save")
     with worker_process(space):
         wait_until(lambda: run_folder.read(folder).checkpoint)
         pid = int((folder / run_folder.PID_FILE).read_text("utf-8").partition(":")[0])
         os.kill(pid, signal.SIGSTOP)
-        ask(folder, wish)
+        write_request(folder, wish)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not queue.busy())
     assert run_folder.read(folder).status == "failed" and run_folder.read(folder).resumable
@@ -290,12 +290,12 @@ def test_one_worker_per_workspace(space: Workspace, queue: Queue) -> None:
 
 
 def test_an_idle_worker_waits_as_long_as_there_is_a_page(space: Workspace, queue: Queue) -> None:
-    queue.take_seat("page", "http://127.0.0.1:1")
+    queue.acquire_lock("page", "http://127.0.0.1:1")
     thread = threading.Thread(target=fake_worker(space.root, idle_s=0.2).run)
     thread.start()
     thread.join(0.6)
     assert thread.is_alive()
-    queue.leave_seat("page")
+    queue.release_lock("page")
     thread.join(5)
     assert not thread.is_alive()
 
@@ -304,6 +304,6 @@ def test_a_sudden_end_is_not_mistaken_for_one_with_words(space: Workspace, queue
     folder = train(space, queue)
     (folder / run_folder.PID_FILE).write_text("1:0", encoding="utf-8")
     assert "ended without a word" in run_folder.read(folder).error
-    run_folder.say(folder, Stopped("lora", 4))
+    run_folder.append_event(folder, Stopped("lora", 4))
     assert run_folder.read(folder) == RunState(status="stopped", result="lora")
     assert isinstance(run_folder.failure(MemoryError("x"), None, folder), Failed)

@@ -39,7 +39,7 @@ def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
 
 
 def _by_place(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: (problem.what, problem.path))
+    return sorted(problems, key=lambda problem: (problem.message, problem.path))
 
 
 def _line(found: Preflight, cost: Cost | None) -> str:

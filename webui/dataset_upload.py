@@ -135,7 +135,7 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     added.pictures = len(examples)
     added.captions = sum(bool(example.caption) for example in examples)
     added.problems = [
-        Message("{file} {fault}", file=problem.path.name, fault=problem.what)
+        Message("{file} {fault}", file=problem.path.name, fault=problem.message)
         for problem in [*problems, *wrong]
     ]
     return added
@@ -157,4 +157,4 @@ def check_picture(path: Path) -> None:
     """Read a picture to its end. DataError, with the reason, when it cannot be used."""
     seen = look_at(path)
     if not seen.digest:
-        raise DataError("it {why}", why=seen.what or "is none")
+        raise DataError("it {why}", why=seen.problem or "is none")

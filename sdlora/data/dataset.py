@@ -1,4 +1,4 @@
-"""All that a training learns from: the folders and archives that its settings name, together.
+"""Dataset of a training: the folders and archives that its settings name, together.
 
 `gather` is what a training starts from and what `dataset check` shows: the same list, made here.
 """
@@ -32,8 +32,8 @@ _CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples in their order, the words that call the LoRA ('' for none), which are in every
-    caption but those of regularisation pictures, all that is wrong, and the lists that wildcards in
+    """Examples in their order; the trigger words of the LoRA ('' for none), which are in every
+    caption but those of regularisation pictures; all problems; and the lists that wildcards in
     captions are drawn from."""
 
     examples: list[Example]
@@ -64,9 +64,9 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
     examples: list[Example] = []
     problems: list[Problem] = []
     for source in sources:
-        found, wrong = _scan(source, sources, reading)
-        examples += found
-        problems += [*source.problems, *wrong]
+        scanned, scan_problems = _scan(source, sources, reading)
+        examples += scanned
+        problems += [*source.problems, *scan_problems]
     if not examples:
         raise DataError(
             "nothing is left to learn from: every folder that was given is repeated 0 times; "
@@ -83,37 +83,40 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
     return Dataset([_called(e, trigger) for e in examples], trigger, problems, drawn)
 
 
-def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
-    """Captions with wildcards that are not drawn: their list is not there, or nobody asked."""
+def wild(examples: Iterable[Example], lists: WordLists, expanded: bool) -> list[Problem]:
+    """Return problems of captions with wildcards that are not expanded: their list does not exist,
+    or `expanded` (the setting) is off."""
     advice = Message("{setting} draws one each time", setting=Setting("caption_wildcards"))
     problems = []
     for example in examples:
         named = lists_named([example.caption], lists.get)
         lost = sorted(name for name, lines in named.items() if not lines)
-        if wanted and lost:
+        if expanded and lost:
             template = "names {lists} in its caption, and there is no such list, or it is empty"
-            what = Message(template, lists=[f"__{name}__" for name in lost])
-            problems.append(Problem(example.image, what, "it is learnt as it stands"))
-        elif not wanted and (any(named.values()) or _CHOICE.search(example.caption)):
-            what = Message("has wildcards in its caption, which are learnt as they stand")
-            problems.append(Problem(example.image, what, advice))
+            message = Message(template, lists=[f"__{name}__" for name in lost])
+            problems.append(Problem(example.image, message, "it is learnt as it stands"))
+        elif not expanded and (any(named.values()) or _CHOICE.search(example.caption)):
+            message = Message("has wildcards in its caption, which are learnt as they stand")
+            problems.append(Problem(example.image, message, advice))
     return problems
 
 
 def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
-    """Captions that do not say the trigger."""
-    what = Message("does not say {trigger!r} in its caption; it is put before it", trigger=trigger)
+    """Return problems of captions that do not hold the trigger."""
+    message = Message(
+        "does not say {trigger!r} in its caption; it is put before it", trigger=trigger
+    )
     spoken = (e for e in examples if e.caption)
     silent = (e for e in spoken if not all(says(line, trigger) for line in _lines(e)))
-    return [Problem(example.image, what) for example in silent]
+    return [Problem(example.image, message) for example in silent]
 
 
 def literal(examples: Iterable[Example]) -> list[Problem]:
-    """Captions with signs that a prompt acts on: a training reads them as text."""
-    what = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
+    """Return problems of captions with prompt syntax, which a training reads as text."""
+    message = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
     advice = "it is learnt as the text that stands there; take it out unless that is meant"
     marked = (e for e in examples if _PROMPT_LANGUAGE.search(e.caption))
-    return [Problem(example.image, what, advice) for example in marked]
+    return [Problem(example.image, message, advice) for example in marked]
 
 
 def _lines(example: Example) -> list[str]:
@@ -121,8 +124,8 @@ def _lines(example: Example) -> list[str]:
 
 
 def _called(example: Example, trigger: str) -> Example:
-    """The example with the trigger in every line of its caption; a regularisation picture must not
-    learn to be called."""
+    """Return the example with the trigger in every line of its caption; a regularisation picture
+    stays without it."""
     if example.regularisation:
         return example
     lines = (with_trigger(line, trigger) for line in _lines(example))
@@ -130,7 +133,7 @@ def _called(example: Example, trigger: str) -> Example:
 
 
 def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSource:
-    """What a name, a path, or either after `3*`, means."""
+    """Return the folder that a name, a path, or either after `3*` (repeats), means."""
     times = _TIMES.fullmatch(name)
     repeats, place = (int(times[1]), times[2]) if times else (1, name)
     path = _existing(place.strip(), workspace)
@@ -166,10 +169,11 @@ def _existing(name: str, workspace: Workspace) -> Path:
 def _scan(
     source: _DatasetSource, sources: list[_DatasetSource], reading: FolderReading
 ) -> tuple[list[Example], list[Problem]]:
-    """A source's own examples: not those of another source or of the masks inside its folder."""
+    """Return a source's own examples: not those of another source or of the masks inside its
+    folder."""
     if source.repeats == 0:
-        what = "is left out, since it is to be repeated 0 times"
-        return [], [Problem(source.folder, what, "give it without 0* if it is to be learnt")]
+        message = "is left out, since it is to be repeated 0 times"
+        return [], [Problem(source.folder, message, "give it without 0* if it is to be learnt")]
     others = {other.folder for other in sources} | {reading.masks}
     inside = (o for o in others if o and o != source.folder and o.is_relative_to(source.folder))
     examples, problems = scan_folder(source.folder, replace(reading, besides=tuple(inside)))
@@ -185,34 +189,34 @@ def _scan(
 
 
 def twins(examples: list[Example]) -> list[Problem]:
-    """Pictures that are the same file as another, or look the same."""
+    """Return problems of pictures that are the same file as another, or look the same."""
     first: dict[str, Example] = {}
     problems = []
     for example in examples:
         other = first.setdefault(example.digest, example)
         if other is not example:
-            what = Message(
-                "is the same file as {file}; it counts twice", file=_beside(example, other)
+            message = Message(
+                "is the same file as {file}; it counts twice", file=_name_beside(example, other)
             )
-            problems.append(Problem(example.image, what, "leave one out, or mean it"))
+            problems.append(Problem(example.image, message, "leave one out, or mean it"))
     different = list(first.values())
     alike = near_duplicates([look_at(example.image).print for example in different])
     for place, (before, mirrored) in alike.items():
         example, other = different[place], different[before]
         template = "looks the same as {file}, mirrored" if mirrored else "looks the same as {file}"
-        what = Message(template, file=_beside(example, other))
-        problems.append(Problem(example.image, what, "leave one out, or mean it"))
+        message = Message(template, file=_name_beside(example, other))
+        problems.append(Problem(example.image, message, "leave one out, or mean it"))
     return problems
 
 
-def _beside(example: Example, other: Example) -> str:
-    """The name of another picture, with its folder where that is another one."""
+def _name_beside(example: Example, other: Example) -> str:
+    """Return the name of another picture, with its folder where the folders differ."""
     same = example.image.parent == other.image.parent
     return other.image.name if same else f"{other.image.parent.name}/{other.image.name}"
 
 
 def blurred(examples: Iterable[Example]) -> list[Problem]:
-    """Pictures without a sharp edge anywhere."""
+    """Return problems of pictures without a sharp edge anywhere."""
     widths: Mapping[Path, float] = {e.image: look_at(e.image).edges for e in examples}
     return [
         Problem(

@@ -16,7 +16,7 @@ from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
 from sdlora.files import publish
 from sdlora.inference.engine import render
-from sdlora.jobs.review import chosen, columns, loras_by_step, prompts_of
+from sdlora.jobs.review import grid_strengths, lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import SETTINGS_FILE, find_run, read
 from sdlora.lora.library.library import Library
 from sdlora.models.base import Family
@@ -66,8 +66,8 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     state = read(run)
     files = loras_by_step(run, state)
     if settings.checkpoints:
-        files = {step: chosen(files, step) for step in settings.checkpoints}
-    strengths = columns(settings.strengths)
+        files = {step: lora_of_step(files, step) for step in settings.checkpoints}
+    strengths = grid_strengths(settings.strengths)
     cells = cells_of(prompts_of(settings, state), files, strengths)
     yield Progress("loading the model")
     family = _opened(run, workspace)

@@ -21,8 +21,8 @@ from sdlora.data.validation_split import divide
 from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never
-from sdlora.jobs.control_files import answered, asked
-from sdlora.jobs.resume import changed
+from sdlora.jobs.control_files import clear_requests, is_requested
+from sdlora.jobs.resume import apply_changes
 from sdlora.lora.format.training_metadata import compared
 from sdlora.models.registry import open_family
 from sdlora.settings.cadence import in_steps
@@ -54,7 +54,7 @@ def train(
     """
     began = time.monotonic()
     begun = yield from find_checkpoint(folder)
-    settings = changed(begun.facts["settings"] if begun else settings.given(), folder)
+    settings = apply_changes(begun.facts["settings"] if begun else settings.given(), folder)
     training = yield from unless(should_stop, prepare(settings, workspace, folder, begun))
     if training is None:
         yield Stopped()
@@ -66,8 +66,8 @@ def train(
         if should_stop():
             yield Stopped((yield from training.keep(early=True)), training.step)
             return
-        if asked(folder, "pause"):
-            answered(folder, "pause")
+        if is_requested(folder, "pause"):
+            clear_requests(folder, "pause")
             yield from training.save()
             if training.saved_step == training.step:  # else it would lose what it has learnt
                 yield Paused(training.step)

@@ -12,7 +12,7 @@ from sdlora.adapters import collect, trainable_report
 from sdlora.errors import DataError, SdloraError
 from sdlora.eta import Pace
 from sdlora.events import Checkpoint, Event, Progress, Resumed, Saved, Started, Step, Warned
-from sdlora.jobs.control_files import Request, answered, asked
+from sdlora.jobs.control_files import Request, clear_requests, is_requested
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
 from sdlora.lora.format.training_metadata import recipe_metadata, versions
@@ -120,7 +120,7 @@ class Trainer:
 
     def learn(self) -> Iterator[Event]:
         """One step, and how far it is; with the mean loss since the last reading, if it reads."""
-        self.wishes = {wish for wish in ("sample", "save") if asked(self.folder, wish)}
+        self.wishes = {wish for wish in ("sample", "save") if is_requested(self.folder, wish)}
         learnt = yield from making_do(self, lambda: self.learner.learn(self.step + 1))
         self.step += 1
         self.ledger.unread.append(learnt)
@@ -176,7 +176,7 @@ class Trainer:
         self.learner.rate_factor *= 0.5
         self.ledger.go_back()
         self.looked_up = self.step
-        self.pace.go_on(self.step)
+        self.pace.resume_from(self.step)
         yield Resumed(self.step)
         yield Warned(
             Message(
@@ -206,7 +206,7 @@ class Trainer:
         """What is due after this step, beside learning: samples, figures, a checkpoint."""
         if self.step == self.looked_up:  # it went back to there
             return
-        answered(self.folder, *self.wishes)
+        clear_requests(self.folder, *self.wishes)
         if self.samples_now:
             yield from self.sample(should_stop)
         if self.validates_now:
@@ -221,7 +221,7 @@ class Trainer:
         folder, seed = self.folder / "samples", self.settings.seed
 
         def ends() -> bool:
-            return should_stop() or asked(self.folder, "pause")
+            return should_stop() or is_requested(self.folder, "pause")
 
         with self.learner.as_kept():
             yield from draw_samples(self.family, prompts, seed, self.step, folder, ends)
@@ -291,7 +291,7 @@ class Trainer:
         self.health.base = begun.facts.get("base_loss")  # older ones do not say
         self.step = self.looked_up = self.saved_step = begun.step
         self.good = begun.step, state
-        self.pace.go_on(begun.step)
+        self.pace.resume_from(begun.step)
 
     def compare(self, begun: checkpoints.SavedState) -> Iterator[Event]:
         """Tell whether it is measured on the same pictures as before; on others it begins anew."""

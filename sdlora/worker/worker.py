@@ -25,9 +25,9 @@ from typing import Protocol
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import Event, Failed, Progress, Queued, Resumed, Stopped, Warned
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import asked
+from sdlora.jobs.control_files import is_requested
 from sdlora.jobs.heartbeat import TIMES, Heart, Times, Watch
-from sdlora.jobs.processes import alive, end, identity, release, start_detached, step_back
+from sdlora.jobs.processes import alive, end, identity, lower_priority, release, start_detached
 from sdlora.jobs.queue import Job, Queue
 from sdlora.messages import Message
 from sdlora.settings.image_request import ImageRequest
@@ -88,13 +88,13 @@ class Worker:
 
     def run(self) -> bool:
         """Work until nobody needs it. False when the workspace has a worker already."""
-        if self.queue.take_seat("worker"):
+        if self.queue.acquire_lock("worker"):
             return False
         try:
             with self.heart:
                 self._work()
         finally:
-            self.queue.leave_seat("worker")
+            self.queue.release_lock("worker")
         return True
 
     def _work(self) -> None:
@@ -103,7 +103,7 @@ class Worker:
         needed_at = time.monotonic()
         while time.monotonic() - needed_at < self.idle_s:
             self.heart.advance()
-            if self.queue.take_seat("worker"):  # the queue's file was deleted, and another came
+            if self.queue.acquire_lock("worker"):  # the queue's file was deleted, and another came
                 return
             job = self.queue.claim(self.me)
             if job:
@@ -148,7 +148,7 @@ class Worker:
                 failed = Failed(message)
         with contextlib.suppress(Exception):
             if not run_folder.RunFollower(job.folder).poll().ended:
-                run_folder.say(job.folder, failed)
+                run_folder.append_event(job.folder, failed)
         return failed
 
     def generate(self, job: Job) -> None:
@@ -172,13 +172,13 @@ class Worker:
         self._close_engine()
         for file in (run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
             (job.folder / file).unlink(missing_ok=True)
-        run_folder.say(job.folder, Progress("starting"))
+        run_folder.append_event(job.folder, Progress("starting"))
         arguments = self.command(job.kind, job.folder, self.workspace)
         child = start_detached(arguments, job.folder / run_folder.LOG_FILE, held=True)
         process = identity(child.pid) or f"{child.pid}:gone"
         try:
             if WAYS[job.kind].in_background:
-                step_back(child.pid)
+                lower_priority(child.pid)
             # Known as the owner before it begins: no other process is ever started beside it
             self.queue.started(job, process)
             (job.folder / run_folder.PID_FILE).write_text(process, encoding="utf-8")
@@ -202,22 +202,24 @@ class Worker:
     def generate_again(self, job: Job) -> None:
         """Make the images anew, unless they are made, nobody wants them any more, or this request
         seems to be what ends workers."""
-        state = run_folder.recorded(job.folder)
+        state = run_folder.recorded_state(job.folder)
         if state.ended:
             return
         if run_folder.stop_asked(job.folder):
-            run_folder.say(job.folder, Stopped(step=state.step))
+            run_folder.append_event(job.folder, Stopped(step=state.step))
             return
         template = "the worker died or did not answer over this request"
         if job.tries >= MOST_TRIES:
             message = Message(template + ", {count} times", count=job.tries)
-            run_folder.say(job.folder, Failed(message, run_folder.resume_hint(state, self._log)))
+            run_folder.append_event(
+                job.folder, Failed(message, run_folder.resume_hint(state, self._log))
+            )
             return
         for name in (run_folder.EVENTS_FILE, run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
             (job.folder / name).unlink(missing_ok=True)
         self.queue.requeue(job)
-        run_folder.say(job.folder, Queued())
-        run_folder.say(job.folder, Warned(Message(template + "; it is done again")))
+        run_folder.append_event(job.folder, Queued())
+        run_folder.append_event(job.folder, Warned(Message(template + "; it is done again")))
 
     @property
     def _log(self) -> Path:
@@ -241,18 +243,20 @@ class Worker:
     def _conclude(self, job: Job, death: Message, replace: bool = False) -> None:
         """The end of a run that has not told it itself. One that has a checkpoint goes on from it
         by itself, once, unless somebody asked it to end; `replace`: without one it begins anew."""
-        folder, state = job.folder, run_folder.recorded(job.folder)
+        folder, state = job.folder, run_folder.recorded_state(job.folder)
         if state.ended:
             return
         if run_folder.stop_asked_now(folder):
-            run_folder.say(folder, Stopped(path=state.result, step=state.step))
+            run_folder.append_event(folder, Stopped(path=state.result, step=state.step))
             return
         reason = Message("{death} at step {step}", death=death, step=state.step)
         reason = reason if state.step else death
         log = folder / run_folder.LOG_FILE
-        ends = run_folder.stop_asked(folder) or asked(folder, "pause")
+        ends = run_folder.stop_asked(folder) or is_requested(folder, "pause")
         if (state.checkpoint is None and not replace) or ends or job.tries >= MOST_TRIES:
-            run_folder.say(folder, Failed(reason, run_folder.resume_hint(state, log, self._log)))
+            run_folder.append_event(
+                folder, Failed(reason, run_folder.resume_hint(state, log, self._log))
+            )
             return
         (folder / run_folder.PID_FILE).unlink(missing_ok=True)
         self.queue.requeue(job)
@@ -266,7 +270,7 @@ class Worker:
                 Message("if that happens again, it ends; see {log}", log=log),
             ),
         ):
-            run_folder.say(folder, event)
+            run_folder.append_event(folder, event)
 
     def _close_engine(self) -> None:
         if self.engine is not None:
