@@ -39,7 +39,7 @@ from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
-from sdlora.worker.tasks import Work, stoppable
+from sdlora.worker.tasks import Work, run_until_stopped
 from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
 
@@ -159,8 +159,8 @@ def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 FAKES: dict[Kind, Work] = {
     "train": fake_training,
-    "measure": stoppable(fake_measure),
-    "grid": stoppable(fake_grid),
+    "measure": run_until_stopped(fake_measure),
+    "grid": run_until_stopped(fake_grid),
 }
 
 

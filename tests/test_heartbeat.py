@@ -317,6 +317,9 @@ def test_a_child_whose_pid_file_is_damaged_is_still_the_owner(
 
 
 def test_pictures_are_made_at_the_usual_priority() -> None:
-    from sdlora.worker.worker import WAYS
+    from sdlora.worker.worker import JOB_PROCESSES
 
-    assert [kind for kind, way in WAYS.items() if way.in_background] == ["train", "measure"]
+    assert [kind for kind, way in JOB_PROCESSES.items() if way.in_background] == [
+        "train",
+        "measure",
+    ]

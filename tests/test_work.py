@@ -19,7 +19,7 @@ def done(settings: Settings, space: Workspace, stop: bool = False) -> run_folder
     folder = run_folder.new_folder(settings, space)
     if stop:
         run_folder.stop(folder)
-    state = tasks.do(kind_of(settings), folder, space)
+    state = tasks.run_task(kind_of(settings), folder, space)
     assert run_folder.read(folder) == state
     return state
 

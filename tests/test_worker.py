@@ -24,7 +24,7 @@ from sdlora.jobs.queue import Queue
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.worker.tasks import WORK
-from sdlora.worker.worker import WAYS
+from sdlora.worker.worker import JOB_PROCESSES
 from sdlora.workspace import Workspace
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
@@ -240,7 +240,7 @@ def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue
 
 
 def test_every_kind_of_work_has_settings_of_its_own_and_a_way_to_be_done(space: Workspace) -> None:
-    assert KINDS.keys() == WAYS.keys() and WORK.keys() == KINDS.keys() - {"generate"}
+    assert KINDS.keys() == JOB_PROCESSES.keys() and WORK.keys() == KINDS.keys() - {"generate"}
     assert len({row.settings for row in KINDS.values()}) == len(KINDS)
     settings = MeasureSettings.of({"name": "neon", "data": "x"})
     assert kind_of(settings) == "measure"

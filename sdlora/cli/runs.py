@@ -184,7 +184,7 @@ def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     else:
         job_folder = run_folder.new_folder(settings, workspace)
         with OnInterrupt(lambda: run_folder.stop(job_folder)):
-            state = tasks.do("grid", job_folder, workspace, options.json)
+            state = tasks.run_task("grid", job_folder, workspace, options.json)
     if state.result and not options.json:
         print(state.result)
     return DONE if state.status == "done" else FAILED

@@ -71,7 +71,7 @@ def _ask_goal() -> str:
 def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
     """Start the run in `folder`, or resume it."""
     with OnInterrupt(lambda: run_folder.stop(folder)):
-        state = tasks.do("train", folder, workspace, as_json)
+        state = tasks.run_task("train", folder, workspace, as_json)
     if state.status in ENDED_WELL and not as_json:
         print(state.result or f"paused at step {state.step}: python launch.py runs resume "
               f"{folder.name}")  # fmt: skip

@@ -104,8 +104,7 @@ def _caption_batch(caption_batch: Describe, images: Sequence[Image.Image]) -> li
 
 
 def _folder(model: str, kind: CaptionModelType) -> Path:
-    """Return the model's folder, downloaded from the hub unless `model` is one; its config must
-    name a type that `kind` takes and no code of its own."""
+    """Return the model's folder, downloaded from the hub if need be; its config is checked."""
     folder = Path(model).expanduser()
     shown: Any = folder if folder.is_dir() else model
     if not folder.is_dir():

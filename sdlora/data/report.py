@@ -142,22 +142,15 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
     augmenter = CaptionAugmenter(settings, dataset.lists)
     rows = []
     for example in dataset.examples:
-        bucket, own = buckets[id(example)], not example.regularisation
-        caption = augmenter.plain(example.caption, own)
-        drawn = augmenter.variants(example.caption, example.digest, own)
-        row_problems = problems.pop(example.image, [])
-        tokens, chunks = model.count(caption)
+        caption = augmenter.plain(example.caption, not example.regularisation)
+        drawn = augmenter.variants(example.caption, example.digest, not example.regularisation)
+        bucket, (tokens, chunks) = buckets[id(example)], model.count(caption)
         row = CaptionRow(
-            example=example,
-            bucket=bucket,
-            cut=cut_of(example.size, bucket),
-            caption=caption,
-            drawn=tuple(dict.fromkeys(drawn)),
-            tokens=tokens,
-            chunks=chunks,
-            problems=tuple(row_problems),
+            example, bucket, cut_of(example.size, bucket), caption,
+            drawn=tuple(dict.fromkeys(drawn)), tokens=tokens, chunks=chunks,
+            problems=tuple(problems.pop(example.image, ())),
             held_out=id(example) not in learnt,
-        )
+        )  # fmt: skip
         rows.append(row)
     general = [*model.problems, *_about_trigger(dataset.trigger, model, Path(settings.data))]
     general += split.problems
