@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message, as_message
 
 RESERVE_GIB = 2.0  # of the disk that is left to others
@@ -63,7 +63,7 @@ class Cache:
                     "less than {least:.0f} GiB of the disk are free", least=RESERVE_GIB
                 )
             else:
-                publish(path, partial(save_file, contiguous))
+                write_atomically(path, partial(save_file, contiguous))
         except (OSError, SafetensorError) as error:
             self.problem = as_message(str(error))
 

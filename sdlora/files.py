@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> Path:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file with `write(temporary)` beside `path`, flush it, then rename it. An existing
     file is replaced."""
     with _written(path, write) as temporary:
@@ -21,21 +21,21 @@ def publish(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def publish_new(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file as `publish` does, but never over another file, whatever else writes at the same
-    time: it gets the name of `path`, or `name-2`, `name-3` ...; returns its path."""
+def write_to_free_path(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file as `write_atomically` does, but never over another file, whatever else writes at
+    the same time: it gets the name of `path`, or `name-2`, `name-3` ...; returns its path."""
     with _written(path, write) as temporary:
         candidate = free_path(path)
-        while not _take_name(temporary, candidate):
+        while not _claim_name(temporary, candidate):
             candidate = free_path(path)
     return candidate
 
 
-def publish_exactly(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file as `publish` does, but never over another file. FileExistsError: there is one of
-    that name."""
+def write_if_absent(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file as `write_atomically` does, but never over another file. FileExistsError: there
+    is one of that name."""
     with _written(path, write) as temporary:
-        if not _take_name(temporary, path):
+        if not _claim_name(temporary, path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return path
 
@@ -59,7 +59,7 @@ def _written(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _take_name(temporary: Path, path: Path) -> bool:
+def _claim_name(temporary: Path, path: Path) -> bool:
     """Give a written file its name. False: another file has it."""
     try:
         try:
@@ -81,7 +81,7 @@ def _temporary_start(path: Path) -> str:
     return f".{path.stem.encode('utf-8', 'surrogateescape')[:120].decode('utf-8', 'ignore')}-"
 
 
-def sweep(path: Path) -> None:
+def remove_stale_temp(path: Path) -> None:
     """Delete temporary files that killed writers of `path` have left beside it."""
     for left in path.parent.glob(
         f"{glob.escape(_temporary_start(path))}????????.part{path.suffix}"

@@ -65,7 +65,7 @@ def _folders_called(parent: Path, name: str) -> list[Path]:
         return []
 
 
-def gone(root: Path) -> RunError:
+def workspace_gone_error(root: Path) -> RunError:
     """Return the error of a workspace that does not exist any more."""
     return RunError(
         "the workspace {root} is gone: it was moved or deleted; start the program again {how}",

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sdlora.data.buckets import (
     Bucket,
     assign_buckets,
+    bucket_crop,
     choose_bucket,
     crop_sizes,
-    cut_of,
     make_buckets,
 )
 from sdlora.data.folder import Example
@@ -97,7 +97,7 @@ def test_small_pictures_grow_when_asked_and_what_is_cut_off_is_told() -> None:
     strip = Example(Path("strip.png"), "", (4000, 300))
     assigned, (problem,) = assign_buckets([strip], 512)
     ((bucket, _),) = assigned.items()
-    cut = cut_of(strip.size, bucket)
+    cut = bucket_crop(strip.size, bucket)
     assert cut.height == pytest.approx(300) and bucket.height == round(300 * cut.scale)
     assert f"the middle {cut.width / 4000:.0%} is learnt" in problem.message
 
@@ -107,7 +107,7 @@ def test_a_cut_stays_inside_and_its_mirror_image_is_told_from_the_other_side(
     size: tuple[int, int], across: float, down: float
 ) -> None:
     bucket, view = choose_bucket(size, make_buckets(128)), ImageView((across, down))
-    cut = cut_of(size, bucket, view)
+    cut = bucket_crop(size, bucket, view)
     assert cut.left >= 0 and cut.left + cut.width <= size[0] + 1e-6
     assert cut.top >= 0 and cut.top + cut.height <= size[1] + 1e-6
     left = crop_sizes(size, bucket, view)[3]

@@ -52,7 +52,7 @@ def test_flags_become_settings_and_only_those_given() -> None:
         "flip": True,
         "learning_rate": 2e-4,
     }
-    assert TrainSettings.of(values).targets == ("attention", "conv")
+    assert TrainSettings.from_values(values).targets == ("attention", "conv")
 
 
 def commands(page: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_runs_are_listed_shown_and_stopped(
         Done("a.st", 2),
     ]
     for name, said in {"a": events, "b": [Failed("it broke")]}.items():
-        settings = TrainSettings.of({"data": "pictures", "name": name})
+        settings = TrainSettings.from_values({"data": "pictures", "name": name})
         list(record(said, new_folder(settings, space)))
     assert main(["runs", "list", "--json", "--workspace", str(workspace)]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -173,7 +173,7 @@ def child_worker(space: Workspace, *more: str) -> Worker:
 
 
 def train(space: Workspace, queue: Queue) -> Path:
-    return run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
+    return run_folder.start(TrainSettings.from_values({"name": "neon", "data": "x"}), space, queue)
 
 
 @posix_only

@@ -7,7 +7,7 @@ import pytest
 
 from awkward import scene
 from sdlora.data import listing
-from sdlora.data.dataset import gather
+from sdlora.data.dataset import read_dataset
 from sdlora.data.folder import list_captions, scan_folder
 from sdlora.errors import DataError
 from sdlora.settings.train import TrainSettings
@@ -31,8 +31,8 @@ def words(folder: Path) -> dict[str, str]:
 
 def gathered(workspace: Path, *data: Path | str):  # type: ignore[no-untyped-def]
     first, *more = map(str, data)
-    settings = TrainSettings.of({"data": first, "more_data": more, "name": "n"})
-    return gather(settings, Workspace.open(workspace))
+    settings = TrainSettings.from_values({"data": first, "more_data": more, "name": "n"})
+    return read_dataset(settings, Workspace.open(workspace))
 
 
 def test_linked_folders_are_read_with_all_in_them(tmp_path: Path) -> None:

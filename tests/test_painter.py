@@ -40,7 +40,7 @@ def test_strays_sums_and_words_are_told(tmp_path: Path) -> None:
 
 def painted(painter: ImagePipeline, tags: str, **asked: object) -> np.ndarray:
     """(N, H, W, 3) of a cat with these tags."""
-    request = ImageRequest.of({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
+    request = ImageRequest.from_values({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
     sheet = painter.prepare(request)
     return np.stack([np.asarray(i) for i in painter.paint(request, sheet) if i]).astype(int)
 
@@ -76,7 +76,7 @@ def test_a_switch_half_way_equals_the_two_halves_made_by_hand(tmp_path: Path) ->
     half = painted(painter, "[<lora:neon:1>:3]", count=2, batch_size=2)
     images = []
     for index in range(2):
-        one = ImageRequest.of({"prompt": "a cat", "seed": 1 + index, "steps": 6})
+        one = ImageRequest.from_values({"prompt": "a cat", "seed": 1 + index, "steps": 6})
         sheet = painter.prepare(one)
         for step, image in enumerate(painter.paint(one, sheet), 1):
             if step == 3:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from awkward import BAD, GOOD, make_folder, scene
 from sdlora.cli.main import main
-from sdlora.data.folder import grouped
-from sdlora.data.report import Preflight, check
+from sdlora.data.folder import to_warnings
+from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DataError
 from sdlora.events import Done, Event, Started, Warned
 from sdlora.models.registry import open_family
@@ -26,11 +26,13 @@ from webui.media import Media
 
 
 def settings(data: Path, **values: Any) -> TrainSettings:
-    return TrainSettings.of({"data": str(data), "name": "n", "model": str(tiny("sd1")), **values})
+    return TrainSettings.from_values(
+        {"data": str(data), "name": "n", "model": str(tiny("sd1")), **values}
+    )
 
 
 def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
-    return check(settings(data, **values), Workspace.open(workspace))
+    return check_dataset(settings(data, **values), Workspace.open(workspace))
 
 
 def words(found: Preflight) -> dict[str, str]:
@@ -81,8 +83,8 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     resized = [
         p for row in found.rows for p in row.problems if "pixel" in p.message or " x " in p.message
     ]
-    told = {e.message for e in grouped(p for row in found.rows for p in row.problems)}
-    assert told - {e.message for e in grouped(resized)} <= warned
+    told = {e.message for e in to_warnings(p for row in found.rows for p in row.problems)}
+    assert told - {e.message for e in to_warnings(resized)} <= warned
 
     family = open_family(chosen.model, torch.float32, torch.device("cpu"))
     dataset: LatentDataset = finished(encode_dataset(family, gathered.examples, chosen))[1]

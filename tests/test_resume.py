@@ -71,7 +71,7 @@ class Interrupted:
             "steps": STEPS, "rank": 2, "alpha": 2, "warmup_steps": 1, "save_every": EVERY,
             "sample_every": 0, "keep_checkpoints": 9, "learning_rate": 1e-2, **values,
         }  # fmt: skip
-        return TrainSettings.of(said)
+        return TrainSettings.from_values(said)
 
     def run(self, settings: TrainSettings, folder: Path, until: float = STEPS) -> list[Event]:
         """Train in `folder`; what is killed after step `until` says and writes nothing more. 2.5:

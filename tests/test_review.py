@@ -125,7 +125,7 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     folder, space = trained(tmp_path)
     values = {"run": "zibo", "prompts": ("a house",), "strengths": (0.5, 1.0), "steps": 2}
     into = tmp_path / "grid"
-    events = list(draw_grid(GridSettings.of(values), space, into))
+    events = list(draw_grid(GridSettings.from_values(values), space, into))
     done, drawn = events[-1], [e for e in events if isinstance(e, SampleReady)]
     assert isinstance(done, Done) and done.path == str(into / "grid.png")
     assert [(e.step, e.report["strength"]) for e in drawn] == [
@@ -137,19 +137,19 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     assert (rows, columns) == (2, 3)
     tiles = {sheet.crop(box(row, column)).tobytes() for row in range(2) for column in range(3)}
     assert len(tiles) == 5, "the base is the same in both rows, all others differ"
-    fewer = GridSettings.of({**values, "checkpoints": (4,), "strengths": (0.0, 1.0, 1.0)})
+    fewer = GridSettings.from_values({**values, "checkpoints": (4,), "strengths": (0.0, 1.0, 1.0)})
     again = [e for e in draw_grid(fewer, space, into) if isinstance(e, SampleReady)]
     assert [(e.step, e.report["strength"]) for e in again] == [(0, 0.0), (4, 1.0)], "each once"
     with pytest.raises(SettingsError, match="--prompts"):
-        list(draw_grid(GridSettings.of({"run": "zibo"}), space, into))
+        list(draw_grid(GridSettings.from_values({"run": "zibo"}), space, into))
     with pytest.raises(RunError, match="no LoRA of step 3; the run has those of 2, 4"):
-        list(draw_grid(GridSettings.of({**values, "checkpoints": (3,)}), space, into))
+        list(draw_grid(GridSettings.from_values({**values, "checkpoints": (3,)}), space, into))
     with pytest.raises(SettingsError, match="there is no run 'zibbo'"):
-        list(draw_grid(GridSettings.of({**values, "run": "zibbo"}), space, into))
+        list(draw_grid(GridSettings.from_values({**values, "run": "zibbo"}), space, into))
     shutil.rmtree(folder / "state")
     shutil.rmtree(folder / "lora")
     with pytest.raises(RunError, match="has no LoRA yet"):
-        list(draw_grid(GridSettings.of(values), space, into))
+        list(draw_grid(GridSettings.from_values(values), space, into))
 
 
 def test_the_grid_begins_from_noise_alone_where_the_training_did(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_the_grid_begins_from_noise_alone_where_the_training_did(tmp_path: Path)
     values = {"run": "zibo", "prompts": ("a house",), "steps": 4, "checkpoints": (4,)}
     base = next(
         event
-        for event in draw_grid(GridSettings.of(values), space, tmp_path / "grid")
+        for event in draw_grid(GridSettings.from_values(values), space, tmp_path / "grid")
         if isinstance(event, SampleReady)
     )
     for asked in (True, False):
         request = {"prompt": "a house", "seed": base.seed, "steps": 4, "zero_terminal_snr": asked}
-        [expected], _ = render(open_tiny("sd2"), ImageRequest.of(request))
+        [expected], _ = render(open_tiny("sd2"), ImageRequest.from_values(request))
         with Image.open(base.path) as image:
             assert (ImageChops.difference(image, expected).getbbox() is None) is asked
 

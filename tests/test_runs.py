@@ -133,12 +133,12 @@ def test_stop_is_a_file_and_now_is_what_it_says(folder: Path) -> None:
 def test_start_never_takes_a_folder_that_is_there(workspace: Path) -> None:
     space = Workspace.open(workspace)
     queue = Queue(space.database)
-    settings = TrainSettings.of({"name": "v1.0", "data": "x"})
+    settings = TrainSettings.from_values({"name": "v1.0", "data": "x"})
     with ThreadPoolExecutor(6) as pool:
         folders = list(pool.map(lambda _: run_folder.start(settings, space, queue), range(6)))
     assert sorted(f.name for f in folders) == ["v1.0", *(f"v1.0-{n}" for n in range(2, 7))]
     assert TrainSettings.load(folders[0] / run_folder.SETTINGS_FILE) == settings
-    request = run_folder.start(ImageRequest.of({"prompt": "x"}), space, queue)
+    request = run_folder.start(ImageRequest.from_values({"prompt": "x"}), space, queue)
     assert request.parent == space.jobs
     assert [job.folder for job in queue.latest("generate")] == [request]
 
@@ -174,7 +174,7 @@ LOST = type("AcceleratorError", (RuntimeError,), {})
 
 
 def ended_run(space: Workspace, *events: Event, name: str = "neon") -> Path:
-    folder = run_folder.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": name, "data": "x"}), space)
     record(folder, Started("x", 9), Step(4, 9), *events)
     return folder
 
@@ -196,7 +196,9 @@ def test_what_ended_before_its_time_goes_into_the_queue_again(workspace: Path) -
         run_folder.resume(folder, queue)
     queue.finish(first, "stopped")
     run_folder.append_event(folder, Stopped("kept", 4))
-    behind = run_folder.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
+    behind = run_folder.start(
+        TrainSettings.from_values({"name": "other", "data": "x"}), space, queue
+    )
     run_folder.resume(folder, queue)
     claimed = [queue.claim("me"), queue.claim("me"), queue.claim("me")]
     assert [job and job.folder for job in claimed] == [behind, folder, None], "behind the others"
@@ -217,7 +219,7 @@ def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Pat
 
 def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> None:
     space = Workspace.open(workspace)
-    folder = run_folder.new_folder(TrainSettings.of({"name": "neon", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": "neon", "data": "x"}), space)
     (folder / run_folder.PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
     with pytest.raises(BusyError):
         run_folder.resume(folder, Queue(space.database))

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 
 from sdlora.data import zips
 from sdlora.data.caption_tables import read_table
-from sdlora.data.dataset import Dataset, gather
-from sdlora.data.folder import FolderReading, Problem, grouped, scan_folder
+from sdlora.data.dataset import Dataset, read_dataset
+from sdlora.data.folder import FolderReading, Problem, scan_folder, to_warnings
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
 from sdlora.settings.train import TrainSettings
@@ -35,8 +35,8 @@ def picture(path: Path, caption: str | None = None, seed: int | None = None) -> 
 
 
 def collected(workspace: Path, data: Path | str, **values: Any) -> Dataset:
-    settings = TrainSettings.of({"data": str(data), "name": "n", **values})
-    return gather(settings, Workspace.open(workspace))
+    settings = TrainSettings.from_values({"data": str(data), "name": "n", **values})
+    return read_dataset(settings, Workspace.open(workspace))
 
 
 def captions(found: Dataset) -> dict[str, str]:
@@ -133,9 +133,9 @@ def test_a_caption_is_found_however_its_name_is_written(tmp_path: Path) -> None:
 
 def test_what_many_files_have_is_said_once() -> None:
     problems = [Problem(Path(f"{n}.png"), "has no caption") for n in range(9)]
-    (one,) = grouped(problems)
+    (one,) = to_warnings(problems)
     assert one.message == "9 files (0.png, 1.png, 2.png ...): each has no caption"
-    assert len(grouped(problems[:3])) == 3
+    assert len(to_warnings(problems[:3])) == 3
 
 
 # Several sources

@@ -47,7 +47,7 @@ def root(space: Workspace, tmp_path: Path) -> Path:
     (tmp_path / "told" / "a.txt").write_text("a house", encoding="utf-8")
     (tmp_path / "bare").mkdir()
     for name in ("fin", "early", "dull"):
-        settings = TrainSettings.of({"data": str(tmp_path / "good"), "name": name})
+        settings = TrainSettings.from_values({"data": str(tmp_path / "good"), "name": name})
         folder = run_folder.new_folder(settings, space)
         run_folder.append_event(folder, Started("training", 3))
         if name == "early":
@@ -75,7 +75,7 @@ def made(kind: type[Settings], values: dict[str, object], root: Path) -> Setting
             return tuple(map(placed, value))
         return value.replace("{root}", str(root)) if isinstance(value, str) else value
 
-    return kind.of({name: placed(value) for name, value in {**least, **values}.items()})
+    return kind.from_values({name: placed(value) for name, value in {**least, **values}.items()})
 
 
 @pytest.mark.parametrize(("kind", "values", "sentence"), ROWS)

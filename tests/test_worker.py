@@ -49,11 +49,11 @@ def wait_until(true: Callable[[], object], within_s: float = 60) -> None:
 
 def train(space: Workspace, queue: Queue, name: str = "neon", **values: object) -> Path:
     values = {"data": "sets/neon", "steps": 10, "sample_every": 5, **values}
-    return run_folder.start(TrainSettings.of({"name": name, **values}), space, queue)
+    return run_folder.start(TrainSettings.from_values({"name": name, **values}), space, queue)
 
 
 def images(space: Workspace, queue: Queue, prompt: str = "a ball", **values: object) -> Path:
-    request = ImageRequest.of({"prompt": prompt, "steps": 3, "seed": 7, **values})
+    request = ImageRequest.from_values({"prompt": prompt, "steps": 3, "seed": 7, **values})
     return run_folder.start(request, space, queue)
 
 
@@ -242,15 +242,17 @@ def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue
 def test_every_kind_of_work_has_settings_of_its_own_and_a_way_to_be_done(space: Workspace) -> None:
     assert KINDS.keys() == JOB_PROCESSES.keys() and WORK.keys() == KINDS.keys() - {"generate"}
     assert len({row.settings for row in KINDS.values()}) == len(KINDS)
-    settings = MeasureSettings.of({"name": "neon", "data": "x"})
+    settings = MeasureSettings.from_values({"name": "neon", "data": "x"})
     assert kind_of(settings) == "measure"
     assert run_folder.new_folder(settings, space).parent == space.jobs
 
 
 def test_a_measurement_is_done_apart_and_can_be_stopped(space: Workspace, queue: Queue) -> None:
     values = {"name": "neon", "data": "sets/neon", "steps": 100}
-    whole = run_folder.start(MeasureSettings.of(values), space, queue)
-    slow = run_folder.start(MeasureSettings.of({**values, "trigger_word": "slow"}), space, queue)
+    whole = run_folder.start(MeasureSettings.from_values(values), space, queue)
+    slow = run_folder.start(
+        MeasureSettings.from_values({**values, "trigger_word": "slow"}), space, queue
+    )
     fine = images(space, queue)
     with worker_process(space):
         wait_until(lambda: run_folder.read(slow).phase_done)

@@ -99,7 +99,7 @@ class CheckpointPicker:
     def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:
         if self.studio.training(sent[shown]) is None:
             raise RunError("that training is not there any more")
-        return GridSettings.of({"run": sent[shown], **self.form.read(sent), **ask(sent)})
+        return GridSettings.from_values({"run": sent[shown], **self.form.read(sent), **ask(sent)})
 
     def _everything(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
         return {}

@@ -16,9 +16,16 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
-from sdlora.data.caption_editing import CaptionSettings, Change, editing, planned, undo, write
+from sdlora.data.caption_editing import (
+    CaptionSettings,
+    Change,
+    caption_editor,
+    plan_changes,
+    undo,
+    write_changes,
+)
 from sdlora.data.folder import Problem
-from sdlora.data.report import CaptionRow, Preflight, check
+from sdlora.data.report import CaptionRow, Preflight, check_dataset
 from sdlora.events import Measured, Warned
 from sdlora.messages import readable
 from sdlora.settings.base import Settings
@@ -55,8 +62,12 @@ class DatasetCheckSettings(TrainSettings):
 
 def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iterator[OutputLine]:
     """Show every picture as a training with these flags would see it, and all problems."""
-    training = TrainSettings.of({k: v for k, v in settings.given().items() if k != "measure"})
-    report = check(with_preset(training, workspace.preset_family(training.model)), workspace)
+    training = TrainSettings.from_values(
+        {k: v for k, v in settings.given().items() if k != "measure"}
+    )
+    report = check_dataset(
+        with_preset(training, workspace.preset_family(training.model)), workspace
+    )
     for row in report.rows:
         yield OutputLine(_row(row), row.as_json)
     yield OutputLine(_summary(report), report.as_json)
@@ -92,7 +103,7 @@ def _row(row: CaptionRow) -> str:
         f"to {bucket.width} x {bucket.height}{''.join(f', {mark}' for mark in marks)}",
         f"    {row.caption!r}",
         *(f"    or {text!r}" for text in row.drawn if text != row.caption),
-        *(f"  ! {p.beside(row.example.image)}{_advice(p)}" for p in row.problems),
+        *(f"  ! {p.message_beside(row.example.image)}{_advice(p)}" for p in row.problems),
     ]
     return "\n".join(lines)
 
@@ -124,10 +135,10 @@ def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[O
     if settings.undo:
         changes, done = undo(folder), "taken back"
     else:
-        changes = planned(folder, editing(settings))
+        changes = plan_changes(folder, caption_editor(settings))
         done = "written; --undo takes it back" if settings.write else "not written yet: add --write"
         if settings.write and changes:
-            write(folder, changes)
+            write_changes(folder, changes)
     for change in changes:
         facts = {"file": str(change.path), "before": change.before, "after": change.after}
         lines = [change.path.name, f"  - {change.before.strip()}", f"  + {change.after}"]
@@ -141,10 +152,10 @@ def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[O
 
 def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Iterator[OutputLine]:
     """Caption pictures with an image-to-text model, to be corrected by hand."""
-    from sdlora.data.captioning import describe  # loads torch
+    from sdlora.data.captioning import caption_images  # loads torch
 
     count = 0
-    for event in describe(settings, workspace.picture_folder(settings.data)):
+    for event in caption_images(settings, workspace.picture_folder(settings.data)):
         if isinstance(event, Change):
             count += 1
             facts = {"file": str(event.path), "before": event.before, "after": event.after}
@@ -178,7 +189,7 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
 def dataset(options: argparse.Namespace) -> int:
     """Check picture folders before a training, and edit captions in bulk."""
     tool = TOOLS[options.tool]
-    settings = tool.settings.of({**tool.usual, **given(options, tool.settings)})
+    settings = tool.settings.from_values({**tool.usual, **given(options, tool.settings)})
     for line in tool.act(settings, Workspace.open(options.workspace)):
         text = json.dumps(line.facts, ensure_ascii=False) if options.json else line.text
         print(readable(text))

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Failed, Progress, SampleReady, Warned
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.jobs import run_folder
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import with_preset
@@ -60,7 +60,9 @@ def demo(workspace: Workspace, folder: Path) -> Iterator[Event]:
     scores = _scores(rows)
     for weight, score in zip(WEIGHTS, scores, strict=True):
         yield Progress(f"weight {weight:.2f}: style score {score:.3f}")
-    path = publish(folder / "strength.png", lambda to: strength_grid(rows, scores).save(to))
+    path = write_atomically(
+        folder / "strength.png", lambda to: strength_grid(rows, scores).save(to)
+    )
     seconds = round(time.monotonic() - began, 1)
     facts = {"weights": WEIGHTS, "style_score": scores, "seconds": seconds, "grid": str(path)}
     path.with_suffix(".json").write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -91,7 +91,7 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
 def lora(options: argparse.Namespace) -> int:
     """Inspect LoRA files, and convert, merge, resize or compare them."""
     tool = TOOLS[options.tool]
-    settings = tool.settings.of(given(options, tool.settings))
+    settings = tool.settings.from_values(given(options, tool.settings))
     reports = tool.act(settings, Workspace.open(options.workspace))
     for report in reports:
         if options.json:

@@ -19,7 +19,7 @@ from sdlora.architectures import BASES
 from sdlora.device import DTYPES, pick_device
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.file_names import checked_name
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library.describe import find_file
@@ -259,7 +259,7 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Report]:
     facts: dict[str, Any] = {"groups": {group: asdict(row) for group, row in table.items()}}
     if settings.picture:
         image = draw(table, first, second)
-        publish(picture, image.save)
+        write_atomically(picture, image.save)
         facts["picture"] = str(picture)
     return [Report(f"{first} and {second}", facts, legend=COLLISION)]
 

@@ -28,7 +28,7 @@ from sdlora.events import (
     Warned,
     to_line,
 )
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.messages import COMMAND, Message
 from sdlora.settings.image_request import ImageRequest
 from sdlora.terminal import OnInterrupt, Printer, follow
@@ -43,7 +43,7 @@ def generate(options: argparse.Namespace) -> int:
 
     workspace = Workspace.open(options.workspace)
     printer, incomplete = Printer(options.json), False
-    request = ImageRequest.of(_request_values(options, workspace, printer))
+    request = ImageRequest.from_values(_request_values(options, workspace, printer))
     made: list[str] = []
     stop_requests: list[bool] = []
     with OnInterrupt(lambda: stop_requests.append(True)):
@@ -98,7 +98,7 @@ def _copy_to_output(event: SampleReady, output: str | None, index: int, count: i
         target = target.with_name(target.name + made)
     if count > 1:
         target = target.with_stem(f"{target.stem}-{index + 1}")
-    path = publish_new(target, lambda to: shutil.copyfile(event.path, to))
+    path = write_to_free_path(target, lambda to: shutil.copyfile(event.path, to))
     if path != target:
         print(f"warning: {target} exists, so this image is {path}", file=sys.stderr)
     return SampleReady(str(path), event.step, event.prompt, event.seed, event.report, at=event.at)

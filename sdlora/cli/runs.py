@@ -14,7 +14,7 @@ from sdlora.cli.flags import add_flags, add_shared_flags, given
 from sdlora.cli.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, Failed, RunState, Validated
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import REQUESTS
 from sdlora.jobs.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
@@ -119,7 +119,7 @@ def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
         print(f"  sample at step {sample.step}: {sample.path}")
     if state.losses or state.validations:
         picture = draw_curves(state, folder.name)
-        path = publish(folder / "curves.png", lambda to: picture.save(to, format="png"))
+        path = write_atomically(folder / "curves.png", lambda to: picture.save(to, format="png"))
         print(f"  curves: {path}")
     for grid_folder in run_folder.run_folders(folder / "grids"):
         if drawn := run_folder.read(grid_folder).result:
@@ -173,7 +173,7 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
 
 def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """Draw every checkpoint at every strength, as one picture."""
-    settings = GridSettings.of({"run": folder.name, **given(options, GridSettings)})
+    settings = GridSettings.from_values({"run": folder.name, **given(options, GridSettings)})
     queue = Queue(workspace.database)
     if queue.holder("worker"):  # it owns the device
         job_folder = run_folder.start(settings, workspace, queue)

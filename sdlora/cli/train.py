@@ -47,7 +47,7 @@ def train(options: argparse.Namespace) -> int:
     values.setdefault("name", Path(values["data"]).resolve().name)
     if "goal" not in values and not options.config:
         values["goal"] = workspace.goal_of(values["data"]) or _ask_goal()
-    folder = run_folder.new_folder(TrainSettings.of(values), workspace)
+    folder = run_folder.new_folder(TrainSettings.from_values(values), workspace)
     if like:
         (folder / LIKE_FILE).write_text(json.dumps(like), encoding="utf-8")
     return train_in(folder, workspace, options.json)

@@ -81,7 +81,7 @@ def assign_buckets(
                 size=f"{width} x {height}", bucket=f"{bucket.width} x {bucket.height}",
             )  # fmt: skip
             problems.append(Problem(example.image, message, "use a larger picture or leave it out"))
-        cut = cut_of(example.size, bucket)
+        cut = bucket_crop(example.size, bucket)
         kept_share = cut.width * cut.height / (width * height)
         if kept_share < MIN_KEPT_SHARE:
             template = "is {size}, of which the middle {share:.0%} is learnt"
@@ -90,7 +90,7 @@ def assign_buckets(
     return dict(sorted(assigned.items())), problems
 
 
-def cut_of(size: tuple[int, int], bucket: Bucket, view: ImageView = ImageView()) -> BucketCrop:  # noqa: B008
+def bucket_crop(size: tuple[int, int], bucket: Bucket, view: ImageView = ImageView()) -> BucketCrop:  # noqa: B008
     """Return the crop that a view takes of a picture of `size` (width, height) in its bucket."""
     width, height = size
     scale = max(bucket.width / width, bucket.height / height)
@@ -107,7 +107,7 @@ def crop_sizes(
     """Return SDXL's size conditioning (arXiv:2307.01952, section 2.2): original height, width; top,
     left of the crop in the scaled picture, mirrored if the view is; bucket height, width."""
     width, height = size
-    cut = cut_of(size, bucket, view)
+    cut = bucket_crop(size, bucket, view)
     left = width - cut.width - cut.left if view.mirrored else cut.left
     top, left = round(cut.top * cut.scale), round(left * cut.scale)
     return height, width, top, left, bucket.height, bucket.width

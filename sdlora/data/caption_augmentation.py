@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sdlora.data.captions import tags_of
-from sdlora.data.image_augmentation import dice
+from sdlora.data.image_augmentation import seeded_random
 from sdlora.prompt.scanner import tokens
 from sdlora.prompt.wildcards import Lists, expand_wildcards
 from sdlora.settings.train import TrainSettings
@@ -20,7 +20,7 @@ from sdlora.settings.train import TrainSettings
 WordLists = Mapping[str, tuple[str, ...]]  # name in small letters -> lines
 
 
-def lists_named(texts: Iterable[str], lists: Lists) -> dict[str, tuple[str, ...]]:
+def find_wildcard_lists(texts: Iterable[str], lists: Lists) -> dict[str, tuple[str, ...]]:
     """Return every wildcard list that __name__ in one of the texts means, and those that their
     lines name in turn, as they are now: name in small letters -> lines, () where there is no such
     list."""
@@ -50,7 +50,9 @@ class CaptionAugmenter:
         """Return the caption without augmentation: its first line, with all tags in order, its
         wildcards always the same."""
         line = caption.partition("\n")[0]
-        return self._around(self._filled(line, dice(self.settings.seed, "plain", line)), own)
+        return self._around(
+            self._filled(line, seeded_random(self.settings.seed, "plain", line)), own
+        )
 
     def varies(self, caption: str) -> bool:
         """Return True if augmentation can give a text other than the plain one; caption dropout
@@ -69,7 +71,7 @@ class CaptionAugmenter:
         if not self.varies(caption):
             return (self.plain(caption, own),)
         seed, count = self.settings.seed, max(1, self.settings.caption_variants)
-        rolls = (dice(seed, "wording", number, picture) for number in range(count))
+        rolls = (seeded_random(seed, "wording", number, picture) for number in range(count))
         return tuple(self.drawn(caption, rng, own) for rng in rolls)
 
     def _filled(self, line: str, rng: random.Random) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.data.caption_files import EMPTY
-from sdlora.data.captions import read_text, said_lines, tags_of
+from sdlora.data.captions import clean_lines, read_text, tags_of
 from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message
 from sdlora.settings.base import Settings
 from sdlora.text_files import UnreadTextError
@@ -71,7 +71,7 @@ class Change:
         )
 
 
-def planned(folder: Path, edit: Callable[[str], str]) -> list[Change]:
+def plan_changes(folder: Path, edit: Callable[[str], str]) -> list[Change]:
     """Return a change for every caption of the folder that `edit` alters, read as a training reads
     it. A caption that stands in a table is written into a file of its own. DataError: a caption
     cannot be read."""
@@ -92,7 +92,7 @@ def planned(folder: Path, edit: Callable[[str], str]) -> list[Change]:
     return [*changes.values()]
 
 
-def editing(settings: CaptionSettings) -> Callable[[str], str]:
+def caption_editor(settings: CaptionSettings) -> Callable[[str], str]:
     """Return the function that applies the settings to one line of a caption. DataError: an invalid
     regular expression."""
     try:
@@ -117,7 +117,7 @@ def editing(settings: CaptionSettings) -> Callable[[str], str]:
     return edit
 
 
-def write(folder: Path, changes: Iterable[Change]) -> Path:
+def write_changes(folder: Path, changes: Iterable[Change]) -> Path:
     """Write the new captions, after copies of the old files; returns the folder of the copies.
     Killed at any moment, every caption is either the old or the new one, and `undo` can restore
     both."""
@@ -128,11 +128,11 @@ def write(folder: Path, changes: Iterable[Change]) -> Path:
         relative = change.path.relative_to(folder).as_posix()
         rows.append({"path": relative, "after": change.after, "file": change.was_file})
         if change.was_file:
-            publish(backup / relative, partial(shutil.copyfile, change.path))
+            write_atomically(backup / relative, partial(shutil.copyfile, change.path))
     text = json.dumps(rows, ensure_ascii=False, indent=1)
-    publish(backup / _LIST, partial(_write_text, text=text))
+    write_atomically(backup / _LIST, partial(_write_text, text=text))
     for change in changes:
-        publish(change.path, partial(_write_text, text=change.after + "\n"))
+        write_atomically(change.path, partial(_write_text, text=change.after + "\n"))
     return backup
 
 
@@ -147,19 +147,21 @@ def undo(folder: Path) -> list[Change]:
     backup, done = lists[-1].parent, []
     for row in rows:
         path, old = folder / row["path"], backup / row["path"]
-        if not path.is_file() or "\n".join(said_lines(_text(path))) != row["after"]:
+        if not path.is_file() or "\n".join(clean_lines(_read_or_empty(path))) != row["after"]:
             continue
         if row["file"]:
-            publish(path, partial(shutil.copyfile, old))
+            write_atomically(path, partial(shutil.copyfile, old))
         else:
             path.unlink()
-        done.append(Change(path, row["after"], _text(old) if row["file"] else "", row["file"]))
+        done.append(
+            Change(path, row["after"], _read_or_empty(old) if row["file"] else "", row["file"])
+        )
     lists[-1].unlink()  # from here on it is undone, whatever happens to the copies
     shutil.rmtree(backup, ignore_errors=True)
     return done
 
 
-def _text(path: Path) -> str:
+def _read_or_empty(path: Path) -> str:
     """Return a caption file's text; '' if it cannot be read and so is not what was written."""
     try:
         return read_text(path)

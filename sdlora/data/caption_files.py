@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdlora.data.caption_tables import TABLES, Table, read_table
-from sdlora.data.captions import CAPTION_SUFFIXES, decode_file, said_lines, unescaped
+from sdlora.data.captions import CAPTION_SUFFIXES, clean_lines, decode_file, unescaped
 from sdlora.data.json_captions import JSON_TABLES, read_json_table, read_sidecar
 from sdlora.data.problems import Problem
 from sdlora.messages import Message
@@ -105,7 +105,7 @@ class CaptionFiles:
         source = own[0] if lines else None
         entry, notes = self._entry(picture)
         problems += notes
-        if entry and (others := said_lines(entry.text)):
+        if entry and (others := clean_lines(entry.text)):
             if own and others != lines:
                 read = own[0] if lines else entry.source
                 message = Message("has two captions; that of {file} is read", file=read.name)
@@ -166,4 +166,4 @@ def _not_read(file: Path, first: Path) -> Problem:
 def _read_text(file: Path) -> tuple[list[str], list[Problem]]:
     decoded = decode_file(file)
     advice = Message("save it as UTF-8 if the caption is not right")
-    return said_lines(decoded.text), [Problem(file, remark, advice) for remark in decoded.remarks]
+    return clean_lines(decoded.text), [Problem(file, remark, advice) for remark in decoded.remarks]

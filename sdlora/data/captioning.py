@@ -20,10 +20,10 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdlora.data.caption_editing import Change, write
+from sdlora.data.caption_editing import Change, write_changes
 from sdlora.data.caption_files import EMPTY
 from sdlora.data.folder import open_captions
-from sdlora.data.image_stats import look_at
+from sdlora.data.image_stats import read_image_stats
 from sdlora.data.images import load_rgb
 from sdlora.data.problems import Problem
 from sdlora.device import pick_device
@@ -53,23 +53,22 @@ class CaptionModelType:
     open: Callable[[Path, DescribeSettings], Describe]
 
 
-def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Change]:
-    """Caption every picture of the folder that has no caption, or all; written, if that was asked
-    for, when the last is done or the job is ended before, so that one undo restores all.
-    ModelError: the model cannot be used."""
+def caption_images(settings: DescribeSettings, folder: Path) -> Iterator[Event | Change]:
+    """Caption every picture of the folder that has no caption, or all. Captions are written, if
+    asked for, at the end, so that one undo restores all. ModelError: the model cannot be used."""
     files = open_captions(folder)
     captions = {picture: files.read(picture) for picture in files.pictures}
     unread = [c.fault for c in captions.values() if c.fault and c.fault.message != EMPTY]
     if not settings.every:
         for fault in unread:
             message = Message("{fault}; it stays as it is", fault=fault.message)
-            yield Problem(fault.path, message).warned()
+            yield Problem(fault.path, message).to_warning()
     pending = [
         picture
         for picture, caption in captions.items()
         if settings.every or not (caption.lines or caption.fault in unread)
     ]
-    model_type = KINDS[settings.by]
+    model_type = CAPTION_MODEL_TYPES[settings.by]
     yield Progress("loading the model that describes")
     caption_batch = model_type.open(
         _folder(settings.model or model_type.usual, model_type), settings
@@ -78,8 +77,9 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
     try:
         for first in range(0, len(pending), settings.batch_size):
             batch = pending[first : first + settings.batch_size]
-            images = {picture: load_rgb(picture) for picture in batch if look_at(picture).digest}
-            yield from (Problem(p, look_at(p).problem).warned() for p in batch if p not in images)
+            stats = {picture: read_image_stats(picture) for picture in batch}
+            images = {picture: load_rgb(picture) for picture in batch if stats[picture].digest}
+            yield from (Problem(p, stats[p].problem).to_warning() for p in batch if p not in images)
             texts = _caption_batch(caption_batch, list(images.values()))
             for picture, text in zip(images, texts, strict=True):
                 caption, after = captions[picture], " ".join(f"{settings.prefix}{text}".split())
@@ -89,7 +89,7 @@ def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Chang
             yield Progress("describing pictures", first + len(batch), len(pending))
     finally:
         if settings.write and done:
-            write(folder, done)
+            write_changes(folder, done)
 
 
 def _caption_batch(caption_batch: Describe, images: Sequence[Image.Image]) -> list[str]:
@@ -318,7 +318,7 @@ _PROCESSORS = {
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
     "qwen3_vl": "Qwen3VLProcessor",
 }
-KINDS = {
+CAPTION_MODEL_TYPES = {
     "blip": CaptionModelType(
         "Salesforce/blip-image-captioning-large", ("blip",), _TransformersCaptioner
     ),

@@ -26,7 +26,7 @@ def read_caption(path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Return the non-empty lines of a caption file. UnreadTextError: what is wrong with it."""
-    return said_lines(read_text(path))
+    return clean_lines(read_text(path))
 
 
 def read_text(path: Path) -> str:
@@ -39,7 +39,7 @@ def decode_file(path: Path) -> Decoded:
     return read_whole(path, MAX_CAPTION_BYTES)
 
 
-def said_lines(text: str) -> list[str]:
+def clean_lines(text: str) -> list[str]:
     """Return the lines of a text, tidied, without empty ones and without unpaired surrogates."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
     lines = (" ".join(line.split()) for line in whole.replace("\0", " ").splitlines())
@@ -96,7 +96,7 @@ def common_trigger(captions: Iterable[str]) -> str:
     return " ".join(shared)
 
 
-def says(caption: str, trigger: str) -> bool:
+def contains_trigger(caption: str, trigger: str) -> bool:
     """Return True if a caption holds a trigger as whole words, in letters of any case: 'party' does
     not hold 'art'. A word goes on with letters, digits, their marks and underscores; scripts
     without spaces between words have no such ends."""
@@ -132,12 +132,12 @@ def _in_word(character: str) -> bool:
 
 def with_trigger(caption: str, trigger: str) -> str:
     """Return the caption, begun with the trigger unless it holds it already."""
-    if says(caption, trigger):
+    if contains_trigger(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
 
-def spread(captions: Iterable[str], count: int = 2) -> list[str]:
+def evenly_spaced(captions: Iterable[str], count: int = 2) -> list[str]:
     """Return at most `count` different captions, evenly spaced over the set."""
     different = list(dict.fromkeys(captions))
     return different[:: max(1, -(-len(different) // count))]

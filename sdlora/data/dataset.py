@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdlora.data.caption_augmentation import WordLists, lists_named
-from sdlora.data.captions import common_trigger, says, with_trigger
+from sdlora.data.caption_augmentation import WordLists, find_wildcard_lists
+from sdlora.data.captions import common_trigger, contains_trigger, with_trigger
 from sdlora.data.folder import Example, FolderReading, Problem, black_masks, scan_folder
-from sdlora.data.image_stats import PICTURE_SUFFIXES, look_at
+from sdlora.data.image_stats import PICTURE_SUFFIXES, read_image_stats
 from sdlora.data.near_duplicates import BLURRED_PX, near_duplicates
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
@@ -52,12 +52,12 @@ class _DatasetSource:
     problems: tuple[Problem, ...] = ()
 
 
-def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
+def read_dataset(settings: TrainSettings, workspace: Workspace) -> Dataset:
     """Every example of every source. DataError: a source is not there, or nothing can be used."""
     own = [settings.data, *settings.more_data]
     sources = [_source(name, workspace, False) for name in own]
     sources += [_source(name, workspace, True) for name in settings.regularisation]
-    masks = _existing(settings.masks, workspace) if settings.masks else None
+    masks = _find_source(settings.masks, workspace) if settings.masks else None
     reading = FolderReading(
         settings.missing_captions, settings.caption_lines, masks, settings.transparency == "mask"
     )
@@ -75,21 +75,29 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
     ours = [example for example in examples if not example.regularisation]
     captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
     trigger = settings.trigger_word or common_trigger(captions)
-    problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
+    problems += [
+        *_missing_trigger_problems(ours, trigger),
+        *duplicate_problems(ours),
+        *blur_problems(examples),
+    ]
     problems += black_masks(examples)
-    lists = lists_named((e.caption for e in examples), WildcardFolder(workspace.wildcards))
-    problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
+    lists = find_wildcard_lists((e.caption for e in examples), WildcardFolder(workspace.wildcards))
+    problems += wildcard_problems(
+        examples, lists, settings.caption_wildcards
+    ) + prompt_syntax_problems(examples)
     drawn = lists if settings.caption_wildcards else {}
-    return Dataset([_called(e, trigger) for e in examples], trigger, problems, drawn)
+    return Dataset([_add_trigger(e, trigger) for e in examples], trigger, problems, drawn)
 
 
-def wild(examples: Iterable[Example], lists: WordLists, expanded: bool) -> list[Problem]:
+def wildcard_problems(
+    examples: Iterable[Example], lists: WordLists, expanded: bool
+) -> list[Problem]:
     """Return problems of captions with wildcards that are not expanded: their list does not exist,
     or `expanded` (the setting) is off."""
     advice = Message("{setting} draws one each time", setting=Setting("caption_wildcards"))
     problems = []
     for example in examples:
-        named = lists_named([example.caption], lists.get)
+        named = find_wildcard_lists([example.caption], lists.get)
         lost = sorted(name for name, lines in named.items() if not lines)
         if expanded and lost:
             template = "names {lists} in its caption, and there is no such list, or it is empty"
@@ -101,17 +109,17 @@ def wild(examples: Iterable[Example], lists: WordLists, expanded: bool) -> list[
     return problems
 
 
-def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
+def _missing_trigger_problems(examples: Iterable[Example], trigger: str) -> list[Problem]:
     """Return problems of captions that do not hold the trigger."""
     message = Message(
         "does not say {trigger!r} in its caption; it is put before it", trigger=trigger
     )
     spoken = (e for e in examples if e.caption)
-    silent = (e for e in spoken if not all(says(line, trigger) for line in _lines(e)))
+    silent = (e for e in spoken if not all(contains_trigger(line, trigger) for line in _lines(e)))
     return [Problem(example.image, message) for example in silent]
 
 
-def literal(examples: Iterable[Example]) -> list[Problem]:
+def prompt_syntax_problems(examples: Iterable[Example]) -> list[Problem]:
     """Return problems of captions with prompt syntax, which a training reads as text."""
     message = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
     advice = "it is learnt as the text that stands there; take it out unless that is meant"
@@ -123,7 +131,7 @@ def _lines(example: Example) -> list[str]:
     return example.caption.split("\n")
 
 
-def _called(example: Example, trigger: str) -> Example:
+def _add_trigger(example: Example, trigger: str) -> Example:
     """Return the example with the trigger in every line of its caption; a regularisation picture
     stays without it."""
     if example.regularisation:
@@ -136,7 +144,7 @@ def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSo
     """Return the folder that a name, a path, or either after `3*` (repeats), means."""
     times = _TIMES.fullmatch(name)
     repeats, place = (int(times[1]), times[2]) if times else (1, name)
-    path = _existing(place.strip(), workspace)
+    path = _find_source(place.strip(), workspace)
     if path.is_dir():
         return _DatasetSource(path, repeats, regularisation)
     if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
@@ -152,7 +160,7 @@ def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSo
     return _DatasetSource(folder, repeats, regularisation, tuple(problems))
 
 
-def _existing(name: str, workspace: Workspace) -> Path:
+def _find_source(name: str, workspace: Workspace) -> Path:
     path = Path(name).expanduser()
     named = path if path.exists() else workspace.dataset_folders().get(name, path)
     if not named.exists():
@@ -188,7 +196,7 @@ def _scan(
     return [*counted], problems
 
 
-def twins(examples: list[Example]) -> list[Problem]:
+def duplicate_problems(examples: list[Example]) -> list[Problem]:
     """Return problems of pictures that are the same file as another, or look the same."""
     first: dict[str, Example] = {}
     problems = []
@@ -200,7 +208,7 @@ def twins(examples: list[Example]) -> list[Problem]:
             )
             problems.append(Problem(example.image, message, "leave one out, or mean it"))
     different = list(first.values())
-    alike = near_duplicates([look_at(example.image).print for example in different])
+    alike = near_duplicates([read_image_stats(example.image).print for example in different])
     for place, (before, mirrored) in alike.items():
         example, other = different[place], different[before]
         template = "looks the same as {file}, mirrored" if mirrored else "looks the same as {file}"
@@ -215,9 +223,9 @@ def _name_beside(example: Example, other: Example) -> str:
     return other.image.name if same else f"{other.image.parent.name}/{other.image.name}"
 
 
-def blurred(examples: Iterable[Example]) -> list[Problem]:
+def blur_problems(examples: Iterable[Example]) -> list[Problem]:
     """Return problems of pictures without a sharp edge anywhere."""
-    widths: Mapping[Path, float] = {e.image: look_at(e.image).edges for e in examples}
+    widths: Mapping[Path, float] = {e.image: read_image_stats(e.image).edges for e in examples}
     return [
         Problem(
             image,

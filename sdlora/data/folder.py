@@ -18,17 +18,17 @@ from pathlib import Path
 
 from sdlora.data.caption_files import EMPTY, CaptionFiles, keys_of
 from sdlora.data.captions import CAPTION_SUFFIXES
-from sdlora.data.image_files import BROKEN, FORMATS_SAID
-from sdlora.data.image_stats import PICTURE_SUFFIXES, ImageStats, look_at
+from sdlora.data.image_files import BROKEN, FORMATS_TEXT
+from sdlora.data.image_stats import PICTURE_SUFFIXES, ImageStats, read_image_stats
 from sdlora.data.images import load_alpha, load_mask
 from sdlora.data.listing import list_files
-from sdlora.data.problems import Problem, grouped
+from sdlora.data.problems import Problem, to_warnings
 from sdlora.errors import DataError
 from sdlora.messages import Message, Setting, readable
 from sdlora.settings.train import CaptionLines, MissingCaptions
 
-__all__ = ["Example", "FolderReading", "Problem", "black_masks", "grouped", "list_captions"]
-__all__ += ["list_pictures", "open_captions", "scan_folder"]
+__all__ = ["Example", "FolderReading", "Problem", "black_masks", "list_captions"]
+__all__ += ["list_pictures", "open_captions", "scan_folder", "to_warnings"]
 MASK_MARK = "-masklabel"
 _LABEL = re.compile(r"-(mask|cond)label\d*")  # how OneTrainer ends the names of what is no picture
 _KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.+)")
@@ -166,7 +166,7 @@ class _Scan:
     def examples(self) -> list[Example]:
         """Every usable picture, and problems of all others."""
         with ThreadPoolExecutor() as threads:  # decoding lets go of Python's lock
-            looks = list(threads.map(look_at, self.candidates))
+            looks = list(threads.map(read_image_stats, self.candidates))
         scanned = [self._example(*row) for row in zip(self.candidates, looks, strict=True)]
         self._lonely(looks)
         if self.bare and self.reading.missing == "refuse":
@@ -261,7 +261,7 @@ class _Scan:
         mask = self.masks.get(keys_of(file)[0])
         if mask is None:
             return file if self.reading.alpha_masks and look.see_through else None
-        mask_stats = look_at(mask)
+        mask_stats = read_image_stats(mask)
         if not mask_stats.digest:
             message = "{why}; {picture} is learnt without a mask"
             self.problem(mask, Message(message, why=mask_stats.problem, picture=file.name))
@@ -315,6 +315,6 @@ def _nothing_usable(path: Path, files: list[Path], problems: list[Problem]) -> s
         first=Message(" {file} {problem}.", file=first.path.name, problem=first.message)
         if first
         else "",
-        formats=FORMATS_SAID,
+        formats=FORMATS_TEXT,
         suffix=CAPTION_SUFFIXES[0],
     )

@@ -13,7 +13,7 @@ from sdlora.data.side_data import exif_bytes, orientation_of, without_side_data
 from sdlora.messages import Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
-FORMATS_SAID = "PNG, JPEG, WebP, AVIF or BMP"
+FORMATS_TEXT = "PNG, JPEG, WebP, AVIF or BMP"
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself starts to warn of bombs
 _MAX_MEGAPIXELS = MAX_PIXELS // 1_000_000
 # All that reading a picture file raises: what Pillow raises beyond these becomes a ValueError.
@@ -99,7 +99,7 @@ def read_picture(source: Path | bytes) -> Picture:
     return _upright(image, raw, damaged=True)
 
 
-def other_kind(start: bytes) -> str:
+def foreign_format(start: bytes) -> str:
     """Return the name of a file's format, which is none of FORMATS, from its first bytes."""
     if not start:
         return "an empty file"

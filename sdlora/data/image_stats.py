@@ -11,10 +11,10 @@ from PIL import UnidentifiedImageError
 
 from sdlora.data.image_files import (
     BROKEN,
-    FORMATS_SAID,
+    FORMATS_TEXT,
     Picture,
     TooLarge,
-    other_kind,
+    foreign_format,
     read_picture,
 )
 from sdlora.data.images import as_shown
@@ -45,7 +45,7 @@ class ImageStats:
     advice: str = ""
 
 
-def look_at(file: Path) -> ImageStats:
+def read_image_stats(file: Path) -> ImageStats:
     """Return the statistics of a file, decoded to its end, since only that finds a truncated one;
     cached while the file does not change."""
     try:
@@ -57,7 +57,7 @@ def look_at(file: Path) -> ImageStats:
 
 @lru_cache(maxsize=20_000)
 def _look(file: Path, _mtime_ns: int, size: int) -> ImageStats:
-    again = Message("save it as {formats}", formats=FORMATS_SAID)
+    again = Message("save it as {formats}", formats=FORMATS_TEXT)
     if size > MAX_BYTES:
         problem = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
         return ImageStats(problem=problem, advice=again)
@@ -67,12 +67,12 @@ def _look(file: Path, _mtime_ns: int, size: int) -> ImageStats:
     except UnidentifiedImageError:
         if file.suffix.lower() not in PICTURE_SUFFIXES:
             return ImageStats()
-        return ImageStats(problem=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
+        return ImageStats(problem=Message("is {kind}", kind=foreign_format(raw[:32])), advice=again)
     except TooLarge as error:
         advice = "make it smaller: a training looks at a million pixels of it or so"
         return ImageStats(problem=Message("cannot be read: {why}", why=error), advice=advice)
     except BROKEN as error:
-        advice = Message("save it again as {formats}", formats=FORMATS_SAID)
+        advice = Message("save it again as {formats}", formats=FORMATS_TEXT)
         return ImageStats(problem=Message("cannot be read: {why}", why=error), advice=advice)
 
 

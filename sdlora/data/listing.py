@@ -37,7 +37,7 @@ def list_files(root: Path, excluded: Sequence[Path] = ()) -> Listing:
     return _Walk(root, excluded).listing()
 
 
-def is_unasked(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Return True for a hidden file or one that a system adds by itself."""
     return name.startswith(_UNASKED) or name.lower() in _SERVER_FILES
 
@@ -78,7 +78,7 @@ class _Walk:
             except OSError as error:
                 self._problem(current, Message("cannot be read: {why}", why=error.strerror))
                 continue
-            folders = (self._entry(entry) for entry in entries if not is_unasked(entry.name))
+            folders = (self._entry(entry) for entry in entries if not is_system_file(entry.name))
             pending += [path for path in folders if path]
             if len(self.result.files) > MAX_FILES:
                 message = Message(

@@ -20,7 +20,7 @@ class Problem:
     message: str
     advice: str = ""
 
-    def warned(self) -> Warned:
+    def to_warning(self) -> Warned:
         """Return the problem as a warning event."""
         return Warned(self._named, self.advice)
 
@@ -28,13 +28,13 @@ class Problem:
     def _named(self) -> Message:
         return Message("{file} {problem}", file=self.path.name, problem=self.message)
 
-    def beside(self, picture: Path) -> str:
+    def message_beside(self, picture: Path) -> str:
         """Return the message for a place that names the picture already: the name of another file
         goes first."""
         return self.message if self.path == picture else self._named
 
 
-def grouped(problems: Iterable[Problem], limit: int = 3) -> list[Warned]:
+def to_warnings(problems: Iterable[Problem], limit: int = 3) -> list[Warned]:
     """Return the problems as warning events; a problem of more than `limit` files becomes one
     event."""
     alike: dict[tuple[str, str], list[Problem]] = {}
@@ -43,7 +43,7 @@ def grouped(problems: Iterable[Problem], limit: int = 3) -> list[Warned]:
     warnings: list[Warned] = []
     for (message, advice), sharing in alike.items():
         if len(sharing) <= limit:
-            warnings += [problem.warned() for problem in sharing]
+            warnings += [problem.to_warning() for problem in sharing]
             continue
         names = [problem.path.name for problem in sharing[:limit]]
         summary = Message(

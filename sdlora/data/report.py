@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdlora.data.buckets import Bucket, BucketCrop, assign_buckets, cut_of
+from sdlora.data.buckets import Bucket, BucketCrop, assign_buckets, bucket_crop
 from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
-from sdlora.data.dataset import gather
+from sdlora.data.dataset import read_dataset
 from sdlora.data.folder import MASK_MARK, Example, Problem
-from sdlora.data.validation_split import divide
+from sdlora.data.validation_split import split_dataset
 from sdlora.errors import ModelError
 from sdlora.lora.format.metadata import count_tags
 from sdlora.messages import Message, Setting
@@ -128,16 +128,16 @@ def _as_json(problem: Problem) -> dict[str, str]:
     return {"what": problem.message, "advice": problem.advice}
 
 
-def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
+def check_dataset(settings: TrainSettings, workspace: Workspace) -> Preflight:
     """Return the report of the dataset of a training with these settings, presets included.
     DataError: the training would not start."""
     model = _Model(Path(workspace.model_source(settings.model)))
-    dataset = gather(settings, workspace)
+    dataset = read_dataset(settings, workspace)
     resolution = settings.resolution or model.resolution
     assigned, resized = assign_buckets(dataset.examples, resolution, settings.upscale)
     buckets = {id(example): bucket for bucket, group in assigned.items() for example in group}
     problems = _by_picture(dataset.examples, [*dataset.problems, *resized])
-    split = divide(dataset, settings, workspace)
+    split = split_dataset(dataset, settings, workspace)
     learnt = {id(example) for example in split.learnt}
     augmenter = CaptionAugmenter(settings, dataset.lists)
     rows = []
@@ -146,7 +146,7 @@ def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
         drawn = augmenter.variants(example.caption, example.digest, not example.regularisation)
         bucket, (tokens, chunks) = buckets[id(example)], model.count(caption)
         row = CaptionRow(
-            example, bucket, cut_of(example.size, bucket), caption,
+            example, bucket, bucket_crop(example.size, bucket), caption,
             drawn=tuple(dict.fromkeys(drawn)), tokens=tokens, chunks=chunks,
             problems=tuple(problems.pop(example.image, ())),
             held_out=id(example) not in learnt,

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdlora.data.caption_augmentation import WordLists
-from sdlora.data.dataset import Dataset, gather
+from sdlora.data.dataset import Dataset, read_dataset
 from sdlora.data.folder import Example, Problem
-from sdlora.data.image_augmentation import dice
-from sdlora.data.image_stats import look_at
+from sdlora.data.image_augmentation import seeded_random
+from sdlora.data.image_stats import read_image_stats
 from sdlora.data.near_duplicates import near_duplicates
 from sdlora.messages import Message, Setting
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
-FEW = 3  # pictures on which a loss says little
+MIN_HELD_OUT = 3  # pictures on which a loss says little
 DATA, SHARE = Setting("validation_data"), Setting("validation_share")
 
 
@@ -36,7 +36,7 @@ class Split:
     problems: list[Problem] = field(default_factory=list)
 
 
-def divide(gathered: Dataset, settings: TrainSettings, workspace: Workspace) -> Split:
+def split_dataset(gathered: Dataset, settings: TrainSettings, workspace: Workspace) -> Split:
     """Hold out a share of the dataset, or validate with a folder of its own, whose captions get the
     same trigger. DataError: there is no such folder, or nothing in it can be used."""
     examples, lists = gathered.examples, gathered.lists
@@ -45,8 +45,8 @@ def divide(gathered: Dataset, settings: TrainSettings, workspace: Workspace) -> 
         return replace(split, lists=lists)
     overrides = {"data": settings.validation_data, "more_data": (), "regularisation": ()}
     overrides["trigger_word"] = gathered.trigger
-    others = gather(settings.model_copy(update=overrides), workspace)
-    split = apart(examples, others.examples, Path(settings.validation_data))
+    others = read_dataset(settings.model_copy(update=overrides), workspace)
+    split = exclude_duplicates(examples, others.examples, Path(settings.validation_data))
     problems = [*others.problems, *split.problems]
     return replace(split, lists={**others.lists, **lists}, problems=problems)
 
@@ -57,7 +57,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int, source: Path)
     if not share:
         return Split(list(examples))
     subjects = [index for index, example in enumerate(examples) if not example.regularisation]
-    groups = dict(enumerate(_alike(examples)))
+    groups = dict(enumerate(_duplicate_groups(examples)))
     always_learnt = {
         index
         for group in groups.values()
@@ -65,14 +65,14 @@ def hold_out(examples: Sequence[Example], share: float, seed: int, source: Path)
         for index in group
     }
     order = [index for index in subjects if index not in always_learnt]
-    dice(seed, "held out").shuffle(order)
+    seeded_random(seed, "held out").shuffle(order)
     target = min(max(1, round(share * len(subjects))), len(subjects) - 1)
-    held_out = _filled(target, [groups[index] for index in order], len(subjects))
+    held_out = _choose_groups(target, [groups[index] for index in order], len(subjects))
     alike = [
         groups[index] for index in subjects if groups[index][0] == index and len(groups[index]) > 1
     ]
     named = [[examples[index].image.name for index in group] for group in alike]
-    messages = _about(len(held_out), len(subjects), share, named)
+    messages = _split_problems(len(held_out), len(subjects), share, named)
     return Split(
         [example for index, example in enumerate(examples) if index not in held_out],
         [replace(examples[index], repeats=1) for index in sorted(held_out)],
@@ -80,7 +80,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int, source: Path)
     )
 
 
-def _filled(target: int, groups: Sequence[Sequence[int]], count: int) -> set[int]:
+def _choose_groups(target: int, groups: Sequence[Sequence[int]], count: int) -> set[int]:
     """Return at most `target` indices, of whole groups, the first that fit; where all are larger,
     those of the smallest group that is not the whole set."""
     chosen: set[int] = set()
@@ -91,7 +91,7 @@ def _filled(target: int, groups: Sequence[Sequence[int]], count: int) -> set[int
     return chosen or {*min(small, key=len, default=())} if target else set()
 
 
-def _about(
+def _split_problems(
     held: int, count: int, share: float, alike: Sequence[Sequence[str]]
 ) -> Iterable[tuple[str, str]]:
     """Yield (message, advice) about a split."""
@@ -114,7 +114,7 @@ def _about(
             ),
             Message("give further ones with {data}, or set {share} to 0", data=DATA, share=SHARE),
         )  # fmt: skip
-    elif held < FEW:
+    elif held < MIN_HELD_OUT:
         yield (
             Message(
                 "holds out {held} of {count} pictures: a loss on so few says little",
@@ -124,9 +124,9 @@ def _about(
         )  # fmt: skip
 
 
-def apart(learnt: Sequence[Example], others: Sequence[Example], source: Path) -> Split:
+def exclude_duplicates(learnt: Sequence[Example], others: Sequence[Example], source: Path) -> Split:
     """Return a split that validates with `others`, without those that are learnt as well."""
-    groups = _alike([*learnt, *others])
+    groups = _duplicate_groups([*learnt, *others])
     first = len(learnt)
     seen = [any(place < first for place in group) for group in groups[first:]]
     held = [
@@ -144,12 +144,12 @@ def apart(learnt: Sequence[Example], others: Sequence[Example], source: Path) ->
     return Split(list(learnt), held, problems=[problem] if known else [])
 
 
-def _alike(examples: Sequence[Example]) -> list[tuple[int, ...]]:
+def _duplicate_groups(examples: Sequence[Example]) -> list[tuple[int, ...]]:
     """For every example the places of all that are the same file or look the same, itself among
     them; also through one another."""
     first: dict[str, int] = {}
     roots = [first.setdefault(e.digest or str(e.image), index) for index, e in enumerate(examples)]
-    looks = {index: look_at(examples[index].image) for index in sorted(set(roots))}
+    looks = {index: read_image_stats(examples[index].image) for index in sorted(set(roots))}
     different = [index for index, look in looks.items() if look.digest]
     matches = near_duplicates([looks[index].print for index in different])
     for later, (earlier, _) in matches.items():

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from sdlora.data.caption_files import is_caption_file
 from sdlora.data.image_stats import PICTURE_SUFFIXES
-from sdlora.data.listing import is_server_folder, is_unasked
+from sdlora.data.listing import is_server_folder, is_system_file
 from sdlora.data.problems import Problem
 from sdlora.errors import DataError
 from sdlora.messages import Message
@@ -123,7 +123,7 @@ def _target_path(member: zipfile.ZipInfo) -> tuple[PurePosixPath, Message]:
     if not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
         return nowhere, Message("leads out of the archive")
     parts = [part for part in parts if part not in ("", ".")]
-    if any(is_unasked(part) or is_server_folder(part) for part in parts):
+    if any(is_system_file(part) or is_server_folder(part) for part in parts):
         return nowhere, Message("")  # what systems put into archives unasked
     if len(parts) > MAX_PATH_BYTES:
         return nowhere, _TOO_DEEP

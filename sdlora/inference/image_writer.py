@@ -13,7 +13,7 @@ from PIL import Image
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Event, Progress, Warned
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.plan import GenerationPlan
@@ -67,10 +67,10 @@ def keep(
     text, rest = parameters(request, sheet, index, image.size), details(request, sheet, index)
     if request.image_format != "png":
         try:
-            return write_exif(image, path, text, rest, publish=publish_new)
+            return write_exif(image, path, text, rest, publish=write_to_free_path)
         except SettingsError as error:
             sheet.tell([Message("{why}; it is one", why=error)], [index])
-    return write_png(image, path.with_suffix(".png"), text, rest, publish=publish_new)
+    return write_png(image, path.with_suffix(".png"), text, rest, publish=write_to_free_path)
 
 
 def parameters(

@@ -20,7 +20,7 @@ from sdlora.errors import BusyError, RunError, SettingsError
 from sdlora.jobs.kinds import Kind
 from sdlora.jobs.processes import alive, identity
 from sdlora.messages import PerSurface, readable
-from sdlora.workspace import gone
+from sdlora.workspace import workspace_gone_error
 
 Role = Literal["worker", "page"]
 
@@ -243,7 +243,7 @@ class Queue:
 
     def _unusable(self, error: sqlite3.DatabaseError) -> RunError:
         if not self.root.is_dir():
-            return gone(self.root)
+            return workspace_gone_error(self.root)
         return RunError("the queue {file} cannot be used: {why}", file=self.database, why=error)
 
     def _connect(self) -> sqlite3.Connection:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message, PerSurface, Setting
 from sdlora.settings.train import TrainSettings
 from sdlora.text_files import json_value
@@ -59,7 +59,7 @@ def apply_changes(settings: Mapping[str, Any], folder: Path) -> TrainSettings:
     for epochs, steps in _IN_EPOCHS.items():
         if steps in changes and epochs not in changes:
             changes[epochs] = None
-    return TrainSettings.of(TrainSettings.from_record({**settings, **changes}))
+    return TrainSettings.from_values(TrainSettings.from_record({**settings, **changes}))
 
 
 def write_changes(folder: Path, settings: TrainSettings, changes: Mapping[str, Any]) -> None:
@@ -77,9 +77,9 @@ def write_changes(folder: Path, settings: TrainSettings, changes: Mapping[str, A
     }
     if problems:
         raise SettingsError(Message.of_lines(problems.values()), fields=problems)
-    TrainSettings.of({**settings.given(), **changes})
+    TrainSettings.from_values({**settings.given(), **changes})
     text = json.dumps({**read_changes(folder), **changes}, ensure_ascii=False, indent=2)
-    publish(folder / RESUME_FILE, lambda to: to.write_text(text + "\n", encoding="utf-8"))
+    write_atomically(folder / RESUME_FILE, lambda to: to.write_text(text + "\n", encoding="utf-8"))
 
 
 def check_finished(name: str, state: RunState, changes: Mapping[str, Any]) -> None:

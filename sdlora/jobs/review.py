@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.lora.format.header import body_hash, read_head, shapes_in
 from sdlora.messages import Message, PerSurface
 from sdlora.settings.grid import GridSettings
@@ -101,7 +101,9 @@ def copy_lora(folder: Path, state: RunState, step: int, loras: Path) -> Path:
         shapes_in(read_head(source))
         weights_hash = body_hash(source)
         same = (path for path in candidates if path.is_file() and body_hash(path) == weights_hash)
-        return next(same, None) or publish_new(target, lambda to: shutil.copyfile(source, to))
+        return next(same, None) or write_to_free_path(
+            target, lambda to: shutil.copyfile(source, to)
+        )
     except FileNotFoundError:
         raise RunError(
             "the checkpoint of step {step} is gone; newer ones took its place", step=step

@@ -20,7 +20,7 @@ from typing import Any
 
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
-from sdlora.files import make_folder, publish, sync_folder
+from sdlora.files import make_folder, sync_folder, write_atomically
 from sdlora.jobs.control_files import (
     REQUESTS,
     Request,
@@ -51,7 +51,7 @@ from sdlora.jobs.run_reader import (
 from sdlora.messages import Message, Setting, readable
 from sdlora.settings.base import Settings
 from sdlora.settings.train import TrainSettings
-from sdlora.workspace import Workspace, gone
+from sdlora.workspace import Workspace, workspace_gone_error
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
@@ -77,11 +77,11 @@ def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
     """Make a folder for a job and write its settings. RunError: nothing can be written."""
     if not workspace.root.is_dir():
-        raise gone(workspace.root)
+        raise workspace_gone_error(workspace.root)
     try:
         folder = reserve(KINDS[kind_of(settings)].default_folder(settings, workspace))
         text = settings.to_json()
-        publish(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
+        write_atomically(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
     except (OSError, UnicodeEncodeError) as error:
         raise RunError(
             "nothing can be written to {root}: {why}; {advice}",

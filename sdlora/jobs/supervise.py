@@ -13,7 +13,7 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.heartbeat import TIMES, Times, Watch, silence_and_idleness
 from sdlora.jobs.processes import alive, end, identity, start_detached
 from sdlora.jobs.queue import Queue
-from sdlora.workspace import Workspace, gone
+from sdlora.workspace import Workspace, workspace_gone_error
 
 
 class WorkerKeeper:
@@ -72,7 +72,7 @@ class WorkerKeeper:
 
     def _start(self) -> None:
         if not self.workspace.root.is_dir():
-            raise gone(self.workspace.root)
+            raise workspace_gone_error(self.workspace.root)
         arguments = ["-m", "sdlora.worker.worker", "--workspace", str(self.workspace.root)]
         try:
             process = start_detached(arguments, self.workspace.worker_log)

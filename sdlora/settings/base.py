@@ -67,7 +67,7 @@ class Settings(BaseModel):
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Return settings from plain values. SettingsError: one sentence per wrong or unknown
         value."""
         try:
@@ -87,7 +87,7 @@ class Settings(BaseModel):
             raise SettingsError(
                 "{file} cannot be read as settings: {why}", file=path, why=error
             ) from None
-        return cls.of(cls.from_record(values) if isinstance(values, dict) else values)
+        return cls.from_values(cls.from_record(values) if isinstance(values, dict) else values)
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def preset(family: str, goal: Goal, effort: Effort = "balanced") -> dict[str, An
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
-def unrelated(family: str) -> tuple[str, ...]:
+def preset_drift_prompts(family: str) -> tuple[str, ...]:
     """Return prompts unrelated to most LoRAs for this family."""
     drift = table(family).get("drift") or table(ANY)["drift"]
     return tuple(drift["prompts"])
@@ -61,8 +61,8 @@ def with_preset(settings: TrainSettings, family: str) -> TrainSettings:
     """Return the user's settings over the preset of `family`, goal and effort; all values count as
     set."""
     defaults = preset(family, settings.goal, settings.effort)
-    merged = TrainSettings.of({**defaults, **settings.given()})
-    return TrainSettings.of(merged.model_dump(mode="json"))
+    merged = TrainSettings.from_values({**defaults, **settings.given()})
+    return TrainSettings.from_values(merged.model_dump(mode="json"))
 
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)

@@ -26,7 +26,7 @@ from uuid import uuid4
 from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
-from sdlora.files import free_path, make_folder, publish, sweep, sync_folder
+from sdlora.files import free_path, make_folder, remove_stale_temp, sync_folder, write_atomically
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.messages import Message
@@ -44,7 +44,7 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
     wish = loras / f"{name}.safetensors"
     path, is_own = _own_path(folder, wish)
     if _record(folder).get("name") == path.name:  # else what lies there is another run's
-        sweep(path)
+        remove_stale_temp(path)
     while True:
         _write_record(folder, path, body)
         try:
@@ -56,7 +56,7 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
 def _write_record(folder: Path, path: Path, body: str) -> None:
     # first what will be ours, then the file: a kill in between leaves a name without a file
     record = json.dumps({"name": path.name, "bodies": [body, *_record(folder).get("bodies", [])]})
-    publish(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
+    write_atomically(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
 
 
 def _own_path(folder: Path, wish: Path) -> tuple[Path, bool]:

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from sdlora.data.dataset import Dataset, gather
-from sdlora.data.folder import grouped
-from sdlora.data.validation_split import divide
+from sdlora.data.dataset import Dataset, read_dataset
+from sdlora.data.folder import to_warnings
+from sdlora.data.validation_split import split_dataset
 from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never
@@ -114,8 +114,8 @@ def prepare(
     if begun:
         check_same(begun.facts["pictures"], prints)
     yield from compared(folder, digest(prints))
-    split = divide(gathered, settings, workspace)
-    yield from grouped(split.problems)
+    split = split_dataset(gathered, settings, workspace)
+    yield from to_warnings(split.problems)
     others_prints = fingerprints(split.held_out) if settings.validation_data else {}
     yield Progress("loading the model")
     family = open_family(workspace.model_source(settings.model), dtype, device)
@@ -141,6 +141,6 @@ def prepare(
 def read_pictures(settings: TrainSettings, workspace: Workspace) -> Generator[Event, None, Dataset]:
     """The examples and what belongs to them; all that is wrong is said."""
     yield Progress("reading pictures")
-    gathered = gather(settings, workspace)
-    yield from grouped(gathered.problems)
+    gathered = read_dataset(settings, workspace)
+    yield from to_warnings(gathered.problems)
     return gathered

@@ -20,7 +20,7 @@ from sdlora.device import generator_for
 from sdlora.events import Event, Validated, Warned
 from sdlora.messages import Message, Setting
 from sdlora.models.base import Family
-from sdlora.settings.presets import unrelated
+from sdlora.settings.presets import preset_drift_prompts
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
 from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
@@ -222,7 +222,7 @@ def unrelated_prompts(
     if settings.drift_prompts or not validates or not settings.measure_drift:
         return settings.drift_prompts if settings.measure_drift else ()
     words = {word for word in _words(trigger) if len(word) > 2}
-    fitting = [text for text in unrelated(family) if not words & _words(text)]
+    fitting = [text for text in preset_drift_prompts(family) if not words & _words(text)]
     return tuple(fitting[:MOST_UNRELATED])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora.data.caption_editing import Change
-from sdlora.data.report import check
+from sdlora.data.report import check_dataset
 from sdlora.events import Captioned, Done, Event, RunState, Stopped
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import Kind, MeasureSettings
@@ -40,7 +40,9 @@ def measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
     from sdlora.training.measure_step import measure as measuring
 
     settings = MeasureSettings.load(folder / run_folder.SETTINGS_FILE)
-    report = check(with_preset(settings, workspace.preset_family(settings.model)), workspace)
+    report = check_dataset(
+        with_preset(settings, workspace.preset_family(settings.model)), workspace
+    )
     yield from measuring(report, workspace)
 
 
@@ -53,7 +55,7 @@ def grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:
     """Caption pictures with a model."""
-    from sdlora.data.captioning import describe as describing
+    from sdlora.data.captioning import caption_images as describing
 
     settings = DescribeSettings.load(folder / run_folder.SETTINGS_FILE)
     for event in describing(settings, workspace.picture_folder(settings.data)):
