@@ -63,7 +63,7 @@ def main() -> None:
         try:
             wait_for_page()
             values = {"data": str(TRAINING_DATA / "zibo"), "name": "long", "steps": 5000}
-            run = run_folder.start(TrainSettings.of(values), space, Queue(space.database))
+            run = run_folder.start(TrainSettings.from_values(values), space, Queue(space.database))
             try:
                 while run_folder.read(run).step < 10:
                     time.sleep(1)

@@ -84,7 +84,7 @@ def outcome(content: bytes, good: set[str], path: Path) -> str:
     path.write_bytes(content)
     try:
         values, notes = kohya.read(path)
-        settings = TrainSettings.of({"data": "x", "name": "x", **values})
+        settings = TrainSettings.from_values({"data": "x", "name": "x", **values})
     except SettingsError as error:
         if good:
             return f"lost: {str(error)[:90]}"

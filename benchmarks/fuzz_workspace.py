@@ -136,7 +136,7 @@ def settings(dice: Dice, folder: Path) -> str:
     """Settings with one wrong value are refused by its name, or read."""
     kind = dice.choice((TrainSettings, ImageRequest))
     given = {"name": "a", "data": "b"} if kind is TrainSettings else {"prompt": "a"}
-    good = kind.of(given).model_dump(mode="json")
+    good = kind.from_values(given).model_dump(mode="json")
     name, value = dice.choice([*good]), dice.choice(ODD)
     text = json.dumps({**good, name: value}).encode()
     is_whole = dice.random() < 0.7

@@ -98,7 +98,7 @@ class Lab:
                 "validate_every": 60, "validation_data": str(self.fresh(kind)),
                 "drift_prompts": UNRELATED, **changes,
             }  # fmt: skip
-            settings = with_preset(TrainSettings.of(values), "starter")
+            settings = with_preset(TrainSettings.from_values(values), "starter")
             fold(run_folder.record(train(settings, self.workspace, folder), folder))
         state = run_folder.read(folder)
         assert state.status == "done" or "diverged" in state.error, f"{name}: {state.error}"

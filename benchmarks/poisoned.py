@@ -56,7 +56,7 @@ def filled(root: Path) -> Workspace:
     """A workspace with a good one of everything."""
     space = Workspace.open(root)
     queue = Queue(space.database)
-    run = run_folder.new_folder(TrainSettings.of({"name": RUN, "data": "x"}), space)
+    run = run_folder.new_folder(TrainSettings.from_values({"name": RUN, "data": "x"}), space)
     list(run_folder.record([Started("steps", 1), Step(1, 1, 0.5), Done("", 1.0)], run))
     day = space.outputs / "2026-01-01"
     day.mkdir()
@@ -81,13 +81,13 @@ def place_in(
 ) -> Place:
     """Work to be poisoned: a run that has ended, a request and a training that wait."""
     queue = Queue(space.database)
-    run = run_folder.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    run = run_folder.new_folder(TrainSettings.from_values({"name": name, "data": "x"}), space)
     list(run_folder.record([Started("steps", 2), Step(1, 2, 0.5), Step(2, 2, 0.5), Done()], run))
     request = training = None
     if with_request:
         request = run_folder.start(ImageRequest(prompt=POISONED, steps=2), space, queue)
     if with_training:
-        settings = TrainSettings.of({"name": f"{name}-waits", "data": "x", "steps": 3})
+        settings = TrainSettings.from_values({"name": f"{name}-waits", "data": "x", "steps": 3})
         training = run_folder.start(settings, space, queue)
     return Place(space, queue, run, request, training)
 

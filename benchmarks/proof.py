@@ -154,7 +154,7 @@ def equal_ranks() -> dict[str, tuple[int, int]]:
 
     def count(group: str, rank: int) -> int:
         said = {"data": "any", "name": "any", "targets": (group,), "rank": rank, "conv_rank": rank}
-        attach(family, TrainSettings.of(said))
+        attach(family, TrainSettings.from_values(said))
         trained = trainable_report(family).trained
         detach(family)
         return trained

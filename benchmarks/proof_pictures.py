@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.lab import SOMEBODY, STYLE, Lab, tag_of
 from sdlora.inference.xy_grid import lay_out
 from sdlora.jobs import run_folder
-from sdlora.jobs.review import averaged
+from sdlora.jobs.review import smoothed
 from sdlora.starter.sets import SETS
 
 INK, BLUE, ORANGE, VIOLET, GREEN = "#1f2430", "#4c6ef5", "#f08c00", "#7048e8", "#2f9e44"
@@ -82,7 +82,7 @@ def _weights(place: Any, rows: Mapping[str, Any]) -> None:
 def _by_heart(place: Any, lab: Lab) -> None:
     state = run_folder.read(lab.workspace.runs / "by-heart")
     enough = run_folder.read(lab.workspace.runs / "rank-16")
-    _line(place, averaged(state.losses), "training, 3 pictures", BLUE)
+    _line(place, smoothed(state.losses), "training, 3 pictures", BLUE)
     _line(place, [(v.step, v.loss) for v in state.validations], "held out, 3 pictures", ORANGE)
     _line(place, [(v.step, v.loss) for v in enough.validations], "held out, 20 pictures", GREEN)
     best, told = state.best, next(w for w in state.warnings if "by heart" in w.message)

@@ -1,4 +1,4 @@
-"""`python -m sdlora`: the command, as `launch.py` runs it once its packages are installed."""
+"""`python -m sdlora`: the command line, as `launch.py` runs it once its packages are installed."""
 
 import sys
 

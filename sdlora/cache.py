@@ -1,7 +1,7 @@
-"""Tensors that can be made again, kept on disk under a hash of all that they were made from.
+"""Cache on disk of tensors that can be computed again, under a hash of all their inputs.
 
-Whatever changes gives another hash, so nothing is ever out of date; what is not asked for any more
-goes first when the space is used up.
+Any change gives another hash, so nothing is ever out of date; the entries unused for longest are
+deleted first when the space is used up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message, as_message
 
 RESERVE_GIB = 2.0  # of the disk that is left to others
@@ -29,32 +29,33 @@ RESERVE_GIB = 2.0  # of the disk that is left to others
 
 @dataclass
 class Cache:
-    """A folder of safetensors files. With no folder, or no space allowed, it keeps nothing."""
+    """Folder of safetensors files. With no folder, or no space allowed, nothing is cached."""
 
     folder: Path | None = None
     most_gib: float = 0.0
     problem: str = field(default="", init=False)  # why it stopped keeping things
 
     def get(self, **made_from: Any) -> dict[str, Tensor] | None:
-        """The tensors made from that; None when they are not here, or damaged."""
+        """Return the tensors made from these inputs; None when they are not cached, or damaged."""
         path = self._path(made_from)
         if path is None:
             return None
         try:
-            found: dict[str, Tensor] = load(path.read_bytes())
+            tensors: dict[str, Tensor] = load(path.read_bytes())
             os.utime(path)  # the last to go
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError):
             return None  # it is made again, and written over
-        return found
+        return tensors
 
     def put(self, tensors: Mapping[str, Tensor], **made_from: Any) -> None:
-        """Keep them. A full disk stops nobody: `problem` says so and nothing more is kept."""
+        """Cache tensors. A full disk is no error: `problem` gives the reason and nothing more is
+        cached."""
         path = self._path(made_from)
         if path is None or self.problem:
             return
-        kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < RESERVE_GIB * 2**30:
@@ -62,12 +63,12 @@ class Cache:
                     "less than {least:.0f} GiB of the disk are free", least=RESERVE_GIB
                 )
             else:
-                publish(path, partial(save_file, kept))
+                write_atomically(path, partial(save_file, contiguous))
         except (OSError, SafetensorError) as error:
             self.problem = as_message(str(error))
 
     def trim(self) -> int:
-        """Delete what was not asked for the longest, until the rest fits; the bytes freed."""
+        """Delete the entries unused for longest, until the rest fits; returns the bytes freed."""
         if self.folder is None or not self.folder.is_dir():
             return 0
         files = []
@@ -77,10 +78,10 @@ class Cache:
             except OSError:
                 continue  # another training trims as well
             files.append((stat.st_mtime_ns, stat.st_size, path))
-        room, freed = self.most_gib * 2**30, 0
+        budget, freed = self.most_gib * 2**30, 0
         for _, size, path in sorted(files, reverse=True):
-            room -= size
-            if room < 0:
+            budget -= size
+            if budget < 0:
                 path.unlink(missing_ok=True)
                 freed += size
         return freed
@@ -94,7 +95,7 @@ class Cache:
 
 
 def digest_of(*modules: nn.Module) -> str:
-    """What tells modules from all others: a hash of every bit of their weights."""
+    """Return a hash of every bit of the modules' weights."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(type(module).__name__.encode())

@@ -1,4 +1,4 @@
-"""Which device and number format to use, and why; how much memory is free; random streams."""
+"""Device and number format to use, with the reason; free memory; seeded random generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device() -> tuple[torch.device, str]:
-    """The fastest device there is, and the reason to show."""
+    """Return the fastest device, and the reason to show."""
     if torch.cuda.is_available():
         return torch.device("cuda"), f"{torch.cuda.get_device_name()} found"
     if torch.backends.mps.is_available():
@@ -25,9 +25,9 @@ def pick_device() -> tuple[torch.device, str]:
 
 
 def pick_dtype(device: torch.device, precision: Precision = "auto") -> tuple[torch.dtype, str]:
-    """The number format to hold the base model in, and the reason to show.
+    """Return the number format to hold the base model in, and the reason to show.
 
-    DeviceError when the format that was asked for cannot be computed with on this device.
+    DeviceError: this device cannot compute in the format that was asked for.
     """
     if precision == "auto":
         return _fitting_dtype(device)
@@ -50,14 +50,15 @@ def _fitting_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def free_memory_gib(device: torch.device) -> float:
-    """Memory that can still be taken, GiB: the GPU's, or the computer's."""
+    """Return the memory that can still be allocated, GiB: the GPU's, or the computer's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
     return float(psutil.virtual_memory().available / 2**30)
 
 
 def generator_for(seed: int, *stream: int | str) -> torch.Generator:
-    """Randomness of one stream, such as (seed, step, "noise"): a pure function of the arguments.
+    """Return the generator of one random stream, such as (seed, step, "noise"): a pure function of
+    the arguments.
 
     Always on the CPU, so that a seed means the same on every device.
     """

@@ -1,4 +1,4 @@
-"""What a user can fix.
+"""Errors that a user can fix.
 
 SdloraError
 ├── SettingsError    a setting, flag or name is not one we accept
@@ -20,8 +20,8 @@ from sdlora.messages import Message, as_message
 
 
 class SdloraError(Exception):
-    """Says what was given, what is accepted and what to do next. `message` is filled in the words
-    of the surface that shows it; `str()` is its neutral text."""
+    """Error with a message of what was given, what is accepted and what to do next. `message` is
+    filled in the words of the surface that shows it; `str()` is its neutral text."""
 
     def __init__(self, template: str, /, **values: Any) -> None:
         self.message = Message(template, **values) if values else as_message(template)
@@ -29,7 +29,7 @@ class SdloraError(Exception):
 
 
 class SettingsError(SdloraError):
-    """A setting, flag or name is not one we accept. `fields`: what is wrong with which setting."""
+    """A setting, flag or name is not one we accept. `fields`: setting -> its problem."""
 
     def __init__(
         self, template: str, /, *, fields: Mapping[str, Message] | None = None, **values: Any
@@ -49,7 +49,7 @@ class ModelError(SdloraError):
 class LoraFileError(SdloraError):
     """A LoRA file cannot be read, or is for another base model.
 
-    `code` is the short name of the refusal in `lora.refusals`; empty where no file was judged.
+    `code` is the short name of the error in `lora.format.errors`; empty where no file was read.
     """
 
     def __init__(self, template: str, /, code: str = "", **values: Any) -> None:
@@ -69,15 +69,15 @@ class BusyError(SdloraError):
     """Something else holds what was asked for."""
 
 
-def near(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Up to `most` known words that look like `word`, or else begin like it, best first, whatever
-    their case."""
+def near(word: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Return up to `limit` known words that look like `word`, or else begin like it, best first,
+    whatever their case."""
     given, by_lower = word.lower(), {name.lower(): name for name in known}
-    hits = difflib.get_close_matches(given, by_lower, most, 0.5)
+    hits = difflib.get_close_matches(given, by_lower, limit, 0.5)
     if hits or len(given) < 3:
         return [by_lower[hit] for hit in hits]
     begun = {name[: len(given)]: name for name in reversed(by_lower)}  # the first of each counts
-    alike = difflib.get_close_matches(given, begun, most, 0.7)
+    alike = difflib.get_close_matches(given, begun, limit, 0.7)
     return [by_lower[begun[hit]] for hit in alike]
 
 

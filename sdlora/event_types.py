@@ -1,5 +1,5 @@
-"""The types of an event's fields, checked when a line is read: what other programs, newer versions
-and damaged disks have written is not believed."""
+"""Types of an event's fields, checked when a line is read: lines of other programs, newer versions
+and damaged disks are not trusted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a run can say, and how it is written: one event, one line of JSON.
+"""Events of a run, and their format: one event, one line of JSON.
 
-A long job is an iterator of these. `RunState` is the fold over them: all that a page, a command or
-a test needs to know about a run, whoever runs it and whether or not it is still alive.
+A long job is an iterator of these. `RunState` is the fold over them: the state of a run as a page,
+a command or a test sees it, whatever process runs it and whether or not it is still alive.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Queued(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """Work began: `total` steps of `what`. `details` are facts worth showing, in order."""
+    """Job began: `total` steps of `what`. `details` are facts worth showing, in order."""
 
     what: str
     total: int
@@ -65,16 +65,16 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """A run goes on after `step`: what it said of later steps is done anew."""
+    """Run resumes after `step`: its events of later steps are superseded."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Validated(Event):
-    """The loss on pictures held out of the training, always under the same noise; None: there are
-    none. `best`: no earlier one was lower. `drift`: how far pictures of unrelated prompts are from
-    the base model's, 0 to 1. Step 0 is before the first."""
+    """Validation loss on the held-out pictures, always under the same noise; None: there are none.
+    `best`: no earlier one was lower. `drift`: how far pictures of unrelated prompts are from the
+    base model's, 0 to 1. Step 0 is before the first."""
 
     step: int
     loss: float | None = None
@@ -111,8 +111,8 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Measured(Event):
-    """What a training takes, from some steps of it: seconds of a step of its largest size, and of
-    all its `steps` without samples; GiB at most, and those that were free before."""
+    """Cost of a training, from some steps of it: seconds of a step of its largest size, and of all
+    its `steps` without samples; peak memory in GiB, and the GiB that were free before."""
 
     device: str
     step_s: float
@@ -159,14 +159,14 @@ class Stopped(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """Let go of the device on request, to go on from `step` later."""
+    """Job released the device on request, to resume from `step` later."""
 
     step: int = 0
 
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """It ended with an error that names its reason."""
+    """Job ended with an error; `message` is its reason."""
 
     message: str
     advice: str = ""
@@ -185,8 +185,8 @@ _CHECKS = {name: checks_of(kind) for name, kind in EVENTS.items()}
 
 
 def to_line(event: Event, **more: Any) -> str:
-    """One line of JSON without its newline, which UTF-8 can hold whatever the event says. Messages
-    are there as neutral text, and under `templates` as what they are filled from."""
+    """Return one line of JSON without its newline, which UTF-8 can hold whatever the event holds.
+    Messages are in it as neutral text, and under `templates` with their template and values."""
     row = {"event": type(event).__name__, **asdict(event), **more}
     filled = {n: v.to_json() for n, v in vars(event).items() if isinstance(v, Message) and v.values}
     line = json.dumps({**row, **({"templates": filled} if filled else {})}, ensure_ascii=False)
@@ -218,9 +218,9 @@ _STEP_LINE = re.compile(
 
 
 def plain_step(line: str) -> Step | None:
-    """The event of a line that is a step with its loss as `to_line` writes it, the same as from
-    `from_line`; None of every other line. Long runs consist of these: it is read several times
-    faster."""
+    """Return the event of a line that is a step with its loss as `to_line` writes it, the same as
+    `from_line` returns; None for every other line. Long runs consist of these: this is several
+    times faster."""
     match = _STEP_LINE.fullmatch(line)
     if match is None:
         return None
@@ -278,12 +278,12 @@ def _messages(templates: Any, values: dict[str, Any]) -> dict[str, Message]:
 
 @dataclass(frozen=True)
 class RunState:
-    """All that is known of a run: the fold of its events."""
+    """State of a run: the fold of its events."""
 
     ENDED: ClassVar[frozenset[str]] = frozenset({"done", "stopped", "paused", "failed"})
 
     status: str = "queued"  # queued, loading, running, done, stopped, paused, failed
-    what: str = ""
+    task: str = ""
     step: int = 0
     total: int = 0
     phase: str = ""
@@ -322,7 +322,7 @@ class RunState:
     @property
     def best(self) -> Validated | None:
         """The validation with the lowest loss; None: there is none."""
-        return next((one for one in reversed(self.validations) if one.best), None)
+        return next((row for row in reversed(self.validations) if row.best), None)
 
 
 Draft = dict[str, Any]  # the fields of a RunState while events are folded into it
@@ -364,7 +364,7 @@ _FOLDS: dict[type[Event], Callable[[Draft, Any], None]] = {
     Validated: lambda d, e: _append(d, "validations", e),
     Checkpoint: lambda d, e: d.update(checkpoint=e.step),
     Started: lambda d, e: d.update(
-        status="running", what=e.what, total=e.total, details=e.details, phase="", started_at=e.at
+        status="running", task=e.what, total=e.total, details=e.details, phase="", started_at=e.at
     ),
     Progress: _progress,
     Step: _step,

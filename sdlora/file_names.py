@@ -1,4 +1,4 @@
-"""Names that a user gives, which files get on every system."""
+"""File names from names that a user gives, valid on every system."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def checked_name(name: str) -> str:
         or _RESERVED.fullmatch(tidy)
     ):
         raise SettingsError(
-            "{name} cannot be a name; use 1 to {most} letters, digits, spaces, '.', '_' or '-', "
+            "{name} cannot be a name; use 1 to {limit} letters, digits, spaces, '.', '_' or '-', "
             "not starting or ending with a dot",
             name=repr(name[:MAX_NAME_LETTERS]),
-            most=MAX_NAME_LETTERS,
+            limit=MAX_NAME_LETTERS,
         )
     if (size := len(tidy.encode())) > MAX_NAME_BYTES:
         raise SettingsError(
-            "{name} cannot be a name: on the disk it has {size} bytes, and {most} at most leave "
+            "{name} cannot be a name: on the disk it has {size} bytes, and {limit} at most leave "
             "room for the files named after it; shorten it to about {letters} letters",
             name=repr(tidy),
             size=size,
-            most=MAX_NAME_BYTES,
+            limit=MAX_NAME_BYTES,
             letters=len(tidy) * MAX_NAME_BYTES // size,
         )
     return tidy

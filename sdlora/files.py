@@ -1,4 +1,5 @@
-"""Files and folders that are on disk whole or not at all, and never over one of the user's."""
+"""Atomic writing of files and folders: on disk whole or not at all, and never over a user's
+file."""
 
 from __future__ import annotations
 
@@ -12,28 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file with `write(temporary)` beside `path`, flush it, then give it its name. A file
-    that has the name already is replaced."""
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file with `write(temporary)` beside `path`, flush it, then rename it. An existing
+    file is replaced."""
     with _written(path, write) as temporary:
         os.replace(temporary, path)
     return path
 
 
-def publish_new(path: Path, write: Callable[[Path], object]) -> Path:
-    """`publish`, but never over another file, whoever writes at the same time: the file gets the
-    name of `path`, or `name-2`, `name-3` ...; returns the one that it got."""
+def write_to_free_path(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file as `write_atomically` does, but never over another file, whatever else writes at
+    the same time: it gets the name of `path`, or `name-2`, `name-3` ...; returns its path."""
     with _written(path, write) as temporary:
         candidate = free_path(path)
-        while not _take_name(temporary, candidate):
+        while not _claim_name(temporary, candidate):
             candidate = free_path(path)
     return candidate
 
 
-def publish_exactly(path: Path, write: Callable[[Path], object]) -> Path:
-    """`publish`, but never over another file. FileExistsError: there is one of that name."""
+def write_if_absent(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file as `write_atomically` does, but never over another file. FileExistsError: there
+    is one of that name."""
     with _written(path, write) as temporary:
-        if not _take_name(temporary, path):
+        if not _claim_name(temporary, path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return path
 
@@ -57,7 +59,7 @@ def _written(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _take_name(temporary: Path, path: Path) -> bool:
+def _claim_name(temporary: Path, path: Path) -> bool:
     """Give a written file its name. False: another file has it."""
     try:
         try:
@@ -74,12 +76,13 @@ def _take_name(temporary: Path, path: Path) -> bool:
 
 
 def _temporary_start(path: Path) -> str:
-    """How the names of temporary files of `path` begin, short enough for every disk."""
+    """Return the beginning of the names of temporary files of `path`, short enough for every
+    disk."""
     return f".{path.stem.encode('utf-8', 'surrogateescape')[:120].decode('utf-8', 'ignore')}-"
 
 
-def sweep(path: Path) -> None:
-    """Take away what writers of `path` that were killed have left beside it."""
+def remove_stale_temp(path: Path) -> None:
+    """Delete temporary files that killed writers of `path` have left beside it."""
     for left in path.parent.glob(
         f"{glob.escape(_temporary_start(path))}????????.part{path.suffix}"
     ):
@@ -87,8 +90,8 @@ def sweep(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those that it lies in, and have the disk know their names: what is flushed
-    in a folder is lost with it where its own name was not."""
+    """Make `folder` and its parents, and flush their names to the disk: a file flushed in a folder
+    is lost with it where the folder's own name was not."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -96,7 +99,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk know the names in `folder`; Windows has no such call, and needs none."""
+    """Flush the names in `folder` to the disk; Windows has no such call, and needs none."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class PerSurface:
-    """Words that differ altogether: what to type on the command line, what to press on the page.
+    """Texts that differ altogether: what to type on the command line, what to press on the page.
     `command` serves neutral texts as well."""
 
     command: str
@@ -34,14 +34,15 @@ class PerSurface:
 
 @dataclass(frozen=True)
 class Surface:
-    """Where a message is shown, and what it calls things there."""
+    """A place where messages are shown (log, command line, page), and its names of settings and
+    files."""
 
     setting: Callable[[str], str]
     path: Callable[[PurePath], str]
     page: bool = False
 
-    def words(self, value: Any) -> Any:
-        """A value as a format specification can take it: a number as it is, all else as text."""
+    def value_text(self, value: Any) -> Any:
+        """Return a value for a format specification: a number as it is, all else as text."""
         if isinstance(value, Message):
             return value.on(self)
         if isinstance(value, Setting):
@@ -51,7 +52,7 @@ class Surface:
         if isinstance(value, PurePath):
             return self.path(value)
         if isinstance(value, (list, tuple)):
-            return ", ".join(str(self.words(part)) for part in value)
+            return ", ".join(str(self.value_text(part)) for part in value)
         return value
 
 
@@ -95,9 +96,9 @@ class Message(str):
 
     def __new__(cls, template: str, /, **values: Any) -> Self:
         """Without values the template is taken literally, braces and all."""
-        kept = {name: _plain(value) for name, value in values.items()}
-        message = super().__new__(cls, _filled(template, kept, TEXT))
-        message.template, message.values = str(template), kept
+        plain_values = {name: _storable(value) for name, value in values.items()}
+        message = super().__new__(cls, _filled(template, plain_values, TEXT))
+        message.template, message.values = str(template), plain_values
         return message
 
     @classmethod
@@ -113,18 +114,18 @@ class Message(str):
         return _filled(self.template, self.values, surface)
 
     def sentences(self, surface: Surface) -> list[str]:
-        """Its lines on a surface, each with a capital at its beginning and a stop at its end. A
-        file's name or a quoted word at the beginning keeps its letters."""
+        """Return the lines on a surface, each with a capital at its beginning and a stop at its
+        end. A file's name or a quoted word at the beginning stays as it is."""
         lines = self.template.split("\n")
-        said: list[str] = []
+        sentences: list[str] = []
         for line in lines:
             inner = self.values.get(line[1:-1]) if _IS_VALUE.fullmatch(line) else None
             if isinstance(inner, Message):
-                said += inner.sentences(surface)
+                sentences += inner.sentences(surface)
             else:
                 text = _filled(line, self.values, surface).strip()
-                said += [_sentence(part, line) for part in text.splitlines() if part.strip()]
-        return said
+                sentences += [_sentence(part, line) for part in text.splitlines() if part.strip()]
+        return sentences
 
     def to_json(self) -> dict[str, Any]:
         """Template and values as plain JSON types."""
@@ -155,19 +156,19 @@ def _sentence(text: str, template: str) -> str:
 
 def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
     if values:
-        words = {name: surface.words(value) for name, value in values.items()}
-        template = template.format_map(words)
+        texts = {name: surface.value_text(value) for name, value in values.items()}
+        template = template.format_map(texts)
     return readable(str(template))
 
 
-def _plain(value: Any) -> Any:
-    """A value as a message keeps it: what has no meaning of its own here becomes its text. An error
-    of ours stands for its message."""
+def _storable(value: Any) -> Any:
+    """Return a value as a message stores it: of types without a meaning here their text, of an
+    error of ours its message."""
     value = value.message if isinstance(getattr(value, "message", None), Message) else value
     if isinstance(value, (Message, Setting, PerSurface, PurePath)):
         return value
     if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
+        return tuple(map(_storable, value))
     return value if type(value) in (bool, int, float) else readable(str(value))
 
 

@@ -1,4 +1,4 @@
-"""A run on a terminal: events become lines, Ctrl+C asks politely once."""
+"""Terminal output of a run: events become lines; the first Ctrl+C asks the run to stop."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Printer:
             self._line(f"{sign}: {message}{f' ({advice})' if advice else ''}")
         elif isinstance(event, Progress | Step):
             self._moving(
-                _progress_words(event), whole=isinstance(event, Step) and event.step == event.total
+                _progress_text(event), whole=isinstance(event, Step) and event.step == event.total
             )
         elif isinstance(event, Started):
             self._line("\n".join([event.what, *(f"  {k}: {v}" for k, v in event.details.items())]))
 
-    def _moving(self, words: str, whole: bool) -> None:
+    def _moving(self, text: str, whole: bool) -> None:
         if self.moving:
-            print(f"\r\033[K{words}", end="\n" if whole else "", file=sys.stderr, flush=True)
+            print(f"\r\033[K{text}", end="\n" if whole else "", file=sys.stderr, flush=True)
         elif whole or time.monotonic() - self.last_step_at > 5:
             self.last_step_at = time.monotonic()
-            print(words, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
-    def _line(self, words: str) -> None:
+    def _line(self, text: str) -> None:
         start = "\r\033[K" if self.moving else ""
-        print(f"{start}{words}", file=sys.stderr, flush=True)
+        print(f"{start}{text}", file=sys.stderr, flush=True)
 
 
-def _progress_words(event: Progress | Step) -> str:
+def _progress_text(event: Progress | Step) -> str:
     if isinstance(event, Progress):
         return f"{event.what} {event.done}/{event.total}" if event.total else f"{event.what} …"
     loss = f", loss {event.loss:.4f}" if event.loss is not None else ""
@@ -78,7 +78,7 @@ def follow(events: Iterable[Event], printer: Printer) -> RunState:
 
 
 class OnInterrupt(AbstractContextManager[None]):
-    """Ctrl+C asks once, politely; a second one ends the process as usual."""
+    """Context in which the first Ctrl+C calls `ask`; a second one ends the process as usual."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self.ask = ask

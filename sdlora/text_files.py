@@ -1,10 +1,10 @@
-"""Text files of users, whichever program saved them: one reader for captions, lists and tables.
+"""Text files of users, in any common encoding: one reader for captions, lists and tables.
 
-A mark at the beginning (Unicode 15, 23.8) decides. Without one a text is UTF-8 unless that leaves
-control characters; UTF-16 and UTF-32 then show by decoding to letters alone, which text of another
-encoding, or of the other byte order, does not. UTF-8 with a few damaged lines is read without
-those. Bytes that are none of these are Windows-1252, and with it Latin-1, where they look like
-words of a European language with some accents. There are never replacement signs; no torch.
+A byte order mark (Unicode 15, 23.8) decides. Without one a text is UTF-8 unless that leaves control
+characters; UTF-16 and UTF-32 are then recognised since they decode to letters alone, which text of
+another encoding, or of the other byte order, does not. UTF-8 with a few damaged lines is read
+without those. Other bytes are Windows-1252, and with it Latin-1, where they look like words of a
+European language with some accents. There are never replacement characters; no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WIDE = {
     "utf-32-le": "UTF-32", "utf-32-be": "UTF-32", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
 }  # fmt: skip
 _WESTERN = "Windows-1252"
-_MOST_STRAY = 0.2  # share of NUL that UTF-8 may hold; UTF-16 of Latin letters is half of NUL
+_MAX_NUL_SHARE = 0.2  # share of NUL that UTF-8 may hold; UTF-16 of Latin letters is half of NUL
 _SOUND_LINES = 4  # of UTF-8 beyond ASCII, for each damaged one that is left out
 _NO_TEXT = frozenset(("Cc", "Cn", "Co", "Cs"))
 _SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85")
@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
 
     @property
     def remarks(self) -> list[Message]:
-        """What is to be said of the file, going on from its name."""
+        """Messages about the file's encoding, going on from its name."""
         remarks = []
         if self.guessed:
             template = "is not UTF-8 text and is read as {encoding}"
@@ -77,14 +77,14 @@ class TextFile(NamedTuple):
 def read_whole(path: Path, max_bytes: int) -> Decoded:
     """The text of a file that has to be read to its end, as captions have. UnreadTextError: it
     cannot be read, is larger than `max_bytes`, or is no text."""
-    raw = _start(path, max_bytes)
+    raw = _read_start(path, max_bytes)
     if len(raw) > max_bytes:
         raise UnreadTextError("is larger than {limit}; it is not read", limit=_size(max_bytes))
     return decode(raw)
 
 
 def json_value(text: str | bytes) -> Any:
-    """What JSON of anybody says. ValueError: it is none, or nested too deeply."""
+    """Return the value of a JSON text from outside. ValueError: invalid, or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -92,29 +92,29 @@ def json_value(text: str | bytes) -> Any:
 
 
 def read_text_file(path: Path, max_bytes: int) -> TextFile:
-    """The text of a list or a table; of a longer one the lines within the first `max_bytes`.
+    """Return the text of a list or a table; of a longer one the lines within the first `max_bytes`.
 
-    UTF-16 without a mark is read without a word, other than in captions: a list says only what may
-    have cost it lines or letters. UnreadTextError, its text a sentence about the file: it cannot be
-    read, or is no text.
+    UTF-16 without a mark is not reported, other than in captions: only problems that may lose lines
+    or letters are. UnreadTextError, its text a sentence about the file: it cannot be read, or is no
+    text.
     """
     unused = "{file} is not used: it {why}"
     try:
-        raw = _start(path, max_bytes)
+        raw = _read_start(path, max_bytes)
     except UnreadTextError as error:
         raise UnreadTextError(unused, file=path, why=error.message) from None
     is_cut = len(raw) > max_bytes
     try:
-        found = decode(raw[:max_bytes], is_cut)
+        decoded = decode(raw[:max_bytes], is_cut)
     except UnreadTextError as error:
         template = f"{unused}; save it as UTF-8"
         raise UnreadTextError(template, file=path, why=error.message) from None
-    sure = found if found.guessed == _WESTERN else found._replace(guessed="")
+    sure = decoded if decoded.guessed == _WESTERN else decoded._replace(guessed="")
     problems = [
         Message("{file} {remark}; save it as UTF-8", file=path, remark=remark)
         for remark in sure.remarks
     ]
-    text = found.text.replace("\0", " ")
+    text = decoded.text.replace("\0", " ")
     if is_cut:
         text = text.rpartition("\n")[0]
         cut = "only the first {limit} of {file} are used"
@@ -122,7 +122,7 @@ def read_text_file(path: Path, max_bytes: int) -> TextFile:
     return TextFile(text, tuple(problems))
 
 
-def _start(path: Path, max_bytes: int) -> bytes:
+def _read_start(path: Path, max_bytes: int) -> bytes:
     """The first bytes of a file; one more than `max_bytes` where it is longer."""
     try:
         with path.open("rb") as file:
@@ -136,39 +136,39 @@ def _size(count: int) -> str:
 
 
 def decode(raw: bytes, is_cut: bool = False) -> Decoded:
-    """The text that bytes stand for; `is_cut`: they end anywhere, and half a letter there is left
-    out. UnreadTextError: it is not sure which text it is."""
+    """Return the text of bytes; `is_cut`: they may end within a letter, which is left out.
+    UnreadTextError: the encoding is not certain."""
     for mark, encoding in _MARKS:
         if raw.startswith(mark):
-            return Decoded(_marked(raw, encoding, is_cut))
-    plain = _attempt(raw, "utf-8", is_cut)
+            return Decoded(_decode_marked(raw, encoding, is_cut))
+    plain = _try_decode(raw, "utf-8", is_cut)
     if plain is not None and _is_plain(plain):
         return Decoded(plain)
     wide = {
-        name: text for name in _WIDE if (text := _attempt(raw, name, is_cut)) and _is_text(text)
+        name: text for name in _WIDE if (text := _try_decode(raw, name, is_cut)) and _is_text(text)
     }
     if wide and (b"\0" in raw or plain is not None):
         best = min(wide, key=lambda name: _strangeness(wide[name]))
         return Decoded(wide[best], _WIDE[best])
     if plain is not None:  # control characters, but no other reading of it
         return Decoded(plain)
-    if found := _without_damaged_lines(raw, is_cut):
-        return found
-    western = _attempt(raw, "cp1252", is_cut)
+    if repaired := _without_damaged_lines(raw, is_cut):
+        return repaired
+    western = _try_decode(raw, "cp1252", is_cut)
     if western is not None and _is_western(western):
         return Decoded(western, _WESTERN)
     raise UnreadTextError("is not UTF-8 text, and what else it may be is not sure")
 
 
-def _marked(raw: bytes, encoding: str, is_cut: bool) -> str:
-    text = _attempt(raw, encoding, is_cut)
+def _decode_marked(raw: bytes, encoding: str, is_cut: bool) -> str:
+    text = _try_decode(raw, encoding, is_cut)
     if text is None:
         name = encoding.removesuffix("-sig").upper()
         raise UnreadTextError("is not {encoding} text, although it begins as such", encoding=name)
     return text
 
 
-def _attempt(raw: bytes, encoding: str, is_cut: bool) -> str | None:
+def _try_decode(raw: bytes, encoding: str, is_cut: bool) -> str | None:
     try:
         return codecs.getincrementaldecoder(encoding)().decode(raw, final=not is_cut)
     except UnicodeDecodeError:
@@ -176,11 +176,11 @@ def _attempt(raw: bytes, encoding: str, is_cut: bool) -> str | None:
 
 
 def _without_damaged_lines(raw: bytes, is_cut: bool) -> Decoded | None:
-    """Text that is plainly UTF-8 but for a few lines, which are empty in it so that all others keep
-    their numbers; None where it may be another encoding: its words would be nobody's."""
+    """Return text that is clearly UTF-8 but for a few lines, which are empty in it so that all
+    others keep their numbers; None where it may be in another encoding."""
     lines = raw.splitlines(keepends=True)
     lines = lines[:-1] if is_cut else lines
-    read = [_attempt(line, "utf-8", False) for line in lines]
+    read = [_try_decode(line, "utf-8", False) for line in lines]
     damaged = read.count(None)
     special = sum(text is not None and not text.isascii() for text in read)
     if special < _SOUND_LINES * damaged:
@@ -189,7 +189,7 @@ def _without_damaged_lines(raw: bytes, is_cut: bool) -> Decoded | None:
 
 
 def _is_plain(text: str) -> bool:
-    is_stray = text.count("\0") <= _MOST_STRAY * len(text)
+    is_stray = text.count("\0") <= _MAX_NUL_SHARE * len(text)
     return is_stray and _is_text(text.replace("\0", " "))
 
 
@@ -198,13 +198,15 @@ def _is_text(text: str) -> bool:
 
 
 def _strangeness(text: str) -> tuple[int, int]:
-    """Of two byte orders the right one has more of ASCII, and its letters from fewer blocks."""
+    """Return a sort key of two byte orders; the right one has more of ASCII, and its letters from
+    fewer blocks."""
     return -sum(c.isascii() for c in text), len({ord(c) >> 8 for c in text})
 
 
 def _is_western(text: str) -> bool:
-    """Whether text read as Windows-1252 looks like a European language: single accented letters
-    among many plain ones. Text of an Asian or Cyrillic code page has long runs of others."""
+    """Return True if text read as Windows-1252 looks like a European language: single accented
+    letters among many plain ones. Text of an Asian or Cyrillic code page has long runs of others.
+    """
     runs = _RUN.findall(text)
     letters = sum(c.isascii() and c.isalpha() for c in text)
     known = all(c.isalpha() or c in _MARKS_OF_WINDOWS for run in runs for c in run)

@@ -1,4 +1,4 @@
-"""Where files live. Names come in, never paths: nothing a user types can leave the workspace."""
+"""Workspace: the folder of a user's files. Names come in, never paths: no input can leave it."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ SHIPPED_SETS = {
 }
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
-# A pipeline's class, as model_index.json says it, and the family whose presets it wants
+# Pipeline class in model_index.json -> the family whose presets fit
 _PIPELINES = {"StableDiffusionXL": "sdxl", "StableDiffusionPipeline": "sd1"}
 
 
 def is_built_as(folder: Path, model: Path) -> bool:
-    """Whether a diffusers folder has a UNet of the same build as `model`, whatever its weights: so
-    the same LoRAs fit it, as they do a model that some were fused into."""
-    built, wanted = (_unet_config(path) for path in (folder, model))
-    return bool(wanted) and all(built.get(key) == value for key, value in wanted.items())
+    """Return True if a diffusers folder has a UNet of the same configuration as `model`, whatever
+    its weights: so the same LoRAs fit it, as they fit a model that LoRAs were fused into."""
+    config, expected = (_unet_config(path) for path in (folder, model))
+    return bool(expected) and all(config.get(key) == value for key, value in expected.items())
 
 
 def _unet_config(folder: Path) -> dict[str, object]:
     try:
-        said = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        config = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     # with an underscore: who wrote it, and where it lay
-    table = said if isinstance(said, dict) else {}
+    table = config if isinstance(config, dict) else {}
     return {key: value for key, value in table.items() if not key.startswith("_")}
 
 
@@ -65,8 +65,8 @@ def _folders_called(parent: Path, name: str) -> list[Path]:
         return []
 
 
-def gone(root: Path) -> RunError:
-    """The error of a workspace that is not there any more."""
+def workspace_gone_error(root: Path) -> RunError:
+    """Return the error of a workspace that does not exist any more."""
     return RunError(
         "the workspace {root} is gone: it was moved or deleted; start the program again {how}",
         root=root,
@@ -108,8 +108,8 @@ class Workspace:
         return space
 
     def check_is_there(self) -> None:
-        """SettingsError when it was moved or deleted since it was opened: nothing is written then
-        that would make half of it anew."""
+        """Raise SettingsError if the workspace was moved or deleted since it was opened: nothing is
+        written then that would recreate half of it."""
         if not self.runs.is_dir():
             raise SettingsError(
                 "the workspace {folder} is not there any more; it was moved or deleted: start "
@@ -144,12 +144,12 @@ class Workspace:
 
     @property
     def jobs(self) -> Path:
-        """One folder per image request."""
+        """Folders of jobs without a run: image requests, captioning, measuring."""
         return self.root / "jobs"
 
     @property
     def uploads(self) -> Path:
-        """What the browser sent and nobody has checked yet; emptied when the page starts."""
+        """Files from the browser that are not checked yet; emptied when the page starts."""
         return self.jobs / ".uploads"
 
     @property
@@ -169,17 +169,17 @@ class Workspace:
 
     @property
     def worker_log(self) -> Path:
-        """What the worker printed."""
+        """Output of the worker."""
         return self.jobs / "worker.log"
 
     @property
     def worker_heartbeat(self) -> Path:
-        """The worker's sign of life."""
+        """Heartbeat file of the worker."""
         return self.jobs / "worker.heartbeat"
 
     @property
     def cache(self) -> Path:
-        """What can be made again: encoded pictures and captions, unpacked archives."""
+        """Files that can be made again: encoded pictures and captions, unpacked archives."""
         return self.root / "cache"
 
     @property
@@ -189,17 +189,17 @@ class Workspace:
 
     @property
     def lora_index(self) -> Path:
-        """What the LoRA files have said, so that it need not be read again."""
+        """Index of the LoRA files' headers, so that they need not be read again."""
         return self.root / "loras.db"
 
     @property
     def lora_folders(self) -> tuple[Path, ...]:
-        """Where tags are looked up: the user's own folders first, then what ships."""
+        """Folders where LoRA tags are looked up: the user's own first, then the shipped ones."""
         return (self.loras, *self._further_lora_folders(), STARTER_LORAS)
 
     @property
     def unread_lora_folders(self) -> str:
-        """Why lora_folders.txt cannot be read; '' where it can, or is not there."""
+        """Reason that lora_folders.txt cannot be read; '' where it can, or does not exist."""
         try:
             self._lora_folder_lines()
         except OSError as error:
@@ -211,7 +211,8 @@ class Workspace:
         return file.read_text("utf-8-sig", "replace").splitlines() if os.path.lexists(file) else []
 
     def _further_lora_folders(self) -> list[Path]:
-        """Those that lora_folders.txt names, a line each; of another program's tree its LoRAs."""
+        """Return the folders that lora_folders.txt names, a line each; for another program's folder
+        its LoRA folders."""
         try:
             lines = self._lora_folder_lines()
         except OSError:
@@ -242,7 +243,7 @@ class Workspace:
         return folders
 
     def ships(self, folder: Path) -> bool:
-        """Whether a picture set is one that came with the program, and stays as it is."""
+        """Return True if a picture set came with the program; it is read-only."""
         return folder.parent == TRAINING_DATA and folder.name in SHIPPED_SETS
 
     def goal_of(self, data: str) -> str:
@@ -261,20 +262,22 @@ class Workspace:
         return path
 
     def model_source(self, model: str) -> str:
-        """What to open for a name: the starter, a folder of models/, a path, or a hub id."""
+        """Return what to open for a name: the path of the starter model or of a folder of models/,
+        else the name itself, a path or a hub id."""
         if model == "starter":
             return str(STARTER_MODEL)
         named = self.models / model
         return str(named) if named.exists() else model
 
     def preset_family(self, model: str) -> str:
-        """Whose presets fit a model, as far as its folder says unopened; 'any': unknown."""
+        """Return the family whose presets fit a model, as far as its folder tells without being
+        opened; 'any': unknown."""
         folder = Path(self.model_source(model))
         if model == "starter" or is_built_as(folder, STARTER_MODEL):
             return "starter"
         index = folder / "model_index.json"
-        said = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
-        rows = ((name, family) for name, family in _PIPELINES.items() if name in said)
+        pipeline = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
+        rows = ((name, family) for name, family in _PIPELINES.items() if name in pipeline)
         return next((family for _, family in rows), "any")
 
     def model_names(self) -> list[str]:

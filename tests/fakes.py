@@ -39,7 +39,7 @@ from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
-from sdlora.worker.tasks import Work, stoppable
+from sdlora.worker.tasks import Work, run_until_stopped
 from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
 
@@ -99,12 +99,12 @@ def fake_training(folder: Path, workspace: Workspace) -> Iterator[Event]:
             yield SampleReady(str(path), step, "neon lighting, a house", 0)
             yield Saved(str(lora), step)
             yield Validated(step, 1.5 / step, best=True)
-        if control_files.asked(folder, "save"):
+        if control_files.is_requested(folder, "save"):
             state = folder / "state" / f"step-{step}"
             write_lora(state / f"{settings.name}-step-{step}.safetensors", step)
-            control_files.answered(folder, "save")
+            control_files.clear_requests(folder, "save")
             yield Checkpoint(str(state), step)
-        if control_files.asked(folder, "pause"):
+        if control_files.is_requested(folder, "pause"):
             yield Paused(step)
             return
         once = folder / "killed"
@@ -159,8 +159,8 @@ def fake_measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 FAKES: dict[Kind, Work] = {
     "train": fake_training,
-    "measure": stoppable(fake_measure),
-    "grid": stoppable(fake_grid),
+    "measure": run_until_stopped(fake_measure),
+    "grid": run_until_stopped(fake_grid),
 }
 
 

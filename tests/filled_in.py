@@ -36,7 +36,7 @@ def another(
         if value == usual:
             continue
         try:
-            settings.of(
+            settings.from_values(
                 {**REQUIRED[settings], **TOGETHER.get(name, {}), **(beside or {}), name: value}
             )
         except SdloraError:

@@ -51,7 +51,7 @@ def space(workspace: Path) -> Workspace:
 
 
 def made(engine: Engine, **asked: Any) -> list[SampleReady]:
-    events = engine.generate(ImageRequest.of(asked))
+    events = engine.generate(ImageRequest.from_values(asked))
     return [event for event in events if isinstance(event, SampleReady)]
 
 
@@ -85,7 +85,7 @@ def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
 def test_a_picture_says_that_it_began_from_noise_alone_where_it_did(
     kind: str, said: str | None
 ) -> None:
-    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "zero_terminal_snr": True})
+    request = ImageRequest.from_values({"prompt": "a cat", "seed": 7, "zero_terminal_snr": True})
     sheet = ImagePipeline(open_tiny(kind), Library(())).plan(request)
     fields = parse_infotext(parameters(sheet, 0, (64, 64))).fields
     assert fields.get("Noise Schedule") == said
@@ -103,7 +103,7 @@ def test_a_picture_is_made_again_from_what_it_says(
         with Image.open(path) as image:
             assert image.format == image_format.upper()
         recalled = read_parameters(path)
-        assert recalled.details["request"] == ImageRequest.of(
+        assert recalled.details["request"] == ImageRequest.from_values(
             {**WHOLE, "image_format": image_format}
         ).model_dump(mode="json")
         assert recalled.details["image"]["loras"][0]["name"] == "neon"
@@ -125,7 +125,7 @@ def test_the_same_request_gives_the_same_bytes(engine: Engine) -> None:
 
 def test_a_text_too_long_for_exif_makes_a_png(engine: Engine) -> None:
     asked = {**WHOLE, "prompt": "word, " * 6000, "steps": 1, "count": 1, "image_format": "jpeg"}
-    events = list(engine.generate(ImageRequest.of(asked)))
+    events = list(engine.generate(ImageRequest.from_values(asked)))
     [ready] = [event for event in events if isinstance(event, SampleReady)]
     assert ready.path.endswith(".png")
     told = [event.message for event in events if isinstance(event, Warned)]
@@ -168,7 +168,7 @@ def text_of(event: SampleReady) -> str:
 
 
 def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: Path) -> None:
-    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "count": 2})
+    request = ImageRequest.from_values({"prompt": "a cat", "seed": 7, "count": 2})
     sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
     yesterday = time.time() - 86_400
     sheet = replace(sheet, created_at=yesterday)
@@ -179,7 +179,7 @@ def test_a_request_over_midnight_lies_in_the_folder_of_its_beginning(tmp_path: P
 
 
 def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> None:
-    request = ImageRequest.of({"prompt": "a cat", "seed": 7})
+    request = ImageRequest.from_values({"prompt": "a cat", "seed": 7})
     sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
     image = Image.new("RGB", (8, 8))
     with ThreadPoolExecutor(8) as pool:
@@ -192,7 +192,7 @@ def test_pictures_of_one_second_and_seed_are_as_many_files(tmp_path: Path) -> No
 def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
     tmp_path: Path, image_format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = ImageRequest.of({"prompt": "a cat", "seed": 7, "image_format": image_format})
+    request = ImageRequest.from_values({"prompt": "a cat", "seed": 7, "image_format": image_format})
     sheet = ImagePipeline(open_tiny("sd1"), Library(())).plan(request)
 
     def full(*_: object, **__: object) -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sdlora.data.buckets import (
     Bucket,
     assign_buckets,
+    bucket_crop,
     choose_bucket,
     crop_sizes,
-    cut_of,
     make_buckets,
 )
 from sdlora.data.folder import Example
@@ -41,7 +41,7 @@ def test_no_picture_is_dropped_and_only_small_ones_grow(
     assigned, problems = assign_buckets(examples, resolution)
     kept = [example for some in assigned.values() for example in some]
     assert sorted(kept, key=lambda e: int(e.image.stem)) == examples
-    grown = {problem.path for problem in problems if "scaled up" in problem.what}
+    grown = {problem.path for problem in problems if "scaled up" in problem.message}
     shortest = min(bucket.width for bucket in make_buckets(resolution))
     for bucket, some in assigned.items():
         for example in some:
@@ -97,9 +97,9 @@ def test_small_pictures_grow_when_asked_and_what_is_cut_off_is_told() -> None:
     strip = Example(Path("strip.png"), "", (4000, 300))
     assigned, (problem,) = assign_buckets([strip], 512)
     ((bucket, _),) = assigned.items()
-    cut = cut_of(strip.size, bucket)
+    cut = bucket_crop(strip.size, bucket)
     assert cut.height == pytest.approx(300) and bucket.height == round(300 * cut.scale)
-    assert f"the middle {cut.width / 4000:.0%} is learnt" in problem.what
+    assert f"the middle {cut.width / 4000:.0%} is learnt" in problem.message
 
 
 @given(size=st.tuples(sides, sides), across=st.floats(0, 1), down=st.floats(0, 1))
@@ -107,7 +107,7 @@ def test_a_cut_stays_inside_and_its_mirror_image_is_told_from_the_other_side(
     size: tuple[int, int], across: float, down: float
 ) -> None:
     bucket, view = choose_bucket(size, make_buckets(128)), ImageView((across, down))
-    cut = cut_of(size, bucket, view)
+    cut = bucket_crop(size, bucket, view)
     assert cut.left >= 0 and cut.left + cut.width <= size[0] + 1e-6
     assert cut.top >= 0 and cut.top + cut.height <= size[1] + 1e-6
     left = crop_sizes(size, bucket, view)[3]

@@ -8,7 +8,7 @@ from sdlora.settings.train import TrainSettings
 
 
 def settings(**values: object) -> TrainSettings:
-    return TrainSettings.of({"data": "x", "name": "x", **values})
+    return TrainSettings.from_values({"data": "x", "name": "x", **values})
 
 
 def due(every: int | None, steps: int) -> list[int]:

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from awkward import scene
-from sdlora.data.caption_editing import CaptionSettings, editing, planned, undo, write
+from sdlora.data.caption_editing import (
+    CaptionSettings,
+    caption_editor,
+    plan_changes,
+    undo,
+    write_changes,
+)
 from sdlora.data.caption_files import CaptionFiles
 from sdlora.data.caption_tables import read_table
-from sdlora.data.captions import common_trigger, says, unescaped, with_trigger
+from sdlora.data.captions import common_trigger, contains_trigger, unescaped, with_trigger
 from sdlora.data.folder import list_captions, open_captions, scan_folder
 from sdlora.events import Warned, to_line
 from sdlora.messages import Message
@@ -40,7 +46,7 @@ def learnt(folder: Path) -> dict[str, str]:
 def problems(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for problem in scan_folder(folder)[1]:
-        found[problem.path.name] = f"{found.get(problem.path.name, '')}; {problem.what}"
+        found[problem.path.name] = f"{found.get(problem.path.name, '')}; {problem.message}"
     return found
 
 
@@ -98,7 +104,7 @@ def test_what_is_guessed_is_named_and_what_is_not_sure_is_not_learnt(folder: Pat
     ],
 )  # fmt: skip
 def test_a_trigger_is_said_by_whole_words(caption: str, trigger: str, expected: bool) -> None:
-    assert says(caption, trigger) is expected
+    assert contains_trigger(caption, trigger) is expected
     assert (with_trigger(caption, trigger) == caption) is expected
 
 
@@ -139,11 +145,11 @@ def test_every_reader_reads_the_caption_from_the_same_file(folder: Path, name: s
     assert dataset_upload.look(folder).captions == ("zibo, x", "", "")
     captions = open_captions(folder)
     assert captions.read(folder / "a.png").source == folder / name
-    settings = CaptionSettings.of({"data": "x", "find": "x", "replace": "y"})
-    (change,) = planned(folder, editing(settings))
+    settings = CaptionSettings.from_values({"data": "x", "find": "x", "replace": "y"})
+    (change,) = plan_changes(folder, caption_editor(settings))
     assert (change.before, change.after) == ("zibo, x", "zibo, y")
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    write(folder, [change])
+    write_changes(folder, [change])
     assert learnt(folder)["a"] == "zibo, y", "what was written is what is read"
     own = name.endswith((".txt", ".caption"))
     assert change.path.name == (name if own else "a.txt")
@@ -156,8 +162,8 @@ def test_an_edited_caption_of_one_of_two_pictures_of_a_name_is_its_own(folder: P
     scene(7).save(folder / "a.jpg")
     rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "a.jpg", "text": "two"}]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = CaptionSettings.of({"data": "x", "find": "two", "replace": "three"})
-    write(folder, planned(folder, editing(settings)))
+    settings = CaptionSettings.from_values({"data": "x", "find": "two", "replace": "three"})
+    write_changes(folder, plan_changes(folder, caption_editor(settings)))
     captions = {e.image.name: e.caption for e in scan_folder(folder)[0]}
     assert captions["a.png"] == "one" and captions["a.jpg"] == "three"
 
@@ -260,8 +266,8 @@ def test_escapes_are_named_and_stay_in_the_file(folder: Path) -> None:
     (folder / "a.txt").write_text(r"zibo, miku \(singer\)")
     assert learnt(folder)["a"] == "zibo, miku (singer)"
     assert "has escapes such as" in problems(folder)["a.png"]
-    settings = CaptionSettings.of({"data": "x", "find": "zibo", "replace": "robo"})
-    (change,) = planned(folder, editing(settings))
+    settings = CaptionSettings.from_values({"data": "x", "find": "zibo", "replace": "robo"})
+    (change,) = plan_changes(folder, caption_editor(settings))
     assert change.after == r"robo, miku \(singer\)"
 
 
@@ -272,7 +278,7 @@ def test_names_that_are_not_unicode_are_words_all_the_same(tmp_path: Path) -> No
     scene(1).save(os.fsdecode(os.path.join(place, b"b\xe9.png")))
     (example,), (problem,) = scan_folder(tmp_path)
     assert (example.caption, example.repeats) == ("café", 10)
-    assert problem.warned().message.startswith("bé.png has no caption; captioned 'café'")
+    assert problem.to_warning().message.startswith("bé.png has no caption; captioned 'café'")
     assert example.image.is_file()
     line = to_line(Warned(Message("{file} is left out", file=example.image), str(example.image)))
     assert "bé.png is left out" in line.encode("utf-8").decode("utf-8")

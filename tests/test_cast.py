@@ -53,7 +53,9 @@ def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Library]
 
 def pictures(family: Family, library: Library, prompt: str, **asked: Any) -> np.ndarray:
     """(N,H,W,3); a problem fails the test."""
-    request = ImageRequest.of({"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", **asked})
+    request = ImageRequest.from_values(
+        {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", **asked}
+    )
     images, report = render(family, request, library)
     assert not report["problems"]
     return np.stack([np.asarray(image) for image in images]).astype(int)
@@ -105,7 +107,7 @@ def test_weights_over_the_steps(starter: Family, shipped: Library) -> None:
 def test_every_image_has_its_own_tags(starter: Family, shipped: Library) -> None:
     """Drawn from its seed; each equals the picture whose prompt was written out."""
     prompt = f"{HOUSE} {{<lora:{NEON}:0.8>|<lora:{PAINT}:0.8>|, night}}"
-    request = ImageRequest.of({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
+    request = ImageRequest.from_values({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
     painter = ImagePipeline(starter, shipped)
     sheet = painter.plan(request)
     assert not sheet.problems and len({wish.prompt for wish in sheet.images}) == 3
@@ -147,7 +149,7 @@ def test_a_curve_that_the_text_encoder_does_not_follow_is_told(tmp_path: Path) -
         "<lora:unet:0@0,1@1>": False,
     }
     for tag, expected in told.items():
-        sheet = painter.plan(ImageRequest.of({"prompt": f"a cat {tag}", "steps": 4}))
+        sheet = painter.plan(ImageRequest.from_values({"prompt": f"a cat {tag}", "steps": 4}))
         assert ["in the denoiser only" in problem.message for problem in sheet.problems] == [
             True
         ] * expected
@@ -159,7 +161,7 @@ def test_what_of_a_file_is_not_known_is_told_and_the_rest_used(tmp_path: Path) -
     tensors = load_file(write_lora(tiny_lora(family), path, torch.float32))
     save_file({**tensors, "odd.key": torch.ones(1)}, path)
     painter = ImagePipeline(family, Library([tmp_path]))
-    sheet = painter.plan(ImageRequest.of({"prompt": "a cat <lora:odd:1>", "steps": 2}))
+    sheet = painter.plan(ImageRequest.from_values({"prompt": "a cat <lora:odd:1>", "steps": 2}))
     assert [problem.message for problem in sheet.problems] == [
         "odd has tensors that are not known here and not used: 'odd.key'"
     ]
@@ -210,7 +212,7 @@ def test_a_weight_of_its_own_in_the_second_pass(tiny_one: tuple[Family, Library]
 
 def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
-    request = ImageRequest.of({
+    request = ImageRequest.from_values({
         "prompt": "a <lora:NEON:0.5:0.25> <lora:neon:0.5> <lora:nein:1>", "steps": 4, "seed": 1,
         "negative_prompt": "[<lora:oil:1>:0.5]",
     })  # fmt: skip
@@ -229,7 +231,9 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
 def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Library]) -> None:
     family, library = tiny_one
     painter = ImagePipeline(family, library)
-    sheet = painter.plan(ImageRequest.of({"prompt": "a <lora:styles/neon.safetensors:0.5>"}))
+    sheet = painter.plan(
+        ImageRequest.from_values({"prompt": "a <lora:styles/neon.safetensors:0.5>"})
+    )
     painter.blend.clear()
     assert [use["file"] for use in sheet.report(0)["loras"]] == ["neon.safetensors"]
     assert [problem.message for problem in sheet.problems] == [
@@ -243,7 +247,9 @@ def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
 ) -> None:
     (tmp_path / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
     painter = ImagePipeline(tiny_one[0], tiny_one[1], PromptResources(wildcards=tmp_path))
-    sheet = painter.plan(ImageRequest.of({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9}))
+    sheet = painter.plan(
+        ImageRequest.from_values({"prompt": "__x__ <lora:nobody:1>", "clip_skip": 9})
+    )
     told = {p.message.template: p.message for p in sheet.problems}
     assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
     skipped = told["{setting} = {given} is more than this model has layers; {limit} is used"]
@@ -265,7 +271,7 @@ def test_styles_wildcards_and_words_of_a_workspace(tmp_path: Path) -> None:
     painter = ImagePipeline(
         family, Library([]), PromptResources(tmp_path / "styles.csv", tmp_path, tmp_path)
     )
-    request = ImageRequest.of({
+    request = ImageRequest.from_values({
         "prompt": "a __pets__ # not\nother old", "styles": ["oil", "oli"], "seed": 1, "count": 6,
         "steps": 1,
     })  # fmt: skip

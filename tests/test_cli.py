@@ -13,7 +13,7 @@ import pytest
 
 from sdlora.cli.main import build_parser, given, main
 from sdlora.events import Done, Event, Failed, SampleReady, Started, Step
-from sdlora.jobs.control_files import ask
+from sdlora.jobs.control_files import write_request
 from sdlora.jobs.run_folder import EVENTS_FILE, new_folder, record
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.settings.image_request import ImageRequest
@@ -52,7 +52,7 @@ def test_flags_become_settings_and_only_those_given() -> None:
         "flip": True,
         "learning_rate": 2e-4,
     }
-    assert TrainSettings.of(values).targets == ("attention", "conv")
+    assert TrainSettings.from_values(values).targets == ("attention", "conv")
 
 
 def commands(page: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_runs_are_listed_shown_and_stopped(
         Done("a.st", 2),
     ]
     for name, said in {"a": events, "b": [Failed("it broke")]}.items():
-        settings = TrainSettings.of({"data": "pictures", "name": name})
+        settings = TrainSettings.from_values({"data": "pictures", "name": name})
         list(record(said, new_folder(settings, space)))
     assert main(["runs", "list", "--json", "--workspace", str(workspace)]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
@@ -208,4 +208,4 @@ def test_a_training_is_paused_resumed_and_repeated_from_its_file(
 def pause_when_there(folder: Path) -> None:
     while not folder.exists():
         time.sleep(0.001)
-    ask(folder, "pause")
+    write_request(folder, "pause")

@@ -8,7 +8,7 @@ import pytest
 
 from awkward import scene
 from sdlora.cli.main import main
-from sdlora.data.report import Preflight, check
+from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DeviceError
 from sdlora.settings.train import TrainSettings
 from sdlora.training.measure_step import largest_step, measure
@@ -19,7 +19,7 @@ from tiny import tiny
 
 def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
     settings = {"data": str(data), "name": "n", "model": str(tiny("sd1")), **values}
-    return check(TrainSettings.of(settings), Workspace.open(workspace))
+    return check_dataset(TrainSettings.from_values(settings), Workspace.open(workspace))
 
 
 def test_the_largest_step_is_the_one_with_the_most_pixels(tmp_path: Path, workspace: Path) -> None:

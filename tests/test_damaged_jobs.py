@@ -98,7 +98,7 @@ def queue(space: Workspace) -> Queue:
 
 def images(space: Workspace, queue: Queue, prompt: str = "a ball") -> Path:
     return run_folder.start(
-        ImageRequest.of({"prompt": prompt, "steps": 2, "seed": 7}), space, queue
+        ImageRequest.from_values({"prompt": prompt, "steps": 2, "seed": 7}), space, queue
     )
 
 
@@ -153,11 +153,11 @@ def test_a_damaged_job_of_a_dead_worker_fails_alone(
     folder = (
         images(space, queue)
         if kind == "generate"
-        else run_folder.start(TrainSettings.of(settings), space, queue)
+        else run_folder.start(TrainSettings.from_values(settings), space, queue)
     )
     job = queue.claim("1:dead")
     assert job
-    run_folder.say(folder, Step(1, 3))
+    run_folder.append_event(folder, Step(1, 3))
     (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
     fine = images(space, queue)
     DAMAGES[name][0](folder, queue)
@@ -195,7 +195,7 @@ def test_an_end_is_told_only_once_the_queue_has_decided(space: Workspace, queue:
     folder = images(space, queue)
     job = queue.claim("1:dead")
     assert job
-    run_folder.say(folder, Step(1, 3))
+    run_folder.append_event(folder, Step(1, 3))
     (folder / run_folder.PID_FILE).write_text("1:dead", encoding="utf-8")
     assert run_folder.read(folder).status == "failed", "nobody else knows of it"
     assert not run_folder.read(folder, queue).ended, "the queue may try again"
@@ -214,7 +214,7 @@ def test_advice_names_only_a_log_that_says_something(space: Workspace, queue: Qu
 
 
 def test_work_of_a_deleted_queue_is_told_and_can_go_back(space: Workspace, queue: Queue) -> None:
-    settings = TrainSettings.of({"name": "neon", "data": "x"})
+    settings = TrainSettings.from_values({"name": "neon", "data": "x"})
     folder = run_folder.start(settings, space, queue)
     for file in space.root.glob("jobs.db*"):
         file.unlink()
@@ -227,10 +227,12 @@ def test_work_of_a_deleted_queue_is_told_and_can_go_back(space: Workspace, queue
 def test_a_moved_workspace_is_not_begun_anew_at_its_old_place(
     space: Workspace, queue: Queue
 ) -> None:
-    folder = run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
+    folder = run_folder.start(
+        TrainSettings.from_values({"name": "neon", "data": "x"}), space, queue
+    )
     picture = space.outputs / "1.png"
     picture.write_bytes(b"x")
-    run_folder.say(folder, SampleReady(str(picture), 1, "a", 7))
+    run_folder.append_event(folder, SampleReady(str(picture), 1, "a", 7))
     moved = space.root.rename(space.root.with_name("moved"))
     (sample,) = run_folder.read(moved / "runs" / "neon").samples
     assert sample.path == str(moved / "outputs" / "1.png")
@@ -266,9 +268,9 @@ def test_a_full_disk_is_a_sentence(space: Workspace, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "publish", full)
+    monkeypatch.setattr(run_folder, "write_atomically", full)
     with pytest.raises(RunError, match="No space left on device; make room"):
-        run_folder.new_folder(ImageRequest.of({"prompt": "x"}), space)
+        run_folder.new_folder(ImageRequest.from_values({"prompt": "x"}), space)
 
 
 def test_a_failure_names_a_file_that_is_no_text(space: Workspace, queue: Queue) -> None:
@@ -281,7 +283,7 @@ def test_a_failure_names_a_file_that_is_no_text(space: Workspace, queue: Queue) 
 def test_a_name_whose_waiting_folder_was_deleted_can_be_taken(
     space: Workspace, queue: Queue
 ) -> None:
-    settings = TrainSettings.of({"name": "neon", "data": "x"})
+    settings = TrainSettings.from_values({"name": "neon", "data": "x"})
     shutil.rmtree(run_folder.start(settings, space, queue))
     folder = run_folder.start(settings, space, queue)
     assert [job.folder for job in rows(queue) if job.waits] == [folder]

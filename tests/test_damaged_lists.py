@@ -89,9 +89,12 @@ def damaged_workspace(space: Workspace) -> None:
     """Each damage in a training and in a request for images of its own, and one good of each."""
     queue = Queue(space.database)
     for name, damage in DAMAGES.items():
-        for settings in (TrainSettings.of({"name": name, "data": "x"}), ImageRequest(prompt=name)):
+        for settings in (
+            TrainSettings.from_values({"name": name, "data": "x"}),
+            ImageRequest(prompt=name),
+        ):
             damage(run_folder.start(settings, space, queue))
-    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": "good", "data": "x"}), space)
     list(run_folder.record([Started("a", 1), Step(1, 1, 0.5), Done("good", 1.0)], folder))
 
 
@@ -237,7 +240,7 @@ def test_a_list_of_folders_that_cannot_be_read_is_named(space: Workspace) -> Non
 def test_a_result_whose_path_is_no_text_is_listed(
     space: Workspace,
 ) -> None:
-    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": "good", "data": "x"}), space)
     list(run_folder.record([Done("/x/\udce9.safetensors")], folder))
     options = ["runs", "list", "--json", "--workspace", str(space.root)]
     command = [sys.executable, "-m", "sdlora.cli.main", *options]
@@ -249,7 +252,7 @@ def test_a_result_whose_path_is_no_text_is_listed(
 def test_lines_that_are_left_out_are_told_by_list_and_page(
     space: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run_folder.new_folder(TrainSettings.of({"name": "good", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": "good", "data": "x"}), space)
     a_line([1])(folder)
     words = "1 lines of events.jsonl cannot be read and are left out"
     assert main(["runs", "list", "--workspace", str(space.root)]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from sdlora.data.captions import common_trigger, read_caption, spread, with_trigger
+from sdlora.data.captions import common_trigger, evenly_spaced, read_caption, with_trigger
 from sdlora.data.folder import Problem, scan_folder
 from sdlora.data.images import load_pixels, load_rgb
 from sdlora.errors import DataError
@@ -25,7 +25,7 @@ def picture(path: Path, caption: str | None = "", size: tuple[int, int] = (24, 1
 
 
 def said(problems: list[Problem]) -> dict[str, str]:
-    return {problem.path.name: problem.what for problem in problems}
+    return {problem.path.name: problem.message for problem in problems}
 
 
 def test_the_shipped_sets_have_no_problems_and_their_trigger_words() -> None:
@@ -139,10 +139,10 @@ def test_a_trigger_is_put_before_captions_that_do_not_say_it() -> None:
 
 
 def test_captions_to_sample_come_from_all_over_the_set() -> None:
-    assert spread(["a", "a", "b", "c", "d", "e"]) == ["a", "d"]
-    assert spread(["a", "b"]) == ["a", "b"]
-    assert spread(["a", "a"]) == ["a"]
-    assert spread([]) == []
+    assert evenly_spaced(["a", "a", "b", "c", "d", "e"]) == ["a", "d"]
+    assert evenly_spaced(["a", "b"]) == ["a", "b"]
+    assert evenly_spaced(["a", "a"]) == ["a"]
+    assert evenly_spaced([]) == []
 
 
 def test_pictures_look_as_a_viewer_shows_them(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from awkward import BAD, GOOD, make_folder
-from sdlora.data.report import Preflight, check
+from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DataError, SettingsError
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
@@ -82,7 +82,7 @@ def own_set(studio: AppState, name: str = "mine") -> Path:
 
 
 def checked(studio: AppState, name: str) -> Preflight:
-    return check(TrainSettings.of({"data": name, "name": "n"}), studio.workspace)
+    return check_dataset(TrainSettings.from_values({"data": name, "name": "n"}), studio.workspace)
 
 
 def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: AppState) -> None:

@@ -28,7 +28,7 @@ def family() -> Family:
 
 def pictures(family: Family, prompt: str = "a cat", **asked: Any) -> np.ndarray:
     """(N,H,W,3)."""
-    request = ImageRequest.of({"prompt": prompt, "steps": 4, "seed": 7, **asked})
+    request = ImageRequest.from_values({"prompt": prompt, "steps": 4, "seed": 7, **asked})
     return np.stack([np.asarray(image) for image in render(family, request)[0]]).astype(int)
 
 
@@ -78,7 +78,9 @@ def test_from_noise_alone_is_the_stock_picture_to_the_bit() -> None:
 
 
 def test_a_model_that_predicts_the_noise_cannot_begin_from_it(family: Family) -> None:
-    asked = ImageRequest.of({"prompt": "a cat", "steps": 2, "seed": 7, "zero_terminal_snr": True})
+    asked = ImageRequest.from_values(
+        {"prompt": "a cat", "steps": 2, "seed": 7, "zero_terminal_snr": True}
+    )
     [image], report = render(family, asked)
     assert "zero_terminal_snr is not used" in " ".join(report["problems"])
     assert (np.asarray(image) == pictures(family, steps=2)[0]).all()
@@ -140,7 +142,7 @@ def test_lengths_do_not_mix_between_images(kind: str) -> None:
     together = pictures(family, batch_size=4, **asked)
     alone = np.stack([pictures(family, **{**asked, "count": 1}, seed=7 + i)[0] for i in range(4)])
     assert np.abs(together - alone).max() <= 1
-    _, report = render(family, ImageRequest.of({**asked, "steps": 1, "seed": 7}))
+    _, report = render(family, ImageRequest.from_values({**asked, "steps": 1, "seed": 7}))
     assert report["prompt"].startswith(("a cat", "a long"))
 
 

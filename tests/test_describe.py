@@ -20,7 +20,13 @@ from awkward import scene
 from onnx_file import write_tagger
 from sdlora.cli.main import main
 from sdlora.data.caption_editing import undo
-from sdlora.data.captioning import KINDS, CaptionModelType, _no_larger, _Told, describe
+from sdlora.data.captioning import (
+    CAPTION_MODEL_TYPES,
+    CaptionModelType,
+    _no_larger,
+    _TransformersCaptioner,
+    caption_images,
+)
 from sdlora.errors import ModelError
 from sdlora.settings.captioning import DescribeSettings
 
@@ -142,7 +148,7 @@ def test_a_text_that_its_length_broke_off_ends_with_a_sentence(
     def text(words: str, length: int) -> str:
         told.settings = SimpleNamespace(most_tokens=length)
         row = tokenizer(words, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return _Told._text(told, row)  # type: ignore[arg-type]
+        return _TransformersCaptioner._text(told, row)  # type: ignore[arg-type]
 
     assert text("a sea. a boat. at ni", 20) == "a sea. a boat."
     assert text("a sea. a boat. at n</s>", 20) == "a sea. a boat.", "an end that was forced"
@@ -183,8 +189,8 @@ def test_blip_describes_what_has_no_caption_and_undo_takes_it_back(
 
 
 def described(folder: Path, **values: Any) -> dict[str, str]:
-    settings = DescribeSettings.of({"data": str(folder), **values})
-    changes = [e for e in describe(settings, folder) if hasattr(e, "after")]
+    settings = DescribeSettings.from_values({"data": str(folder), **values})
+    changes = [e for e in caption_images(settings, folder) if hasattr(e, "after")]
     return {change.path.name: change.after for change in changes}
 
 
@@ -275,7 +281,9 @@ def test_memory_that_is_short_is_told_and_what_is_done_is_kept(
             raise torch.OutOfMemoryError
         return ["a text"] * len(images)
 
-    monkeypatch.setitem(KINDS, "blip", CaptionModelType("", (), lambda folder, settings: say))
+    monkeypatch.setitem(
+        CAPTION_MODEL_TYPES, "blip", CaptionModelType("", (), lambda folder, settings: say)
+    )
     with pytest.raises(ModelError, match="describe 1 pictures together; give a smaller"):
         described(pictures, model=str(tmp_path), batch_size=1, write=True)
     assert (pictures / "0.txt").read_text() == "a text\n"

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def do_the_work(studio: AppState) -> None:
     job = studio.queue.claim("me")
     assert job and job.kind == "describe"
-    studio.queue.finish(job, tasks.do(job.kind, job.folder, studio.workspace).status)
+    studio.queue.finish(job, tasks.run_task(job.kind, job.folder, studio.workspace).status)
 
 
 def ask(browser: Browser, model: Path, every: bool = False) -> None:

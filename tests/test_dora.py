@@ -138,13 +138,13 @@ def test_a_base_of_few_bits_is_learnt_beside(base: str) -> None:
 
 def test_dora_is_by_input_unless_asked(tmp_path: Path) -> None:
     given = {"data": "x", "name": "x", "adapter": "dora"}
-    assert TrainSettings.of(given).dora_axis == "input"
+    assert TrainSettings.from_values(given).dora_axis == "input"
     path = tmp_path / "settings.json"
     for axis in AXES:
-        asked = TrainSettings.of({**given, "dora_axis": axis})
+        asked = TrainSettings.from_values({**given, "dora_axis": axis})
         path.write_text(asked.to_json())
         assert TrainSettings.load(path).dora_axis == axis
-    path.write_text(TrainSettings.of(given).to_json())
+    path.write_text(TrainSettings.from_values(given).to_json())
     assert TrainSettings.load(path).dora_axis == "input"
 
 

@@ -9,7 +9,13 @@ import pytest
 from awkward import scene
 from sdlora.cli.main import main
 from sdlora.data import caption_editing
-from sdlora.data.caption_editing import CaptionSettings, editing, planned, undo, write
+from sdlora.data.caption_editing import (
+    CaptionSettings,
+    caption_editor,
+    plan_changes,
+    undo,
+    write_changes,
+)
 from sdlora.data.folder import scan_folder
 from sdlora.errors import DataError
 
@@ -35,8 +41,8 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 def changed(folder: Path, **values: Any) -> dict[str, str]:
-    settings = CaptionSettings.of({"data": str(folder), **values})
-    return {c.path.name: c.after for c in planned(folder, editing(settings))}
+    settings = CaptionSettings.from_values({"data": str(folder), **values})
+    return {c.path.name: c.after for c in plan_changes(folder, caption_editor(settings))}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +76,8 @@ def test_what_would_change_is_shown_and_nothing_is_touched(
 def test_what_was_written_is_taken_back_byte_for_byte(folder: Path) -> None:
     before = state(folder)
     for number in range(2):
-        settings = CaptionSettings.of({"data": str(folder), "prefix": f"{number} "})
-        write(folder, planned(folder, editing(settings)))
+        settings = CaptionSettings.from_values({"data": str(folder), "prefix": f"{number} "})
+        write_changes(folder, plan_changes(folder, caption_editor(settings)))
     captions = {e.image.name: e.caption for e in scan_folder(folder)[0]}
     assert captions["b.png"] == "1 0 zibo, blue ball"
     assert captions["d.png"] == "1 0 zibo, from a table, sea" and captions["e.png"] == "1 0"
@@ -84,8 +90,8 @@ def test_what_was_written_is_taken_back_byte_for_byte(folder: Path) -> None:
 
 
 def test_what_other_hands_changed_since_stays(folder: Path) -> None:
-    settings = CaptionSettings.of({"data": str(folder), "prefix": "new "})
-    write(folder, planned(folder, editing(settings)))
+    settings = CaptionSettings.from_values({"data": str(folder), "prefix": "new "})
+    write_changes(folder, plan_changes(folder, caption_editor(settings)))
     (folder / "b.caption").write_text("mine now")
     assert {change.path.name for change in undo(folder)} == {"a.txt", "c.txt", "d.txt", "e.txt"}
     assert (folder / "b.caption").read_text() == "mine now"
@@ -95,8 +101,8 @@ def test_killed_at_any_write_the_captions_are_whole_and_come_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(folder)
-    settings = CaptionSettings.of({"data": str(folder), "prefix": "new "})
-    real, left = caption_editing.publish, 0
+    settings = CaptionSettings.from_values({"data": str(folder), "prefix": "new "})
+    real, left = caption_editing.write_atomically, 0
 
     def dying(*given: Any) -> Path:
         nonlocal left
@@ -105,12 +111,12 @@ def test_killed_at_any_write_the_captions_are_whole_and_come_back(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(caption_editing, "publish", dying)
+    monkeypatch.setattr(caption_editing, "write_atomically", dying)
     after = {p: s for p, s in changed(folder, prefix="new ").items()}
     for writes in range(9):  # three copies, the list, five captions
         left = writes
         with pytest.raises(KeyboardInterrupt):
-            write(folder, planned(folder, editing(settings)))
+            write_changes(folder, plan_changes(folder, caption_editor(settings)))
         for name, raw in state(folder).items():
             if name.endswith((".txt", ".caption")) and not name.startswith("."):
                 whole = after[Path(name).name] + "\n"

@@ -41,7 +41,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def settings(**values: Any) -> TrainSettings:
-    return TrainSettings.of({"data": "d", "name": "n", "caption_dropout": 0.0, **values})
+    return TrainSettings.from_values({"data": "d", "name": "n", "caption_dropout": 0.0, **values})
 
 
 def finish(job: Generator[Event, None, LatentDataset]) -> tuple[list[Event], LatentDataset]:

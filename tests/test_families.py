@@ -107,7 +107,7 @@ def test_trained_lora_blends_into_images_and_goes_again(
     library, before = Library([tmp_path]), weights_hash(family)
 
     def image(prompt: str) -> np.ndarray:
-        request = ImageRequest.of({
+        request = ImageRequest.from_values({
             "prompt": prompt, "seed": 3, "steps": 3, "width": PIXELS, "height": PIXELS,
         })  # fmt: skip
         images, report = render(family, request, library)
@@ -189,7 +189,7 @@ def test_what_a_flow_model_does_not_use_is_told() -> None:
         "prompt": "a (cat:1.5) " + "x" * 600, "negative_prompt": "dull", "sampler": "euler_a",
         "width": 72, "height": 64, "clip_skip": 2, "zero_terminal_snr": True, "steps": 1,
     }  # fmt: skip
-    images, report = render(family, ImageRequest.of(asked))
+    images, report = render(family, ImageRequest.from_values(asked))
     assert images[0].size == (64, 64)
     told = " ".join(report["problems"])
     for words in (
@@ -239,7 +239,7 @@ def test_a_flow_models_plain_prompt_is_the_stock_picture(kind: str, sampler: str
     """Euler to the bit; the solvers by the schedulers that diffusers has for flows."""
     family = open_tiny(kind)
     asked = {"prompt": "a cat", "sampler": sampler, "steps": 3, "seed": 7, "guidance": 3.5}
-    [image], report = render(family, ImageRequest.of({**asked, "width": PIXELS, "height": PIXELS}))
+    [image], report = render(family, ImageRequest.from_values({**asked, "width": PIXELS, "height": PIXELS}))
     assert not report["problems"]
     pipeline = family.pipeline
     if sampler != "euler":

@@ -19,13 +19,13 @@ def test_the_training_that_goes_on_is_in_the_first_answer(workspace: Path) -> No
     settings = TrainSettings(data="zibo", name="my robot")
     folder = run_folder.start(settings, studio.workspace, studio.queue)
     studio.queue.claim(identity(os.getpid()) or "")
-    run_folder.say(folder, Started("training", 800))
-    run_folder.say(folder, Step(120, 800, seconds_left=60.0))
+    run_folder.append_event(folder, Started("training", 800))
+    run_folder.append_event(folder, Step(120, 800, seconds_left=60.0))
     answer = browser.http.get("/")
     assert 'data-run="my robot"' in answer.text and "Step 120 of 800" in answer.text
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert answer.text.index("data-run") < answer.text.index("<gradio-app")
-    run_folder.say(folder, Done("x.safetensors", 9.0))
+    run_folder.append_event(folder, Done("x.safetensors", 9.0))
     assert "data-run=" not in browser.http.get("/").text
     assert 'data-run="my robot"' in browser.http.get("/?run=my%20robot").text
 

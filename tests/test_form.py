@@ -84,7 +84,7 @@ def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
     for text in typed:
         values = {**required, **form.read({part: text})}
         with pytest.raises(SettingsError) as caught:
-            settings.of(values)
+            settings.from_values(values)
         assert name in caught.value.fields, text
 
 
@@ -104,7 +104,7 @@ def test_a_form_reads_back_what_it_shows() -> None:
     }  # fmt: skip
     shown = form.show(values)
     assert form.read(shown) == values
-    assert TrainSettings.of(form.read(shown)) == TrainSettings.of(values)
+    assert TrainSettings.from_values(form.read(shown)) == TrainSettings.from_values(values)
     wiped = {**shown, form.fields["rank"]: "", form.fields["resolution"]: ""}
     assert form.read(wiped).keys() == values.keys() - {"rank", "resolution"}
     blank = {**shown, form.fields["sample_prompts"]: " \n b \n\n"}
@@ -123,7 +123,7 @@ def test_an_error_marks_the_fields_it_names() -> None:
     form = Form(ImageRequest, "generate", "more-settings")
     form.add("steps", "guidance", "width")
     with pytest.raises(SettingsError) as caught:
-        ImageRequest.of({"steps": 2.7, "width": "<b>", "count": 0})
+        ImageRequest.from_values({"steps": 2.7, "width": "<b>", "count": 0})
     said = marks(caught.value, form)
     assert 'data-fold="more-settings"' in said and "<b>" not in said
     assert "generate-steps" in said and "generate-width" in said

@@ -34,7 +34,9 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def request(prompt: str = "a cat", **more: Any) -> ImageRequest:
-    return ImageRequest.of({"prompt": prompt, "steps": 3, "seed": 7, "model": "tiny", **more})
+    return ImageRequest.from_values(
+        {"prompt": prompt, "steps": 3, "seed": 7, "model": "tiny", **more}
+    )
 
 
 def picture(family: Family, library: Library | None = None, *, prompt: str, **more: Any) -> Any:

@@ -173,7 +173,7 @@ def child_worker(space: Workspace, *more: str) -> Worker:
 
 
 def train(space: Workspace, queue: Queue) -> Path:
-    return run_folder.start(TrainSettings.of({"name": "neon", "data": "x"}), space, queue)
+    return run_folder.start(TrainSettings.from_values({"name": "neon", "data": "x"}), space, queue)
 
 
 @posix_only
@@ -208,7 +208,7 @@ from sdlora.jobs.heartbeat import Heart
 from sdlora.jobs.queue import Queue
 from sdlora.workspace import Workspace
 space = Workspace.open(sys.argv[1])
-Queue(space.database).take_seat('worker')
+Queue(space.database).acquire_lock('worker')
 with Heart(space.worker_heartbeat, 0.05):
     time.sleep(0.2)
     print('ready', flush=True)
@@ -247,7 +247,7 @@ def test_the_second_stop_ends_a_process_that_stands_still(space: Workspace, queu
     queue.cancel(folder)
     with stopped_process("import time; print('ready', flush=True); time.sleep(600)") as process:
         (folder / run_folder.PID_FILE).write_text(process, encoding="utf-8")
-        run_folder.say(folder, Step(3, 9))
+        run_folder.append_event(folder, Step(3, 9))
         end_now(folder, queue, QUICK)
         assert not alive(process)
     assert run_folder.read(folder, queue).status == "stopped"
@@ -317,6 +317,9 @@ def test_a_child_whose_pid_file_is_damaged_is_still_the_owner(
 
 
 def test_pictures_are_made_at_the_usual_priority() -> None:
-    from sdlora.worker.worker import WAYS
+    from sdlora.worker.worker import JOB_PROCESSES
 
-    assert [kind for kind, way in WAYS.items() if way.in_background] == ["train", "measure"]
+    assert [kind for kind, way in JOB_PROCESSES.items() if way.in_background] == [
+        "train",
+        "measure",
+    ]

@@ -10,7 +10,7 @@ import pytest
 
 from awkward import scene
 from sdlora.data.folder import Example, scan_folder
-from sdlora.data.validation_split import Split, apart, hold_out
+from sdlora.data.validation_split import Split, exclude_duplicates, hold_out
 from sdlora.events import Started, Validated, Warned
 from trainings import Run, only
 
@@ -42,7 +42,7 @@ def names(examples: list[Example]) -> set[str]:
 
 
 def told(split: Split) -> str:
-    return " | ".join(problem.what for problem in split.problems)
+    return " | ".join(problem.message for problem in split.problems)
 
 
 def test_a_share_is_held_out_by_the_seed_and_never_all(make: Make) -> None:
@@ -102,12 +102,12 @@ def test_too_few_and_all_alike_is_said(make: Make) -> None:
 
 def test_a_folder_to_validate_with_is_freed_of_what_is_learnt(make: Make) -> None:
     learnt, others = make(4), make(9, likes=2, name="others")
-    split = apart(learnt, others, HERE)
+    split = exclude_duplicates(learnt, others, HERE)
     assert names(split.held_out) == {f"{number:02}" for number in range(4, 9)}
     assert split.learnt == learnt
     assert "has 6 of its 11 pictures among those that are learnt" in told(split)
     assert "00-like.jpg" in told(split)
-    assert not apart(learnt, split.held_out, HERE).problems
+    assert not exclude_duplicates(learnt, split.held_out, HERE).problems
 
 
 def test_a_training_validates_with_that_folder_alone(run: Run, tmp_path: Path) -> None:

@@ -97,20 +97,20 @@ def test_work_of_a_dead_worker_is_found_and_requeued_in_place(queue: Queue) -> N
 
 def test_a_seat_has_one_holder_until_it_dies(queue: Queue) -> None:
     assert queue.holder("worker") is None
-    assert queue.take_seat("worker", "here") is None
-    assert queue.take_seat("worker", "moved") is None, "mine stays mine"
+    assert queue.acquire_lock("worker", "here") is None
+    assert queue.acquire_lock("worker", "moved") is None, "mine stays mine"
     code = "import sys; from pathlib import Path; from sdlora.jobs.queue import Queue; "
-    code += "print(Queue(Path(sys.argv[1])).take_seat(sys.argv[2], 'http://there'))"
+    code += "print(Queue(Path(sys.argv[1])).acquire_lock(sys.argv[2], 'http://there'))"
 
     def other_takes(role: str) -> str:
         command = [sys.executable, "-c", code, str(queue.database), role]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     assert str(os.getpid()) in other_takes("worker") and "moved" in other_takes("worker")
-    queue.leave_seat("worker")
+    queue.release_lock("worker")
     assert other_takes("worker") == "None", "free, so the other got it"
     assert queue.holder("worker") is None, "the other is dead by now"
-    assert queue.take_seat("worker") is None
+    assert queue.acquire_lock("worker") is None
 
 
 def test_folder_moves_with_its_workspace(workspace: Path) -> None:

@@ -22,7 +22,7 @@ def read(tmp_path: Path, content: str, name: str = "theirs.toml") -> tuple[Train
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     values, notes = kohya.read(path)
-    return TrainSettings.of({**NEEDED, **values}), "\n".join(notes)
+    return TrainSettings.from_values({**NEEDED, **values}), "\n".join(notes)
 
 
 def read_json(tmp_path: Path, preset: dict[str, Any]) -> tuple[TrainSettings, str]:
@@ -320,7 +320,7 @@ def test_network_types_of_the_gui_are_adapters(kind: str, adapter: str, tmp_path
 @pytest.mark.parametrize("schedule", ["cosine_restarts", "constant", "polynomial"])
 @pytest.mark.parametrize("weighting", ["flat", "min_snr", "debiased"])
 def test_what_is_written_is_read_back(schedule: str, weighting: str, tmp_path: Path) -> None:
-    ours = TrainSettings.of({
+    ours = TrainSettings.from_values({
         "data": "p\\q", "name": "ü x", "rank": 4, "alpha": 2.5, "schedule": schedule,
         "optimizer": "schedule_free", "precision": "fp32", "targets": ["attention", "feed_forward"],
         "resolution": 768, "caption_dropout": 0.1, "train_text_encoder": True, "seed": 9,

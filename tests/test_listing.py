@@ -7,7 +7,7 @@ import pytest
 
 from awkward import scene
 from sdlora.data import listing
-from sdlora.data.dataset import gather
+from sdlora.data.dataset import read_dataset
 from sdlora.data.folder import list_captions, scan_folder
 from sdlora.errors import DataError
 from sdlora.settings.train import TrainSettings
@@ -26,13 +26,13 @@ def names(folder: Path) -> set[str]:
 
 
 def words(folder: Path) -> dict[str, str]:
-    return {problem.path.name: problem.what for problem in scan_folder(folder)[1]}
+    return {problem.path.name: problem.message for problem in scan_folder(folder)[1]}
 
 
 def gathered(workspace: Path, *data: Path | str):  # type: ignore[no-untyped-def]
     first, *more = map(str, data)
-    settings = TrainSettings.of({"data": first, "more_data": more, "name": "n"})
-    return gather(settings, Workspace.open(workspace))
+    settings = TrainSettings.from_values({"data": first, "more_data": more, "name": "n"})
+    return read_dataset(settings, Workspace.open(workspace))
 
 
 def test_linked_folders_are_read_with_all_in_them(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_nothing_is_learnt_zero_times(tmp_path: Path, workspace: Path) -> None:
     picture(tmp_path / "more" / "c.png", 3)
     found = gathered(workspace, tmp_path / "set", f"0*{tmp_path / 'more'}")
     assert [(e.image.name, e.repeats) for e in found.examples] == [("b.png", 2)]
-    said = {problem.path.name: problem.what for problem in found.problems}
+    said = {problem.path.name: problem.message for problem in found.problems}
     assert "repeated 0 times" in said["0_old"] and "repeated 0 times" in said["more"]
     with pytest.raises(DataError, match="repeated 0 times"):
         gathered(workspace, f"0*{tmp_path / 'more'}")
@@ -112,7 +112,7 @@ def test_a_folder_reg_holds_regularisation_pictures(tmp_path: Path, workspace: P
     assert [(e.caption, e.regularisation) for e in found.examples] == [
         ("zibo, sea", False), ("a robot", True),
     ]  # fmt: skip
-    said = {problem.path.name: problem.what for problem in found.problems}
+    said = {problem.path.name: problem.message for problem in found.problems}
     assert "learnt as regularisation pictures" in said["reg"]
     alone = gathered(workspace, tmp_path / "reg")
     assert [e.regularisation for e in alone.examples] == [False]
@@ -132,7 +132,7 @@ def test_advice_for_a_large_picture_is_to_make_it_smaller(tmp_path: Path) -> Non
     raw[18:26] = (12_000).to_bytes(4, "little") + (9_000).to_bytes(4, "little")
     (tmp_path / "large.bmp").write_bytes(raw)
     (problem,) = scan_folder(tmp_path)[1]
-    assert "108 million" in problem.what and "smaller" in problem.advice
+    assert "108 million" in problem.message and "smaller" in problem.advice
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")

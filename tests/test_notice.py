@@ -160,4 +160,4 @@ def test_what_cannot_work_is_refused_before_it_is_queued(
     page.click("generate")
     assert sentence in page.value("generate-notice")
     assert len(studio.requests()) == before
-    assert ImageRequest.of({}).model == "starter"
+    assert ImageRequest.from_values({}).model == "starter"

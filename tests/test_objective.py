@@ -41,7 +41,7 @@ T = torch.tensor([3, 250, 600, 999])
 
 
 def asked(**values: Any) -> TrainSettings:
-    return TrainSettings.of({"data": "x", "name": "x", **values})
+    return TrainSettings.from_values({"data": "x", "name": "x", **values})
 
 
 def ddpm(prediction: str = "epsilon") -> DDPM:

@@ -32,7 +32,7 @@ from trainings import Run
 
 def plan(schedule: str, steps: int = 100, warmup: int = 10, **more: object) -> TrainSettings:
     said = {"steps": steps, "warmup_steps": min(warmup, steps), "schedule": schedule, **more}
-    return TrainSettings.of({"data": "d", "name": "n", **said})
+    return TrainSettings.from_values({"data": "d", "name": "n", **said})
 
 
 @given(

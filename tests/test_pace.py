@@ -26,7 +26,7 @@ def test_no_time_is_told_before_enough_steps(clock: list[float]) -> None:
 
 def test_a_resumed_run_measures_its_own_first_steps(clock: list[float]) -> None:
     measured = Pace(100, sample_every=0)
-    measured.go_on(50)
+    measured.resume_from(50)
     clock[0] = 300.0
     measured.stepped(51)
     assert measured.seconds_left(51) is None

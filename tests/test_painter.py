@@ -47,7 +47,7 @@ def images_of(painter: ImagePipeline, plan: GenerationPlan) -> list[Image.Image]
 
 def painted(painter: ImagePipeline, tags: str, **asked: object) -> np.ndarray:
     """(N, H, W, 3) of a cat with these tags."""
-    request = ImageRequest.of({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
+    request = ImageRequest.from_values({"prompt": f"a cat {tags}", "seed": 1, "steps": 6, **asked})
     made = images_of(painter, painter.plan(request))
     return np.stack([np.asarray(image) for image in made]).astype(int)
 
@@ -83,7 +83,7 @@ def test_a_switch_half_way_equals_the_two_halves_made_by_hand(tmp_path: Path) ->
     half = painted(painter, "[<lora:neon:1>:3]", count=2, batch_size=2)
     images = []
     for index in range(2):
-        one = ImageRequest.of({"prompt": "a cat", "seed": 1 + index, "steps": 6})
+        one = ImageRequest.from_values({"prompt": "a cat", "seed": 1 + index, "steps": 6})
         for event in painter.generate(painter.plan(one)):
             if isinstance(event, ImageDone):
                 images.append(event.image)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.power import BLOCK, LOSSES, rebuild, recorded, tree_after, trees
-from sdlora.files import publish, sync_folder
+from sdlora.files import sync_folder, write_atomically
 
 OLD, NEW = b"o" * 3 * BLOCK, b"n" * (2 * BLOCK + 5)
 
@@ -27,7 +27,7 @@ def carelessly(root: Path) -> None:
 
 
 def carefully(root: Path) -> None:
-    publish(root / "a", lambda to: to.write_bytes(NEW))
+    write_atomically(root / "a", lambda to: to.write_bytes(NEW))
 
 
 def test_a_file_that_was_not_flushed_may_be_any_part_of_itself(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_file_that_was_published_is_old_or_new(tmp_path: Path) -> None:
 def test_what_was_flushed_stays_but_not_in_a_folder_that_was_not(tmp_path: Path) -> None:
     def act(root: Path) -> None:
         (root / "in").mkdir()
-        publish(root / "in" / "b", lambda to: to.write_bytes(NEW))
+        write_atomically(root / "in" / "b", lambda to: to.write_bytes(NEW))
 
     with recorded(tmp_path) as record:
         act(tmp_path)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from awkward import BAD, GOOD, make_folder, scene
 from sdlora.cli.main import main
-from sdlora.data.folder import grouped
-from sdlora.data.report import Preflight, check
+from sdlora.data.folder import to_warnings
+from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DataError
 from sdlora.events import Done, Event, Started, Warned
 from sdlora.models.registry import open_family
@@ -26,18 +26,20 @@ from webui.media import Media
 
 
 def settings(data: Path, **values: Any) -> TrainSettings:
-    return TrainSettings.of({"data": str(data), "name": "n", "model": str(tiny("sd1")), **values})
+    return TrainSettings.from_values(
+        {"data": str(data), "name": "n", "model": str(tiny("sd1")), **values}
+    )
 
 
 def checked(workspace: Path, data: Path, **values: Any) -> Preflight:
-    return check(settings(data, **values), Workspace.open(workspace))
+    return check_dataset(settings(data, **values), Workspace.open(workspace))
 
 
 def words(found: Preflight) -> dict[str, str]:
     """File name -> all that is said of it."""
-    said = {row.example.image.name: [p.what for p in row.problems] for row in found.rows}
+    said = {row.example.image.name: [p.message for p in row.problems] for row in found.rows}
     for problem in found.others:
-        said.setdefault(problem.path.name, []).append(problem.what)
+        said.setdefault(problem.path.name, []).append(problem.message)
     return {name: "; ".join(whats) for name, whats in said.items() if whats}
 
 
@@ -79,10 +81,10 @@ def test_a_folder_of_awkward_files_is_told_file_by_file_and_the_rest_is_learnt(
     events, gathered = finished(read_pictures(chosen, space))
     warned = {e.message for e in events if isinstance(e, Warned)}
     resized = [
-        p for row in found.rows for p in row.problems if "pixel" in p.what or " x " in p.what
+        p for row in found.rows for p in row.problems if "pixel" in p.message or " x " in p.message
     ]
-    told = {e.message for e in grouped(p for row in found.rows for p in row.problems)}
-    assert told - {e.message for e in grouped(resized)} <= warned
+    told = {e.message for e in to_warnings(p for row in found.rows for p in row.problems)}
+    assert told - {e.message for e in to_warnings(resized)} <= warned
 
     family = open_family(chosen.model, torch.float32, torch.device("cpu"))
     dataset: LatentDataset = finished(encode_dataset(family, gathered.examples, chosen))[1]
@@ -140,13 +142,13 @@ def test_a_trigger_that_is_missing_or_common_is_told(
     found = checked(workspace, tmp_path, model="starter")
     assert found.trigger == trigger
     assert found.resolution == 128
-    assert [problem in p.what for p in found.general] == ([True] if problem else [])
+    assert [problem in p.message for p in found.general] == ([True] if problem else [])
 
 
 def test_a_model_that_is_not_here_is_told(tmp_path: Path, workspace: Path) -> None:
     scene(1).save(tmp_path / "a.png")
     found = checked(workspace, tmp_path, model="some/where", trigger_word="zibo")
-    assert "not on this computer" in found.general[0].what
+    assert "not on this computer" in found.general[0].message
     assert found.rows[0].tokens is None and found.resolution == 512
 
 
@@ -201,7 +203,7 @@ def test_what_is_held_out_is_marked_and_is_what_the_training_holds_out(
     found = checked(workspace, pictures, **asked)
     assert [row.held_out for row in found.rows].count(True) == 2 and len(found.learnt) == 4
     assert found.steps_per_round == sum(found.buckets.values()) == 4
-    assert "holds out 2 of 6 pictures" in found.general[-1].what
+    assert "holds out 2 of 6 pictures" in found.general[-1].message
     held = {row.example.image.name for row in found.rows if row.held_out}
     seen: set[str] = set()
     chosen = settings(pictures, **asked, sample_every=0, measure_drift=False)

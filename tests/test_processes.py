@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdlora.jobs.processes import NICE, ROOT, alive, end, identity, start_detached, step_back
+from sdlora.jobs.processes import NICE, ROOT, alive, end, identity, lower_priority, start_detached
 
 
 def _autogroup(pid: int | str = "self") -> str:
@@ -22,7 +22,7 @@ def test_a_child_in_the_background_steps_back_with_its_whole_session(tmp_path: P
     who = identity(child.pid)
     assert who and alive(who)
     try:
-        step_back(child.pid)
+        lower_priority(child.pid)
         assert psutil.Process(child.pid).nice() == NICE
         group = _autogroup(child.pid)
         if not group:
@@ -36,7 +36,7 @@ def test_a_child_in_the_background_steps_back_with_its_whole_session(tmp_path: P
 
 
 def test_who_leads_no_session_leaves_the_others_in_it_alone() -> None:
-    code = "from sdlora.jobs.processes import step_back; step_back()"
+    code = "from sdlora.jobs.processes import lower_priority; lower_priority()"
     before = _autogroup()
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert _autogroup() == before

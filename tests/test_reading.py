@@ -78,7 +78,7 @@ def test_a_long_prompt_is_answered_at_once_and_the_limit_is_said(
         assert said in count
         assert time.process_time() - began < 0.5
         try:
-            ImageRequest.of({field: long})
+            ImageRequest.from_values({field: long})
         except SettingsError as error:
             assert letters > 100_000 and f"{field} {said}" in str(error) and len(str(error)) < 200
         else:
@@ -93,7 +93,7 @@ def test_no_setting_takes_a_text_without_end() -> None:
         (ImageRequest, "styles", {"styles": ["x" * 200_000]}),
     ):
         with pytest.raises(SettingsError, match=f"{field}.* has 200,000 letters; 100,000 at most"):
-            settings.of(values)
+            settings.from_values(values)
 
 
 def test_tags_that_cannot_be_used_are_told_with_near_names(studio: AppState) -> None:

@@ -41,7 +41,7 @@ def lora(space: Workspace, name: str, seed: int = 0) -> str:
 def restored(space: Workspace, said: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
     text = said if isinstance(said, str) else json.dumps(said)
     values, problems = request_of(parse_infotext(text), Library.for_workspace(space), space)
-    ImageRequest.of(values)
+    ImageRequest.from_values(values)
     return values, "\n".join(problems)
 
 

@@ -29,7 +29,7 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.jobs.control_files import ask, asked
+from sdlora.jobs.control_files import is_requested, write_request
 from sdlora.jobs.run_folder import read, record
 from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import draw, random_scene
@@ -71,7 +71,7 @@ class Interrupted:
             "steps": STEPS, "rank": 2, "alpha": 2, "warmup_steps": 1, "save_every": EVERY,
             "sample_every": 0, "keep_checkpoints": 9, "learning_rate": 1e-2, **values,
         }  # fmt: skip
-        return TrainSettings.of(said)
+        return TrainSettings.from_values(said)
 
     def run(self, settings: TrainSettings, folder: Path, until: float = STEPS) -> list[Event]:
         """Train in `folder`; what is killed after step `until` says and writes nothing more. 2.5:
@@ -201,7 +201,7 @@ def test_a_pause_does_not_wait_for_samples(runs: Interrupted) -> None:
     for event in train(settings, runs.space, folder):
         events.append(event)
         if isinstance(event, SampleReady):
-            ask(folder, "pause")
+            write_request(folder, "pause")
     assert len([e for e in events if isinstance(e, SampleReady)]) == 1
     assert isinstance(events[-1], Paused) and events[-1].step == 1
     told = [e.message for e in events if isinstance(e, Warned)]
@@ -221,12 +221,12 @@ def test_a_paused_run_goes_on(runs: Interrupted) -> None:
     runs.run(settings, whole)
     broken.mkdir(parents=True)
     for step in (1, 2):
-        ask(broken, "pause")
+        write_request(broken, "pause")
         events = runs.run(settings, broken)
         assert isinstance(events[-1], Paused) and events[-1].step == step
-        assert not asked(broken, "pause")
+        assert not is_requested(broken, "pause")
     assert not (broken / "lora").exists()
-    ask(broken, "save")
+    write_request(broken, "save")
     events = runs.run(settings, broken)
     assert [e.step for e in events if isinstance(e, Checkpoint)] == [3]
     path = {folder: folder / "lora" / "zibo.safetensors" for folder in (whole, broken)}

@@ -11,7 +11,7 @@ from sdlora.errors import RunError, SettingsError
 from sdlora.events import Done, Resumed, Saved, Step
 from sdlora.jobs import run_folder
 from sdlora.jobs.queue import Queue
-from sdlora.jobs.resume import RESUME_FILE, changed, write_changes
+from sdlora.jobs.resume import RESUME_FILE, apply_changes, write_changes
 from sdlora.settings.train import TrainSettings
 from sdlora.training.train import train
 from sdlora.workspace import Workspace
@@ -83,7 +83,7 @@ def test_changes_add_up_and_the_newest_wins(run: Run, tmp_path: Path) -> None:
     settings = run.settings(epochs=3)
     write_changes(tmp_path, settings, {"steps": 9, "patience": 2})
     write_changes(tmp_path, settings, {"steps": 12})
-    merged = changed(settings.model_dump(mode="json"), tmp_path)
+    merged = apply_changes(settings.model_dump(mode="json"), tmp_path)
     assert (merged.steps, merged.patience, merged.epochs) == (12, 2, None)
 
 
@@ -91,7 +91,7 @@ def test_changes_add_up_and_the_newest_wins(run: Run, tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / RESUME_FILE).write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=RESUME_FILE):
-        changed({}, tmp_path)
+        apply_changes({}, tmp_path)
 
 
 def test_values_out_of_bounds_are_refused(run: Run, tmp_path: Path) -> None:
@@ -104,4 +104,4 @@ def test_values_out_of_bounds_are_refused(run: Run, tmp_path: Path) -> None:
 def test_a_run_of_before_there_was_a_choice_keeps_its_axis(run: Run, tmp_path: Path) -> None:
     settings = run.settings(adapter="dora").model_dump(mode="json")
     del settings["dora_axis"]
-    assert changed(settings, tmp_path).dora_axis == "output"
+    assert apply_changes(settings, tmp_path).dora_axis == "output"

@@ -40,8 +40,10 @@ def test_a_finished_training_takes_more_steps_where_its_pictures_are_now(
 def test_a_training_that_lost_its_pictures_resumes_with_a_set_that_is_there(
     studio: AppState, browser: Browser, pictures: Path
 ) -> None:
-    gone = studio.start(TrainSettings.of({"name": "gone", "data": "x", "steps": 9}))
-    whole = studio.start(TrainSettings.of({"name": "whole", "data": str(pictures), "steps": 9}))
+    gone = studio.start(TrainSettings.from_values({"name": "gone", "data": "x", "steps": 9}))
+    whole = studio.start(
+        TrainSettings.from_values({"name": "whole", "data": str(pictures), "steps": 9})
+    )
     for run in (gone, whole):
         run_folder.cancel(run.folder, studio.queue)
     browser.open("?run=whole")

@@ -16,11 +16,11 @@ from sdlora.jobs.review import (
     DRIFT,
     HELD_OUT,
     SMOOTH,
-    averaged,
+    copy_lora,
     draw_curves,
-    keep,
     lora_files,
-    suggestion,
+    smoothed,
+    suggest_lora,
 )
 from sdlora.jobs.run_folder import new_folder, read, record
 from sdlora.lora.library.library import Library
@@ -48,22 +48,22 @@ def test_the_suggestion_is_the_best_validation_with_its_reason(tmp_path: Path) -
     best = checkpoint(tmp_path, 4)
     checkpoint(tmp_path, 8)
     state = ended(Validated(4, 0.2, best=True), Validated(8, 0.3))
-    found = suggestion(tmp_path, state)
+    found = suggest_lora(tmp_path, state)
     assert found and found.path == best
     assert "after step 4" in found.reason and "0.2000" in found.reason and "0.3000" in found.reason
     for figures, reason in (
         ((), "no pictures were held out"),
         ((Validated(10, 0.1, True),), "best"),
     ):
-        last = suggestion(tmp_path, ended(*figures))
+        last = suggest_lora(tmp_path, ended(*figures))
         assert last and last.path == Path("zibo.safetensors") and reason in last.reason
     went_back = fold([Saved("zibo.safetensors", 4)], ended(Validated(4, 0.2, best=True)))
-    last = suggestion(tmp_path, went_back)
+    last = suggest_lora(tmp_path, went_back)
     assert last and (last.step, last.path) == (4, Path("zibo.safetensors"))
     killed = fold([Started("t", 10), Step(9, 10)])
-    found = suggestion(tmp_path, killed)
+    found = suggest_lora(tmp_path, killed)
     assert found and "step-000008" in found.path.name
-    assert suggestion(tmp_path / "none", killed) is None
+    assert suggest_lora(tmp_path / "none", killed) is None
 
 
 def test_the_curves_are_where_the_figures_are() -> None:
@@ -108,7 +108,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 def test_an_average_follows_slowly() -> None:
-    assert averaged([(1, 1.0), (2, 0.0)], 0.25) == [(1, 1.0), (2, 0.75)]
+    assert smoothed([(1, 1.0), (2, 0.0)], 0.25) == [(1, 1.0), (2, 0.75)]
 
 
 def trained(tmp_path: Path, **values: object) -> tuple[Path, Workspace]:
@@ -125,7 +125,7 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     folder, space = trained(tmp_path)
     values = {"run": "zibo", "prompts": ("a house",), "strengths": (0.5, 1.0), "steps": 2}
     into = tmp_path / "grid"
-    events = list(draw_grid(GridSettings.of(values), space, into))
+    events = list(draw_grid(GridSettings.from_values(values), space, into))
     done, drawn = events[-1], [e for e in events if isinstance(e, SampleReady)]
     assert isinstance(done, Done) and done.path == str(into / "grid.png")
     assert [(e.step, e.report["strength"]) for e in drawn] == [
@@ -137,19 +137,19 @@ def test_the_grid_shows_every_checkpoint_at_every_strength(tmp_path: Path) -> No
     assert (rows, columns) == (2, 3)
     tiles = {sheet.crop(box(row, column)).tobytes() for row in range(2) for column in range(3)}
     assert len(tiles) == 5, "the base is the same in both rows, all others differ"
-    fewer = GridSettings.of({**values, "checkpoints": (4,), "strengths": (0.0, 1.0, 1.0)})
+    fewer = GridSettings.from_values({**values, "checkpoints": (4,), "strengths": (0.0, 1.0, 1.0)})
     again = [e for e in draw_grid(fewer, space, into) if isinstance(e, SampleReady)]
     assert [(e.step, e.report["strength"]) for e in again] == [(0, 0.0), (4, 1.0)], "each once"
     with pytest.raises(SettingsError, match="--prompts"):
-        list(draw_grid(GridSettings.of({"run": "zibo"}), space, into))
+        list(draw_grid(GridSettings.from_values({"run": "zibo"}), space, into))
     with pytest.raises(RunError, match="no LoRA of step 3; the run has those of 2, 4"):
-        list(draw_grid(GridSettings.of({**values, "checkpoints": (3,)}), space, into))
+        list(draw_grid(GridSettings.from_values({**values, "checkpoints": (3,)}), space, into))
     with pytest.raises(SettingsError, match="there is no run 'zibbo'"):
-        list(draw_grid(GridSettings.of({**values, "run": "zibbo"}), space, into))
+        list(draw_grid(GridSettings.from_values({**values, "run": "zibbo"}), space, into))
     shutil.rmtree(folder / "state")
     shutil.rmtree(folder / "lora")
     with pytest.raises(RunError, match="has no LoRA yet"):
-        list(draw_grid(GridSettings.of(values), space, into))
+        list(draw_grid(GridSettings.from_values(values), space, into))
 
 
 def test_the_grid_begins_from_noise_alone_where_the_training_did(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_the_grid_begins_from_noise_alone_where_the_training_did(tmp_path: Path)
     values = {"run": "zibo", "prompts": ("a house",), "steps": 4, "checkpoints": (4,)}
     base = next(
         event
-        for event in draw_grid(GridSettings.of(values), space, tmp_path / "grid")
+        for event in draw_grid(GridSettings.from_values(values), space, tmp_path / "grid")
         if isinstance(event, SampleReady)
     )
     for asked in (True, False):
         request = {"prompt": "a house", "seed": base.seed, "steps": 4, "zero_terminal_snr": asked}
-        [expected], _ = render(open_tiny("sd2"), ImageRequest.of(request))
+        [expected], _ = render(open_tiny("sd2"), ImageRequest.from_values(request))
         with Image.open(base.path) as image:
             assert (ImageChops.difference(image, expected).getbbox() is None) is asked
 
@@ -192,10 +192,10 @@ def test_the_lora_of_a_step_is_kept_once_and_over_nothing(
     assert main([*line, "--step", "7"]) == 1
     assert "no LoRA of step 7; the run has those of 3, 4" in capsys.readouterr().err
     with pytest.raises(RunError, match="of step 3 could not be copied"):
-        keep(folder, read(folder), 3, folder / "settings.json")
+        copy_lora(folder, read(folder), 3, folder / "settings.json")
     checkpoint.write_bytes(b"half of it")
     with pytest.raises(LoraFileError):
-        keep(folder, read(folder), 3, space.loras)
+        copy_lora(folder, read(folder), 3, space.loras)
 
 
 def box(row: int, column: int) -> tuple[int, int, int, int]:

@@ -27,7 +27,7 @@ from sdlora.events import (
     to_line,
 )
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import ask, asked
+from sdlora.jobs.control_files import is_requested, write_request
 from sdlora.jobs.processes import alive, identity
 from sdlora.jobs.queue import Queue
 from sdlora.settings.image_request import ImageRequest
@@ -95,7 +95,7 @@ def test_a_line_torn_by_a_kill_costs_that_line_only(folder: Path) -> None:
     folder.mkdir()
     torn = to_line(Step(1, 9)) + "\n" + to_line(Step(2, 9))[:25]
     (folder / run_folder.EVENTS_FILE).write_text(torn, encoding="utf-8")
-    run_folder.say(folder, Stopped("kept", 1))
+    run_folder.append_event(folder, Stopped("kept", 1))
     state = run_folder.read(folder)
     assert (state.status, state.step, state.result) == ("stopped", 1, "kept")
 
@@ -133,12 +133,12 @@ def test_stop_is_a_file_and_now_is_what_it_says(folder: Path) -> None:
 def test_start_never_takes_a_folder_that_is_there(workspace: Path) -> None:
     space = Workspace.open(workspace)
     queue = Queue(space.database)
-    settings = TrainSettings.of({"name": "v1.0", "data": "x"})
+    settings = TrainSettings.from_values({"name": "v1.0", "data": "x"})
     with ThreadPoolExecutor(6) as pool:
         folders = list(pool.map(lambda _: run_folder.start(settings, space, queue), range(6)))
     assert sorted(f.name for f in folders) == ["v1.0", *(f"v1.0-{n}" for n in range(2, 7))]
     assert TrainSettings.load(folders[0] / run_folder.SETTINGS_FILE) == settings
-    request = run_folder.start(ImageRequest.of({"prompt": "x"}), space, queue)
+    request = run_folder.start(ImageRequest.from_values({"prompt": "x"}), space, queue)
     assert request.parent == space.jobs
     assert [job.folder for job in queue.latest("generate")] == [request]
 
@@ -174,7 +174,7 @@ LOST = type("AcceleratorError", (RuntimeError,), {})
 
 
 def ended_run(space: Workspace, *events: Event, name: str = "neon") -> Path:
-    folder = run_folder.new_folder(TrainSettings.of({"name": name, "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": name, "data": "x"}), space)
     record(folder, Started("x", 9), Step(4, 9), *events)
     return folder
 
@@ -185,18 +185,20 @@ def test_what_ended_before_its_time_goes_into_the_queue_again(workspace: Path) -
     folder = ended_run(space, Checkpoint("c", 4), Failed("the process ended"))
     assert run_folder.read(folder).resumable
     for wish in ("stop", "pause"):
-        ask(folder, wish)
+        write_request(folder, wish)
     run_folder.resume(folder, queue)
     state = run_folder.read(folder)
     assert (state.status, state.error, state.checkpoint) == ("queued", "", 4)
-    assert not asked(folder, "stop") and not asked(folder, "pause")
+    assert not is_requested(folder, "stop") and not is_requested(folder, "pause")
     first = queue.job_of(folder)
     assert first and first.status == "queued"
     with pytest.raises(BusyError, match="nothing to resume"):
         run_folder.resume(folder, queue)
     queue.finish(first, "stopped")
-    run_folder.say(folder, Stopped("kept", 4))
-    behind = run_folder.start(TrainSettings.of({"name": "other", "data": "x"}), space, queue)
+    run_folder.append_event(folder, Stopped("kept", 4))
+    behind = run_folder.start(
+        TrainSettings.from_values({"name": "other", "data": "x"}), space, queue
+    )
     run_folder.resume(folder, queue)
     claimed = [queue.claim("me"), queue.claim("me"), queue.claim("me")]
     assert [job and job.folder for job in claimed] == [behind, folder, None], "behind the others"
@@ -209,15 +211,15 @@ def test_a_finished_run_is_not_resumed_and_an_ended_one_not_asked(workspace: Pat
         run_folder.reopen(folder, Queue(space.database))
     with pytest.raises(RunError, match="is done: it cannot draw samples now"):
         run_folder.request(folder, "sample")
-    assert not asked(folder, "sample")
+    assert not is_requested(folder, "sample")
     going = ended_run(space, name="going")
     run_folder.request(going, "sample")
-    assert asked(going, "sample")
+    assert is_requested(going, "sample")
 
 
 def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> None:
     space = Workspace.open(workspace)
-    folder = run_folder.new_folder(TrainSettings.of({"name": "neon", "data": "x"}), space)
+    folder = run_folder.new_folder(TrainSettings.from_values({"name": "neon", "data": "x"}), space)
     (folder / run_folder.PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
     with pytest.raises(BusyError):
         run_folder.resume(folder, Queue(space.database))

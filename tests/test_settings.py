@@ -47,23 +47,23 @@ LEAST = {"data": "pictures", "name": "neon"}
 )
 def test_a_wrong_setting_is_named(values: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        TrainSettings.of({**LEAST, **values})
+        TrainSettings.from_values({**LEAST, **values})
     assert said in str(caught.value)
 
 
 def test_a_picture_may_have_any_seed_that_torch_takes() -> None:
     largest = 2**64 - 1
     for values in ({"seed": largest}, {"seed": largest - 63, "count": 64}):
-        assert ImageRequest.of(values).seed == values["seed"]
+        assert ImageRequest.from_values(values).seed == values["seed"]
     with pytest.raises(SettingsError, match=f"image 2 would need a seed above {largest}"):
-        ImageRequest.of({"seed": largest, "count": 2})
+        ImageRequest.from_values({"seed": largest, "count": 2})
     with pytest.raises(SettingsError, match="seed must be less than 18446744073709551616"):
-        ImageRequest.of({"seed": 2**64})
+        ImageRequest.from_values({"seed": 2**64})
 
 
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        ImageRequest.of({"steps": 0, "guidance": -1, "width": 100})
+        ImageRequest.from_values({"steps": 0, "guidance": -1, "width": 100})
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -90,20 +90,20 @@ def test_on_the_page_a_mistake_names_fields_as_the_form_does(
     values: dict[str, Any], sentence: str, fields: set[str]
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        TrainSettings.of({**LEAST, **values})
+        TrainSettings.from_values({**LEAST, **values})
     assert caught.value.message.sentences(PAGE)[0].startswith(sentence)
     assert caught.value.fields.keys() == fields
 
 
 def test_a_bad_name_hides_no_other_mistake() -> None:
     with pytest.raises(SettingsError) as caught:
-        TrainSettings.of({**LEAST, "name": "../x", "steps": 0, "rank": 0})
+        TrainSettings.from_values({**LEAST, "name": "../x", "steps": 0, "rank": 0})
     assert caught.value.fields.keys() == {"name", "steps", "rank"}
 
 
 def _texts_of_pydantic(values: dict[str, Any]) -> list[str]:
     with pytest.raises(SettingsError) as caught:
-        TrainSettings.of({**LEAST, **values})
+        TrainSettings.from_values({**LEAST, **values})
     return [text for text in caught.value.message.sentences(PAGE) if "Input should" in text]
 
 
@@ -111,18 +111,20 @@ def test_no_field_speaks_in_the_words_of_the_library() -> None:
     for name in TrainSettings.model_fields:
         for wrong in ("\udc80", -1e9, 1e9, [object()], None, {"a": 1}, "x", "", [], True, 0.3):
             try:
-                TrainSettings.of({**LEAST, name: wrong})
+                TrainSettings.from_values({**LEAST, name: wrong})
             except SettingsError:
                 assert _texts_of_pydantic({name: wrong}) == [], (name, wrong)
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(SettingsError, match="data must be given"):
-        TrainSettings.of({"name": "x"})
+        TrainSettings.from_values({"name": "x"})
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    settings = TrainSettings.of({**LEAST, "targets": ("conv",), "sample_prompts": ("a ü",)})
+    settings = TrainSettings.from_values(
+        {**LEAST, "targets": ("conv",), "sample_prompts": ("a ü",)}
+    )
     file = tmp_path / "settings.json"
     file.write_text(settings.to_json(), encoding="utf-8")
     again = TrainSettings.load(file)
@@ -135,10 +137,10 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 
 def test_a_short_run_warms_up_less() -> None:
-    assert TrainSettings.of({**LEAST, "steps": 5}).warmup_steps == 5
-    assert TrainSettings.of(LEAST).warmup_steps == 20
-    short = with_preset(TrainSettings.of({**LEAST, "steps": 5}), "starter")
-    assert TrainSettings.of(short.given()).warmup_steps == 5
+    assert TrainSettings.from_values({**LEAST, "steps": 5}).warmup_steps == 5
+    assert TrainSettings.from_values(LEAST).warmup_steps == 20
+    short = with_preset(TrainSettings.from_values({**LEAST, "steps": 5}), "starter")
+    assert TrainSettings.from_values(short.given()).warmup_steps == 5
 
 
 EVERY_PRESET = list(itertools.product((*families(), "unheard of"), GOALS, EFFORTS))
@@ -147,10 +149,10 @@ EVERY_PRESET = list(itertools.product((*families(), "unheard of"), GOALS, EFFORT
 @pytest.mark.parametrize(("family", "goal", "effort"), EVERY_PRESET)
 def test_every_preset_is_valid_and_yields_to_the_user(family: str, goal: Any, effort: Any) -> None:
     asked = {**LEAST, "goal": goal, "effort": effort}
-    chosen = with_preset(TrainSettings.of(asked), family)
+    chosen = with_preset(TrainSettings.from_values(asked), family)
     wanted = preset(family, goal, effort)
     assert {name: getattr(chosen, name) for name in wanted} == wanted
-    mine = with_preset(TrainSettings.of({**asked, "rank": 3, "steps": 1000}), family)
+    mine = with_preset(TrainSettings.from_values({**asked, "rank": 3, "steps": 1000}), family)
     assert (mine.rank, mine.steps) == (3, 1000)
     assert mine.given().keys() == TrainSettings.model_fields.keys(), "a run keeps all it was"
 

@@ -67,7 +67,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "phone.txt").write_text("zibo")
     _, (problem,) = scan_folder(tmp_path)
     assert problem.path.name == "phone.jpg"
-    assert "pixels are used, turned as its orientation says" in problem.what
+    assert "pixels are used, turned as its orientation says" in problem.message
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 
 from sdlora.data import zips
 from sdlora.data.caption_tables import read_table
-from sdlora.data.dataset import Dataset, gather
-from sdlora.data.folder import FolderReading, Problem, grouped, scan_folder
+from sdlora.data.dataset import Dataset, read_dataset
+from sdlora.data.folder import FolderReading, Problem, scan_folder, to_warnings
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
 from sdlora.settings.train import TrainSettings
@@ -35,8 +35,8 @@ def picture(path: Path, caption: str | None = None, seed: int | None = None) -> 
 
 
 def collected(workspace: Path, data: Path | str, **values: Any) -> Dataset:
-    settings = TrainSettings.of({"data": str(data), "name": "n", **values})
-    return gather(settings, Workspace.open(workspace))
+    settings = TrainSettings.from_values({"data": str(data), "name": "n", **values})
+    return read_dataset(settings, Workspace.open(workspace))
 
 
 def captions(found: Dataset) -> dict[str, str]:
@@ -44,7 +44,7 @@ def captions(found: Dataset) -> dict[str, str]:
 
 
 def said(problems: list[Problem]) -> dict[str, str]:
-    return {problem.path.name: problem.what for problem in problems}
+    return {problem.path.name: problem.message for problem in problems}
 
 
 # Tables
@@ -66,7 +66,7 @@ def test_captions_come_from_a_table_and_a_text_file_is_nearer(tmp_path: Path) ->
     (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
     examples, problems = scan_folder(tmp_path)
     assert [e.caption for e in examples] == ["from the table", "from its file", "one tag, two"]
-    words = " / ".join(problem.what for problem in problems)
+    words = " / ".join(problem.message for problem in problems)
     for part in ("'../a.png' in line 4", "'gone.png' in line 5", "no file_name in line 6",
                  "JSON object in line 7", "JSON object in line 8", "b.txt is read"):  # fmt: skip
         assert part in words
@@ -133,9 +133,9 @@ def test_a_caption_is_found_however_its_name_is_written(tmp_path: Path) -> None:
 
 def test_what_many_files_have_is_said_once() -> None:
     problems = [Problem(Path(f"{n}.png"), "has no caption") for n in range(9)]
-    (one,) = grouped(problems)
+    (one,) = to_warnings(problems)
     assert one.message == "9 files (0.png, 1.png, 2.png ...): each has no caption"
-    assert len(grouped(problems[:3])) == 3
+    assert len(to_warnings(problems[:3])) == 3
 
 
 # Several sources
@@ -176,7 +176,7 @@ def test_twins_near_twins_and_blur_are_named_and_used(tmp_path: Path, workspace:
     picture(tmp_path / "d.png", "d")
     found = collected(workspace, tmp_path, missing_captions="trigger")
     assert len(found.examples) == 5
-    seen = [(p.path.name, p.what) for p in found.problems if "caption" not in p.what]
+    seen = [(p.path.name, p.message) for p in found.problems if "caption" not in p.message]
     assert [(name, what.split()[:2]) for name, what in seen] == [
         ("b.png", ["is", "the"]),
         ("c.jpg", ["looks", "the"]),
@@ -313,7 +313,7 @@ def test_an_archive_made_to_do_damage_is_refused_by_name(
     elif how == "text":
         raw = bytearray(b"not a zip at all")
     elif how == "many":
-        monkeypatch.setattr(zips, "MOST_MEMBERS", 2)
+        monkeypatch.setattr(zips, "MAX_MEMBERS", 2)
     elif how == "overlapping":  # every member says that it is as long as the whole archive
         place = raw.find(b"PK\1\2")
         while place >= 0:
@@ -352,7 +352,7 @@ def test_a_member_with_a_name_that_no_disk_takes_is_left_out_alone(
     folder, problems = unpack(path, tmp_path / "out")
     assert {"0.png", "2.png"} <= {file.name for file in folder.iterdir()}
     assert len(list(folder.rglob("*.png"))) + len(problems) == 3
-    assert all("left out" in problem.what for problem in problems)
+    assert all("left out" in problem.message for problem in problems)
 
 
 def test_random_damage_never_gets_past_the_reader(tmp_path: Path) -> None:

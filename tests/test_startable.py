@@ -47,16 +47,18 @@ def root(space: Workspace, tmp_path: Path) -> Path:
     (tmp_path / "told" / "a.txt").write_text("a house", encoding="utf-8")
     (tmp_path / "bare").mkdir()
     for name in ("fin", "early", "dull"):
-        settings = TrainSettings.of({"data": str(tmp_path / "good"), "name": name})
+        settings = TrainSettings.from_values({"data": str(tmp_path / "good"), "name": name})
         folder = run_folder.new_folder(settings, space)
-        run_folder.say(folder, Started("training", 3))
+        run_folder.append_event(folder, Started("training", 3))
         if name == "early":
             continue
         path = str(write_lora(folder / "lora" / f"{name}.safetensors", 1))
         if name == "fin":
-            run_folder.say(folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0))
-        run_folder.say(folder, Saved(path, 3))
-        run_folder.say(folder, Done(path))
+            run_folder.append_event(
+                folder, SampleReady(str(tmp_path / "good" / "a.png"), 3, "a house", 0)
+            )
+        run_folder.append_event(folder, Saved(path, 3))
+        run_folder.append_event(folder, Done(path))
     return tmp_path
 
 
@@ -73,7 +75,7 @@ def made(kind: type[Settings], values: dict[str, object], root: Path) -> Setting
             return tuple(map(placed, value))
         return value.replace("{root}", str(root)) if isinstance(value, str) else value
 
-    return kind.of({name: placed(value) for name, value in {**least, **values}.items()})
+    return kind.from_values({name: placed(value) for name, value in {**least, **values}.items()})
 
 
 @pytest.mark.parametrize(("kind", "values", "sentence"), ROWS)

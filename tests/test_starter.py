@@ -40,7 +40,9 @@ def pipeline() -> StableDiffusionPipeline:
 
 def pixels_of(engine: Engine, prompt: str, **settings: object) -> np.ndarray:
     """(H, W, 3) of the first image; a warning fails the test."""
-    for event in engine.generate(ImageRequest.of({"prompt": prompt, "seed": 3, **settings})):
+    for event in engine.generate(
+        ImageRequest.from_values({"prompt": prompt, "seed": 3, **settings})
+    ):
         assert not isinstance(event, Warned), event
         if isinstance(event, SampleReady):
             with Image.open(event.path) as image:

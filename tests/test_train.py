@@ -117,7 +117,7 @@ def test_samples_begin_from_noise_alone_where_the_training_does(run: Run) -> Non
     ready = only(SampleReady, run("sd2", zero_terminal_snr=True, **its))
     for asked in (True, False):
         request = {"prompt": "a cat", "seed": ready.seed, "zero_terminal_snr": asked}
-        [expected], _ = render(open_tiny("sd2"), ImageRequest.of(request))
+        [expected], _ = render(open_tiny("sd2"), ImageRequest.from_values(request))
         with Image.open(ready.path) as sample:
             assert (ImageChops.difference(sample, expected).getbbox() is None) is asked
 

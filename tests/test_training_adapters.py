@@ -51,7 +51,7 @@ def asked(way: str, **more: Any) -> TrainSettings:
     """Every group of layers, with that kind of adapter."""
     if way == BY_OUTPUT:
         more["dora_axis"] = "output"
-    return TrainSettings.of({
+    return TrainSettings.from_values({
         "data": "x", "name": "x", "adapter": way.partition(" ")[0],
         "rank": 4, "alpha": 2, "conv_rank": 3,
         "targets": ["attention", "feed_forward", "conv"], "train_text_encoder": True, **more,
@@ -178,7 +178,7 @@ def test_half_numbers_keep_what_pissa_learnt(family: Family, tmp_path: Path) -> 
 
 
 def test_groups_have_their_own(family: Family) -> None:
-    settings = TrainSettings.of({
+    settings = TrainSettings.from_values({
         "data": "x", "name": "x", "rank": 4, "alpha": 2, "conv_rank": 3, "learning_rate": 1e-3,
         "targets": ["attention", "conv"], "train_text_encoder": True,
         "group_rank": ["cross_attention=2", "text_encoder=5"], "group_alpha": ["conv=6"],

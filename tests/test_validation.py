@@ -16,7 +16,7 @@ from sdlora.events import (
     Validated,
     Warned,
 )
-from sdlora.settings.presets import unrelated
+from sdlora.settings.presets import preset_drift_prompts
 from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import caption, random_scene
 from sdlora.training import validation
@@ -26,7 +26,7 @@ from trainings import Run, only
 
 def figures(losses: list[float], **settings: Any) -> tuple[Validation, list[str]]:
     """A validation that measured these, and what it warned of on the way."""
-    said = TrainSettings.of({"data": "d", "name": "n", **settings})
+    said = TrainSettings.from_values({"data": "d", "name": "n", **settings})
     found, told = Validation(None, said, None), []  # type: ignore[arg-type]
     for number, loss in enumerate(losses):
         found.note(Validated(100 * number, loss))
@@ -122,7 +122,7 @@ def test_drift_is_measured_where_pictures_are_held_out_unless_it_is_not_wanted(r
 
 def test_unrelated_prompts_are_the_families_own_and_none_that_calls_the_lora() -> None:
     def prompts(family: str, trigger: str = "", validates: bool = True, **values: Any) -> Any:
-        settings = TrainSettings.of({"data": "d", "name": "n", **values})
+        settings = TrainSettings.from_values({"data": "d", "name": "n", **values})
         return unrelated_prompts(settings, family, trigger, validates)
 
     for family in ("starter", "sd1", "sd2", "sdxl"):
@@ -140,7 +140,7 @@ def test_the_starters_unrelated_prompts_are_of_its_world() -> None:
     rng, words = random.Random(0), set[str]()
     for _ in range(3000):
         words.update(caption(random_scene(rng), rng).replace(",", "").split())
-    for text in unrelated("starter"):
+    for text in preset_drift_prompts("starter"):
         assert {*text.replace(",", "").split()} <= words
 
 

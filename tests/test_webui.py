@@ -75,7 +75,7 @@ def test_work_that_the_disk_does_not_take_is_said_on_its_tab(
         def full(path: Path, *_: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        monkeypatch.setattr(run_folder, "publish", full)
+        monkeypatch.setattr(run_folder, "write_atomically", full)
     browser.click(button)
     notice = browser.value({"generate": "generate-notice", "start": "train-notice"}[button])
     words = "No space left on device" if trouble == "full" else "is not there any more"
@@ -148,7 +148,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: AppState, browser: Bro
 def test_a_page_opened_again_shows_the_run_its_address_names(studio: AppState) -> None:
     settings = {"data": "x", "steps": 3, "sample_every": 0}
     for name in ("older", "newer"):
-        studio.start(TrainSettings.of({"name": name, **settings}))
+        studio.start(TrainSettings.from_values({"name": name, **settings}))
     browser = Browser(studio)
     browser.open("?run=older")
     assert 'data-run="older"' in browser.value("run-card")
@@ -165,11 +165,11 @@ def test_a_page_opened_again_shows_the_run_its_address_names(studio: AppState) -
 
 
 def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: Browser) -> None:
-    run = studio.start(TrainSettings.of({"name": "long", "data": "x", "steps": 5000}))
+    run = studio.start(TrainSettings.from_values({"name": "long", "data": "x", "steps": 5000}))
     studio.queue.claim("somebody")
     browser.open()
     assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
-    run_folder.say(run.folder, Started("training", 5000))
+    run_folder.append_event(run.folder, Started("training", 5000))
     browser.open()
     assert browser.prop("stop", "value") == "Stop and keep"
     browser.click("stop")
@@ -181,7 +181,7 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: B
 
 def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Browser) -> None:
     settings = {"name": "long", "data": "x", "steps": 100_000, "sample_every": 0}
-    run = studio.start(TrainSettings.of(settings))
+    run = studio.start(TrainSettings.from_values(settings))
     browser.open()
     assert not browser.prop("pause", "visible"), "it waits in the queue"
 
@@ -205,7 +205,7 @@ def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Brows
     browser.click("save-now")  # from a tab that has not seen it end
     assert "it cannot write a checkpoint now" in browser.value("run-notice")
     browser.click("resume")
-    assert "Waiting" in browser.value("run-card") and not run_folder.asked(run.folder, "pause")
+    assert "Waiting" in browser.value("run-card") and not run_folder.is_requested(run.folder, "pause")
     browser.click("stop")
     assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
 
@@ -213,13 +213,13 @@ def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Brows
 def trained_with_checkpoints(studio: AppState, browser: Browser) -> Path:
     """A training that was asked for two checkpoints, and has ended."""
     settings = {"name": "my neon", "data": "x", "steps": 60, "sample_every": 0}
-    run = studio.start(TrainSettings.of({**settings, "trigger_word": "neon lighting"}))
+    run = studio.start(TrainSettings.from_values({**settings, "trigger_word": "neon lighting"}))
     with working(studio):
         for _ in range(2):
             while not run_folder.read(run.folder).step:
                 time.sleep(0.01)
-            control_files.ask(run.folder, "save")
-            while control_files.asked(run.folder, "save"):
+            control_files.write_request(run.folder, "save")
+            while control_files.is_requested(run.folder, "save"):
                 time.sleep(0.01)
     browser.open()
     return run.folder
@@ -282,21 +282,21 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: AppState, browser: Bro
 
 
 def test_a_run_that_fell_out_of_the_queue_is_not_waited_for(studio: AppState) -> None:
-    run = studio.start(ImageRequest.of({}))
+    run = studio.start(ImageRequest.from_values({}))
     studio.queue.database.unlink()
     fresh = StudioWithoutWorker(studio.workspace)
     assert "not in the queue" in fresh.run(run.folder).state.error
 
 
 def test_the_time_of_a_plan_is_that_of_the_last_training_like_it(studio: AppState) -> None:
-    given = TrainSettings.of({"name": "a", "data": "x", "steps": 10, "sample_every": 0})
+    given = TrainSettings.from_values({"name": "a", "data": "x", "steps": 10, "sample_every": 0})
     settings = with_preset(given, "starter")
     assert known_cost(studio, settings) is None
     studio.start(given)
     with working(studio):
         pass
     assert known_cost(studio, settings) == Cost(pytest.approx(0.02))
-    studio.start(MeasureSettings.of({**given.given(), "name": "m"}))
+    studio.start(MeasureSettings.from_values({**given.given(), "name": "m"}))
     with working(studio):
         pass
     assert known_cost(studio, settings) == Cost(0.5, (1.25, 20.125)), "it was measured since"
@@ -345,11 +345,13 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
 
 
 def test_what_does_not_fit_is_said_with_what_to_change(studio: AppState) -> None:
-    folder = run_folder.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
-    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
+    folder = run_folder.new_folder(
+        MeasureSettings.from_values({"name": "a", "data": "x"}), studio.workspace
+    )
+    run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
     said = markup.measured(Run(folder, run_folder.read(folder)))
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
-    run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
+    run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
     assert "nearly" not in markup.measured(Run(folder, run_folder.read(folder)))
     killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
     assert "when the memory is full" in markup.measured(killed)
@@ -377,7 +379,7 @@ def test_a_dead_workers_job_wakes_another(workspace: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("sdlora.jobs.supervise.start_detached", start)
     studio = AppState(Workspace.open(workspace))
-    run = studio.start(ImageRequest.of({}))
+    run = studio.start(ImageRequest.from_values({}))
     studio.run(run.folder)
     assert started == [["-m", "sdlora.worker.worker", "--workspace", str(workspace)]], (
         "one is starting"

@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 
-from sdlora.data.caption_augmentation import CaptionAugmenter, lists_named
-from sdlora.data.image_augmentation import dice, views_of
+from sdlora.data.caption_augmentation import CaptionAugmenter, find_wildcard_lists
+from sdlora.data.image_augmentation import image_views, seeded_random
 from sdlora.settings.train import TrainSettings
 
 CAPTION = "zibo, sea, night, moon, boat"
 
 
 def settings(**values: Any) -> TrainSettings:
-    return TrainSettings.of({"data": "d", "name": "n", **values})
+    return TrainSettings.from_values({"data": "d", "name": "n", **values})
 
 
 def worded(caption: str, times: int = 200, **values: Any) -> list[str]:
     wording = CaptionAugmenter(settings(**values))
-    return [wording.drawn(caption, dice(0, number)) for number in range(times)]
+    return [wording.drawn(caption, seeded_random(0, number)) for number in range(times)]
 
 
 def test_nothing_changes_unless_asked() -> None:
@@ -37,7 +37,7 @@ def test_nothing_changes_unless_asked() -> None:
 )
 def test_prefix_and_suffix_are_for_own_pictures(prefix: str, suffix: str, said: str) -> None:
     wording = CaptionAugmenter(settings(caption_prefix=prefix, caption_suffix=suffix))
-    assert wording.plain("red ball") == wording.drawn("red ball", dice(1)) == said
+    assert wording.plain("red ball") == wording.drawn("red ball", seeded_random(1)) == said
     assert wording.plain("red ball", own=False) == "red ball"
 
 
@@ -71,23 +71,23 @@ PETS = {"pet": ("cat", "__big__ dog"), "big": ("large", "huge")}
 def test_a_list_is_drawn_from_and_what_its_lines_name_in_turn() -> None:
     wording = CaptionAugmenter(settings(caption_wildcards=True), PETS)
     caption = "zibo, a __pet__ and a __Pet__"
-    drawn = {wording.drawn(caption, dice(0, number)) for number in range(80)}
+    drawn = {wording.drawn(caption, seeded_random(0, number)) for number in range(80)}
     pets = ("cat", "large dog", "huge dog")
     assert drawn == {f"zibo, a {one} and a {other}" for one in pets for other in pets}
     assert wording.varies(caption) and not wording.varies("a cat")
     assert wording.plain(caption) in drawn and wording.plain(caption) == wording.plain(caption)
-    assert CaptionAugmenter(settings(), PETS).drawn(caption, dice(0)) == caption, (
+    assert CaptionAugmenter(settings(), PETS).drawn(caption, seeded_random(0)) == caption, (
         "only where it is wanted"
     )
-    assert wording.drawn("a __bird__", dice(0)) == "a __bird__"
+    assert wording.drawn("a __bird__", seeded_random(0)) == "a __bird__"
 
 
 def test_lists_are_gathered_with_those_that_they_name() -> None:
     shelf = {**PETS, "other": ("x",)}
-    found = lists_named(["a __PET__", "__bird__ in a tree"], shelf.get)
+    found = find_wildcard_lists(["a __PET__", "__bird__ in a tree"], shelf.get)
     assert found == {**PETS, "bird": ()}
     circle = {"a": ("__b__",), "b": ("__a__",)}
-    assert lists_named(["__a__"], circle.get) == circle
+    assert find_wildcard_lists(["__a__"], circle.get) == circle
 
 
 def test_variants_are_so_many_and_depend_on_seed_and_picture() -> None:
@@ -102,9 +102,9 @@ def test_variants_are_so_many_and_depend_on_seed_and_picture() -> None:
 
 
 def test_views_begin_with_the_middle_as_it_is_and_vary_within_bounds() -> None:
-    plain = views_of(settings(), "p")
+    plain = image_views(settings(), "p")
     assert [tuple(view) for view in plain] == [((0.5, 0.5), False, (1.0, 1.0, 1.0), "white")]
-    views = views_of(
+    views = image_views(
         settings(crop_jitter=0.5, colour_jitter=0.2, flip=True, picture_variants=40), "p"
     )
     assert len(views) == 80 and views[0] == plain[0]
@@ -114,4 +114,6 @@ def test_views_begin_with_the_middle_as_it_is_and_vary_within_bounds() -> None:
     assert 0.25 <= min(centres) < 0.3 and 0.7 < max(centres) <= 0.75
     assert 1 / 1.2 <= min(factors) < 0.87 and 1.15 < max(factors) <= 1.2
     assert len(set(views)) == 80
-    assert views_of(settings(crop_jitter=1.0), "p") != views_of(settings(crop_jitter=1.0), "q")
+    assert image_views(settings(crop_jitter=1.0), "p") != image_views(
+        settings(crop_jitter=1.0), "q"
+    )

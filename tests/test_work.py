@@ -19,18 +19,18 @@ def done(settings: Settings, space: Workspace, stop: bool = False) -> run_folder
     folder = run_folder.new_folder(settings, space)
     if stop:
         run_folder.stop(folder)
-    state = tasks.do(kind_of(settings), folder, space)
+    state = tasks.run_task(kind_of(settings), folder, space)
     assert run_folder.read(folder) == state
     return state
 
 
 def test_a_training_is_measured_without_leaving_one(pictures: Path, space: Workspace) -> None:
     values = {"data": str(pictures), "name": "zibo", "model": str(tiny("sd1")), "rank": 2}
-    state = done(MeasureSettings.of({**values, "steps": 20}), space)
+    state = done(MeasureSettings.from_values({**values, "steps": 20}), space)
     assert state.status == "done" and state.measured, state.error
     assert state.measured.steps == 20 and state.measured.step_s > 0
     assert not list(space.loras.iterdir()) and not list(space.runs.iterdir())
-    wrong = done(MeasureSettings.of({**values, "data": str(pictures / "none")}), space)
+    wrong = done(MeasureSettings.from_values({**values, "data": str(pictures / "none")}), space)
     assert wrong.status == "failed" and "none" in wrong.error
 
 
@@ -44,13 +44,13 @@ def test_captions_are_told_and_not_written(tmp_path: Path, space: Workspace) -> 
     (folder / "1.txt").write_text("by hand")
     values: dict[str, Any] = {"data": str(folder), "model": str(model), "prefix": "zibo, "}
     values |= {"most_tokens": 6, "batch_size": 1}
-    state = done(DescribeSettings.of({**values, "every": True}), space)
+    state = done(DescribeSettings.from_values({**values, "every": True}), space)
     assert state.status == "done", state.error
     told = {Path(one.path).name: (one.before, one.was_file) for one in state.captions}
     assert told == {"0.txt": ("", False), "1.txt": ("by hand", True)}
     assert all(len(one.after) > len("zibo, ") for one in state.captions)
     assert not (folder / "0.txt").exists() and (folder / "1.txt").read_text() == "by hand"
-    state = done(DescribeSettings.of(values), space, stop=True)
+    state = done(DescribeSettings.from_values(values), space, stop=True)
     assert state.status == "stopped" and not state.captions
-    state = done(DescribeSettings.of({**values, "model": str(folder)}), space)
+    state = done(DescribeSettings.from_values({**values, "model": str(folder)}), space)
     assert state.status == "failed" and "config.json" in state.error

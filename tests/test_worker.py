@@ -17,14 +17,14 @@ from launch import ROOT
 from sdlora.cli.main import main
 from sdlora.events import Failed, RunState, Stopped
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import Request, ask
+from sdlora.jobs.control_files import Request, write_request
 from sdlora.jobs.kinds import KINDS, MeasureSettings, kind_of
 from sdlora.jobs.processes import alive, identity
 from sdlora.jobs.queue import Queue
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.worker.tasks import WORK
-from sdlora.worker.worker import WAYS
+from sdlora.worker.worker import JOB_PROCESSES
 from sdlora.workspace import Workspace
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
@@ -49,11 +49,11 @@ def wait_until(true: Callable[[], object], within_s: float = 60) -> None:
 
 def train(space: Workspace, queue: Queue, name: str = "neon", **values: object) -> Path:
     values = {"data": "sets/neon", "steps": 10, "sample_every": 5, **values}
-    return run_folder.start(TrainSettings.of({"name": name, **values}), space, queue)
+    return run_folder.start(TrainSettings.from_values({"name": name, **values}), space, queue)
 
 
 def images(space: Workspace, queue: Queue, prompt: str = "a ball", **values: object) -> Path:
-    request = ImageRequest.of({"prompt": prompt, "steps": 3, "seed": 7, **values})
+    request = ImageRequest.from_values({"prompt": prompt, "steps": 3, "seed": 7, **values})
     return run_folder.start(request, space, queue)
 
 
@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_by_itself_once(
     words: str, status: str, space: Workspace, queue: Queue
 ) -> None:
     folder, behind = train(space, queue, trigger_word=words), images(space, queue)
-    ask(folder, "save")
+    write_request(folder, "save")
     work(space)
     state = run_folder.read(folder)
     assert state.status == status and (state.error != "") == (status == "failed")
@@ -159,12 +159,12 @@ def test_a_killed_training_that_was_asked_to_end_does_not_go_on(
     wish: Request, space: Workspace, queue: Queue
 ) -> None:
     folder = train(space, queue, trigger_word="stubborn", steps=5000)
-    ask(folder, "save")
+    write_request(folder, "save")
     with worker_process(space):
         wait_until(lambda: run_folder.read(folder).checkpoint)
         pid = int((folder / run_folder.PID_FILE).read_text("utf-8").partition(":")[0])
         os.kill(pid, signal.SIGSTOP)
-        ask(folder, wish)
+        write_request(folder, wish)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not queue.busy())
     assert run_folder.read(folder).status == "failed" and run_folder.read(folder).resumable
@@ -240,17 +240,19 @@ def test_a_request_that_kills_workers_is_given_up(space: Workspace, queue: Queue
 
 
 def test_every_kind_of_work_has_settings_of_its_own_and_a_way_to_be_done(space: Workspace) -> None:
-    assert KINDS.keys() == WAYS.keys() and WORK.keys() == KINDS.keys() - {"generate"}
+    assert KINDS.keys() == JOB_PROCESSES.keys() and WORK.keys() == KINDS.keys() - {"generate"}
     assert len({row.settings for row in KINDS.values()}) == len(KINDS)
-    settings = MeasureSettings.of({"name": "neon", "data": "x"})
+    settings = MeasureSettings.from_values({"name": "neon", "data": "x"})
     assert kind_of(settings) == "measure"
     assert run_folder.new_folder(settings, space).parent == space.jobs
 
 
 def test_a_measurement_is_done_apart_and_can_be_stopped(space: Workspace, queue: Queue) -> None:
     values = {"name": "neon", "data": "sets/neon", "steps": 100}
-    whole = run_folder.start(MeasureSettings.of(values), space, queue)
-    slow = run_folder.start(MeasureSettings.of({**values, "trigger_word": "slow"}), space, queue)
+    whole = run_folder.start(MeasureSettings.from_values(values), space, queue)
+    slow = run_folder.start(
+        MeasureSettings.from_values({**values, "trigger_word": "slow"}), space, queue
+    )
     fine = images(space, queue)
     with worker_process(space):
         wait_until(lambda: run_folder.read(slow).phase_done)
@@ -290,12 +292,12 @@ def test_one_worker_per_workspace(space: Workspace, queue: Queue) -> None:
 
 
 def test_an_idle_worker_waits_as_long_as_there_is_a_page(space: Workspace, queue: Queue) -> None:
-    queue.take_seat("page", "http://127.0.0.1:1")
+    queue.acquire_lock("page", "http://127.0.0.1:1")
     thread = threading.Thread(target=fake_worker(space.root, idle_s=0.2).run)
     thread.start()
     thread.join(0.6)
     assert thread.is_alive()
-    queue.leave_seat("page")
+    queue.release_lock("page")
     thread.join(5)
     assert not thread.is_alive()
 
@@ -304,6 +306,6 @@ def test_a_sudden_end_is_not_mistaken_for_one_with_words(space: Workspace, queue
     folder = train(space, queue)
     (folder / run_folder.PID_FILE).write_text("1:0", encoding="utf-8")
     assert "ended without a word" in run_folder.read(folder).error
-    run_folder.say(folder, Stopped("lora", 4))
+    run_folder.append_event(folder, Stopped("lora", 4))
     assert run_folder.read(folder) == RunState(status="stopped", result="lora")
     assert isinstance(run_folder.failure(MemoryError("x"), None, folder), Failed)

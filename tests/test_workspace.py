@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 import sdlora.files
 from sdlora.errors import SettingsError
 from sdlora.file_names import checked_name
-from sdlora.files import free_path, make_folder, publish, publish_exactly, publish_new, sweep
+from sdlora.files import (
+    free_path,
+    make_folder,
+    remove_stale_temp,
+    write_atomically,
+    write_if_absent,
+    write_to_free_path,
+)
 from sdlora.starter.sets import SETS
 from sdlora.workspace import SHIPPED_SETS, TRAINING_DATA, Workspace
 
@@ -61,7 +68,9 @@ def test_every_file_named_after_a_name_fits_on_the_disk(tmp_path: Path, letter: 
             assert len(name + letter) > 80 or "200 at most leave room" in str(error)
             break
     for ending in ("-step-000123", "-step-000123-2", "-step-100123-12"):
-        path = publish_new(tmp_path / f"{name}{ending}.safetensors", lambda to: to.write_text("x"))
+        path = write_to_free_path(
+            tmp_path / f"{name}{ending}.safetensors", lambda to: to.write_text("x")
+        )
         assert path.is_file()
         left = tmp_path / f".{path.stem}"
         assert not left.exists()
@@ -79,14 +88,14 @@ def test_a_name_never_leads_anywhere(name: str) -> None:
 
 def test_publish_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "a.txt"
-    publish(path, lambda to: to.write_text("whole", encoding="utf-8") and None)
+    write_atomically(path, lambda to: to.write_text("whole", encoding="utf-8") and None)
 
     def half(to: Path) -> None:
         to.write_text("half", encoding="utf-8")
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        publish(path, half)
+        write_atomically(path, half)
     assert path.read_text("utf-8") == "whole"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"], "no temporary file stays"
 
@@ -161,11 +170,11 @@ def test_a_models_presets_are_told_by_its_index(
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     path, seen = tmp_path / "a [b].safetensors", []
-    publish(path, lambda temporary: seen.append(temporary))
+    write_atomically(path, lambda temporary: seen.append(temporary))
     others = [tmp_path / ".a [b]-x.part.safetensors", tmp_path / ".ab-12345678.part.safetensors"]
     for file in (*seen, *others):
         file.touch()
-    sweep(path)
+    remove_stale_temp(path)
     assert sorted(tmp_path.iterdir()) == sorted([*others, path])
 
 
@@ -182,9 +191,9 @@ def test_a_new_folder_is_known_to_the_disk_with_those_that_it_lies_in(
 
 def test_what_a_killed_writer_of_a_long_name_left_is_swept(tmp_path: Path) -> None:
     path, seen = tmp_path / f"{'字' * 66}.safetensors", []
-    publish(path, lambda temporary: seen.append(temporary))
+    write_atomically(path, lambda temporary: seen.append(temporary))
     seen[0].touch()
-    sweep(path)
+    remove_stale_temp(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -203,7 +212,7 @@ def by_a_private_file(to: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no umask")
-@pytest.mark.parametrize("how", [publish, publish_new, publish_exactly])
+@pytest.mark.parametrize("how", [write_atomically, write_to_free_path, write_if_absent])
 @pytest.mark.parametrize("write", [Path.touch, by_a_private_file])
 def test_files_have_the_permissions_of_the_umask(
     tmp_path: Path, umask: int, how: Any, write: Any
@@ -228,7 +237,7 @@ def test_writers_of_one_name_at_once_get_a_file_each(
             to.write_text(str(number))
             together.wait(10)
 
-        return publish_new(tmp_path / "a.png", write)
+        return write_to_free_path(tmp_path / "a.png", write)
 
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(save, range(8)))
@@ -236,11 +245,11 @@ def test_writers_of_one_name_at_once_get_a_file_each(
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
     assert [path.read_text() for path in paths] == [str(number) for number in range(8)]
     with pytest.raises(FileExistsError):
-        publish_exactly(tmp_path / "a.png", lambda to: to.write_text("mine"))
+        write_if_absent(tmp_path / "a.png", lambda to: to.write_text("mine"))
     assert (tmp_path / "a.png").read_text() != "mine"
 
 
 def test_a_link_to_nowhere_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "gone")
-    assert publish_new(tmp_path / "a.png", Path.touch).name == "a-2.png"
+    assert write_to_free_path(tmp_path / "a.png", Path.touch).name == "a-2.png"
     assert (tmp_path / "a.png").is_symlink()

@@ -38,7 +38,7 @@ class Run:
             "batch_size": 2, "rank": 2, "alpha": 2, "learning_rate": 1e-2, "warmup_steps": 0,
             "sample_every": 0, **values,
         }  # fmt: skip
-        return TrainSettings.of(said)
+        return TrainSettings.from_values(said)
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 from sdlora.errors import ModelError, RunError, SettingsError
 from sdlora.events import RunState, SampleReady, Warned
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import REQUESTS, asked
+from sdlora.jobs.control_files import REQUESTS, is_requested
 from sdlora.jobs.kinds import Kind
 from sdlora.jobs.queue import Queue
 from sdlora.jobs.supervise import WorkerKeeper, end_now
@@ -121,7 +121,9 @@ class AppState:
         if not state.ended:
             with suppress(RunError):
                 self.wake()
-        return Run(folder, state, frozenset(wish for wish in REQUESTS if asked(folder, wish)))
+        return Run(
+            folder, state, frozenset(wish for wish in REQUESTS if is_requested(folder, wish))
+        )
 
     def problems(self) -> list[Warned]:
         """What of the workspace cannot be shown, each by its name."""

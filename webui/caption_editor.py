@@ -9,7 +9,14 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.data.caption_editing import CaptionSettings, Change, editing, planned, undo, write
+from sdlora.data.caption_editing import (
+    CaptionSettings,
+    Change,
+    caption_editor,
+    plan_changes,
+    undo,
+    write_changes,
+)
 from sdlora.errors import DataError
 from webui.app_state import AppState
 from webui.form import Form
@@ -40,7 +47,7 @@ def build(studio: AppState, pictures: Component) -> list[Any]:
     def asked(sent: Mapping[Component, Any], act: Act) -> Reply:
         folder = own_folder(studio, sent[pictures])
         values = {"data": str(folder), **form.read(sent)}
-        return Reply(html=act(folder, CaptionSettings.of(values)))
+        return Reply(html=act(folder, CaptionSettings.from_values(values)))
 
     _, *others = [
         notice.answer(button.click, lambda sent, act=act: asked(sent, act), inputs, [])
@@ -64,14 +71,16 @@ def own_folder(studio: AppState, name: str | None) -> Path:
 
 def shown(folder: Path, settings: CaptionSettings) -> str:
     """What would change."""
-    return _list(planned(folder, editing(settings)), "would change; nothing is written yet")
+    return _list(
+        plan_changes(folder, caption_editor(settings)), "would change; nothing is written yet"
+    )
 
 
 def changed(folder: Path, settings: CaptionSettings) -> str:
     """Change it."""
-    changes = planned(folder, editing(settings))
+    changes = plan_changes(folder, caption_editor(settings))
     if changes:
-        write(folder, changes)
+        write_changes(folder, changes)
     return _list(changes, "changed; Take back undoes it")
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.data.caption_editing import Change, undo, write
+from sdlora.data.caption_editing import Change, undo, write_changes
 from sdlora.data.folder import open_captions
 from sdlora.errors import DataError, SdloraError
 from sdlora.jobs import run_folder
@@ -98,7 +98,7 @@ class Describing:
 
     def _asked(self, sent: Mapping[Component, Any]) -> DescribeSettings:
         data = own_folder(self.studio, sent[self.pictures]).name
-        return DescribeSettings.of({"data": data, **self.form.read(sent)})
+        return DescribeSettings.from_values({"data": data, **self.form.read(sent)})
 
     def _act(self, key: str, act: Any) -> Updates:
         run = self.studio.find(key)
@@ -159,7 +159,7 @@ def written(studio: AppState, run: Run) -> None:
     its = news(studio, run)
     if not its.waiting:
         raise DataError("no caption waits to be written")
-    write(its.folder, its.waiting)
+    write_changes(its.folder, its.waiting)
 
 
 def taken_back(studio: AppState, run: Run) -> None:

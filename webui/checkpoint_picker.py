@@ -13,7 +13,7 @@ from gradio.components import Component
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import SampleReady
 from sdlora.jobs import run_folder
-from sdlora.jobs.review import columns, keep, loras_by_step, suggestion
+from sdlora.jobs.review import copy_lora, grid_strengths, loras_by_step, suggest_lora
 from sdlora.messages import Message
 from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
@@ -71,7 +71,7 @@ class CheckpointPicker:
         steps = _steps(run) if run and run.state.ended else []
         if run is None or not steps:
             return {self.place: gr.Column(visible=False), **self.errand.show(None)}
-        best = suggestion(run.folder, run.state)
+        best = suggest_lora(run.folder, run.state)
         newest = next(iter(run_folder.run_folders(run.folder / "grids")), None)
         return {
             self.place: gr.Column(visible=True),
@@ -88,7 +88,7 @@ class CheckpointPicker:
             raise RunError("that training is not there any more")
         if step is None:
             raise RunError("choose a checkpoint first")
-        return keep(run.folder, run.state, int(step), self.studio.workspace.loras)
+        return copy_lora(run.folder, run.state, int(step), self.studio.workspace.loras)
 
     def _keep(self, name: str, step: int | None) -> Reply:
         file = self.kept(self.studio.training(name), step)
@@ -99,7 +99,7 @@ class CheckpointPicker:
     def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:
         if self.studio.training(sent[shown]) is None:
             raise RunError("that training is not there any more")
-        return GridSettings.of({"run": sent[shown], **self.form.read(sent), **ask(sent)})
+        return GridSettings.from_values({"run": sent[shown], **self.form.read(sent), **ask(sent)})
 
     def _everything(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
         return {}
@@ -153,7 +153,7 @@ def _table(
     """Steps down, strengths across; the base model's picture before them."""
     places = {(one.step, one.report.get("strength")): one for one in some}
     plain = places.get((0, 0.0))
-    strengths = columns(strengths)
+    strengths = grid_strengths(strengths)
     heads = "".join(f'<th scope="col">{strength:g}</th>' for strength in (0.0, *strengths))
     rows = []
     for step in sorted({one.step for one in some} - {0}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sdlora.data.folder import Problem, grouped
+from sdlora.data.folder import Problem, to_warnings
 from sdlora.data.report import CaptionRow, Preflight
 from sdlora.settings.train import TrainSettings
 from webui.estimates import Cost
@@ -22,7 +22,7 @@ def report(found: Preflight, media: Media, cost: Cost | None) -> str:
     cards = "".join(_card(row, media) for row in rows[:MOST_CARDS])
     return (
         f'<section class="preflight">{_line(found, cost)}'
-        f"{notices(grouped([*found.general, *_by_place(found.others)]))}"
+        f"{notices(to_warnings([*found.general, *_by_place(found.others)]))}"
         f'<div class="checked" tabindex="0" role="group" aria-label="Every picture">{cards}</div>'
         f"{more}{_tags(found)}</section>"
     )
@@ -39,7 +39,7 @@ def plan(settings: TrainSettings, pictures: int, cost: Cost | None) -> str:
 
 
 def _by_place(problems: Iterable[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: (problem.what, problem.path))
+    return sorted(problems, key=lambda problem: (problem.message, problem.path))
 
 
 def _line(found: Preflight, cost: Cost | None) -> str:
@@ -65,7 +65,8 @@ def _card(row: CaptionRow, media: Media) -> str:
     facts += ["held out"] if row.held_out else []
     facts += ["masked"] if row.example.mask else []
     wrong = "".join(
-        f"<em>{esc(sentence(problem.beside(row.example.image)))}</em>" for problem in problems
+        f"<em>{esc(sentence(problem.message_beside(row.example.image)))}</em>"
+        for problem in problems
     )
     return (
         f'<figure class="{"worth" if problems else ""}">{_shot(row, media)}<figcaption>'

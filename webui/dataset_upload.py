@@ -13,12 +13,12 @@ from sdlora.data.caption_files import is_caption_file
 from sdlora.data.captions import common_trigger, read_caption
 from sdlora.data.folder import list_captions, scan_folder
 from sdlora.data.image_files import BROKEN
-from sdlora.data.image_stats import PICTURE_SUFFIXES, look_at
+from sdlora.data.image_stats import PICTURE_SUFFIXES, read_image_stats
 from sdlora.data.json_captions import read_sidecar
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError, SdloraError
 from sdlora.file_names import checked_name
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.messages import Message
 from sdlora.workspace import TRAINING_DATA, Workspace
 
@@ -135,7 +135,7 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     added.pictures = len(examples)
     added.captions = sum(bool(example.caption) for example in examples)
     added.problems = [
-        Message("{file} {fault}", file=problem.path.name, fault=problem.what)
+        Message("{file} {fault}", file=problem.path.name, fault=problem.message)
         for problem in [*problems, *wrong]
     ]
     return added
@@ -149,12 +149,12 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
     except (*BROKEN, SdloraError) as error:
         added.problems.append(Message("{file} is left out: {why}", file=file.name, why=error))
         return None
-    path = publish_new(added.folder / name, lambda to: shutil.copyfile(file, to))
+    path = write_to_free_path(added.folder / name, lambda to: shutil.copyfile(file, to))
     return path.name
 
 
 def check_picture(path: Path) -> None:
     """Read a picture to its end. DataError, with the reason, when it cannot be used."""
-    seen = look_at(path)
+    seen = read_image_stats(path)
     if not seen.digest:
-        raise DataError("it {why}", why=seen.what or "is none")
+        raise DataError("it {why}", why=seen.problem or "is none")

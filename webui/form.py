@@ -88,7 +88,7 @@ class Form:
         given = self.read({part: sent.get(part) for part in self.fields.values()})
         for name in names & given.keys():
             try:
-                values[name] = getattr(self.settings.of({name: given[name]}), name)
+                values[name] = getattr(self.settings.from_values({name: given[name]}), name)
             except SdloraError:
                 continue
         return values

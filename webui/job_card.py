@@ -62,7 +62,7 @@ class JobCard:
 
     def _end_others(self, settings: Settings) -> None:
         """End what goes on of the same, for the screen shows one."""
-        place = KINDS[self.kind].wish(settings, self.studio.workspace).parent
+        place = KINDS[self.kind].default_folder(settings, self.studio.workspace).parent
         for run in self.studio.latest(self.kind):
             if run.live and run.folder.parent == place:
                 run_folder.cancel(run.folder, self.studio.queue)

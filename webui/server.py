@@ -139,7 +139,7 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
             return PORT_TAKEN
         return _point_to(first.note, open_browser)
     address = f"http://{HOST}:{listener.getsockname()[1]}"
-    first = studio.queue.take_seat("page", address)
+    first = studio.queue.acquire_lock("page", address)
     if first:
         listener.close()
         return _point_to(first.note, open_browser)
@@ -158,7 +158,7 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
     finally:
         ended.set()
         with suppress(RunError):  # the workspace may be gone
-            studio.queue.leave_seat("page")
+            studio.queue.release_lock("page")
         listener.close()
     return 0
 

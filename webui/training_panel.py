@@ -11,7 +11,7 @@ from gradio.components import Component
 from sdlora.errors import RunError
 from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import Request
-from sdlora.jobs.review import lora_files, suggestion
+from sdlora.jobs.review import lora_files, suggest_lora
 from webui import markup
 from webui.app_state import AppState, Run
 from webui.checkpoint_picker import CheckpointPicker
@@ -163,5 +163,5 @@ _STOP = {
 def _checkpoints(run: Run) -> str:
     steps = [step for step, _ in lora_files(run.folder)]
     choice = run.state.ended and len(steps) > 1
-    advice = suggestion(run.folder, run.state) if choice else None
+    advice = suggest_lora(run.folder, run.state) if choice else None
     return markup.checkpoints(steps, run.state, advice.reason if advice else "")

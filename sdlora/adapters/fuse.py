@@ -14,7 +14,7 @@ from torch import Tensor
 from sdlora.adapters import fit
 from sdlora.adapters.matching import Place
 from sdlora.errors import LoraFileError, SettingsError
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import Losses
@@ -83,7 +83,9 @@ def save_model(family: Family, path: Path, overwrite: bool, said: Mapping[str, s
         raise SettingsError("{file} exists; choose another --output or add --overwrite", file=path)
     if path.suffix == ".safetensors":
         tensors = single_file(family)
-        return publish(path, lambda file: save_file(tensors, file, {**said, "format": "pt"}))
+        return write_atomically(
+            path, lambda file: save_file(tensors, file, {**said, "format": "pt"})
+        )
     if path.exists() and not (path / INDEX).is_file():
         raise SettingsError("{file} is not a model's folder, and is not replaced by one", file=path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The verb `dataset`: what a training would learn from, and captions by the many.
+"""The verb `dataset`: the report of a dataset, captioning, and bulk editing of captions.
 
-Each tool is a row of TOOLS: its settings, which of them stand on the line without a flag, and what
-it does.
+Each tool is a row of TOOLS: its settings, those of them that are positional arguments, and its
+function.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
-from sdlora.data.caption_editing import CaptionSettings, Change, editing, planned, undo, write
+from sdlora.data.caption_editing import (
+    CaptionSettings,
+    Change,
+    caption_editor,
+    plan_changes,
+    undo,
+    write_changes,
+)
 from sdlora.data.folder import Problem
-from sdlora.data.report import CaptionRow, Preflight, check
+from sdlora.data.report import CaptionRow, Preflight, check_dataset
 from sdlora.events import Measured, Warned
 from sdlora.messages import readable
 from sdlora.settings.base import Settings
@@ -27,54 +34,57 @@ from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
-MOST_TAGS = 15
+MAX_TAGS = 15  # that the summary lists
 
 
 @dataclass(frozen=True)
 class DatasetVerb:
-    """One word after `dataset`. `act` yields what it has to say: a line, and for programs a table.
-    The first sentence of its docstring says what it is for."""
+    """A tool of the verb `dataset`. `act` yields its output; its docstring is the help text."""
 
     settings: type[Settings]
-    act: Callable[[Any, Workspace], Iterator[Said]]
+    act: Callable[[Any, Workspace], Iterator[OutputLine]]
     usual: Mapping[str, Any] = field(default_factory=dict)  # of fields that are required elsewhere
 
 
 @dataclass(frozen=True)
-class Said:
-    """Something to say: in words, and for programs."""
+class OutputLine:
+    """An output line of a tool, as text and for programs."""
 
-    words: str
+    text: str
     facts: Mapping[str, Any]
 
 
 class DatasetCheckSettings(TrainSettings):
-    """What a training is checked with: its own settings."""
+    """Settings of a dataset report: those of the training."""
 
     measure: bool = Field(False, description="Take a few steps, to tell the time and the memory")
 
 
-def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iterator[Said]:
-    """Show every picture as a training with these flags would see it, and all that is wrong."""
-    given = TrainSettings.of({k: v for k, v in settings.given().items() if k != "measure"})
-    found = check(with_preset(given, workspace.preset_family(given.model)), workspace)
-    for row in found.rows:
-        yield Said(_row(row), row.as_json)
-    yield Said(_summary(found), found.as_json)
+def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iterator[OutputLine]:
+    """Show every picture as a training with these flags would see it, and all problems."""
+    training = TrainSettings.from_values(
+        {k: v for k, v in settings.given().items() if k != "measure"}
+    )
+    report = check_dataset(
+        with_preset(training, workspace.preset_family(training.model)), workspace
+    )
+    for row in report.rows:
+        yield OutputLine(_row(row), row.as_json)
+    yield OutputLine(_summary(report), report.as_json)
     if settings.measure:
-        yield from _measured(found, workspace)
+        yield from _measured(report, workspace)
 
 
-def _measured(found: Preflight, workspace: Workspace) -> Iterator[Said]:
+def _measured(report: Preflight, workspace: Workspace) -> Iterator[OutputLine]:
     from sdlora.training.measure_step import measure  # loads torch
 
-    *_, cost = (event for event in measure(found, workspace) if isinstance(event, Measured))
-    words = (
+    *_, cost = (event for event in measure(report, workspace) if isinstance(event, Measured))
+    text = (
         f"time: {cost.step_s:.2f} s a step at the largest size, {cost.training_s / 60:.0f} min for "
         f"all steps, samples aside\n"
         f"memory: {cost.peak_gib:.1f} GiB at most, {cost.free_gib:.1f} GiB free ({cost.device})"
     )
-    yield Said(words, asdict(cost))
+    yield OutputLine(text, asdict(cost))
 
 
 def _row(row: CaptionRow) -> str:
@@ -93,24 +103,24 @@ def _row(row: CaptionRow) -> str:
         f"to {bucket.width} x {bucket.height}{''.join(f', {mark}' for mark in marks)}",
         f"    {row.caption!r}",
         *(f"    or {text!r}" for text in row.drawn if text != row.caption),
-        *(f"  ! {p.beside(row.example.image)}{_advice(p)}" for p in row.problems),
+        *(f"  ! {p.message_beside(row.example.image)}{_advice(p)}" for p in row.problems),
     ]
     return "\n".join(lines)
 
 
-def _summary(found: Preflight) -> str:
-    sizes = ", ".join(f"{count} at {b.width} x {b.height}" for b, count in found.buckets.items())
-    tags = ", ".join(f"{tag} ({count})" for tag, count in [*found.tags.items()][:MOST_TAGS])
-    wrong = sum(bool(row.problems) for row in found.rows)
+def _summary(report: Preflight) -> str:
+    sizes = ", ".join(f"{count} at {b.width} x {b.height}" for b, count in report.buckets.items())
+    tags = ", ".join(f"{tag} ({count})" for tag, count in [*report.tags.items()][:MAX_TAGS])
+    faulty = sum(bool(row.problems) for row in report.rows)
     lines = [
         "",
-        *(f"not used as meant: {p.path.name} {p.what}{_advice(p)}" for p in found.others),
-        *(f"! {p.path.name} {p.what}{_advice(p)}" for p in found.general),
-        f"pictures: {len(found.rows)}, {sizes}; {wrong} of them with something to look at",
-        f"trigger word: {found.trigger or 'none'}",
+        *(f"not used as meant: {p.path.name} {p.message}{_advice(p)}" for p in report.others),
+        *(f"! {p.path.name} {p.message}{_advice(p)}" for p in report.general),
+        f"pictures: {len(report.rows)}, {sizes}; {faulty} of them with something to look at",
+        f"trigger word: {report.trigger or 'none'}",
         f"tags: {tags}",
-        f"steps: {found.settings.steps}, in rounds of {found.steps_per_round}: every picture "
-        f"{found.rounds:.1f} times",
+        f"steps: {report.settings.steps}, in rounds of {report.steps_per_round}: every picture "
+        f"{report.rounds:.1f} times",
     ]
     return "\n".join(lines)
 
@@ -119,39 +129,43 @@ def _advice(problem: Problem) -> str:
     return f" ({problem.advice})" if problem.advice else ""
 
 
-def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[Said]:
-    """Find and replace in the captions of a folder, put text around them, take tags out."""
+def edit_captions(settings: CaptionSettings, workspace: Workspace) -> Iterator[OutputLine]:
+    """Find and replace in the captions of a folder, add a prefix or suffix, remove tags."""
     folder = workspace.picture_folder(settings.data)
     if settings.undo:
         changes, done = undo(folder), "taken back"
     else:
-        changes = planned(folder, editing(settings))
+        changes = plan_changes(folder, caption_editor(settings))
         done = "written; --undo takes it back" if settings.write else "not written yet: add --write"
         if settings.write and changes:
-            write(folder, changes)
+            write_changes(folder, changes)
     for change in changes:
         facts = {"file": str(change.path), "before": change.before, "after": change.after}
         lines = [change.path.name, f"  - {change.before.strip()}", f"  + {change.after}"]
         lines += [f"  ! {change.note}"] if change.note else []
-        yield Said("\n".join(lines), {**facts, "note": change.note})
+        yield OutputLine("\n".join(lines), {**facts, "note": change.note})
     count = f"{len(changes)} captions change" if len(changes) != 1 else "1 caption changes"
-    yield Said(f"{count}, {done}" if changes else "no caption changes", {"changed": len(changes)})
+    yield OutputLine(
+        f"{count}, {done}" if changes else "no caption changes", {"changed": len(changes)}
+    )
 
 
-def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Iterator[Said]:
-    """Let a model that looks at the pictures write captions, to be corrected by hand."""
-    from sdlora.data.captioning import describe  # loads torch
+def describe_pictures(settings: DescribeSettings, workspace: Workspace) -> Iterator[OutputLine]:
+    """Caption pictures with an image-to-text model, to be corrected by hand."""
+    from sdlora.data.captioning import caption_images  # loads torch
 
     count = 0
-    for event in describe(settings, workspace.picture_folder(settings.data)):
+    for event in caption_images(settings, workspace.picture_folder(settings.data)):
         if isinstance(event, Change):
             count += 1
             facts = {"file": str(event.path), "before": event.before, "after": event.after}
-            yield Said(f"{event.path.stem}: {event.after}", facts)
+            yield OutputLine(f"{event.path.stem}: {event.after}", facts)
         elif isinstance(event, Warned):
             print(f"warning: {event.message}", file=sys.stderr)
     done = "written" if settings.write else "not written yet: add --write"
-    yield Said(f"{count} captions, {done}" if count else "no picture lacks one", {"changed": count})
+    yield OutputLine(
+        f"{count} captions, {done}" if count else "no picture lacks one", {"changed": count}
+    )
 
 
 TOOLS = {
@@ -162,21 +176,21 @@ TOOLS = {
 
 
 def add_tools(parser: argparse.ArgumentParser) -> None:
-    """A parser for each tool below that of `dataset`."""
+    """Add a parser for each tool below that of `dataset`."""
     tools = parser.add_subparsers(title="tools", metavar="TOOL", dest="tool", required=True)
     for name, tool in TOOLS.items():
-        words = (tool.act.__doc__ or "").strip()
-        one = tools.add_parser(name, help=words, description=words)
-        add_operands(one, tool.settings, ("data",))
-        add_flags(one, tool.settings, but=("data", *tool.usual))
-        add_shared_flags(one)
+        description = (tool.act.__doc__ or "").strip()
+        tool_parser = tools.add_parser(name, help=description, description=description)
+        add_operands(tool_parser, tool.settings, ("data",))
+        add_flags(tool_parser, tool.settings, but=("data", *tool.usual))
+        add_shared_flags(tool_parser)
 
 
 def dataset(options: argparse.Namespace) -> int:
-    """Look at picture folders before a training, and change captions by the many."""
+    """Check picture folders before a training, and edit captions in bulk."""
     tool = TOOLS[options.tool]
-    settings = tool.settings.of({**tool.usual, **given(options, tool.settings)})
-    for said in tool.act(settings, Workspace.open(options.workspace)):
-        text = json.dumps(said.facts, ensure_ascii=False) if options.json else said.words
+    settings = tool.settings.from_values({**tool.usual, **given(options, tool.settings)})
+    for line in tool.act(settings, Workspace.open(options.workspace)):
+        text = json.dumps(line.facts, ensure_ascii=False) if options.json else line.text
         print(readable(text))
     return 0

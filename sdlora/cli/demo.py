@@ -1,4 +1,4 @@
-"""The whole loop in one command: train a style on the starter model, then draw how it grows."""
+"""The verb `demo`: train a style on the starter model, then draw it at several LoRA weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Failed, Progress, SampleReady, Warned
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.jobs import run_folder
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import with_preset
@@ -60,7 +60,9 @@ def demo(workspace: Workspace, folder: Path) -> Iterator[Event]:
     scores = _scores(rows)
     for weight, score in zip(WEIGHTS, scores, strict=True):
         yield Progress(f"weight {weight:.2f}: style score {score:.3f}")
-    path = publish(folder / "strength.png", lambda to: strength_grid(rows, scores).save(to))
+    path = write_atomically(
+        folder / "strength.png", lambda to: strength_grid(rows, scores).save(to)
+    )
     seconds = round(time.monotonic() - began, 1)
     facts = {"weights": WEIGHTS, "style_score": scores, "seconds": seconds, "grid": str(path)}
     path.with_suffix(".json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
@@ -79,14 +81,15 @@ def _training(workspace: Workspace) -> Iterator[Event]:
 
 
 def _pictures(engine: ImageMaker, prompt: str, name: str) -> Iterator[Event]:
-    """The prompt at every weight, same seed."""
+    """Generate the prompt at every weight, with the same seed."""
     for weight in WEIGHTS:
-        words = f"{SET.replace('_', ' ')}, {prompt} <lora:{name}:{weight}>"
-        yield from engine.generate(ImageRequest(prompt=words, seed=SEED))
+        full_prompt = f"{SET.replace('_', ' ')}, {prompt} <lora:{name}:{weight}>"
+        yield from engine.generate(ImageRequest(prompt=full_prompt, seed=SEED))
 
 
 def _scores(rows: list[list[Image.Image]]) -> list[float]:
-    """Mean style score of each column, 0 for the drawn world as it is, 1 for the training set."""
+    """Return the mean style score of each column, 0 for the starter model's own style, 1 for the
+    training set."""
     from diffusers import AutoencoderKL
 
     from sdlora.starter.measure import StyleAxis
@@ -100,7 +103,7 @@ def _scores(rows: list[list[Image.Image]]) -> list[float]:
 def strength_grid(
     rows: list[list[Image.Image]], scores: list[float], side: int = 160, edge: int = 10
 ) -> Image.Image:
-    """Prompts down, weights across, the score under each weight."""
+    """Return the grid as a picture: prompts down, weights across, the score under each weight."""
     head, foot, left = 40, 40, 190
     size = (left + len(WEIGHTS) * (side + edge), head + len(rows) * (side + edge) + foot)
     sheet = Image.new("RGB", size, (250, 249, 246))
@@ -111,9 +114,9 @@ def strength_grid(
         pen.text((x, size[1] - foot // 2), f"score {score:.2f}", (90, 90, 100), font, anchor="mm")
     for row, (prompt, images) in enumerate(zip(PROMPTS, rows, strict=True)):
         y = head + row * (side + edge)
-        words = prompt.replace(", ", ",\n").replace(" in ", "\nin ")
+        label = prompt.replace(", ", ",\n").replace(" in ", "\nin ")
         pen.multiline_text(
-            (left - 14, y + side // 2), words, (40, 40, 48), font, anchor="rm", align="right"
+            (left - 14, y + side // 2), label, (40, 40, 48), font, anchor="rm", align="right"
         )
         for column, image in enumerate(images):
             tile = image.resize((side, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Settings become command-line flags: one per field, with its sentence and its default."""
+"""Command-line flags from settings: one per field, with its description and its default."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pydantic.fields import FieldInfo
 
 from sdlora.settings.base import MORE, Settings
 
-_WORDS = {int: "N", float: "X"}
+_METAVARS = {int: "N", float: "X"}
 
 
 def add_flags(
     parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str] = ()
 ) -> None:
-    """One flag per field, except those in `but`, by group. A flag not given leaves its default."""
+    """Add one flag per field, except those in `but`, by group. A flag not given leaves its
+    default."""
     for group, names in settings.groups().items():
         part = parser if group == MORE else parser.add_argument_group(group)
         for name in (name for name in names if name not in but):
@@ -35,7 +36,7 @@ def add_flags(
 def add_operands(
     parser: argparse.ArgumentParser, settings: type[Settings], names: Sequence[str]
 ) -> None:
-    """These fields as plain words on the line, in this order, without a flag."""
+    """Add these fields as positional arguments, in this order."""
     for name in names:
         field = settings.model_fields[name]
         many = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
@@ -48,7 +49,7 @@ def add_operands(
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Those of every verb."""
+    """Add the flags that every verb has."""
     parser.add_argument(
         "--workspace", default="workspace", metavar="DIR", help="folder of all you make"
     )
@@ -58,7 +59,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given(options: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The settings among the parsed flags."""
+    """Return the settings among the parsed flags."""
     return {key: value for key, value in vars(options).items() if key in settings.model_fields}
 
 
@@ -71,7 +72,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _shape(field: FieldInfo) -> dict[str, Any]:
-    """What argparse needs to know about a field; bounds are left to the settings themselves."""
+    """Return argparse's arguments for a field; bounds are checked by the settings themselves."""
     kind: Any = field.annotation
     if isinstance(kind, types.UnionType):  # int | None
         kind = typing.get_args(kind)[0]
@@ -85,4 +86,4 @@ def _shape(field: FieldInfo) -> dict[str, Any]:
 def _value(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is Literal:
         return {"choices": typing.get_args(kind)}
-    return {"type": kind, "metavar": _WORDS.get(kind, "TEXT")}
+    return {"type": kind, "metavar": _METAVARS.get(kind, "TEXT")}

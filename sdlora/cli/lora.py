@@ -1,7 +1,8 @@
-"""The verb `lora`: what files are, and files made from files.
+"""The verb `lora`: LoRA files described, checked, converted, merged, resized, extracted, fused and
+compared.
 
-Each tool is a row of TOOLS: its settings, which of them stand on the line without a flag, and what
-it does. Torch is loaded when a tool runs that computes.
+Each tool is a row of TOOLS: its settings, those of them that are positional arguments, and its
+function. Torch is loaded only when a tool that computes runs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Act = Callable[[Any, Workspace], Sequence[Report]]
 
 @dataclass(frozen=True)
 class LoraVerb:
-    """One word after `lora`; the docstring of its settings says what it is for."""
+    """A tool of the verb `lora`; the docstring of its settings is the help text."""
 
     settings: type[Settings]
     operands: tuple[str, ...]
@@ -43,15 +44,15 @@ class LoraVerb:
 
 
 def info(settings: InfoSettings, workspace: Workspace) -> list[Report]:
-    """What each file says of itself, from its header."""
-    answers = []
+    """Report the metadata of each file, from its header."""
+    reports = []
     for name in settings.files:
         try:
             facts = describe(find_file(name, workspace))
-            answers.append(Report(facts["name"], facts))
+            reports.append(Report(facts["name"], facts))
         except LoraFileError as error:
-            answers.append(Report(name, {"problem": str(error)}, good=False))
-    return answers
+            reports.append(Report(name, {"problem": str(error)}, good=False))
+    return reports
 
 
 def _computing(name: str) -> Act:
@@ -77,26 +78,26 @@ TOOLS = {
 
 
 def add_tools(parser: argparse.ArgumentParser) -> None:
-    """A parser for each tool below that of `lora`."""
+    """Add a parser for each tool below that of `lora`."""
     tools = parser.add_subparsers(title="tools", metavar="TOOL", dest="tool", required=True)
     for name, tool in TOOLS.items():
-        words = (tool.settings.__doc__ or "").strip()
-        one = tools.add_parser(name, help=words, description=words)
-        add_operands(one, tool.settings, tool.operands)
-        add_flags(one, tool.settings, but=tool.operands)
-        add_shared_flags(one)
+        description = (tool.settings.__doc__ or "").strip()
+        tool_parser = tools.add_parser(name, help=description, description=description)
+        add_operands(tool_parser, tool.settings, tool.operands)
+        add_flags(tool_parser, tool.settings, but=tool.operands)
+        add_shared_flags(tool_parser)
 
 
 def lora(options: argparse.Namespace) -> int:
-    """Look into LoRA files, and make others from them."""
+    """Inspect LoRA files, and convert, merge, resize or compare them."""
     tool = TOOLS[options.tool]
-    settings = tool.settings.of(given(options, tool.settings))
-    answers = tool.act(settings, Workspace.open(options.workspace))
-    for answer in answers:
+    settings = tool.settings.from_values(given(options, tool.settings))
+    reports = tool.act(settings, Workspace.open(options.workspace))
+    for report in reports:
         if options.json:
-            print(json.dumps(answer.as_json, ensure_ascii=False))
+            print(json.dumps(report.as_json, ensure_ascii=False))
         else:
-            print("\n".join(answer.lines()))
-        for warning in answer.warnings:
+            print("\n".join(report.lines()))
+        for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    return 0 if all(answer.good for answer in answers) else 1
+    return 0 if all(report.good for report in reports) else 1

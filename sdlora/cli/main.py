@@ -1,6 +1,6 @@
-"""The command: settings become flags, events become lines.
+"""The command line: settings become flags, events become lines.
 
-Exit code 0 means that what was asked for was done. Problems go to standard error, results to
+Exit code 0 means that the verb did all that was asked. Problems go to standard error, results to
 standard output; with --json both become one JSON object per line, for programs.
 """
 
@@ -28,7 +28,7 @@ from sdlora.events import (
     Warned,
     to_line,
 )
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.messages import COMMAND, Message
 from sdlora.settings.image_request import ImageRequest
 from sdlora.terminal import OnInterrupt, Printer, follow
@@ -42,61 +42,65 @@ def generate(options: argparse.Namespace) -> int:
     from sdlora.worker.worker import open_engine
 
     workspace = Workspace.open(options.workspace)
-    printer, lost = Printer(options.json), False
-    request = ImageRequest.of(_asked(options, workspace, printer))
+    printer, incomplete = Printer(options.json), False
+    request = ImageRequest.from_values(_request_values(options, workspace, printer))
     made: list[str] = []
-    asked: list[bool] = []
-    with OnInterrupt(lambda: asked.append(True)):
-        for event in open_engine(workspace).generate(request, lambda: bool(asked)):
+    stop_requests: list[bool] = []
+    with OnInterrupt(lambda: stop_requests.append(True)):
+        for event in open_engine(workspace).generate(request, lambda: bool(stop_requests)):
             if isinstance(event, SampleReady):
-                lost = lost or bool(event.report.get("problems"))
-                event = _delivered(event, options.output, len(made), request.count)
+                incomplete = incomplete or bool(event.report.get("problems"))
+                event = _copy_to_output(event, options.output, len(made), request.count)
                 made.append(event.path)
             printer.show(event)
     if not options.json:
         print("\n".join(made))
-    if lost:
+    if incomplete:
         print("not everything in the prompt could be used; see above", file=sys.stderr)
-    return DONE if len(made) == request.count and not lost else FAILED
+    return DONE if len(made) == request.count and not incomplete else FAILED
 
 
-# Where a picture is wanted -> the format it has to be in
+# Suffix of --output -> image format
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def _asked(options: argparse.Namespace, workspace: Workspace, printer: Printer) -> dict[str, Any]:
-    """The values of an image request: what is given, over what the picture of --like says."""
-    found: dict[str, Any] = {}
+def _request_values(
+    options: argparse.Namespace, workspace: Workspace, printer: Printer
+) -> dict[str, Any]:
+    """Return the values of an image request: the flags given, over the metadata of the picture of
+    --like."""
+    from_picture: dict[str, Any] = {}
     if options.like:
         from sdlora.image_metadata.reader import read_parameters
         from sdlora.image_metadata.to_request import request_of
         from sdlora.lora.library.library import Library
 
-        recalled = read_parameters(Path(options.like))
-        found, problems = request_of(recalled, Library.for_workspace(workspace), workspace)
+        metadata = read_parameters(Path(options.like))
+        from_picture, problems = request_of(metadata, Library.for_workspace(workspace), workspace)
         for problem in problems:
             printer.show(Warned(problem))
     if options.output and (format_ := _FORMATS.get(Path(options.output).suffix.lower())):
-        found["image_format"] = format_
-    values = {**found, **given(options, ImageRequest)}
+        from_picture["image_format"] = format_
+    values = {**from_picture, **given(options, ImageRequest)}
     if "prompt" not in values:
         raise SdloraError("say what to show: python launch.py generate PROMPT, or --like PICTURE")
     return values
 
 
-def _delivered(event: SampleReady, output: str | None, index: int, count: int) -> SampleReady:
-    """The image where the user wants it, beside the workspace's copy. Nothing is overwritten."""
+def _copy_to_output(event: SampleReady, output: str | None, index: int, count: int) -> SampleReady:
+    """Copy the image to where the user wants it, beside the workspace's copy. Nothing is
+    overwritten."""
     if output is None:
         return event
-    wish = Path(output)
+    target = Path(output)
     made = Path(event.path).suffix
-    if _FORMATS.get(wish.suffix.lower()) != _FORMATS[made]:
-        wish = wish.with_name(wish.name + made)
+    if _FORMATS.get(target.suffix.lower()) != _FORMATS[made]:
+        target = target.with_name(target.name + made)
     if count > 1:
-        wish = wish.with_stem(f"{wish.stem}-{index + 1}")
-    path = publish_new(wish, lambda to: shutil.copyfile(event.path, to))
-    if path != wish:
-        print(f"warning: {wish} exists, so this image is {path}", file=sys.stderr)
+        target = target.with_stem(f"{target.stem}-{index + 1}")
+    path = write_to_free_path(target, lambda to: shutil.copyfile(event.path, to))
+    if path != target:
+        print(f"warning: {target} exists, so this image is {path}", file=sys.stderr)
     return SampleReady(str(path), event.step, event.prompt, event.seed, event.report, at=event.at)
 
 
@@ -108,14 +112,14 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def worker(options: argparse.Namespace) -> int:
-    """Do the queue's work; the page starts one by itself."""
+    """Run the jobs of the queue; the page starts a worker by itself."""
     from sdlora.worker.worker import main as working
 
     return working(Workspace.open(options.workspace))
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Train a style on the starter model and draw how it grows with its weight."""
+    """Train a style on the starter model and draw it at several LoRA weights."""
     from sdlora.cli.demo import demo as show
 
     workspace = Workspace.open(options.workspace)
@@ -128,7 +132,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(prog="launch.py", description=__import__("sdlora").__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -136,12 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
     def verb(
         name: str, act: Callable[[argparse.Namespace], int], shared: bool = True
     ) -> argparse.ArgumentParser:
-        words = (act.__doc__ or "").strip()
-        one = verbs.add_parser(name, help=words, description=words)
-        one.set_defaults(act=act)
+        description = (act.__doc__ or "").strip()
+        verb_parser = verbs.add_parser(name, help=description, description=description)
+        verb_parser.set_defaults(act=act)
         if shared:
-            add_shared_flags(one)
-        return one
+            add_shared_flags(verb_parser)
+        return verb_parser
 
     page = verb("serve", serve)
     page.add_argument(
@@ -151,15 +155,15 @@ def build_parser() -> argparse.ArgumentParser:
     verb("worker", worker)
     verb("demo", demo)
     add_train_flags(verb("train", train))
-    one = verb("generate", generate)
-    one.add_argument(
+    image_parser = verb("generate", generate)
+    image_parser.add_argument(
         "prompt", nargs="?", default=argparse.SUPPRESS, help="what to show; LoRA tags included"
     )
-    one.add_argument(
+    image_parser.add_argument(
         "--like", metavar="PICTURE", help="make a picture again; what is given here wins"
     )
-    one.add_argument("--output", metavar="FILE", help="where the image is copied to")
-    add_flags(one, ImageRequest, but=("prompt",))
+    image_parser.add_argument("--output", metavar="FILE", help="where the image is copied to")
+    add_flags(image_parser, ImageRequest, but=("prompt",))
     add_run_verbs(verb("runs", runs_verb, shared=False))
     add_tools(verb("lora", lora, shared=False))
     add_dataset_tools(verb("dataset", dataset, shared=False))
@@ -167,13 +171,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; a user's mistake is one sentence, not a traceback."""
+    """Run the command; an error that the user can fix is one sentence, not a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text, nor fit the terminal
         sys.stdout.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return int(options.act(options))
-    except (SdloraError, OSError) as error:  # an OSError says which file, and what the disk said
+    except (SdloraError, OSError) as error:  # an OSError names the file and the system's reason
         if options.json:
             print(to_line(Failed(_message(error))), flush=True)
         print(f"error: {_message(error).on(COMMAND)}", file=sys.stderr)

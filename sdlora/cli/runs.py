@@ -1,4 +1,4 @@
-"""The verb `runs`: trainings listed, shown, asked for something, taken up again."""
+"""The verb `runs`: trainings listed, shown, stopped, paused, resumed, and their LoRAs compared."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sdlora.cli.flags import add_flags, add_shared_flags, given
 from sdlora.cli.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
 from sdlora.events import Event, Failed, RunState, Validated
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import REQUESTS
 from sdlora.jobs.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
 from sdlora.jobs.queue import Queue
 from sdlora.jobs.resume import MAY_CHANGE
-from sdlora.jobs.review import draw_curves, keep, suggestion
+from sdlora.jobs.review import copy_lora, draw_curves, suggest_lora
 from sdlora.jobs.supervise import WorkerKeeper, end_now
 from sdlora.messages import COMMAND, as_message, readable
 from sdlora.prompt.tags import format_tag
@@ -34,24 +34,28 @@ Act = Callable[[Path, Workspace, argparse.Namespace], int]
 
 
 def add_run_verbs(parser: argparse.ArgumentParser) -> None:
-    """What stands on the line after `runs`."""
+    """Add the arguments of the verb `runs`."""
     parser.set_defaults(json=False)
     verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     add_shared_flags(verbs.add_parser("list", help="all trainings, newest first"))
-    for name, (words, _) in VERBS.items():
-        one = verbs.add_parser(name, help=words, description=words)
-        one.add_argument("name", nargs="?", help="name of the run")
-        add_shared_flags(one)
+    for name, (summary, _) in VERBS.items():
+        verb_parser = verbs.add_parser(name, help=summary, description=summary)
+        verb_parser.add_argument("name", nargs="?", help="name of the run")
+        add_shared_flags(verb_parser)
         if name == "stop":
-            words = "end it within seconds, without the step that it is at; also the second `stop`"
-            one.add_argument("--now", action="store_true", help=words)
+            now = (
+                "end it within seconds, without finishing its step; the second `stop` does the same"
+            )
+            verb_parser.add_argument("--now", action="store_true", help=now)
         if name == "grid":
-            add_flags(one, GridSettings, but=("run",))
+            add_flags(verb_parser, GridSettings, but=("run",))
         if name == "resume":
             own = [field for field in TrainSettings.model_fields if field not in MAY_CHANGE]
-            add_flags(one, TrainSettings, but=own)
+            add_flags(verb_parser, TrainSettings, but=own)
         if name == "keep":
-            one.add_argument("--step", type=int, help="of which step (default: the one to take)")
+            verb_parser.add_argument(
+                "--step", type=int, help="of which step (default: the one to take)"
+            )
 
 
 def runs_verb(options: argparse.Namespace) -> int:
@@ -91,14 +95,14 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
 
 
 def _signs(state: RunState) -> str:
-    """What the heartbeat of a run says, where that is worth a word."""
+    """Return a note on a run without heartbeat or without progress; '' for none."""
     if state.silent_s >= SILENCE_SHOWN_S:
         return f", does not answer for {clock(state.silent_s)}"
     return f", no progress for {clock(state.idle_s)}" if state.idle_s >= IDLE_SHOWN_S else ""
 
 
 def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """All of a run: its curves as a picture, its samples by step, which LoRA to take."""
+    """Show all of a run: its curves as a picture, its samples by step, the best LoRA."""
     state = run_folder.read(folder, Queue(workspace.database))
     say_run(readable(folder.name), state, options.json)
     if options.json:
@@ -110,30 +114,30 @@ def show(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
     for warned in state.warnings:
         print(f"  warning: {warned.message}")
     for figure in state.validations:
-        print(f"  {_figure_words(figure)}")
+        print(f"  {_validation_text(figure)}")
     for sample in state.samples:
         print(f"  sample at step {sample.step}: {sample.path}")
     if state.losses or state.validations:
         picture = draw_curves(state, folder.name)
-        path = publish(folder / "curves.png", lambda to: picture.save(to, format="png"))
+        path = write_atomically(folder / "curves.png", lambda to: picture.save(to, format="png"))
         print(f"  curves: {path}")
-    for its in run_folder.run_folders(folder / "grids"):
-        if drawn := run_folder.read(its).result:
+    for grid_folder in run_folder.run_folders(folder / "grids"):
+        if drawn := run_folder.read(grid_folder).result:
             print(f"  comparison: {drawn}")
-    if best := suggestion(folder, state):
+    if best := suggest_lora(folder, state):
         print(f"  take: {best.path}\n  because {best.reason}")
     return DONE
 
 
-def _figure_words(figure: Validated) -> str:
+def _validation_text(figure: Validated) -> str:
     loss = "" if figure.loss is None else f", loss {figure.loss:.4f}{' (best)' * figure.best}"
     drift = "" if figure.drift is None else f", drift {figure.drift:.2%}"
     return f"validation at step {figure.step}{loss}{drift}"
 
 
 def stop(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """End it after the present step; the LoRA is kept, and it can be resumed. Asked again, or with
-    --now: end it within seconds, with what it last saved."""
+    """End a run after the present step; the LoRA is saved, and the run can be resumed. A second
+    stop, or --now, ends it within seconds, with what it last saved."""
     queue = Queue(workspace.database)
     state = run_folder.read(folder, queue)
     if state.ended:
@@ -147,14 +151,14 @@ def stop(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
 
 
 def ask(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Leave a request in the run's folder."""
+    """Write a request into the run's folder."""
     run_folder.request(folder, options.what)
     return DONE
 
 
 def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Go on with a training that was killed, stopped or paused, or is finished and shall take more
-    steps, here or by the page's worker."""
+    """Resume a training that was killed, stopped or paused, or is finished and gets more steps,
+    here or by the page's worker."""
     TrainSettings.load(folder / run_folder.SETTINGS_FILE)
     changes = {name: value for name, value in vars(options).items() if name in MAY_CHANGE}
     queue = Queue(workspace.database)
@@ -169,26 +173,26 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
 
 def grid(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """Draw every checkpoint at every strength, as one picture."""
-    settings = GridSettings.of({"run": folder.name, **given(options, GridSettings)})
+    settings = GridSettings.from_values({"run": folder.name, **given(options, GridSettings)})
     queue = Queue(workspace.database)
     if queue.holder("worker"):  # it owns the device
-        its = run_folder.start(settings, workspace, queue)
+        job_folder = run_folder.start(settings, workspace, queue)
         print("the page's worker draws it, after what waits there already", file=sys.stderr)
-        with OnInterrupt(lambda: run_folder.cancel(its, queue)):
+        with OnInterrupt(lambda: run_folder.cancel(job_folder, queue)):
             keeper = WorkerKeeper(workspace, queue)
-            state = follow(watched(its, queue, keeper), Printer(options.json))
+            state = follow(watched(job_folder, queue, keeper), Printer(options.json))
     else:
-        its = run_folder.new_folder(settings, workspace)
-        with OnInterrupt(lambda: run_folder.stop(its)):
-            state = tasks.do("grid", its, workspace, options.json)
+        job_folder = run_folder.new_folder(settings, workspace)
+        with OnInterrupt(lambda: run_folder.stop(job_folder)):
+            state = tasks.run_task("grid", job_folder, workspace, options.json)
     if state.result and not options.json:
         print(state.result)
     return DONE if state.status == "done" else FAILED
 
 
 def watched(folder: Path, queue: Queue, keeper: WorkerKeeper) -> Iterator[Event]:
-    """What the worker says of the work in `folder`, until it has ended. A worker that does not
-    answer is replaced. RunError: it is gone."""
+    """Yield the worker's events about the work in `folder`, until it has ended. A worker that does
+    not answer is replaced. RunError: there is no worker any more."""
     follower = run_folder.RunFollower(folder)
     while not follower.state.ended:
         if queue.holder("worker"):
@@ -196,19 +200,19 @@ def watched(folder: Path, queue: Queue, keeper: WorkerKeeper) -> Iterator[Event]
         elif not keeper.is_replacing:
             raise RunError("the worker is gone that should have done this; ask for it again")
         job = queue.job_of(folder)
-        yield from follower.news()
+        yield from follower.new_events()
         if job and not job.waits and not follower.state.ended:  # the queue alone knows the end
             yield Failed(job.reason)
             return
         time.sleep(0.1)
 
 
-def kept(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Put the LoRA of a step where prompts find it, under a name of its own."""
+def keep_lora(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
+    """Copy the LoRA of a step into the LoRA folder, under a name of its own."""
     state = run_folder.read(folder)
-    best = suggestion(folder, state)
+    best = suggest_lora(folder, state)
     step = options.step if options.step is not None or best is None else best.step
-    path = keep(folder, state, step or 0, workspace.loras)
+    path = copy_lora(folder, state, step or 0, workspace.loras)
     print(
         json.dumps({"path": str(path)}) if options.json else f"{path}\n  {format_tag(path.stem, 1)}"
     )
@@ -216,7 +220,7 @@ def kept(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
 
 
 def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """The run's settings for kohya's sd-scripts."""
+    """Print the run's settings for kohya's sd-scripts."""
     from sdlora.settings.presets import with_preset
 
     settings = TrainSettings.load(folder / run_folder.SETTINGS_FILE)
@@ -238,6 +242,6 @@ VERBS: dict[str, tuple[str, Act]] = {
     "sample": (REQUESTS["sample"], ask),
     "resume": ("go on with a training that was broken off, or take more steps", resume),
     "grid": ("draw every checkpoint at every strength, as one picture", grid),
-    "keep": ("make the LoRA of a step one that prompts can name", kept),
+    "keep": ("make the LoRA of a step one that prompts can name", keep_lora),
     "toml": ("print its settings for kohya's sd-scripts", toml),
 }

@@ -1,4 +1,4 @@
-"""The verb `train`: settings from flags, from a LoRA or from kohya's file; then the run itself."""
+"""The verb `train`: settings from flags, from a LoRA or from kohya's file, and the run itself."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ ENDED_WELL = ("done", "stopped", "paused")
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """What stands on the line after `train`."""
+    """Add the arguments of the verb `train`."""
     parser.add_argument("data", nargs="?", default=None, help="folder of pictures with captions")
     parser.add_argument(
-        "--like", metavar="FILE", help="train as this LoRA was; other flags change what they say"
+        "--like", metavar="FILE", help="train with the settings of this LoRA; flags take precedence"
     )
     parser.add_argument(
         "--config", metavar="FILE", help="settings from a TOML file of kohya's sd-scripts, or a "
@@ -47,14 +47,14 @@ def train(options: argparse.Namespace) -> int:
     values.setdefault("name", Path(values["data"]).resolve().name)
     if "goal" not in values and not options.config:
         values["goal"] = workspace.goal_of(values["data"]) or _ask_goal()
-    folder = run_folder.new_folder(TrainSettings.of(values), workspace)
+    folder = run_folder.new_folder(TrainSettings.from_values(values), workspace)
     if like:
         (folder / LIKE_FILE).write_text(json.dumps(like), encoding="utf-8")
     return train_in(folder, workspace, options.json)
 
 
 def _ask_goal() -> str:
-    """The goal of pictures that do not tell it: asked for on a terminal, else style, and said."""
+    """Return the goal, asked for on a terminal; elsewhere style, with a warning."""
     goals = get_args(Goal)
     answer = ""
     while sys.stdin.isatty() and answer not in goals:
@@ -69,9 +69,9 @@ def _ask_goal() -> str:
 
 
 def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
-    """Begin the run in `folder`, or go on with it."""
+    """Start the run in `folder`, or resume it."""
     with OnInterrupt(lambda: run_folder.stop(folder)):
-        state = tasks.do("train", folder, workspace, as_json)
+        state = tasks.run_task("train", folder, workspace, as_json)
     if state.status in ENDED_WELL and not as_json:
         print(state.result or f"paused at step {state.step}: python launch.py runs resume "
               f"{folder.name}")  # fmt: skip
@@ -79,7 +79,7 @@ def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
 
 
 def _like(options: argparse.Namespace, workspace: Workspace) -> tuple[dict[str, Any], Any]:
-    """The settings of a LoRA, and what the new one shall be compared with."""
+    """Return (settings of a LoRA, the facts that the new run is compared with)."""
     if not options.like:
         return {}, None
     path = Path(options.like)

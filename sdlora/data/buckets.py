@@ -1,8 +1,8 @@
-"""Buckets: the few sizes that pictures are trained at, so that a batch has one shape.
+"""Aspect-ratio buckets: the few sizes that pictures are trained at, so that a batch has one shape.
 
-A picture goes where it loses least, counting what is cut off and what is scaled down alike. It is
-never scaled up, unless that was asked for or it is smaller than the smallest bucket, and then that
-is said.
+A picture goes to the bucket in which it loses the smallest share of its area, counting cropping
+and scaling down alike. It is scaled up only if that was asked for or if it is smaller than the
+smallest bucket, and then a problem is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdlora.data.folder import Example, Problem
 from sdlora.data.image_augmentation import ImageView
 from sdlora.messages import Message
 
-LEAST_KEPT = 0.6  # a picture of which less is left is a problem
+MIN_KEPT_SHARE = 0.6  # a picture of which a smaller share of its area is left is a problem
 
 
 class Bucket(NamedTuple):
@@ -36,7 +36,8 @@ def make_buckets(resolution: int) -> tuple[Bucket, ...]:
 
 
 class BucketCrop(NamedTuple):
-    """What of a picture is seen, in its own pixels, and by what it is scaled then."""
+    """Crop rectangle of a picture, in the picture's own pixels, and the factor by which it is
+    scaled to its bucket."""
 
     left: float
     top: float
@@ -48,14 +49,15 @@ class BucketCrop(NamedTuple):
 def choose_bucket(
     size: tuple[int, int], buckets: Sequence[Bucket], upscale: bool = False
 ) -> Bucket:
-    """The bucket in which a picture of `size` (width, height) loses least; see the module."""
+    """Return the bucket in which a picture of `size` (width, height) loses the smallest share of
+    its area by cropping and scaling down; see the module."""
     width, height = size
     largest = max(b.width * b.height for b in buckets)
-    most = largest if upscale else min(width * height, largest)
+    target_area = largest if upscale else min(width * height, largest)
 
     def loss(bucket: Bucket) -> float:
         cut = abs(log(bucket.width * height) - log(bucket.height * width))
-        return cut + max(0.0, log(most) - log(bucket.width * bucket.height))
+        return cut + max(0.0, log(target_area) - log(bucket.width * bucket.height))
 
     covered = [b for b in buckets if upscale or (b.width <= width and b.height <= height)]
     return min(covered or buckets, key=loss)
@@ -64,8 +66,8 @@ def choose_bucket(
 def assign_buckets(
     examples: Sequence[Example], resolution: int, upscale: bool = False
 ) -> tuple[dict[Bucket, list[Example]], list[Problem]]:
-    """Every example in one bucket, in the order given, and the pictures that are scaled up or of
-    which much is cut off."""
+    """Return (bucket -> its examples, in the order given; problems: pictures that are scaled up or
+    of which much is cropped)."""
     buckets = make_buckets(resolution)
     assigned: dict[Bucket, list[Example]] = {}
     problems = []
@@ -74,22 +76,22 @@ def assign_buckets(
         assigned.setdefault(bucket, []).append(example)
         width, height = example.size
         if width < bucket.width or height < bucket.height:
-            what = Message(
+            message = Message(
                 "is {size}, scaled up to {bucket}: blurred",
                 size=f"{width} x {height}", bucket=f"{bucket.width} x {bucket.height}",
             )  # fmt: skip
-            problems.append(Problem(example.image, what, "use a larger picture or leave it out"))
-        cut = cut_of(example.size, bucket)
-        kept = cut.width * cut.height / (width * height)
-        if kept < LEAST_KEPT:
-            template = "is {size}, of which the middle {kept:.0%} is learnt"
-            what = Message(template, size=f"{width} x {height}", kept=kept)
-            problems.append(Problem(example.image, what, "cut it yourself to what matters"))
+            problems.append(Problem(example.image, message, "use a larger picture or leave it out"))
+        cut = bucket_crop(example.size, bucket)
+        kept_share = cut.width * cut.height / (width * height)
+        if kept_share < MIN_KEPT_SHARE:
+            template = "is {size}, of which the middle {share:.0%} is learnt"
+            message = Message(template, size=f"{width} x {height}", share=kept_share)
+            problems.append(Problem(example.image, message, "cut it yourself to what matters"))
     return dict(sorted(assigned.items())), problems
 
 
-def cut_of(size: tuple[int, int], bucket: Bucket, view: ImageView = ImageView()) -> BucketCrop:  # noqa: B008
-    """What a view shows of a picture of `size` in its bucket."""
+def bucket_crop(size: tuple[int, int], bucket: Bucket, view: ImageView = ImageView()) -> BucketCrop:  # noqa: B008
+    """Return the crop that a view takes of a picture of `size` (width, height) in its bucket."""
     width, height = size
     scale = max(bucket.width / width, bucket.height / height)
     across, down = min(width, bucket.width / scale), min(height, bucket.height / scale)
@@ -102,10 +104,10 @@ def crop_sizes(
     bucket: Bucket,
     view: ImageView = ImageView(),  # noqa: B008
 ) -> tuple[int, ...]:
-    """Original height, width; top, left of the cut in the scaled picture, mirrored if the view is;
-    bucket height, width: what SDXL is told of a picture (arXiv:2307.01952, section 2.2)."""
+    """Return SDXL's size conditioning (arXiv:2307.01952, section 2.2): original height, width; top,
+    left of the crop in the scaled picture, mirrored if the view is; bucket height, width."""
     width, height = size
-    cut = cut_of(size, bucket, view)
+    cut = bucket_crop(size, bucket, view)
     left = width - cut.width - cut.left if view.mirrored else cut.left
     top, left = round(cut.top * cut.scale), round(left * cut.scale)
     return height, width, top, left, bucket.height, bucket.width

@@ -1,7 +1,7 @@
-"""Captions changed by the many: replaced, begun, ended, freed of a tag. Seen before they are
-written, each written whole or not at all, and taken back by `undo`.
+"""Bulk editing of captions: find and replace, prefix, suffix, removal of a tag. Changes are shown
+before they are written, each file is written whole or not at all, and `undo` restores it.
 
-The files as they were lie in `.captions/` of the picture folder, one folder per change, until the
+Copies of the old files lie in `.captions/` of the picture folder, one folder per change, until the
 change is undone.
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import Field
 
 from sdlora.data.caption_files import EMPTY
-from sdlora.data.captions import read_text, said_lines, tags_of
+from sdlora.data.captions import clean_lines, read_text, tags_of
 from sdlora.data.folder import open_captions
 from sdlora.errors import DataError
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message
 from sdlora.settings.base import Settings
 from sdlora.text_files import UnreadTextError
@@ -48,9 +48,9 @@ class CaptionSettings(Settings):
 
 @dataclass(frozen=True)
 class Change:
-    """A caption before and after. `path` is where the new one is written; `was_file` is False when
-    the old one stands elsewhere, or nowhere, so that taking it back is to delete the file. The
-    file is then read instead of `source`, which stays as it is."""
+    """Caption before and after an edit. `path` is where the new one is written; `was_file` is False
+    when the old one stands elsewhere, or nowhere, so that undoing deletes the file. The file is
+    then read instead of `source`, which stays as it is."""
 
     path: Path
     before: str
@@ -60,7 +60,8 @@ class Change:
 
     @property
     def note(self) -> str:
-        """What is to be said of where it is written; '' when it is where it was."""
+        """Message about the file that the caption is written to; '' when it is the file it came
+        from."""
         if self.source in (None, self.path):
             return ""
         return Message(
@@ -70,18 +71,19 @@ class Change:
         )
 
 
-def planned(folder: Path, edit: Callable[[str], str]) -> list[Change]:
-    """Every caption of the folder that `edit` changes, as a training reads it. One that stands in a
-    table is written into a file of its own. DataError: a caption cannot be read."""
+def plan_changes(folder: Path, edit: Callable[[str], str]) -> list[Change]:
+    """Return a change for every caption of the folder that `edit` alters, read as a training reads
+    it. A caption that stands in a table is written into a file of its own. DataError: a caption
+    cannot be read."""
     captions = open_captions(folder)
     changes: dict[Path, Change] = {}
     for picture in captions.pictures:
         caption = captions.read(picture)
-        if caption.fault and caption.fault.what != EMPTY:
+        if caption.fault and caption.fault.message != EMPTY:
             raise DataError(
                 "{file} {why}; save it as UTF-8 text first",
                 file=caption.file.name,
-                why=caption.fault.what,
+                why=caption.fault.message,
             )
         after = "\n".join(edit(line) for line in caption.lines or [""])
         if after != "\n".join(caption.lines):
@@ -90,13 +92,14 @@ def planned(folder: Path, edit: Callable[[str], str]) -> list[Change]:
     return [*changes.values()]
 
 
-def editing(settings: CaptionSettings) -> Callable[[str], str]:
-    """What the settings do to one line of a caption. DataError: a pattern that is none."""
+def caption_editor(settings: CaptionSettings) -> Callable[[str], str]:
+    """Return the function that applies the settings to one line of a caption. DataError: an invalid
+    regular expression."""
     try:
         pattern = re.compile(settings.find if settings.regex else re.escape(settings.find))
     except re.error as error:
-        what = "{pattern!r} is no regular expression: {why}"
-        raise DataError(what, pattern=settings.find, why=error) from None
+        template = "{pattern!r} is no regular expression: {why}"
+        raise DataError(template, pattern=settings.find, why=error) from None
     unwanted = {tag.strip().lower() for tag in settings.remove_tag}
 
     def edit(line: str) -> str:
@@ -114,49 +117,52 @@ def editing(settings: CaptionSettings) -> Callable[[str], str]:
     return edit
 
 
-def write(folder: Path, changes: Iterable[Change]) -> Path:
-    """Write the new captions, copies of the old files first put aside; returns where those are.
-    Killed at any moment, every caption is either the old or the new one, and `undo` knows both."""
+def write_changes(folder: Path, changes: Iterable[Change]) -> Path:
+    """Write the new captions, after copies of the old files; returns the folder of the copies.
+    Killed at any moment, every caption is either the old or the new one, and `undo` can restore
+    both."""
     changes = list(changes)
-    aside = folder / BACKUPS / f"{time.time_ns():020}"
+    backup = folder / BACKUPS / f"{time.time_ns():020}"
     rows = []
     for change in changes:
-        place = change.path.relative_to(folder).as_posix()
-        rows.append({"path": place, "after": change.after, "file": change.was_file})
+        relative = change.path.relative_to(folder).as_posix()
+        rows.append({"path": relative, "after": change.after, "file": change.was_file})
         if change.was_file:
-            publish(aside / place, partial(shutil.copyfile, change.path))
+            write_atomically(backup / relative, partial(shutil.copyfile, change.path))
     text = json.dumps(rows, ensure_ascii=False, indent=1)
-    publish(aside / _LIST, partial(_write_text, text=text))
+    write_atomically(backup / _LIST, partial(_write_text, text=text))
     for change in changes:
-        publish(change.path, partial(_write_text, text=change.after + "\n"))
-    return aside
+        write_atomically(change.path, partial(_write_text, text=change.after + "\n"))
+    return backup
 
 
 def undo(folder: Path) -> list[Change]:
-    """Take the last change back, byte for byte; returns what was done, `after` as it stands now. A
-    caption that was changed since by other hands stays. DataError: there is nothing to take back.
+    """Restore the captions before the last change, byte for byte; returns what was done, `after` as
+    it stands now. A caption that was edited since then stays. DataError: there is nothing to undo.
     """
     lists = sorted((folder / BACKUPS).glob(f"*/{_LIST}"))
     if not lists:
         raise DataError("no change of captions in {folder} is there to take back", folder=folder)
     rows: list[dict[str, Any]] = json.loads(lists[-1].read_text(encoding="utf-8"))
-    aside, done = lists[-1].parent, []
+    backup, done = lists[-1].parent, []
     for row in rows:
-        path, old = folder / row["path"], aside / row["path"]
-        if not path.is_file() or "\n".join(said_lines(_text(path))) != row["after"]:
+        path, old = folder / row["path"], backup / row["path"]
+        if not path.is_file() or "\n".join(clean_lines(_read_or_empty(path))) != row["after"]:
             continue
         if row["file"]:
-            publish(path, partial(shutil.copyfile, old))
+            write_atomically(path, partial(shutil.copyfile, old))
         else:
             path.unlink()
-        done.append(Change(path, row["after"], _text(old) if row["file"] else "", row["file"]))
+        done.append(
+            Change(path, row["after"], _read_or_empty(old) if row["file"] else "", row["file"])
+        )
     lists[-1].unlink()  # from here on it is undone, whatever happens to the copies
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)
     return done
 
 
-def _text(path: Path) -> str:
-    """A caption file's text; '' of one that cannot be read, which is another than was written."""
+def _read_or_empty(path: Path) -> str:
+    """Return a caption file's text; '' if it cannot be read and so is not what was written."""
     try:
         return read_text(path)
     except UnreadTextError:

@@ -1,6 +1,6 @@
-"""The one reader of captions: which file of a folder says the caption of a picture, and what.
+"""Caption files: the one reader that decides which file of a folder holds the caption of a picture.
 
-Training, checking, editing, describing and the page all ask it. Of NAME.png it is, in this order:
+Training, checking, editing, captioning and the page all use it. Of NAME.png it is, in this order:
 NAME.txt, NAME.caption, NAME.png.txt, NAME.png.caption, NAME.json, a row of metadata.jsonl or
 metadata.csv, of the folder nearest to it, and a row of a metadata file of sd-scripts.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdlora.data.caption_tables import TABLES, Table, read_table
-from sdlora.data.captions import CAPTION_SUFFIXES, decode_file, said_lines, unescaped
+from sdlora.data.captions import CAPTION_SUFFIXES, clean_lines, decode_file, unescaped
 from sdlora.data.json_captions import JSON_TABLES, read_json_table, read_sidecar
 from sdlora.data.problems import Problem
 from sdlora.messages import Message
@@ -27,9 +27,9 @@ Key = tuple[Path, str]  # folder, and the name without its caption's suffix
 
 @dataclass(frozen=True)
 class Caption:
-    """The caption of a picture. `lines` are those of its `source`, tidied; no lines: there is none.
-    `file` is where an edited caption is written, and it is there already or is then read first.
-    `fault` says what is wrong with a caption file that says nothing."""
+    """Caption of a picture. `lines` are those of its `source`, tidied; no lines: there is none.
+    `file` is where an edited caption is written; it exists already or is read first from then on.
+    `fault` is the problem of a caption file that gives no caption."""
 
     lines: tuple[str, ...]
     source: Path | None
@@ -50,7 +50,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a table or a JSON file says of a picture."""
+    """Caption text of one picture in a table or a JSON file."""
 
     text: str
     source: Path
@@ -58,9 +58,9 @@ class _Entry:
 
 @dataclass
 class CaptionFiles:
-    """The caption files among the `files` of a folder. `pictures` are those that they may be of;
-    `texts` are text files by what they share with a picture, `used` all that are read, `problems`
-    those of files as a whole."""
+    """Caption files among the `files` of a folder. `pictures` are those that they may belong to;
+    `texts` are text files by the key that they share with a picture, `used` all that are read,
+    `problems` those of files as a whole."""
 
     files: Sequence[Path]
     pictures: Sequence[Path]
@@ -105,11 +105,11 @@ class CaptionFiles:
         source = own[0] if lines else None
         entry, notes = self._entry(picture)
         problems += notes
-        if entry and (others := said_lines(entry.text)):
+        if entry and (others := clean_lines(entry.text)):
             if own and others != lines:
                 read = own[0] if lines else entry.source
-                what = Message("has two captions; that of {file} is read", file=read.name)
-                problems.append(Problem(picture, what))
+                message = Message("has two captions; that of {file} is read", file=read.name)
+                problems.append(Problem(picture, message))
             if not lines:
                 lines, source = others, entry.source
         file = own[0] if own else self._new_file(picture)
@@ -133,24 +133,25 @@ class CaptionFiles:
 
     def _take(self, table: Table) -> None:
         self._entries |= {file: _Entry(text, table.path) for file, text in table.captions.items()}
-        self.problems += [Problem(table.path, what) for what in table.problems]
+        self.problems += [Problem(table.path, message) for message in table.problems]
 
     def _ignored(self, file: Path, first: Path) -> None:
         self.problems.append(_not_read(file, first))
 
 
 def is_caption_file(name: str) -> bool:
-    """Whether a file of this name may hold captions."""
+    """Return True if a file of this name may hold captions."""
     return name.lower().endswith(SIDECAR_SUFFIXES) or name.lower() in TABLES
 
 
 def keys_of(picture: Path) -> tuple[Key, Key]:
-    """What a picture shares with its caption files: cat.txt, and cat.png.txt."""
+    """Return the keys that a picture shares with its caption files: of cat.txt, and of
+    cat.png.txt."""
     return _key(picture, picture.stem), _key(picture, picture.name)
 
 
 def _key(file: Path, stem: str) -> Key:
-    """The same however a Mac or an archive wrote the letters."""
+    """Return the folder and the NFC name, equal however a Mac or an archive wrote the letters."""
     return file.parent, unicodedata.normalize("NFC", stem)
 
 
@@ -163,6 +164,6 @@ def _not_read(file: Path, first: Path) -> Problem:
 
 
 def _read_text(file: Path) -> tuple[list[str], list[Problem]]:
-    found = decode_file(file)
+    decoded = decode_file(file)
     advice = Message("save it as UTF-8 if the caption is not right")
-    return said_lines(found.text), [Problem(file, what, advice) for what in found.remarks]
+    return clean_lines(decoded.text), [Problem(file, remark, advice) for remark in decoded.remarks]

@@ -1,5 +1,5 @@
-"""Captions of many pictures in one table: metadata.jsonl or metadata.csv, as the datasets library
-and the Hugging Face hub have them (docs of 🤗 Datasets, "ImageFolder")."""
+"""Caption tables: captions of many pictures in one file, metadata.jsonl or metadata.csv, as the
+datasets library and the Hugging Face hub have them (docs of 🤗 Datasets, "ImageFolder")."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ Row = tuple[int, Mapping[str, Any]]  # line, and its columns
 
 @dataclass
 class Table:
-    """What a table says: picture -> caption, and what of it cannot be used."""
+    """Captions of a table, picture -> caption, and the problems of its rows."""
 
     path: Path
     captions: dict[Path, str] = field(default_factory=dict)
     problems: list[Message] = field(default_factory=list)
     faults: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
-    def fault(self, what: str, line: int, name: str = "") -> None:
-        """Note what is wrong with a line; `what` is a row of FAULTS."""
-        self.faults.setdefault(what, []).append((line, name))
+    def fault(self, fault: str, line: int, name: str = "") -> None:
+        """Note what is wrong with a line; `fault` is a row of FAULTS."""
+        self.faults.setdefault(fault, []).append((line, name))
 
     def take(self, name: str, value: Any, line: int) -> None:
-        """Take what a row says of the picture `name` as its caption, or say why not."""
-        place = PurePosixPath(name.replace("\\", "/"))
-        file = self.path.parent / place
-        if place.is_absolute() or ".." in place.parts or not _is_file(file):
+        """Take the value of a row as the caption of the picture `name`, or note why not."""
+        relative = PurePosixPath(name.replace("\\", "/"))
+        file = self.path.parent / relative
+        if relative.is_absolute() or ".." in relative.parts or not _is_file(file):
             self.fault("elsewhere", line, name[:80])
             return
         text, fault = caption_of(value)
@@ -56,13 +56,13 @@ class Table:
         if text or not fault:
             self.captions[file] = text
 
-    def told(self) -> list[Message]:
-        """All problems, those that many lines share said once."""
-        lines = [text for what, rows in self.faults.items() for text in _faults(what, rows)]
+    def messages(self) -> list[Message]:
+        """Return all problems; a fault of many lines is one message."""
+        lines = [text for fault, rows in self.faults.items() for text in _faults(fault, rows)]
         return [*self.problems, *lines]
 
 
-# Fault -> (said of one line, said of many lines). A name is that of the picture.
+# Fault -> (message about one line, message about many lines). A name is that of the picture.
 FAULTS = {
     "no name": ("has no {column} in line {line}", "has no {column} in {count} lines ({lines})"),
     "elsewhere": (
@@ -101,15 +101,15 @@ FAULTS = {
 }
 
 
-def _faults(what: str, rows: list[tuple[int, str]]) -> Iterator[Message]:
-    one, many = FAULTS[what]
+def _faults(fault: str, rows: list[tuple[int, str]]) -> Iterator[Message]:
+    single, several = FAULTS[fault]
     if len(rows) <= MOST_LISTED:
         for line, name in rows:
-            yield Message(one, line=line, name=name, column=FILE_COLUMNS[0])
+            yield Message(single, line=line, name=name, column=FILE_COLUMNS[0])
         return
     lines = [*(line for line, _ in rows[:MOST_LISTED]), "..."]
     names = [*(repr(name) for _, name in rows[:MOST_LISTED]), "..."]
-    yield Message(many, count=len(rows), lines=lines, names=names, column=FILE_COLUMNS[0])
+    yield Message(several, count=len(rows), lines=lines, names=names, column=FILE_COLUMNS[0])
 
 
 def _is_file(file: Path) -> bool:
@@ -137,23 +137,25 @@ def caption_of(value: Any) -> tuple[str, str]:
 
 
 def read_file(path: Path) -> Decoded:
-    """The text of a file of captions and its encoding. UnreadTextError: why it is not read."""
+    """Return the text of a file of captions and its encoding. UnreadTextError: why it is not
+    read."""
     return read_whole(path, MAX_BYTES)
 
 
 def read_table(path: Path) -> Table:
-    """A table's captions; whatever is wrong with a row is said and the others are used."""
+    """Return a table's captions; a row with a fault is a problem of the table, the others are
+    used."""
     table = Table(path)
     try:
         with parsing(UnreadTextError):
-            found = read_file(path)
-            table.problems += found.remarks
-            _take(table, _ROWS[path.suffix.lower()](found.text, table))
+            decoded = read_file(path)
+            table.problems += decoded.remarks
+            _take(table, _ROWS[path.suffix.lower()](decoded.text, table))
     except ForeignDataError as error:
         table.problems.append(Message("cannot be read: {why}", why=error))
     except UnreadTextError as error:
         table.problems.append(error.message)
-    table.problems, table.faults = table.told(), {}
+    table.problems, table.faults = table.messages(), {}
     if not table.problems and not any(table.captions.values()):
         table.problems.append(Message("holds no captions"))
     return table
@@ -165,16 +167,16 @@ def _take(table: Table, rows: Iterable[Row]) -> None:
         if not name.strip():
             table.fault("no name", line)
             continue
-        said = next((row[c] for c in TEXT_COLUMNS if row.get(c)), None)
-        table.take(name.strip(), said, line)
+        value = next((row[c] for c in TEXT_COLUMNS if row.get(c)), None)
+        table.take(name.strip(), value, line)
 
 
 def _json_rows(text: str, table: Table) -> Iterator[Row]:
-    for line, words in enumerate(text.split("\n"), 1):
-        if not words.strip():
+    for line, row_text in enumerate(text.split("\n"), 1):
+        if not row_text.strip():
             continue
         try:
-            row = json.loads(words)
+            row = json.loads(row_text)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
@@ -198,15 +200,17 @@ def _csv_rows(text: str, table: Table) -> Iterator[Row]:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
-        what = Message("cannot be read after line {line}: {why}", line=reader.line_num, why=error)
-        table.problems.append(what)
+        message = Message(
+            "cannot be read after line {line}: {why}", line=reader.line_num, why=error
+        )
+        table.problems.append(message)
 
 
 def _cells(
     names: list[str], cells: list[str], glue: str, table: Table, line: int
 ) -> Mapping[str, Any] | None:
-    """A line's columns. One with too many cells has a caption with separators and no quotes where
-    every other column is as the first line says; None where that cannot be."""
+    """Return a line's columns by name. A line with too many cells has a caption with separators and
+    no quotes where every other column is as the first line says; None where that cannot be."""
     extra = len(cells) - len(names)
     place = next((names.index(column) for column in TEXT_COLUMNS if column in names), None)
     if extra > 0:

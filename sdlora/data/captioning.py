@@ -1,6 +1,6 @@
-"""Captions written by a model that looks at the pictures, for their owner to correct.
+"""Captioning: captions written by a model that sees the pictures, for their owner to correct.
 
-Each kind of model is a row of KINDS. Models come from a folder or the Hugging Face hub, their
+Each type of model is a row of KINDS. Models come from a folder or the Hugging Face hub, their
 weights from safetensors or ONNX files; code that lies beside weights is never run.
 """
 
@@ -20,10 +20,10 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sdlora.data.caption_editing import Change, write
+from sdlora.data.caption_editing import Change, write_changes
 from sdlora.data.caption_files import EMPTY
 from sdlora.data.folder import open_captions
-from sdlora.data.image_stats import look_at
+from sdlora.data.image_stats import read_image_stats
 from sdlora.data.images import load_rgb
 from sdlora.data.problems import Problem
 from sdlora.device import pick_device
@@ -53,45 +53,48 @@ class CaptionModelType:
     open: Callable[[Path, DescribeSettings], Describe]
 
 
-def describe(settings: DescribeSettings, folder: Path) -> Iterator[Event | Change]:
-    """A caption for every picture of the folder that has none, or for all; written, if that was
-    asked for, when the last is there or the job is ended before, so that one undo takes all back.
-    ModelError: the model cannot be used."""
+def caption_images(settings: DescribeSettings, folder: Path) -> Iterator[Event | Change]:
+    """Caption every picture of the folder that has no caption, or all. Captions are written, if
+    asked for, at the end, so that one undo restores all. ModelError: the model cannot be used."""
     files = open_captions(folder)
-    told = {picture: files.read(picture) for picture in files.pictures}
-    unread = [c.fault for c in told.values() if c.fault and c.fault.what != EMPTY]
+    captions = {picture: files.read(picture) for picture in files.pictures}
+    unread = [c.fault for c in captions.values() if c.fault and c.fault.message != EMPTY]
     if not settings.every:
         for fault in unread:
-            what = Message("{what}; it stays as it is", what=fault.what)
-            yield Problem(fault.path, what).warned()
-    waiting = [
+            message = Message("{fault}; it stays as it is", fault=fault.message)
+            yield Problem(fault.path, message).to_warning()
+    pending = [
         picture
-        for picture, caption in told.items()
+        for picture, caption in captions.items()
         if settings.every or not (caption.lines or caption.fault in unread)
     ]
-    kind = KINDS[settings.by]
+    model_type = CAPTION_MODEL_TYPES[settings.by]
     yield Progress("loading the model that describes")
-    say = kind.open(_folder(settings.model or kind.usual, kind), settings)
+    caption_batch = model_type.open(
+        _folder(settings.model or model_type.usual, model_type), settings
+    )
     done: list[Change] = []
     try:
-        for first in range(0, len(waiting), settings.batch_size):
-            few = waiting[first : first + settings.batch_size]
-            seen = {picture: load_rgb(picture) for picture in few if look_at(picture).digest}
-            yield from (Problem(p, look_at(p).what).warned() for p in few if p not in seen)
-            for picture, text in zip(seen, _said(say, list(seen.values())), strict=True):
-                path, before = told[picture].file, told[picture].text
-                said = " ".join(f"{settings.prefix}{text}".split())
-                done.append(Change(path, before, said, path.is_file(), told[picture].source))
+        for first in range(0, len(pending), settings.batch_size):
+            batch = pending[first : first + settings.batch_size]
+            stats = {picture: read_image_stats(picture) for picture in batch}
+            images = {picture: load_rgb(picture) for picture in batch if stats[picture].digest}
+            yield from (Problem(p, stats[p].problem).to_warning() for p in batch if p not in images)
+            texts = _caption_batch(caption_batch, list(images.values()))
+            for picture, text in zip(images, texts, strict=True):
+                caption, after = captions[picture], " ".join(f"{settings.prefix}{text}".split())
+                is_file = caption.file.is_file()
+                done.append(Change(caption.file, caption.text, after, is_file, caption.source))
                 yield done[-1]
-            yield Progress("describing pictures", first + len(few), len(waiting))
+            yield Progress("describing pictures", first + len(batch), len(pending))
     finally:
         if settings.write and done:
-            write(folder, done)
+            write_changes(folder, done)
 
 
-def _said(say: Describe, images: Sequence[Image.Image]) -> list[str]:
+def _caption_batch(caption_batch: Describe, images: Sequence[Image.Image]) -> list[str]:
     try:
-        return say(images)
+        return caption_batch(images)
     except torch.OutOfMemoryError:
         raise ModelError(
             "the memory is too small to describe {count} pictures together; give a smaller "
@@ -101,7 +104,7 @@ def _said(say: Describe, images: Sequence[Image.Image]) -> list[str]:
 
 
 def _folder(model: str, kind: CaptionModelType) -> Path:
-    """The model's folder, fetched from the hub unless it is one; what it says it is, is checked."""
+    """Return the model's folder, downloaded from the hub if need be; its config is checked."""
     folder = Path(model).expanduser()
     shown: Any = folder if folder.is_dir() else model
     if not folder.is_dir():
@@ -112,9 +115,9 @@ def _folder(model: str, kind: CaptionModelType) -> Path:
             LocalEntryNotFoundError,
         )
 
-        wanted = ["*.json", "*.txt", "*.csv", "*.safetensors", "model.onnx", "*.jinja"]
+        patterns = ["*.json", "*.txt", "*.csv", "*.safetensors", "model.onnx", "*.jinja"]
         try:
-            folder = Path(snapshot_download(model, allow_patterns=wanted))
+            folder = Path(snapshot_download(model, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
                 "{model} is no folder, and the hub does not give it: {why}",
@@ -122,16 +125,16 @@ def _folder(model: str, kind: CaptionModelType) -> Path:
             ) from None  # fmt: skip
     if kind.types:
         try:
-            said = json_value((folder / "config.json").read_text("utf-8")).get("model_type")
+            model_type = json_value((folder / "config.json").read_text("utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError):
             raise ModelError(
                 "{model} holds no model that can be read: no config.json", model=shown
             ) from None
-        if said not in kind.types:
+        if model_type not in kind.types:
             known = ", ".join(kind.types)
             raise ModelError(
                 "{model} is a {kind!r} model; this kind takes {known}",
-                model=shown, kind=str(said)[:40], known=known,
+                model=shown, kind=str(model_type)[:40], known=known,
             )  # fmt: skip
     if bringing := sorted(file.name for file in folder.glob("*config.json") if _names_code(file)):
         raise ModelError(
@@ -146,11 +149,11 @@ def _names_code(file: Path) -> bool:
     try:
         return bool(_CODE.search(file.read_text("utf-8")))
     except (OSError, ValueError):
-        return False  # said where it is read
+        return False  # reported where it is read
 
 
-class _Told:
-    """A transformers model that writes what it sees."""
+class _TransformersCaptioner:
+    """A transformers image-to-text model."""
 
     repeats_prompt = False
 
@@ -164,7 +167,7 @@ class _Told:
         here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.processor: Any = self.reader(transformers, folder).from_pretrained(folder, **here)
-            self.model, told = transformers.AutoModelForImageTextToText.from_pretrained(
+            self.model, loading = transformers.AutoModelForImageTextToText.from_pretrained(
                 folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **here
             )
         except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError,
@@ -172,7 +175,7 @@ class _Told:
             raise ModelError(
                 "the model in {folder} cannot be opened: {why}", folder=folder, why=error
             ) from None
-        if lacking := sorted(told["missing_keys"]):
+        if lacking := sorted(loading["missing_keys"]):
             raise ModelError(
                 "the model in {folder} lacks {count} of its weights, such as {name}; its files are "
                 "of another kind, or not all there",
@@ -181,11 +184,11 @@ class _Told:
         self.model.to(self.device).eval()
 
     def reader(self, transformers: Any, folder: Path) -> Any:
-        """The class of what turns pictures and words into numbers."""
+        """Return the class of the processor, which turns pictures and text into tensors."""
         return transformers.AutoProcessor
 
     def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """What the processor is given beside `return_tensors`."""
+        """Return the processor's arguments besides `return_tensors`."""
         return {"images": list(images)}
 
     @torch.no_grad()
@@ -205,34 +208,35 @@ class _Told:
         return [self._text(row) for row in written]
 
     def _text(self, row: Tensor) -> str:
-        """One row of tokens as text: whole sentences, where the length ended it within another."""
+        """Return one row of tokens as text; cut after its last whole sentence where the length
+        limit ended it within another."""
         tokenizer = self.processor.tokenizer
         text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
-        said = [token not in tokenizer.all_special_ids for token in row.tolist()]
+        is_text = [token not in tokenizer.all_special_ids for token in row.tolist()]
         # the very last may be an end that the model was made to write there
-        broken_off = len(said) >= self.settings.most_tokens and any(said[-2:])
+        broken_off = len(is_text) >= self.settings.most_tokens and any(is_text[-2:])
         whole = _SENTENCES.match(text) if broken_off and text[-1:] not in ".!?" else None
         return whole[0] if whole else text
 
 
-class _Florence(_Told):
-    """Florence-2 (arXiv:2311.06242), which is told its task by a word."""
+class _FlorenceCaptioner(_TransformersCaptioner):
+    """Florence-2 (arXiv:2311.06242), whose task is a token in the prompt."""
 
     def asked(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         return {"images": list(images), "text": ["<MORE_DETAILED_CAPTION>"] * len(images)}
 
 
-class _Chatting(_Told):
-    """A model that is asked in words, such as Qwen-VL (arXiv:2502.13923)."""
+class _ChatCaptioner(_TransformersCaptioner):
+    """A chat model that is given a question, such as Qwen-VL (arXiv:2502.13923)."""
 
     repeats_prompt = True
 
     def reader(self, transformers: Any, folder: Path) -> Any:
         """The model's own processor without its part for films, which needs torchvision."""
         kind = json_value((folder / "config.json").read_text("utf-8"))["model_type"]
-        its: Any = getattr(transformers, _PROCESSORS[kind])
+        processor_class: Any = getattr(transformers, _PROCESSORS[kind])
 
-        class OfPictures(its):
+        class OfPictures(processor_class):
             def __init__(
                 self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
             ) -> None:
@@ -250,7 +254,8 @@ class _Chatting(_Told):
 
 
 def _no_larger(image: Image.Image) -> Image.Image:
-    """The picture with _MOST_PIXELS and a side _MOST_ASPECT times the other at most."""
+    """Return the picture scaled to at most _MOST_PIXELS, its longer side at most _MOST_ASPECT times
+    the shorter."""
     width, height = image.size
     width, height = min(width, _MOST_ASPECT * height), min(height, _MOST_ASPECT * width)
     scale = min(1.0, (_MOST_PIXELS / (width * height)) ** 0.5)
@@ -258,13 +263,13 @@ def _no_larger(image: Image.Image) -> Image.Image:
     return image if size == image.size else image.resize(size)
 
 
-class _Tagger:
+class _Wd14Tagger:
     """A WD14 tagger of SmilingWolf's: pictures in, the probability of every tag out (ONNX)."""
 
     def __init__(self, folder: Path, settings: DescribeSettings) -> None:
         try:
             onnxruntime: Any = import_module("onnxruntime")
-            said: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+            onnx_errors: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         except ImportError:
             raise ModelError(NEEDS_ONNX) from None
         self.least = settings.threshold
@@ -277,7 +282,13 @@ class _Tagger:
                 rows = list(csv.DictReader(file))
             # categories: 0 is general, 4 a character, 9 a rating
             self.tags = [(row["name"], row["category"] in ("0", "4")) for row in rows]
-        except (said.Fail, said.InvalidProtobuf, said.NoSuchFile, OSError, KeyError) as error:
+        except (
+            onnx_errors.Fail,
+            onnx_errors.InvalidProtobuf,
+            onnx_errors.NoSuchFile,
+            OSError,
+            KeyError,
+        ) as error:
             raise ModelError(
                 "the tagger in {folder} cannot be opened: {why}", folder=folder, why=error
             ) from None
@@ -294,8 +305,8 @@ class _Tagger:
         chances = self.session.run(None, given)[0][0]
         likely = [
             (float(chance), name)
-            for chance, (name, says) in zip(chances, self.tags, strict=True)
-            if says and chance >= self.least
+            for chance, (name, is_tag) in zip(chances, self.tags, strict=True)
+            if is_tag and chance >= self.least
         ]
         return ", ".join(
             name.replace("_", " ") for _, name in sorted(likely, key=lambda row: -row[0])
@@ -307,9 +318,13 @@ _PROCESSORS = {
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
     "qwen3_vl": "Qwen3VLProcessor",
 }
-KINDS = {
-    "blip": CaptionModelType("Salesforce/blip-image-captioning-large", ("blip",), _Told),
-    "florence2": CaptionModelType("florence-community/Florence-2-large", ("florence2",), _Florence),
-    "qwen_vl": CaptionModelType("Qwen/Qwen2.5-VL-3B-Instruct", tuple(_PROCESSORS), _Chatting),
-    "wd14": CaptionModelType("SmilingWolf/wd-vit-tagger-v3", (), _Tagger),
+CAPTION_MODEL_TYPES = {
+    "blip": CaptionModelType(
+        "Salesforce/blip-image-captioning-large", ("blip",), _TransformersCaptioner
+    ),
+    "florence2": CaptionModelType(
+        "florence-community/Florence-2-large", ("florence2",), _FlorenceCaptioner
+    ),
+    "qwen_vl": CaptionModelType("Qwen/Qwen2.5-VL-3B-Instruct", tuple(_PROCESSORS), _ChatCaptioner),
+    "wd14": CaptionModelType("SmilingWolf/wd-vit-tagger-v3", (), _Wd14Tagger),
 }

@@ -25,8 +25,8 @@ def read_caption(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a caption file that say something. UnreadTextError: what is wrong with it."""
-    return said_lines(read_text(path))
+    """Return the non-empty lines of a caption file. UnreadTextError: what is wrong with it."""
+    return clean_lines(read_text(path))
 
 
 def read_text(path: Path) -> str:
@@ -39,15 +39,16 @@ def decode_file(path: Path) -> Decoded:
     return read_whole(path, MAX_CAPTION_BYTES)
 
 
-def said_lines(text: str) -> list[str]:
-    """The lines of a text, tidied, without the empty ones and without halves of characters."""
+def clean_lines(text: str) -> list[str]:
+    """Return the lines of a text, tidied, without empty ones and without unpaired surrogates."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
     lines = (" ".join(line.split()) for line in whole.replace("\0", " ").splitlines())
     return [line for line in lines if line]
 
 
 def has_half_characters(text: str) -> bool:
-    """Whether a text holds surrogates without their other half, which no encoding can write."""
+    """Return True if a text holds surrogates without their other half, which no encoding can
+    write."""
     try:
         text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
@@ -59,22 +60,23 @@ _ESCAPED = re.compile(r"\\([\\()\[\]])")
 
 
 def unescaped(line: str) -> str:
-    r"""A caption without the backslashes that A1111's taggers put before brackets and backslashes,
-    so that a prompt can hold it: `miku \(singer\)` is learnt as `miku (singer)`."""
+    r"""Return a caption without the backslashes that A1111's taggers put before brackets and
+    backslashes, so that a prompt can hold it: `miku \(singer\)` is learnt as `miku (singer)`."""
     return _ESCAPED.sub(r"\1", line)
 
 
 def tags_of(caption: str) -> list[str]:
-    """What stands between the commas of a caption."""
+    """Return the texts between the commas of a caption, without empty ones."""
     return [tag for tag in (part.strip() for part in caption.split(",")) if tag]
 
 
 def common_trigger(captions: Iterable[str]) -> str:
-    """The words that all captions begin with, before their first comma; '' when they share none.
+    """Return the words that all captions begin with, before their first comma; '' when they share
+    none.
 
     'zibo, night' and 'zibo, sea' share 'zibo'; 'a photo of a cat' and 'a photo of a dog' nothing,
-    since what is left without fillers is empty. Captions that are all alike do not show where a
-    name ends: only a short phrase without fillers is taken for one.
+    since only filler words are shared. Captions that are all equal do not show where a name ends:
+    only a short phrase without fillers is taken as one.
     """
     different: dict[str, str] = {}
     for caption in captions:
@@ -82,8 +84,10 @@ def common_trigger(captions: Iterable[str]) -> str:
     heads = [caption.partition(",")[0].split() for caption in different.values()]
     if not heads:
         return ""
-    alike = takewhile(lambda words: len({w.lower() for w in words}) == 1, zip(*heads, strict=False))
-    shared = [words[0] for words in alike]
+    alike = takewhile(
+        lambda position: len({w.lower() for w in position}) == 1, zip(*heads, strict=False)
+    )
+    shared = [position[0] for position in alike]
     if len(heads) == 1:
         fillers = any(word.lower() in _FILLERS for word in shared)
         return "" if fillers or len(shared) > LONGEST_NAME_WORDS else " ".join(shared)
@@ -92,12 +96,14 @@ def common_trigger(captions: Iterable[str]) -> str:
     return " ".join(shared)
 
 
-def says(caption: str, trigger: str) -> bool:
-    """Whether a caption holds a trigger as whole words, in letters of any case: 'art' is not said
-    by 'party'. A word goes on with letters, digits, their marks and underscores; scripts without
-    spaces between words have no such ends."""
-    text, words = (unicodedata.normalize("NFC", part).casefold() for part in (caption, trigger))
-    pattern = re.compile(r"\s+".join(map(re.escape, words.split())))
+def contains_trigger(caption: str, trigger: str) -> bool:
+    """Return True if a caption holds a trigger as whole words, in letters of any case: 'party' does
+    not hold 'art'. A word goes on with letters, digits, their marks and underscores; scripts
+    without spaces between words have no such ends."""
+    text, trigger_text = (
+        unicodedata.normalize("NFC", part).casefold() for part in (caption, trigger)
+    )
+    pattern = re.compile(r"\s+".join(map(re.escape, trigger_text.split())))
     place = 0
     while match := pattern.search(text, place):
         begin, end = match.span()
@@ -110,7 +116,7 @@ def says(caption: str, trigger: str) -> bool:
 
 
 def _join(before: str, after: str) -> bool:
-    """Whether two neighbouring characters belong to one word; '' is the end of the text."""
+    """Return True if two neighbouring characters belong to one word; '' is the end of the text."""
     return _in_word(before) and _in_word(after)
 
 
@@ -125,13 +131,13 @@ def _in_word(character: str) -> bool:
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption, begun with the trigger unless it already says it somewhere."""
-    if says(caption, trigger):
+    """Return the caption, begun with the trigger unless it holds it already."""
+    if contains_trigger(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
 
-def spread(captions: Iterable[str], count: int = 2) -> list[str]:
-    """At most `count` different captions, from all over the set."""
+def evenly_spaced(captions: Iterable[str], count: int = 2) -> list[str]:
+    """Return at most `count` different captions, evenly spaced over the set."""
     different = list(dict.fromkeys(captions))
     return different[:: max(1, -(-len(different) // count))]

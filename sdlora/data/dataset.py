@@ -1,4 +1,4 @@
-"""All that a training learns from: the folders and archives that its settings name, together.
+"""Dataset of a training: the folders and archives that its settings name, together.
 
 `gather` is what a training starts from and what `dataset check` shows: the same list, made here.
 """
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdlora.data.caption_augmentation import WordLists, lists_named
-from sdlora.data.captions import common_trigger, says, with_trigger
+from sdlora.data.caption_augmentation import WordLists, find_wildcard_lists
+from sdlora.data.captions import common_trigger, contains_trigger, with_trigger
 from sdlora.data.folder import Example, FolderReading, Problem, black_masks, scan_folder
-from sdlora.data.image_stats import PICTURE_SUFFIXES, look_at
+from sdlora.data.image_stats import PICTURE_SUFFIXES, read_image_stats
 from sdlora.data.near_duplicates import BLURRED_PX, near_duplicates
 from sdlora.data.zips import unpack
 from sdlora.errors import DataError
@@ -32,8 +32,8 @@ _CHOICE = re.compile(r"\{[^{}|\n]*\|[^{}\n]*\}")
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples in their order, the words that call the LoRA ('' for none), which are in every
-    caption but those of regularisation pictures, all that is wrong, and the lists that wildcards in
+    """Examples in their order; the trigger words of the LoRA ('' for none), which are in every
+    caption but those of regularisation pictures; all problems; and the lists that wildcards in
     captions are drawn from."""
 
     examples: list[Example]
@@ -52,21 +52,21 @@ class _DatasetSource:
     problems: tuple[Problem, ...] = ()
 
 
-def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
+def read_dataset(settings: TrainSettings, workspace: Workspace) -> Dataset:
     """Every example of every source. DataError: a source is not there, or nothing can be used."""
     own = [settings.data, *settings.more_data]
     sources = [_source(name, workspace, False) for name in own]
     sources += [_source(name, workspace, True) for name in settings.regularisation]
-    masks = _existing(settings.masks, workspace) if settings.masks else None
+    masks = _find_source(settings.masks, workspace) if settings.masks else None
     reading = FolderReading(
         settings.missing_captions, settings.caption_lines, masks, settings.transparency == "mask"
     )
     examples: list[Example] = []
     problems: list[Problem] = []
     for source in sources:
-        found, wrong = _scan(source, sources, reading)
-        examples += found
-        problems += [*source.problems, *wrong]
+        scanned, scan_problems = _scan(source, sources, reading)
+        examples += scanned
+        problems += [*source.problems, *scan_problems]
     if not examples:
         raise DataError(
             "nothing is left to learn from: every folder that was given is repeated 0 times; "
@@ -75,54 +75,65 @@ def gather(settings: TrainSettings, workspace: Workspace) -> Dataset:
     ours = [example for example in examples if not example.regularisation]
     captions = (e.caption.partition("\n")[0] for e in ours if e.caption)
     trigger = settings.trigger_word or common_trigger(captions)
-    problems += [*_uncalled(ours, trigger), *twins(ours), *blurred(examples)]
+    problems += [
+        *_missing_trigger_problems(ours, trigger),
+        *duplicate_problems(ours),
+        *blur_problems(examples),
+    ]
     problems += black_masks(examples)
-    lists = lists_named((e.caption for e in examples), WildcardFolder(workspace.wildcards))
-    problems += wild(examples, lists, settings.caption_wildcards) + literal(examples)
+    lists = find_wildcard_lists((e.caption for e in examples), WildcardFolder(workspace.wildcards))
+    problems += wildcard_problems(
+        examples, lists, settings.caption_wildcards
+    ) + prompt_syntax_problems(examples)
     drawn = lists if settings.caption_wildcards else {}
-    return Dataset([_called(e, trigger) for e in examples], trigger, problems, drawn)
+    return Dataset([_add_trigger(e, trigger) for e in examples], trigger, problems, drawn)
 
 
-def wild(examples: Iterable[Example], lists: WordLists, wanted: bool) -> list[Problem]:
-    """Captions with wildcards that are not drawn: their list is not there, or nobody asked."""
+def wildcard_problems(
+    examples: Iterable[Example], lists: WordLists, expanded: bool
+) -> list[Problem]:
+    """Return problems of captions with wildcards that are not expanded: their list does not exist,
+    or `expanded` (the setting) is off."""
     advice = Message("{setting} draws one each time", setting=Setting("caption_wildcards"))
     problems = []
     for example in examples:
-        named = lists_named([example.caption], lists.get)
+        named = find_wildcard_lists([example.caption], lists.get)
         lost = sorted(name for name, lines in named.items() if not lines)
-        if wanted and lost:
+        if expanded and lost:
             template = "names {lists} in its caption, and there is no such list, or it is empty"
-            what = Message(template, lists=[f"__{name}__" for name in lost])
-            problems.append(Problem(example.image, what, "it is learnt as it stands"))
-        elif not wanted and (any(named.values()) or _CHOICE.search(example.caption)):
-            what = Message("has wildcards in its caption, which are learnt as they stand")
-            problems.append(Problem(example.image, what, advice))
+            message = Message(template, lists=[f"__{name}__" for name in lost])
+            problems.append(Problem(example.image, message, "it is learnt as it stands"))
+        elif not expanded and (any(named.values()) or _CHOICE.search(example.caption)):
+            message = Message("has wildcards in its caption, which are learnt as they stand")
+            problems.append(Problem(example.image, message, advice))
     return problems
 
 
-def _uncalled(examples: Iterable[Example], trigger: str) -> list[Problem]:
-    """Captions that do not say the trigger."""
-    what = Message("does not say {trigger!r} in its caption; it is put before it", trigger=trigger)
+def _missing_trigger_problems(examples: Iterable[Example], trigger: str) -> list[Problem]:
+    """Return problems of captions that do not hold the trigger."""
+    message = Message(
+        "does not say {trigger!r} in its caption; it is put before it", trigger=trigger
+    )
     spoken = (e for e in examples if e.caption)
-    silent = (e for e in spoken if not all(says(line, trigger) for line in _lines(e)))
-    return [Problem(example.image, what) for example in silent]
+    silent = (e for e in spoken if not all(contains_trigger(line, trigger) for line in _lines(e)))
+    return [Problem(example.image, message) for example in silent]
 
 
-def literal(examples: Iterable[Example]) -> list[Problem]:
-    """Captions with signs that a prompt acts on: a training reads them as text."""
-    what = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
+def prompt_syntax_problems(examples: Iterable[Example]) -> list[Problem]:
+    """Return problems of captions with prompt syntax, which a training reads as text."""
+    message = "has prompt language in its caption, such as a LoRA tag, a weight or BREAK"
     advice = "it is learnt as the text that stands there; take it out unless that is meant"
     marked = (e for e in examples if _PROMPT_LANGUAGE.search(e.caption))
-    return [Problem(example.image, what, advice) for example in marked]
+    return [Problem(example.image, message, advice) for example in marked]
 
 
 def _lines(example: Example) -> list[str]:
     return example.caption.split("\n")
 
 
-def _called(example: Example, trigger: str) -> Example:
-    """The example with the trigger in every line of its caption; a regularisation picture must not
-    learn to be called."""
+def _add_trigger(example: Example, trigger: str) -> Example:
+    """Return the example with the trigger in every line of its caption; a regularisation picture
+    stays without it."""
     if example.regularisation:
         return example
     lines = (with_trigger(line, trigger) for line in _lines(example))
@@ -130,10 +141,10 @@ def _called(example: Example, trigger: str) -> Example:
 
 
 def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSource:
-    """What a name, a path, or either after `3*`, means."""
+    """Return the folder that a name, a path, or either after `3*` (repeats), means."""
     times = _TIMES.fullmatch(name)
     repeats, place = (int(times[1]), times[2]) if times else (1, name)
-    path = _existing(place.strip(), workspace)
+    path = _find_source(place.strip(), workspace)
     if path.is_dir():
         return _DatasetSource(path, repeats, regularisation)
     if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
@@ -149,7 +160,7 @@ def _source(name: str, workspace: Workspace, regularisation: bool) -> _DatasetSo
     return _DatasetSource(folder, repeats, regularisation, tuple(problems))
 
 
-def _existing(name: str, workspace: Workspace) -> Path:
+def _find_source(name: str, workspace: Workspace) -> Path:
     path = Path(name).expanduser()
     named = path if path.exists() else workspace.dataset_folders().get(name, path)
     if not named.exists():
@@ -166,10 +177,11 @@ def _existing(name: str, workspace: Workspace) -> Path:
 def _scan(
     source: _DatasetSource, sources: list[_DatasetSource], reading: FolderReading
 ) -> tuple[list[Example], list[Problem]]:
-    """A source's own examples: not those of another source or of the masks inside its folder."""
+    """Return a source's own examples: not those of another source or of the masks inside its
+    folder."""
     if source.repeats == 0:
-        what = "is left out, since it is to be repeated 0 times"
-        return [], [Problem(source.folder, what, "give it without 0* if it is to be learnt")]
+        message = "is left out, since it is to be repeated 0 times"
+        return [], [Problem(source.folder, message, "give it without 0* if it is to be learnt")]
     others = {other.folder for other in sources} | {reading.masks}
     inside = (o for o in others if o and o != source.folder and o.is_relative_to(source.folder))
     examples, problems = scan_folder(source.folder, replace(reading, besides=tuple(inside)))
@@ -184,36 +196,36 @@ def _scan(
     return [*counted], problems
 
 
-def twins(examples: list[Example]) -> list[Problem]:
-    """Pictures that are the same file as another, or look the same."""
+def duplicate_problems(examples: list[Example]) -> list[Problem]:
+    """Return problems of pictures that are the same file as another, or look the same."""
     first: dict[str, Example] = {}
     problems = []
     for example in examples:
         other = first.setdefault(example.digest, example)
         if other is not example:
-            what = Message(
-                "is the same file as {file}; it counts twice", file=_beside(example, other)
+            message = Message(
+                "is the same file as {file}; it counts twice", file=_name_beside(example, other)
             )
-            problems.append(Problem(example.image, what, "leave one out, or mean it"))
+            problems.append(Problem(example.image, message, "leave one out, or mean it"))
     different = list(first.values())
-    alike = near_duplicates([look_at(example.image).print for example in different])
+    alike = near_duplicates([read_image_stats(example.image).print for example in different])
     for place, (before, mirrored) in alike.items():
         example, other = different[place], different[before]
         template = "looks the same as {file}, mirrored" if mirrored else "looks the same as {file}"
-        what = Message(template, file=_beside(example, other))
-        problems.append(Problem(example.image, what, "leave one out, or mean it"))
+        message = Message(template, file=_name_beside(example, other))
+        problems.append(Problem(example.image, message, "leave one out, or mean it"))
     return problems
 
 
-def _beside(example: Example, other: Example) -> str:
-    """The name of another picture, with its folder where that is another one."""
+def _name_beside(example: Example, other: Example) -> str:
+    """Return the name of another picture, with its folder where the folders differ."""
     same = example.image.parent == other.image.parent
     return other.image.name if same else f"{other.image.parent.name}/{other.image.name}"
 
 
-def blurred(examples: Iterable[Example]) -> list[Problem]:
-    """Pictures without a sharp edge anywhere."""
-    widths: Mapping[Path, float] = {e.image: look_at(e.image).edges for e in examples}
+def blur_problems(examples: Iterable[Example]) -> list[Problem]:
+    """Return problems of pictures without a sharp edge anywhere."""
+    widths: Mapping[Path, float] = {e.image: read_image_stats(e.image).edges for e in examples}
     return [
         Problem(
             image,

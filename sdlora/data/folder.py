@@ -1,10 +1,10 @@
-"""A picture folder: the examples in it, and every file that is not used as its owner meant.
+"""Picture folder: the examples in it, and every file that is not used as its owner meant.
 
 Pictures lie in the folder or in folders of it, each with its caption in a file of its name or in a
-table (`caption_files` says which). A folder named the way kohya's trainers want it, `10_zibo
-robot`, repeats its pictures ten times, and `zibo robot` is the caption of those that have none;
-`0_zibo` is left out. Pictures in a folder `reg` are regularisation pictures of those beside it.
-`NAME-masklabel.png` is the mask of NAME.
+table (see `caption_files`). A folder named as kohya's trainers name it, `10_zibo robot`, repeats
+its pictures ten times, and `zibo robot` is the caption of those that have none; `0_zibo` is left
+out. Pictures in a folder `reg` are regularisation pictures of those beside it. `NAME-masklabel.png`
+is the mask of NAME.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 
 from sdlora.data.caption_files import EMPTY, CaptionFiles, keys_of
 from sdlora.data.captions import CAPTION_SUFFIXES
-from sdlora.data.image_files import BROKEN, FORMATS_SAID
-from sdlora.data.image_stats import PICTURE_SUFFIXES, ImageStats, look_at
+from sdlora.data.image_files import BROKEN, FORMATS_TEXT
+from sdlora.data.image_stats import PICTURE_SUFFIXES, ImageStats, read_image_stats
 from sdlora.data.images import load_alpha, load_mask
 from sdlora.data.listing import list_files
-from sdlora.data.problems import Problem, grouped
+from sdlora.data.problems import Problem, to_warnings
 from sdlora.errors import DataError
 from sdlora.messages import Message, Setting, readable
 from sdlora.settings.train import CaptionLines, MissingCaptions
 
-__all__ = ["Example", "FolderReading", "Problem", "black_masks", "grouped", "list_captions"]
-__all__ += ["list_pictures", "open_captions", "scan_folder"]
+__all__ = ["Example", "FolderReading", "Problem", "black_masks", "list_captions"]
+__all__ += ["list_pictures", "open_captions", "scan_folder", "to_warnings"]
 MASK_MARK = "-masklabel"
 _LABEL = re.compile(r"-(mask|cond)label\d*")  # how OneTrainer ends the names of what is no picture
 _KOHYA_FOLDER = re.compile(r"(\d{1,3})_(.+)")
@@ -64,7 +64,7 @@ class Example:
 
 @dataclass(frozen=True)
 class FolderReading:
-    """How a folder is read. Files below `besides` belong to somebody else."""
+    """Options of reading a folder. Files below `besides` belong to other sources."""
 
     missing: MissingCaptions = "folder"
     lines: CaptionLines = "joined"
@@ -106,7 +106,8 @@ def open_captions(path: Path) -> CaptionFiles:
 
 
 def list_captions(path: Path) -> dict[Path, str]:
-    """Those pictures and the caption of each, '' where there is none; no problem is named."""
+    """Return the pictures of a folder and the caption of each, '' where there is none; problems are
+    not reported."""
     captions = open_captions(path)
     return {picture: captions.read(picture).text for picture in captions.pictures}
 
@@ -120,7 +121,7 @@ def _is_label(file: Path) -> bool:
 
 
 def _repeats(file: Path) -> tuple[int, str]:
-    """(repeats, words) of the folder that a picture is in."""
+    """Return (repeats, caption text) from the name of the folder that a picture is in."""
     kohya = _KOHYA_FOLDER.fullmatch(file.parent.name)
     return (int(kohya[1]), readable(kohya[2])) if kohya else (1, "")
 
@@ -145,8 +146,12 @@ class _Scan:
         }
         self.labels = [file for file in self.files if _is_label(file)]
         for file in (f for f in self.labels if f not in self.masks.values()):
-            what = "is not used: it is a mask or a condition by its name, and no picture to learn"
-            self.problem(file, what, Message("a mask is read from NAME{mark}.png", mark=MASK_MARK))
+            message = (
+                "is not used: it is a mask or a condition by its name, and no picture to learn"
+            )
+            self.problem(
+                file, message, Message("a mask is read from NAME{mark}.png", mark=MASK_MARK)
+            )
         if reading.masks:
             for file in list_pictures(reading.masks):
                 self.masks[keys_of(root / file.relative_to(reading.masks))[0]] = file
@@ -155,14 +160,14 @@ class _Scan:
         self.problems += self.captions.problems
         self.candidates = [file for file in others if file not in self.captions.used]
 
-    def problem(self, file: Path, what: str, advice: str = "") -> None:
-        self.problems.append(Problem(file, what, advice))
+    def problem(self, file: Path, message: str, advice: str = "") -> None:
+        self.problems.append(Problem(file, message, advice))
 
     def examples(self) -> list[Example]:
         """Every usable picture, and problems of all others."""
         with ThreadPoolExecutor() as threads:  # decoding lets go of Python's lock
-            looks = list(threads.map(look_at, self.candidates))
-        found = [self._example(*row) for row in zip(self.candidates, looks, strict=True)]
+            looks = list(threads.map(read_image_stats, self.candidates))
+        scanned = [self._example(*row) for row in zip(self.candidates, looks, strict=True)]
         self._lonely(looks)
         if self.bare and self.reading.missing == "refuse":
             raise DataError(
@@ -172,52 +177,58 @@ class _Scan:
                 names=[file.name for file in self.bare[:5]],
                 setting=Setting("missing_captions"),
             )
-        return self._regularised([example for example in found if example])
+        return self._regularised([example for example in scanned if example])
 
     def _without_zero_repeats(self, files: list[Path]) -> list[Path]:
         folders = {file.parent for file in files if _repeats(file)[0] == 0}
         for folder in folders:
-            what = "is left out: its name begins with 0, so that its pictures are repeated 0 times"
-            self.problem(folder, what, "begin it with 1_ if they are to be learnt")
+            message = (
+                "is left out: its name begins with 0, so that its pictures are repeated 0 times"
+            )
+            self.problem(folder, message, "begin it with 1_ if they are to be learnt")
         return [file for file in files if file.parent not in folders]
 
     def _regularised(self, examples: list[Example]) -> list[Example]:
-        """Those in folders `reg` as regularisation pictures, where there are others to learn."""
+        """Return the examples with those in folders `reg` marked as regularisation pictures, where
+        there are others to learn."""
         places = {e.image: e.image.relative_to(self.root).parts[0] for e in examples}
         folders = {p for p in places.values() if p.lower() in _REGULARISATION}
         if not folders or folders >= {*places.values()}:
             return examples
         for folder in folders:
-            what = "is learnt as regularisation pictures, which the trigger word does not call"
-            self.problem(self.root / folder, what, "give it another name if it shows the subject")
+            message = "is learnt as regularisation pictures, which the trigger word does not call"
+            self.problem(
+                self.root / folder, message, "give it another name if it shows the subject"
+            )
         return [replace(e, regularisation=places[e.image] in folders) for e in examples]
 
     def _example(self, file: Path, look: ImageStats) -> Example | None:
-        if look.what:
-            self.problem(file, look.what, look.advice)
+        if look.problem:
+            self.problem(file, look.problem, look.advice)
         elif not look.digest:
-            what, advice = _UNUSED_KINDS.get(file.suffix.lower(), (UNUSED, ""))
-            self.problem(file, what, advice)
+            message, advice = _UNUSED_KINDS.get(file.suffix.lower(), (UNUSED, ""))
+            self.problem(file, message, advice)
         if not look.digest:
             return None
-        repeats, words = _repeats(file)
-        given, fault = self.caption(file)
-        caption = given or self._instead(file, words, fault)
+        repeats, folder_name = _repeats(file)
+        text, fault = self.caption(file)
+        caption = text or self._instead(file, folder_name, fault)
         if caption is None:
             return None
         mask = self._mask(file, look)
         return Example(file, caption, look.size, repeats, mask=mask, digest=look.digest)
 
     def caption(self, file: Path) -> tuple[str, Problem | None]:
-        """What a caption file or a table says; '' for nothing, and what is wrong with the file."""
+        """Return (caption of a picture from its caption file or table, '' for none; the problem of
+        that file). Problems are noted."""
         caption = self.captions.read(file)
         self.problems += caption.problems
         lines = caption.learnt
         if lines != [*caption.lines]:
-            what = "has escapes such as \\( in its caption, which are learnt as the signs alone"
-            self.problem(file, what, "a prompt that says \\( means the same")
-        if caption.fault and caption.lines and caption.fault.what != EMPTY:
-            self.problem(caption.fault.path, caption.fault.what)
+            message = "has escapes such as \\( in its caption, which are learnt as the signs alone"
+            self.problem(file, message, "a prompt that says \\( means the same")
+        if caption.fault and caption.lines and caption.fault.message != EMPTY:
+            self.problem(caption.fault.path, caption.fault.message)
         return self._joined(lines), caption.fault
 
     def _joined(self, lines: list[str]) -> str:
@@ -225,21 +236,22 @@ class _Scan:
             return " ".join(lines)
         return "\n".join(lines if self.reading.lines == "random" else lines[:1])
 
-    def _instead(self, file: Path, words: str, fault: Problem | None) -> str | None:
+    def _instead(self, file: Path, folder_name: str, fault: Problem | None) -> str | None:
         """The caption of a picture that has none; None when it is not used."""
         missing, caption = self.reading.missing, None
         if missing in ("leave_out", "refuse"):
             self.bare.append(file)
             done = Message("left out")
-        elif missing == "folder" and words:
-            caption, done = words, Message("captioned {words!r} after its folder", words=words)
+        elif missing == "folder" and folder_name:
+            caption = folder_name
+            done = Message("captioned {caption!r} after its folder", caption=caption)
         elif missing == "file_name" and (named := _as_words(file.stem)):
-            caption, done = named, Message("captioned {words!r} after its name", words=named)
+            caption, done = named, Message("captioned {caption!r} after its name", caption=named)
         else:
             caption, done = "", Message("learnt by the trigger word alone, if any")
         if fault:
-            what = Message("{why}; its picture is {done}", why=fault.what, done=done)
-            self.problem(fault.path, what, ADVICE)
+            message = Message("{why}; its picture is {done}", why=fault.message, done=done)
+            self.problem(fault.path, message, ADVICE)
         else:
             self.problem(file, Message("has no caption; {done}", done=done), ADVICE)
         return caption
@@ -249,16 +261,16 @@ class _Scan:
         mask = self.masks.get(keys_of(file)[0])
         if mask is None:
             return file if self.reading.alpha_masks and look.see_through else None
-        theirs = look_at(mask)
-        if not theirs.digest:
-            what = "{why}; {picture} is learnt without a mask"
-            self.problem(mask, Message(what, why=theirs.what, picture=file.name))
+        mask_stats = read_image_stats(mask)
+        if not mask_stats.digest:
+            message = "{why}; {picture} is learnt without a mask"
+            self.problem(mask, Message(message, why=mask_stats.problem, picture=file.name))
             return None
-        shape = theirs.size[0] * look.size[1], theirs.size[1] * look.size[0]
+        shape = mask_stats.size[0] * look.size[1], mask_stats.size[1] * look.size[0]
         if abs(shape[0] - shape[1]) > 0.02 * max(shape):
-            what = "has another shape than {picture}, which is learnt without a mask"
+            message = "has another shape than {picture}, which is learnt without a mask"
             advice = "save the mask in the picture's size"
-            self.problem(mask, Message(what, picture=file.name), advice)
+            self.problem(mask, Message(message, picture=file.name), advice)
             return None
         return mask
 
@@ -267,7 +279,7 @@ class _Scan:
         pictures = [
             file
             for file, look in zip(self.candidates, looks, strict=True)
-            if look.digest or look.what
+            if look.digest or look.problem
         ]
         known = {key for picture in pictures for key in keys_of(picture)}
         for key, file in (*self.captions.texts.items(), *self.masks.items()):
@@ -285,7 +297,7 @@ def black_masks(examples: Iterable[Example]) -> list[Problem]:
         try:
             brightest = load(example.mask).getextrema()[1]
         except BROKEN:
-            continue  # said where it is used
+            continue  # reported where the mask is used
         if brightest == 0:
             problems.append(Problem(example.image, "is masked altogether: nothing of it is learnt"))
     return problems
@@ -294,13 +306,15 @@ def black_masks(examples: Iterable[Example]) -> list[Problem]:
 def _nothing_usable(path: Path, files: list[Path], problems: list[Problem]) -> str:
     kinds = Counter(file.suffix.lower() or "no suffix" for file in files)
     counts = [f"{count} x {kind}" for kind, count in sorted(kinds.items())]
-    first = next((p for p in problems if p.what != UNUSED), None)
+    first = next((p for p in problems if p.message != UNUSED), None)
     return Message(
         "no usable picture in {folder}: found {kinds}.{first} Put {formats} pictures there, each "
         "with a caption of the same name in a {suffix} file",
         folder=path,
         kinds=counts or ["no files"],
-        first=Message(" {file} {what}.", file=first.path.name, what=first.what) if first else "",
-        formats=FORMATS_SAID,
+        first=Message(" {file} {problem}.", file=first.path.name, problem=first.message)
+        if first
+        else "",
+        formats=FORMATS_TEXT,
         suffix=CAPTION_SUFFIXES[0],
     )

@@ -31,21 +31,21 @@ class ImageView(NamedTuple):
         return self._asdict()
 
 
-def dice(seed: int, *stream: int | str) -> random.Random:
+def seeded_random(seed: int, *stream: int | str) -> random.Random:
     """Randomness of one stream, such as (seed, step, picture): a pure function of the arguments.
     `device.generator_for` for those who do without torch."""
     digest = hashlib.sha256(json.dumps([seed, *stream]).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
-def views_of(settings: TrainSettings, picture: str) -> tuple[ImageView, ...]:
+def image_views(settings: TrainSettings, picture: str) -> tuple[ImageView, ...]:
     """The views of a picture, `picture` being what tells it from others; its mirror images, if
     asked for, each after the view that they mirror."""
     paper = "black" if settings.transparency == "black" else "white"
     moves, colours = settings.crop_jitter, settings.colour_jitter
     views: list[ImageView] = []
     for variant in range(settings.picture_variants if moves or colours else 1):
-        rng = dice(settings.seed, "view", variant, picture) if variant else None
+        rng = seeded_random(settings.seed, "view", variant, picture) if variant else None
         view = ImageView(_centre(rng, moves), False, _factors(rng, colours), paper)
         views += [view, view._replace(mirrored=True)] if settings.flip else [view]
     return tuple(views)

@@ -1,4 +1,4 @@
-"""A picture file opened: its pixels upright, whatever else the file carries."""
+"""Image files: decoding, upright, whatever other data the file carries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sdlora.data.side_data import exif_bytes, orientation_of, without_side_data
 from sdlora.messages import Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")
-FORMATS_SAID = "PNG, JPEG, WebP, AVIF or BMP"
+FORMATS_TEXT = "PNG, JPEG, WebP, AVIF or BMP"
 MAX_PIXELS = 80_000_000  # below the size at which Pillow itself starts to warn of bombs
-_MOST = MAX_PIXELS // 1_000_000
+_MAX_MEGAPIXELS = MAX_PIXELS // 1_000_000
 # All that reading a picture file raises: what Pillow raises beyond these becomes a ValueError.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-# What files that are none of FORMATS begin with, and what their owner calls them.
-_OTHERS = (
+# (first bytes, their place, name) of file formats that are not read.
+_FOREIGN_FORMATS = (
     (b"GIF8", 0, "a GIF picture"),
     (b"II*\0", 0, "a TIFF picture"),
     (b"MM\0*", 0, "a TIFF picture"),
@@ -37,7 +37,7 @@ _OTHERS = (
     (b"version https://git-lfs", 0, "a Git LFS pointer, not the picture itself"),
 )
 # Orientation (EXIF 2.32, tag 0x0112) -> how to turn the picture upright.
-_TURNS = {
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,7 +66,7 @@ class Picture(NamedTuple):
 
     @property
     def remark(self) -> str:
-        """What is to be said of a picture that is used."""
+        """Message about a picture that is used; '' for none."""
         remarks = []
         if self.damaged:
             template = "has damaged EXIF or other side data; its pixels are used"
@@ -80,10 +80,10 @@ class Picture(NamedTuple):
 
 
 def read_picture(source: Path | bytes) -> Picture:
-    """The picture of a file or of its bytes, decoded to its end. Raises one of BROKEN."""
+    """Return the picture of a file or of its bytes, decoded to its end. Raises one of BROKEN."""
     raw = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return _upright(_decoded(raw), raw)
+        return _upright(_decode_image(raw), raw)
     except TooLarge:
         raise
     except BROKEN:
@@ -91,7 +91,7 @@ def read_picture(source: Path | bytes) -> Picture:
         if bare == raw:
             raise
         try:
-            image = _decoded(bare)
+            image = _decode_image(bare)
         except BROKEN:
             image = None
         if image is None:
@@ -99,11 +99,11 @@ def read_picture(source: Path | bytes) -> Picture:
     return _upright(image, raw, damaged=True)
 
 
-def other_kind(start: bytes) -> str:
-    """What a file is that starts so and that none of FORMATS can read."""
+def foreign_format(start: bytes) -> str:
+    """Return the name of a file's format, which is none of FORMATS, from its first bytes."""
     if not start:
         return "an empty file"
-    names = (name for mark, at, name in _OTHERS if start[at : at + len(mark)] == mark)
+    names = (name for mark, at, name in _FOREIGN_FORMATS if start[at : at + len(mark)] == mark)
     return next(names, "no picture that we can read")
 
 
@@ -116,16 +116,17 @@ def check_size(image: Image.Image) -> None:
     """Refuse a picture of too many pixels before it is decoded. TooLarge."""
     if (count := image.width * image.height) > MAX_PIXELS:
         millions = round(count / 1e6)
-        template = "it has {count} million pixels, more than the {most} that are read"
-        raise TooLarge(template, count=millions, most=_MOST)
+        template = "it has {count} million pixels, more than the {limit} that are read"
+        raise TooLarge(template, count=millions, limit=_MAX_MEGAPIXELS)
 
 
-def _decoded(raw: bytes) -> Image.Image:
+def _decode_image(raw: bytes) -> Image.Image:
     with parsing(*BROKEN), io.BytesIO(raw) as file:
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError:
-            raise TooLarge("it has more than {most} million pixels", most=_MOST) from None
+            template = "it has more than {limit} million pixels"
+            raise TooLarge(template, limit=_MAX_MEGAPIXELS) from None
         check_size(image)
         image.load()
         return image
@@ -140,8 +141,10 @@ def _upright(image: Image.Image, raw: bytes, damaged: bool = False) -> Picture:
     if orientation is None:
         exif = image.info.get("exif")
         orientation = orientation_of(exif if isinstance(exif, bytes) else exif_bytes(raw))
-        damaged = damaged or orientation in _TURNS  # Pillow would have read it from a sound one
-    turn = _TURNS.get(orientation)
+        damaged = (
+            damaged or orientation in _ORIENTATIONS
+        )  # Pillow would have read it from a sound one
+    turn = _ORIENTATIONS.get(orientation)
     if turn is None:
         return Picture(image, damaged, moves=moves)
     return Picture(image.transpose(turn), damaged, turned=True, moves=moves)
@@ -153,9 +156,9 @@ def _orientation(image: Image.Image) -> int | None:
     with parsing():
         exif = image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation)
-        if orientation in _TURNS and "exif" in image.info:
+        if orientation in _ORIENTATIONS and "exif" in image.info:
             exif.tobytes()  # raises where a value is not what its type says
-        return None if orientation is None else orientation if orientation in _TURNS else 1
+        return None if orientation is None else orientation if orientation in _ORIENTATIONS else 1
 
 
 _MOVING = frozenset({"PNG", "WEBP", "AVIF"})

@@ -1,4 +1,4 @@
-"""One look at a file: whether it is a picture that can be used, and what can be told of it."""
+"""Statistics of one image file: usable or not, its size, hash, fingerprint and sharpness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import UnidentifiedImageError
 
 from sdlora.data.image_files import (
     BROKEN,
-    FORMATS_SAID,
+    FORMATS_TEXT,
     Picture,
     TooLarge,
-    other_kind,
+    foreign_format,
     read_picture,
 )
 from sdlora.data.images import as_shown
@@ -32,47 +32,48 @@ MAX_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class ImageStats:
-    """A usable picture has a `size`, (width, height) upright; else `what` says why it is none,
-    '' for a file that nobody takes for one. `digest` is the sha256 of its bytes."""
+    """Statistics of a file. A usable picture has a `size`, (width, height) upright; else `problem`
+    says why it cannot be used, '' for a file that nobody takes for a picture. `digest` is the
+    sha256 of its bytes."""
 
     size: tuple[int, int] = (0, 0)
     digest: str = ""
     print: Fingerprint = Fingerprint()
-    edges: float = 0.0  # how wide its sharpest edges are: likeness.edge_width
+    edges: float = 0.0  # width of its sharpest edges: near_duplicates.edge_width
     see_through: bool = False
-    what: str = ""
+    problem: str = ""
     advice: str = ""
 
 
-def look_at(file: Path) -> ImageStats:
-    """The file, decoded to its end, since only that finds a truncated one; remembered while it
-    does not change."""
+def read_image_stats(file: Path) -> ImageStats:
+    """Return the statistics of a file, decoded to its end, since only that finds a truncated one;
+    cached while the file does not change."""
     try:
         stat = file.stat()
     except OSError as error:
-        return ImageStats(what=Message("cannot be read: {why}", why=error.strerror))
+        return ImageStats(problem=Message("cannot be read: {why}", why=error.strerror))
     return _look(file, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=20_000)
 def _look(file: Path, _mtime_ns: int, size: int) -> ImageStats:
-    again = Message("save it as {formats}", formats=FORMATS_SAID)
+    again = Message("save it as {formats}", formats=FORMATS_TEXT)
     if size > MAX_BYTES:
-        what = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
-        return ImageStats(what=what, advice=again)
+        problem = Message("has {mib} MiB, too many for a picture", mib=size // 2**20)
+        return ImageStats(problem=problem, advice=again)
     try:
         raw = file.read_bytes()
         return _seen(read_picture(raw), hashlib.sha256(raw).hexdigest())
     except UnidentifiedImageError:
         if file.suffix.lower() not in PICTURE_SUFFIXES:
             return ImageStats()
-        return ImageStats(what=Message("is {kind}", kind=other_kind(raw[:32])), advice=again)
+        return ImageStats(problem=Message("is {kind}", kind=foreign_format(raw[:32])), advice=again)
     except TooLarge as error:
         advice = "make it smaller: a training looks at a million pixels of it or so"
-        return ImageStats(what=Message("cannot be read: {why}", why=error), advice=advice)
+        return ImageStats(problem=Message("cannot be read: {why}", why=error), advice=advice)
     except BROKEN as error:
-        advice = Message("save it again as {formats}", formats=FORMATS_SAID)
-        return ImageStats(what=Message("cannot be read: {why}", why=error), advice=advice)
+        advice = Message("save it again as {formats}", formats=FORMATS_TEXT)
+        return ImageStats(problem=Message("cannot be read: {why}", why=error), advice=advice)
 
 
 def _seen(picture: Picture, digest: str) -> ImageStats:
@@ -85,5 +86,5 @@ def _seen(picture: Picture, digest: str) -> ImageStats:
         print=fingerprint(shown),
         edges=edge_width(shown),
         see_through=alpha is not None and alpha.getextrema() != (255, 255),
-        what=picture.remark,
+        problem=picture.remark,
     )

@@ -33,13 +33,14 @@ def as_shown(image: Image.Image, paper: str = "white") -> Image.Image:
     if not image.has_transparency_data:
         return opaque
     # Taking the alpha channel off would uncover the colours it hides.
-    sheet = Image.new("RGB", image.size, paper)
-    sheet.paste(opaque, mask=_alpha(image))
-    return sheet
+    background = Image.new("RGB", image.size, paper)
+    background.paste(opaque, mask=_alpha(image))
+    return background
 
 
 def load_alpha(path: Path) -> Image.Image:
-    """What can be seen of the picture: white where it is opaque (mode L). Raises one of BROKEN."""
+    """Return the alpha channel of the picture: white where it is opaque (mode L). Raises one of
+    BROKEN."""
     image = read_picture(path).image
     return _alpha(image) if image.has_transparency_data else Image.new("L", image.size, "white")
 

@@ -1,5 +1,5 @@
-"""Captions in JSON files, where they plainly are captions: NAME.json beside a picture, and the
-metadata files of kohya's sd-scripts (finetune/merge_captions_to_metadata.py), picture -> caption.
+"""Captions in JSON files: NAME.json beside a picture, and the metadata files of kohya's sd-scripts
+(finetune/merge_captions_to_metadata.py), picture -> caption.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SURE = ("caption", "text", "prompt")  # other columns are captions only where n
 
 
 def read_sidecar(path: Path) -> str:
-    """The caption that a JSON file beside a picture holds. UnreadTextError: it plainly
-    holds none."""
+    """Return the caption that a JSON file beside a picture holds. UnreadTextError: the file holds
+    nothing that is clearly a caption."""
     value = _parsed(path)
     if isinstance(value, dict):
         plain = value.keys() <= {*TEXT_COLUMNS, *FILE_COLUMNS}
@@ -35,8 +35,8 @@ def read_sidecar(path: Path) -> str:
 
 
 def read_json_table(path: Path, pictures: Iterable[Path]) -> Table:
-    """Captions of the pictures of a folder, by their paths or bare names, or as rows of a table.
-    What it says of pictures elsewhere is left out, since such files describe several folders."""
+    """Return captions of the pictures of a folder, by their paths or bare names, or as rows of a
+    table. Rows about pictures elsewhere are left out, since such files describe several folders."""
     table = Table(path)
     try:
         value = _parsed(path)
@@ -55,7 +55,7 @@ def read_json_table(path: Path, pictures: Iterable[Path]) -> Table:
             table.fault(fault, line)
         if text:
             table.captions[file] = text
-    table.problems, table.faults = table.told(), {}
+    table.problems, table.faults = table.messages(), {}
     if not table.captions:
         table.problems.append(Message("holds no captions of these pictures; it is not read"))
     return table
@@ -83,7 +83,7 @@ def _rows(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _kohya_caption(row: Any) -> Any:
-    """The caption of a row: with its tags behind it, as sd-scripts reads them together
+    """Return the caption of a row with its tags behind it, as sd-scripts reads them together
     (library/train_util.py, FineTuningDataset)."""
     if not isinstance(row, Mapping):
         return row

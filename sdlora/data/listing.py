@@ -37,20 +37,20 @@ def list_files(root: Path, excluded: Sequence[Path] = ()) -> Listing:
     return _Walk(root, excluded).listing()
 
 
-def is_unasked(name: str) -> bool:
-    """Whether a file or folder of this name is one that nobody misses."""
+def is_system_file(name: str) -> bool:
+    """Return True for a hidden file or one that a system adds by itself."""
     return name.startswith(_UNASKED) or name.lower() in _SERVER_FILES
 
 
 def is_server_folder(name: str) -> bool:
-    """Whether a folder of this name holds small copies or deleted files of a file server."""
+    """Return True for a folder in which a file server has thumbnails or deleted files."""
     return name.lower() in _SERVER_FOLDERS
 
 
 class _Walk:
     def __init__(self, root: Path, excluded: Sequence[Path]) -> None:
         self.root, self.excluded = root, tuple(excluded)
-        self.found = Listing()
+        self.result = Listing()
         self.seen: set[Identity] = set()
         self.links: deque[Path] = deque()
 
@@ -62,29 +62,29 @@ class _Walk:
                 self._link(link)
             except OSError as error:
                 self._problem(link, Message("cannot be read: {why}", why=error.strerror))
-        self.found.files.sort(key=Path.as_posix)  # the same on systems that ignore case
-        return self.found
+        self.result.files.sort(key=Path.as_posix)  # the same on systems that ignore case
+        return self.result
 
-    def _problem(self, path: Path, what: str, advice: str = "") -> None:
-        self.found.problems.append(Problem(path, what, advice))
+    def _problem(self, path: Path, message: str, advice: str = "") -> None:
+        self.result.problems.append(Problem(path, message, advice))
 
     def _folder(self, folder: Path) -> None:
-        waiting = [folder]
-        while waiting:
-            place = waiting.pop()
+        pending = [folder]
+        while pending:
+            current = pending.pop()
             try:
-                self.seen.add(_identity(place))
-                entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+                self.seen.add(_identity(current))
+                entries = sorted(os.scandir(current), key=lambda entry: entry.name)
             except OSError as error:
-                self._problem(place, Message("cannot be read: {why}", why=error.strerror))
+                self._problem(current, Message("cannot be read: {why}", why=error.strerror))
                 continue
-            folders = (self._entry(entry) for entry in entries if not is_unasked(entry.name))
-            waiting += [path for path in folders if path]
-            if len(self.found.files) > MAX_FILES:
-                what = Message(
+            folders = (self._entry(entry) for entry in entries if not is_system_file(entry.name))
+            pending += [path for path in folders if path]
+            if len(self.result.files) > MAX_FILES:
+                message = Message(
                     "holds more than {count} files; the rest is left out", count=MAX_FILES
                 )
-                self._problem(folder, what, "give the folder that the pictures are in")
+                self._problem(folder, message, "give the folder that the pictures are in")
                 return
 
     def _entry(self, entry: os.DirEntry[str]) -> Path | None:
@@ -96,7 +96,7 @@ class _Walk:
             is_link, is_folder = entry.is_symlink(), entry.is_dir()
             if not is_folder:
                 if entry.is_file():
-                    self.found.files.append(path)
+                    self.result.files.append(path)
                 elif is_link:
                     self._problem(path, "is a link to a file that is not there")
                 return None
@@ -104,8 +104,8 @@ class _Walk:
             self._problem(path, Message("cannot be read: {why}", why=error.strerror))
             return None
         if is_server_folder(entry.name):
-            what = "is left out: it holds small copies or deleted files of a file server"
-            self._problem(path, what)
+            message = "is left out: it holds small copies or deleted files of a file server"
+            self._problem(path, message)
             return None
         if is_link:
             self.links.append(path)
@@ -115,8 +115,10 @@ class _Walk:
     def _link(self, link: Path) -> None:
         target = link.resolve()
         if self.root.resolve().is_relative_to(target) or target == Path.home().resolve():
-            what = "is a link to a folder that this one lies in, or to a home; it is not followed"
-            self._problem(link, what, "link to the folder that the pictures are in")
+            message = (
+                "is a link to a folder that this one lies in, or to a home; it is not followed"
+            )
+            self._problem(link, message, "link to the folder that the pictures are in")
         elif _identity(target) in self.seen:
             self._problem(link, "is a link to a folder that is read already")
         else:

@@ -1,5 +1,4 @@
-"""What can be measured of a picture without knowing what it shows: whether two are alike, and
-whether one is blurred."""
+"""Near-duplicates and blur, from the pixels alone: picture fingerprints and the width of edges."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class Fingerprint(NamedTuple):
 
 
 class DuplicateMatch(NamedTuple):
-    """A picture that looks the same, by its place; or would, mirrored."""
+    """Index of an earlier picture that looks the same, or would if mirrored."""
 
     other: int
     mirrored: bool
@@ -53,21 +52,22 @@ def _bits(pixels: NDArray[np.int16]) -> bytes:
 
 
 def near_duplicates(prints: Sequence[Fingerprint]) -> dict[int, DuplicateMatch]:
-    """Place -> the first one before it that looks the same, else that does mirrored."""
+    """Return index -> the first picture before it that looks the same, else the first that does
+    when mirrored."""
     bits = _bytes([p.bits for p in prints]).reshape(-1, 16)
     mirrored = _bytes([p.mirrored for p in prints]).reshape(-1, 16)
     colours = _bytes([p.colours for p in prints]).reshape(-1, _SIDE, _SIDE, 3).astype(np.float32)
-    found: dict[int, DuplicateMatch] = {}
-    for place in range(1, len(prints)):
-        for turned, its in enumerate((bits, mirrored)):
-            apart = np.bitwise_count(its[:place] ^ bits[place]).sum(1)
-            seen = colours[place][:, ::-1] if turned else colours[place]
-            close = (int(other) for other in np.flatnonzero(apart <= ALIKE_BITS))
-            alike = (other for other in close if _rms(seen - colours[other]) <= ALIKE_COLOUR)
+    matches: dict[int, DuplicateMatch] = {}
+    for index in range(1, len(prints)):
+        for flipped, candidates in enumerate((bits, mirrored)):
+            distance = np.bitwise_count(candidates[:index] ^ bits[index]).sum(1)
+            own_colours = colours[index][:, ::-1] if flipped else colours[index]
+            close = (int(other) for other in np.flatnonzero(distance <= ALIKE_BITS))
+            alike = (other for other in close if _rms(own_colours - colours[other]) <= ALIKE_COLOUR)
             if (first := next(alike, None)) is not None:
-                found[place] = DuplicateMatch(first, bool(turned))
+                matches[index] = DuplicateMatch(first, bool(flipped))
                 break
-    return found
+    return matches
 
 
 def _bytes(prints: Sequence[bytes]) -> NDArray[np.uint8]:
@@ -79,9 +79,9 @@ def _rms(difference: NDArray[np.float32]) -> float:
 
 
 def edge_width(image: Image.Image) -> float:
-    """How wide the sharpest edges are, in pixels of the picture at 512 x 512 pixels' area or less:
-    the range of its brightness over its steepest slopes. A step is about 1; a picture of one colour
-    has no edges and counts as 0."""
+    """Return the width of the sharpest edges, in pixels of the picture at 512 x 512 pixels' area or
+    less: the range of its brightness over its steepest slopes. A step is about 1; a picture of one
+    colour has no edges and counts as 0."""
     scale = min(1.0, (512 * 512 / (image.width * image.height)) ** 0.5)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     pixels = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), np.float32)

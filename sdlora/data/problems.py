@@ -1,4 +1,5 @@
-"""Files that are not used as their owner meant, and how a run says so."""
+"""Problems of a dataset: files that are not used as their owner meant, and the warnings of a
+run."""
 
 from __future__ import annotations
 
@@ -12,38 +13,44 @@ from sdlora.messages import Message
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that is not used as its owner meant: the sentence is 'NAME WHAT', then the advice."""
+    """File that is not used as its owner meant, with a message that goes on from the file's name
+    ('is damaged'), and advice."""
 
     path: Path
-    what: str
+    message: str
     advice: str = ""
 
-    def warned(self) -> Warned:
-        """The problem as a run says it."""
+    def to_warning(self) -> Warned:
+        """Return the problem as a warning event."""
         return Warned(self._named, self.advice)
 
     @property
     def _named(self) -> Message:
-        return Message("{file} {what}", file=self.path.name, what=self.what)
+        return Message("{file} {problem}", file=self.path.name, problem=self.message)
 
-    def beside(self, picture: Path) -> str:
-        """What is said where the picture is named already: the name of another file goes first."""
-        return self.what if self.path == picture else self._named
+    def message_beside(self, picture: Path) -> str:
+        """Return the message for a place that names the picture already: the name of another file
+        goes first."""
+        return self.message if self.path == picture else self._named
 
 
-def grouped(problems: Iterable[Problem], most: int = 3) -> list[Warned]:
-    """The problems as a run says them; one that many files have is said once."""
+def to_warnings(problems: Iterable[Problem], limit: int = 3) -> list[Warned]:
+    """Return the problems as warning events; a problem of more than `limit` files becomes one
+    event."""
     alike: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
-        alike.setdefault((problem.what, problem.advice), []).append(problem)
+        alike.setdefault((problem.message, problem.advice), []).append(problem)
     warnings: list[Warned] = []
-    for (what, advice), same in alike.items():
-        if len(same) <= most:
-            warnings += [problem.warned() for problem in same]
+    for (message, advice), sharing in alike.items():
+        if len(sharing) <= limit:
+            warnings += [problem.to_warning() for problem in sharing]
             continue
-        names = [problem.path.name for problem in same[:most]]
-        message = Message(
-            "{count} files ({names} ...): each {what}", count=len(same), names=names, what=what
+        names = [problem.path.name for problem in sharing[:limit]]
+        summary = Message(
+            "{count} files ({names} ...): each {problem}",
+            count=len(sharing),
+            names=names,
+            problem=message,
         )
-        warnings.append(Warned(message, advice))
+        warnings.append(Warned(summary, advice))
     return warnings

@@ -1,6 +1,5 @@
-"""What a training would do with its pictures, before it starts: every one with its bucket, cut and
-caption, all that is wrong, and how long it goes on. No torch; the list is the training's own.
-"""
+"""Dataset report: every picture as a training would see it, with its bucket, crop and caption, all
+problems, and the length of the training. No torch; the list is the training's own."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdlora.data.buckets import Bucket, BucketCrop, assign_buckets, cut_of
+from sdlora.data.buckets import Bucket, BucketCrop, assign_buckets, bucket_crop
 from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
-from sdlora.data.dataset import gather
+from sdlora.data.dataset import read_dataset
 from sdlora.data.folder import MASK_MARK, Example, Problem
-from sdlora.data.validation_split import divide
+from sdlora.data.validation_split import split_dataset
 from sdlora.errors import ModelError
 from sdlora.lora.format.metadata import count_tags
 from sdlora.messages import Message, Setting
@@ -34,8 +33,8 @@ COMMON_SHARE = 0.6
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """A picture as the training will see it. `caption` is what is read when nothing is drawn, and
-    `drawn` is how else it may be worded; `tokens` is None when the model is not here."""
+    """A picture as the training will see it. `caption` is the text without augmentation, and
+    `drawn` are its augmented texts; `tokens` is None when the model is not on this computer."""
 
     example: Example
     bucket: Bucket
@@ -56,15 +55,15 @@ class CaptionRow:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """The row for programs."""
-        its = self.example
+        """Row as plain JSON types."""
+        example = self.example
         return {
-            "picture": str(its.image), "size": its.size, "bucket": self.bucket,
+            "picture": str(example.image), "size": example.size, "bucket": self.bucket,
             "cut": [round(part, 1) for part in self.cut[:4]], "scale": round(self.cut.scale, 4),
             "caption": self.caption, "drawn": self.drawn, "tokens": self.tokens,
             "chunks": self.chunks,
-            "repeats": its.repeats, "regularisation": its.regularisation,
-            "mask": str(its.mask) if its.mask else None, "sha256": its.digest,
+            "repeats": example.repeats, "regularisation": example.regularisation,
+            "mask": str(example.mask) if example.mask else None, "sha256": example.digest,
             "held_out": self.held_out,
             "problems": [{"file": str(p.path), **_as_json(p)} for p in self.problems],
         }  # fmt: skip
@@ -72,8 +71,8 @@ class CaptionRow:
 
 @dataclass(frozen=True)
 class Preflight:
-    """All rows in the order of the training, `others`: problems of files that are no row, and
-    `general` ones of the set as a whole."""
+    """Report of a dataset: all rows in the order of the training, `others`: problems of files that
+    are no row, and `general` ones of the set as a whole."""
 
     settings: TrainSettings
     rows: tuple[CaptionRow, ...]
@@ -85,7 +84,7 @@ class Preflight:
 
     @cached_property
     def buckets(self) -> dict[Bucket, int]:
-        """How many pictures are trained at which size, repeats not counted."""
+        """Number of pictures per bucket, repeats not counted."""
         return dict(sorted(Counter(row.bucket for row in self.learnt).items()))
 
     @property
@@ -104,17 +103,17 @@ class Preflight:
 
     @property
     def rounds(self) -> float:
-        """How often every picture is seen, per repeat."""
+        """Number of times that every picture is seen, per repeat."""
         return self.settings.steps / self.steps_per_round
 
     @property
     def tags(self) -> dict[str, int]:
-        """How many captions have which tag, the most frequent first."""
+        """Number of captions per tag, the most frequent tag first."""
         return count_tags(row.caption for row in self.learnt if not row.example.regularisation)
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """All but the rows, for programs."""
+        """Report without its rows, as plain JSON types."""
         return {
             "pictures": len(self.rows), "trigger": self.trigger, "resolution": self.resolution,
             "buckets": [[*bucket, count] for bucket, count in self.buckets.items()],
@@ -126,61 +125,70 @@ class Preflight:
 
 
 def _as_json(problem: Problem) -> dict[str, str]:
-    return {"what": problem.what, "advice": problem.advice}
+    return {"what": problem.message, "advice": problem.advice}
 
 
-def check(settings: TrainSettings, workspace: Workspace) -> Preflight:
-    """Look at all that a training with these settings, presets included, would start from.
-    DataError: it would not start."""
+def check_dataset(settings: TrainSettings, workspace: Workspace) -> Preflight:
+    """Return the report of the dataset of a training with these settings, presets included.
+    DataError: the training would not start."""
     model = _Model(Path(workspace.model_source(settings.model)))
-    gathered = gather(settings, workspace)
+    dataset = read_dataset(settings, workspace)
     resolution = settings.resolution or model.resolution
-    assigned, resized = assign_buckets(gathered.examples, resolution, settings.upscale)
-    buckets = {id(example): bucket for bucket, some in assigned.items() for example in some}
-    problems = _by_picture(gathered.examples, [*gathered.problems, *resized])
-    split = divide(gathered, settings, workspace)
+    assigned, resized = assign_buckets(dataset.examples, resolution, settings.upscale)
+    buckets = {id(example): bucket for bucket, group in assigned.items() for example in group}
+    problems = _by_picture(dataset.examples, [*dataset.problems, *resized])
+    split = split_dataset(dataset, settings, workspace)
     learnt = {id(example) for example in split.learnt}
-    wording = CaptionAugmenter(settings, gathered.lists)
+    augmenter = CaptionAugmenter(settings, dataset.lists)
     rows = []
-    for example in gathered.examples:
-        bucket, own = buckets[id(example)], not example.regularisation
-        caption = wording.plain(example.caption, own)
-        drawn = wording.variants(example.caption, example.digest, own)
-        wrong = problems.pop(example.image, [])
-        cut, other = cut_of(example.size, bucket), tuple(dict.fromkeys(drawn))
-        said = caption, other, *model.count(caption), tuple(wrong)
-        rows.append(CaptionRow(example, bucket, cut, *said, held_out=id(example) not in learnt))
-    general = [*model.problems, *_about_trigger(gathered.trigger, model, Path(settings.data))]
+    for example in dataset.examples:
+        caption = augmenter.plain(example.caption, not example.regularisation)
+        drawn = augmenter.variants(example.caption, example.digest, not example.regularisation)
+        bucket, (tokens, chunks) = buckets[id(example)], model.count(caption)
+        row = CaptionRow(
+            example, bucket, bucket_crop(example.size, bucket), caption,
+            drawn=tuple(dict.fromkeys(drawn)), tokens=tokens, chunks=chunks,
+            problems=tuple(problems.pop(example.image, ())),
+            held_out=id(example) not in learnt,
+        )  # fmt: skip
+        rows.append(row)
+    general = [*model.problems, *_about_trigger(dataset.trigger, model, Path(settings.data))]
     general += split.problems
-    others = tuple(problem for some in problems.values() for problem in some)
-    found = gathered.trigger, resolution, gathered.lists
-    report = Preflight(settings, tuple(rows), others, tuple(general), *found)
+    report = Preflight(
+        settings=settings,
+        rows=tuple(rows),
+        others=tuple(problem for group in problems.values() for problem in group),
+        general=tuple(general),
+        trigger=dataset.trigger,
+        resolution=resolution,
+        lists=dataset.lists,
+    )
     return replace(report, settings=in_steps(settings, report.steps_per_round))
 
 
 def _by_picture(
     examples: Iterable[Example], problems: Iterable[Problem]
 ) -> dict[Path, list[Problem]]:
-    """Problems by the picture they are about, those of its caption among them; by their own file
-    where it belongs to no picture."""
+    """Return problems by the picture that they are about, those of its caption among them; by their
+    own file where it belongs to no picture."""
     images = [example.image for example in examples]
     owners = {image.with_suffix(""): image for image in images} | {image: image for image in images}
-    found: dict[Path, list[Problem]] = {}
+    by_file: dict[Path, list[Problem]] = {}
     for problem in problems:
         stem = problem.path.with_suffix("") if problem.path.name else problem.path
         plain = stem.with_name(stem.name.removesuffix(MASK_MARK)) if stem.name else stem
-        about = owners.get(problem.path) or owners.get(plain) or problem.path
-        found.setdefault(about, []).append(problem)
-    return found
+        owner = owners.get(problem.path) or owners.get(plain) or problem.path
+        by_file.setdefault(owner, []).append(problem)
+    return by_file
 
 
 def _about_trigger(trigger: str, model: _Model, data: Path) -> list[Problem]:
     if not trigger:
-        what = "has no trigger word: its captions begin with nothing in common"
+        message = "has no trigger word: its captions begin with nothing in common"
         return [
             Problem(
                 data,
-                what,
+                message,
                 Message(
                     "choose one with {setting}, so that prompts can call it",
                     setting=Setting("trigger_word"),
@@ -189,14 +197,14 @@ def _about_trigger(trigger: str, model: _Model, data: Path) -> list[Problem]:
         ]
     if model.is_common(trigger):
         template = "has the trigger word {word!r}, which the model knows well already"
-        what = Message(template, word=trigger)
+        message = Message(template, word=trigger)
         advice = "choose a word that means nothing yet, so that its own meaning stays as it is"
-        return [Problem(data, what, advice)]
+        return [Problem(data, message, advice)]
     return []
 
 
 class _Model:
-    """What a model's folder tells without being opened."""
+    """Facts from a model folder's configuration files; the weights are not opened."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -208,8 +216,8 @@ class _Model:
             self.tokenize = open_tokenizer(folder)
         except (KeyError, TypeError, ModelError):
             template = "is not on this computer: {size} pixels are taken, tokens not counted"
-            what = Message(template, size=UNKNOWN_PX)
-            self.problems.append(Problem(folder, what, "they are known once it is downloaded"))
+            message = Message(template, size=UNKNOWN_PX)
+            self.problems.append(Problem(folder, message, "they are known once it is downloaded"))
 
     tokenize: Tokenize | None
 
@@ -220,16 +228,20 @@ class _Model:
         return len(self.tokenize(caption)), len(chunked([(caption, 1.0)], self.tokenize))
 
     def is_common(self, trigger: str) -> bool:
-        """Whether the trigger is one word that the model was told often."""
-        units, words = self._units(trigger), self._config("text_encoder").get("vocab_size", 0)
-        return len(units) == 1 and units[0].numbers[0] < COMMON_SHARE * words
+        """Return True if the trigger is one token, and a frequent one in the text that the
+        tokenizer was made from."""
+        units, vocabulary_size = (
+            self._units(trigger),
+            self._config("text_encoder").get("vocab_size", 0),
+        )
+        return len(units) == 1 and units[0].numbers[0] < COMMON_SHARE * vocabulary_size
 
     def _units(self, text: str) -> Sequence[Unit]:
         return self.tokenize(text) if self.tokenize else ()
 
     def _config(self, part: str) -> dict[str, Any]:
         try:
-            said = json_value((self.folder / part / "config.json").read_text(encoding="utf-8"))
+            config = json_value((self.folder / part / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return said if isinstance(said, dict) else {}
+        return config if isinstance(config, dict) else {}

@@ -1,5 +1,5 @@
-"""Data that a picture file carries beside its pixels: orientation, texts, resolution. It never
-decides whether the pixels are used.
+"""Side data of an image file, beside its pixels: orientation, texts, resolution. It never decides
+whether the pixels are used.
 
 EXIF is laid out as TIFF (CIPA DC-008-2019, 4.6): a header of 8 bytes that names the byte order and
 the place of a directory, which has a count and then rows of tag, type, count and value.
@@ -49,8 +49,8 @@ def exif_bytes(raw: bytes) -> bytes:
 
 
 def without_side_data(raw: bytes) -> bytes:
-    """The same picture without what stands beside its pixels; the colour profile of a JPEG stays,
-    and so does what a PNG needs to be shown."""
+    """Return the file's bytes with its pixels alone; the colour profile of a JPEG stays, and so
+    does what a PNG needs to be shown."""
     if raw.startswith(_JPEG):
         return _bare_jpeg(raw)
     if raw.startswith(_PNG):
@@ -66,18 +66,18 @@ def without_side_data(raw: bytes) -> bytes:
 def _bare_jpeg(raw: bytes) -> bytes:
     """Markers up to the scan (ITU T.81, B.1.1.2), of the application segments only JFIF, a colour
     profile and Adobe's, which says how the colours are coded."""
-    kept, place = [raw[:2]], 2
+    segments, place = [raw[:2]], 2
     while place + 4 <= len(raw) and raw[place] == 0xFF:
         marker = raw[place + 1]
         (length,) = struct.unpack_from(">H", raw, place + 2)
         segment = raw[place : place + 2 + length]
         beside = 0xE0 <= marker <= 0xEF or marker == 0xFE
         if not beside or marker in (0xE0, 0xEE) or segment[4:15] == b"ICC_PROFILE":
-            kept.append(segment)
+            segments.append(segment)
         place += 2 + length
         if marker == 0xDA:
             break
-    return b"".join([*kept, raw[place:]])
+    return b"".join([*segments, raw[place:]])
 
 
 def _png_chunks(raw: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

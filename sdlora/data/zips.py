@@ -1,7 +1,8 @@
-"""Zip archives of pictures: unpacked once, into a folder of their own, and with nothing believed.
+"""Zip archives of pictures: unpacked once, into a folder of their own, without trusting the
+archive.
 
-Only pictures, captions and tables come out. A member that leads elsewhere, is a link, is locked,
-is too large or inflates too much, or has a name that an earlier one has on some system, is left out
+Only pictures, captions and tables come out. A member that leads elsewhere, is a link, is locked, is
+too large or inflates too much, or has a name that an earlier one has on some system, is left out
 and named.
 """
 
@@ -23,42 +24,50 @@ from pathlib import Path, PurePosixPath
 
 from sdlora.data.caption_files import is_caption_file
 from sdlora.data.image_stats import PICTURE_SUFFIXES
-from sdlora.data.listing import is_server_folder, is_unasked
+from sdlora.data.listing import is_server_folder, is_system_file
 from sdlora.data.problems import Problem
 from sdlora.errors import DataError
 from sdlora.messages import Message
 
-MOST_MEMBERS = 20_000
-MOST_BYTES = 20 * 2**30  # inflated, all together
-MOST_RATIO = 200  # inflated to packed, of members above 1 MiB
-LONGEST_NAME = 120  # bytes of one part of a path
+MAX_MEMBERS = 20_000
+MAX_INFLATED_BYTES = 20 * 2**30  # inflated, all together
+MAX_INFLATE_RATIO = 200  # inflated to packed, of members above 1 MiB
+MAX_NAME_BYTES = 120  # of one part of a path
 MAX_PATH_BYTES = 400  # of all its parts: with the folder before them, below what a disk takes
 _BLOCK = 2**20
-_UNFIT = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_FORBIDDEN_CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_TOO_DEEP = Message("has a path of more than {most} bytes", most=MAX_PATH_BYTES)
+_TOO_DEEP = Message("has a path of more than {limit} bytes", limit=MAX_PATH_BYTES)
 _PROBLEMS = ".left_out.json"
 # Of one member; what a full or failing disk does ends the whole
-_OF_ITS_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST)
-_WRONG = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError)
+_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EEXIST)
+_UNPACK_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
 
 
 def unpack(archive: Path, into: Path) -> tuple[Path, list[Problem]]:
-    """The folder below `into` that holds the archive's pictures, made unless it is there already;
-    and what of the archive is not in it. DataError: it is no archive that can be used at all."""
+    """Return the folder below `into` that holds the archive's pictures, made unless it exists
+    already, and the problems of members that are left out. DataError: the archive cannot be
+    unpacked."""
     folder = into / f"{archive.stem[:60]}-{_digest(archive)}"
     if not (folder / _PROBLEMS).is_file():
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=into) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            left_out = _take_out(archive, made)
-            rows = [(name, what.to_json()) for name, what in left_out]
+            left_out = _extract_members(archive, made)
+            rows = [(name, reason.to_json()) for name, reason in left_out]
             (made / _PROBLEMS).write_text(json.dumps(rows), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)  # what was cut off before it was whole
             os.replace(made, folder)
-    said = json.loads((folder / _PROBLEMS).read_text(encoding="utf-8"))
-    return folder, [Problem(archive / name, Message.from_json(what)) for name, what in said]
+    rows = json.loads((folder / _PROBLEMS).read_text(encoding="utf-8"))
+    return folder, [Problem(archive / name, Message.from_json(reason)) for name, reason in rows]
 
 
 def _digest(archive: Path) -> str:
@@ -69,54 +78,56 @@ def _digest(archive: Path) -> str:
         raise DataError("{file} cannot be read: {why}", file=archive, why=error.strerror) from None
 
 
-def _take_out(archive: Path, into: Path) -> list[tuple[str, Message]]:
-    """Write the members that may come out; (name, why not) of all others."""
+def _extract_members(archive: Path, into: Path) -> list[tuple[str, Message]]:
+    """Write the members that may come out; returns (name, reason) of all others."""
     left_out: list[tuple[str, Message]] = []
-    taken: set[str] = set()
-    room = MOST_BYTES
+    written: set[str] = set()
+    budget = MAX_INFLATED_BYTES
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in _members(archive, opened):
-                name, what = _place(member)
-                if not what and _same(name) in taken:
-                    what = Message("has a name that another file has on some systems")
-                if not what and name.parts:
-                    taken.add(_same(name))
-                    what, size = _write(opened, member, into / name, room)
-                    room -= size
-                if what:
-                    left_out.append((_shown(member), Message("{what}; it is left out", what=what)))
-    except _WRONG as error:
+                name, reason = _target_path(member)
+                if not reason and _case_folded(name) in written:
+                    reason = Message("has a name that another file has on some systems")
+                if not reason and name.parts:
+                    written.add(_case_folded(name))
+                    reason, size = _extract_member(opened, member, into / name, budget)
+                    budget -= size
+                if reason:
+                    message = Message("{reason}; it is left out", reason=reason)
+                    left_out.append((_printable_name(member), message))
+    except _UNPACK_ERRORS as error:
         raise DataError("{file} cannot be unpacked: {why}", file=archive, why=error) from None
     return left_out
 
 
 def _members(archive: Path, opened: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
     members = opened.infolist()
-    if len(members) > MOST_MEMBERS:
-        template = "{file} cannot be unpacked: it has {count} files; {most} at most are taken out"
-        raise DataError(template, file=archive, count=len(members), most=MOST_MEMBERS)
+    if len(members) > MAX_MEMBERS:
+        template = "{file} cannot be unpacked: it has {count} files; {limit} at most are taken out"
+        raise DataError(template, file=archive, count=len(members), limit=MAX_MEMBERS)
     packed = sum(member.compress_size for member in members)
     if packed > archive.stat().st_size:
         raise ValueError("its files lie over one another, as in an archive made to do damage")
     return (member for member in members if not member.is_dir())
 
 
-def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, Message]:
-    """(where a member goes, why it does not); no place and no reason for what nobody misses."""
+def _target_path(member: zipfile.ZipInfo) -> tuple[PurePosixPath, Message]:
+    """Return (path of a member below the folder, reason to leave it out); neither for a hidden or
+    system file."""
     nowhere = PurePosixPath()
-    name = _decoded(member)
+    name = _member_name(member)
     parts = name.replace("\\", "/").split("/")
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
         return nowhere, Message("is a link or a device")
     if not parts[0] or re.match(r"[A-Za-z]:", parts[0]) or ".." in parts:
         return nowhere, Message("leads out of the archive")
     parts = [part for part in parts if part not in ("", ".")]
-    if any(is_unasked(part) or is_server_folder(part) for part in parts):
+    if any(is_system_file(part) or is_server_folder(part) for part in parts):
         return nowhere, Message("")  # what systems put into archives unasked
     if len(parts) > MAX_PATH_BYTES:
         return nowhere, _TOO_DEEP
-    path = PurePosixPath(*map(_fit, parts))
+    path = PurePosixPath(*map(_portable_part, parts))
     if len(path.as_posix().encode("utf-8", "replace")) > MAX_PATH_BYTES:
         return nowhere, _TOO_DEEP
     if path.suffix.lower() not in PICTURE_SUFFIXES and not is_caption_file(path.name):
@@ -124,8 +135,9 @@ def _place(member: zipfile.ZipInfo) -> tuple[PurePosixPath, Message]:
     return path, Message("")
 
 
-def _decoded(member: zipfile.ZipInfo) -> str:
-    """Its name; UTF-8 written without saying so, as by many tools, is read as UTF-8 too."""
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Return a member's name; UTF-8 written without the flag for it, as by many tools, is read as
+    UTF-8 too."""
     if member.flag_bits & 0x800:
         return member.filename
     try:
@@ -134,57 +146,57 @@ def _decoded(member: zipfile.ZipInfo) -> str:
         return member.filename
 
 
-def _fit(part: str) -> str:
-    """A part of a path as every system takes it; its end, where the suffix is, stays."""
-    tidy = _UNFIT.sub("_", unicodedata.normalize("NFC", part)).rstrip(" .") or "_"
+def _portable_part(part: str) -> str:
+    """Return a part of a path as every system takes it; its end, where the suffix is, stays."""
+    tidy = _FORBIDDEN_CHARACTERS.sub("_", unicodedata.normalize("NFC", part)).rstrip(" .") or "_"
     if _RESERVED.fullmatch(tidy):
         tidy = f"_{tidy}"
     raw = tidy.encode("utf-8", "replace")
-    if len(raw) > LONGEST_NAME:
+    if len(raw) > MAX_NAME_BYTES:
         mark = hashlib.sha256(PurePosixPath(tidy).stem.encode("utf-8", "replace")).hexdigest()[:8]
         suffix = PurePosixPath(tidy).suffix[:12]
-        tidy = f"{raw[: LONGEST_NAME - 24].decode('utf-8', 'ignore')}~{mark}{suffix}"
+        tidy = f"{raw[: MAX_NAME_BYTES - 24].decode('utf-8', 'ignore')}~{mark}{suffix}"
     return tidy
 
 
-def _same(path: PurePosixPath) -> str:
+def _case_folded(path: PurePosixPath) -> str:
     return path.as_posix().casefold()
 
 
-def _shown(member: zipfile.ZipInfo) -> str:
-    """A name that is safe to say."""
-    plain = _decoded(member).encode("utf-8", "replace").decode("utf-8")
+def _printable_name(member: zipfile.ZipInfo) -> str:
+    """Return a member's name without characters that a terminal or page cannot show."""
+    plain = _member_name(member).encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() else "_" for c in plain).replace("/", "_")[:120]
 
 
-def _write(
-    opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, room: int
+def _extract_member(
+    opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, budget: int
 ) -> tuple[Message, int]:
-    """(why it is not written, bytes written). Bytes are counted as they come, since what an archive
-    says of itself need not be so."""
+    """Write a member to `path`; returns (reason that it is left out, bytes written). Bytes are
+    counted as they come, since the size that an archive claims need not be true."""
     if member.flag_bits & 1:
         return Message("is locked with a password"), 0
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Message("is packed in a way that is not read"), 0
-    most = min(room, max(_BLOCK, MOST_RATIO * member.compress_size))
+    limit = min(budget, max(_BLOCK, MAX_INFLATE_RATIO * member.compress_size))
     written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with opened.open(member) as source, path.open("xb") as file:
             while block := source.read(_BLOCK):
                 written += len(block)
-                if written > most:
+                if written > limit:
                     raise ValueError("inflates to more than a picture does")
                 file.write(block)
     except OSError as error:
-        if error.errno not in _OF_ITS_NAME:
+        if error.errno not in _NAME_ERRNOS:
             raise
         template = "has a name that this disk does not take ({why})"
         return Message(template, why=error.strerror), written
     except ValueError as error:
         path.unlink(missing_ok=True)
-        return Message(str(error)), most
+        return Message(str(error)), limit
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         path.unlink(missing_ok=True)
-        return Message("is damaged: {why}", why=error), min(written, most)
+        return Message("is damaged: {why}", why=error), min(written, limit)
     return Message(""), written

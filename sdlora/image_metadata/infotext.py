@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.errors import SettingsError
-from sdlora.files import publish
+from sdlora.files import write_atomically
 
 PARAMETERS, DETAILS = "parameters", "sdlora"  # PNG chunks
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -81,7 +81,7 @@ def write_png(
     parameters: str,
     details: Mapping[str, Any] | None = None,
     *,
-    publish: Publish = publish,
+    publish: Publish = write_atomically,
 ) -> Path:
     """Write the picture with its infotext atomically; returns its path.
 
@@ -101,7 +101,7 @@ def write_exif(
     parameters: str,
     details: Mapping[str, Any] | None = None,
     *,
-    publish: Publish = publish,
+    publish: Publish = write_atomically,
 ) -> Path:
     """Write a JPEG or WebP, by the path's ending, with its text as EXIF UserComment.
 

@@ -197,7 +197,7 @@ def _accepted_values(values: Mapping[str, Any], problems: list[str]) -> dict[str
     accepted: dict[str, Any] = {}
     for name, value in values.items():
         try:
-            accepted[name] = getattr(ImageRequest.of({name: value}), name)
+            accepted[name] = getattr(ImageRequest.from_values({name: value}), name)
         except SettingsError as error:
             problems.append(Message("not taken over: {why}", why=_reason(error)))
     return accepted

@@ -12,7 +12,7 @@ from typing import Any
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Event, Progress, Warned
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.image_pipeline import ImageDone
@@ -73,10 +73,10 @@ def save_image(done: ImageDone, plan: GenerationPlan, folder: Path) -> SavedImag
     problems: tuple[Problem, ...] = ()
     if image_format != "png":
         try:
-            return SavedImage(write_exif(image, path, text, record, publish=publish_new))
+            return SavedImage(write_exif(image, path, text, record, publish=write_to_free_path))
         except SettingsError as error:
             problems = (problem(Message("{why}; it is one", why=error), [number]),)
-    saved = write_png(image, path.with_suffix(".png"), text, record, publish=publish_new)
+    saved = write_png(image, path.with_suffix(".png"), text, record, publish=write_to_free_path)
     return SavedImage(saved, problems)
 
 

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora.device import pick_device, pick_dtype
 from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Warned
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.inference.engine import render
-from sdlora.jobs.review import chosen, columns, loras_by_step, prompts_of
+from sdlora.jobs.review import grid_strengths, lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import SETTINGS_FILE, find_run, read
 from sdlora.lora.library.library import Library
 from sdlora.models.base import Family
@@ -66,8 +66,8 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     state = read(run)
     files = loras_by_step(run, state)
     if settings.checkpoints:
-        files = {step: chosen(files, step) for step in settings.checkpoints}
-    strengths = columns(settings.strengths)
+        files = {step: lora_of_step(files, step) for step in settings.checkpoints}
+    strengths = grid_strengths(settings.strengths)
     cells = cells_of(prompts_of(settings, state), files, strengths)
     yield Progress("loading the model")
     family = _opened(run, workspace)
@@ -80,13 +80,13 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
         (drawn[cell],), report = render(family, request, library)
         yield from (Warned(problem) for problem in report["problems"])
         path = into / "pictures" / f"{number:04}.png"
-        publish(path, partial(drawn[cell].save, format="png"))
+        write_atomically(path, partial(drawn[cell].save, format="png"))
         at = {"strength": cell.strength}
         yield SampleReady(str(path), cell.step, cell.prompt, settings.seed, at)
         pace.stepped(number)
         yield Step(number, len(cells), seconds_left=pace.seconds_left(number))
     sheet = lay_out(rows_of(drawn), [f"{strength:g}" for strength in (0.0, *strengths)])
-    path = publish(into / "grid.png", partial(sheet.save, format="png"))
+    path = write_atomically(into / "grid.png", partial(sheet.save, format="png"))
     yield Done(str(path), time.monotonic() - began)
 
 

@@ -1,4 +1,4 @@
-"""What a run can be asked while it goes on: a file in its folder, for whoever may write there."""
+"""Control files: requests to a run that goes on, each a file in its folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REQUESTS: dict[Request, str] = {
 }
 
 
-def ask(folder: Path, request: Request, words: str = "") -> None:
-    """Ask the run in `folder`. RunError: nothing can be written there."""
+def write_request(folder: Path, request: Request, text: str = "") -> None:
+    """Write a request into the run's folder. RunError: nothing can be written there."""
     try:
-        (folder / request).write_text(words, encoding="utf-8")
+        (folder / request).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RunError(
             "{folder} does not take the request to {wish}: {why}",
@@ -29,29 +29,29 @@ def ask(folder: Path, request: Request, words: str = "") -> None:
         ) from None
 
 
-def asked(folder: Path, request: Request) -> bool:
-    """Whether somebody asked, and it is not answered yet."""
+def is_requested(folder: Path, request: Request) -> bool:
+    """Return True while a request is in the folder and not carried out yet."""
     try:
         return (folder / request).exists()
     except (OSError, ValueError):  # a folder that cannot be looked into, or no name for one
         return False
 
 
-def content(folder: Path, request: Request) -> str:
-    """The text of a request that was asked; '' where there is none."""
+def request_text(folder: Path, request: Request) -> str:
+    """Return the text of a request; '' where there is none."""
     try:
         return (folder / request).read_text(encoding="utf-8", errors="replace")
     except (OSError, ValueError):
         return ""
 
 
-def answered(folder: Path, *requests: Request) -> None:
-    """Take the requests off the table. RunError: one cannot be."""
+def clear_requests(folder: Path, *requests: Request) -> None:
+    """Delete requests that are carried out. RunError: one cannot be deleted."""
     for request in requests:
         file = folder / request
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(
-                "{file} cannot be taken away: {why}; delete it", file=file, why=error.strerror
+                "{file} cannot be deleted: {why}; delete it by hand", file=file, why=error.strerror
             ) from None

@@ -1,7 +1,7 @@
-"""The kinds of work that the queue knows: what each is told, and where its folder lies; no torch.
+"""Job kinds: the settings of each kind of job, and the place of its folder; no torch.
 
-Each piece of work has a run folder, whatever its kind. What the worker does with them stands in
-`sdlora.worker.worker`, what their process does in `sdlora.worker.tasks`.
+Each job has a run folder, whatever its kind. `sdlora.worker.worker` holds the worker's part of a
+job, `sdlora.worker.tasks` that of the job's process.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ class MeasureSettings(TrainSettings):
 
 @dataclass(frozen=True)
 class JobKind:
-    """A kind of work: its settings, and the folder that it would like to have."""
+    """A kind of job: its settings, and its folder if that name is free."""
 
     settings: type[Settings]
-    wish: Callable[[Any, Workspace], Path]
+    default_folder: Callable[[Any, Workspace], Path]
 
 
-def _dated(settings: Settings, workspace: Workspace) -> Path:
+def _dated_folder(settings: Settings, workspace: Workspace) -> Path:
     return workspace.jobs / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def _of_its_run(settings: GridSettings, workspace: Workspace) -> Path:
+def _grid_folder(settings: GridSettings, workspace: Workspace) -> Path:
     return workspace.runs / settings.run / "grids" / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 KINDS: dict[Kind, JobKind] = {
     "train": JobKind(TrainSettings, lambda settings, workspace: workspace.runs / settings.name),
-    "generate": JobKind(ImageRequest, _dated),
-    "measure": JobKind(MeasureSettings, _dated),
-    "grid": JobKind(GridSettings, _of_its_run),
-    "describe": JobKind(DescribeSettings, _dated),
+    "generate": JobKind(ImageRequest, _dated_folder),
+    "measure": JobKind(MeasureSettings, _dated_folder),
+    "grid": JobKind(GridSettings, _grid_folder),
+    "describe": JobKind(DescribeSettings, _dated_folder),
 }
 
 
 def kind_of(settings: Settings) -> Kind:
-    """What these are the settings of."""
+    """Return the job kind that these settings belong to."""
     return next(kind for kind, row in KINDS.items() if type(settings) is row.settings)

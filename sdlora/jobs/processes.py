@@ -78,7 +78,8 @@ def identity(pid: int) -> str | None:
 
 
 def _began(process: psutil.Process) -> str:
-    """When a process began: the same text for its whole life, also when somebody sets the clock."""
+    """Return the start time of a process: the same text for its whole life, also when the clock is
+    set."""
     if not sys.platform.startswith("linux"):
         return f"{process.create_time():.2f}"
     # Linux: ticks since this boot. psutil would add the boot time, which moves with the clock.
@@ -114,9 +115,9 @@ def end(process_identity: str, wait_s: float = 10.0, children: bool = True) -> N
         time.sleep(0.01)
 
 
-def step_back(pid: int | None = None) -> None:
-    """Let what a person waits for go first, such as the page: we do, or the process `pid`, with the
-    whole session that it leads."""
+def lower_priority(pid: int | None = None) -> None:
+    """Lower the priority of this process, or of the process `pid` with the whole session that it
+    leads, so that the page and other programs go first."""
     process = psutil.Process(pid)
     if sys.platform == "win32":
         process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)

@@ -20,7 +20,7 @@ from sdlora.errors import BusyError, RunError, SettingsError
 from sdlora.jobs.kinds import Kind
 from sdlora.jobs.processes import alive, identity
 from sdlora.messages import PerSurface, readable
-from sdlora.workspace import gone
+from sdlora.workspace import workspace_gone_error
 
 Role = Literal["worker", "page"]
 
@@ -66,14 +66,16 @@ class Job:
 
 @dataclass(frozen=True)
 class ProcessLock:
-    """Who holds a role: a process identity, and what others shall know, such as its address."""
+    """Lock on a role (worker or page): the identity of the process that holds it, and a note for
+    others, such as its address."""
 
     holder: str
     note: str
 
 
 class Queue:
-    """First in, first out; each job is claimed once. Safe from any process and thread."""
+    """First-in, first-out queue of jobs; each job is claimed once. Safe from any process and
+    thread."""
 
     def __init__(self, database: Path) -> None:
         """SettingsError when the file is there and is not a database of ours."""
@@ -159,7 +161,7 @@ class Queue:
         return jobs[0] if jobs else None
 
     def ahead(self, job: Job) -> int:
-        """How many jobs come before this one, the running one included."""
+        """Return the number of jobs before this one, the running one included."""
         waiting = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running') AND id < ?"
         return int(self._run(waiting, job.id)[0][0])
 
@@ -167,41 +169,42 @@ class Queue:
         """True while a job waits or runs."""
         return bool(self._run("SELECT 1 FROM jobs WHERE status IN ('queued', 'running') LIMIT 1"))
 
-    def latest(self, kind: Kind, most: int = 20) -> list[Job]:
+    def latest(self, kind: Kind, limit: int = 20) -> list[Job]:
         """The newest jobs of a kind, newest first."""
-        return self._jobs("SELECT * FROM jobs WHERE kind = ? ORDER BY id DESC LIMIT ?", kind, most)
+        return self._jobs("SELECT * FROM jobs WHERE kind = ? ORDER BY id DESC LIMIT ?", kind, limit)
 
-    def take_seat(self, role: Role, note: str = "") -> ProcessLock | None:
-        """Make this process the workspace's worker or page. None: done; else who is it already."""
+    def acquire_lock(self, role: Role, note: str = "") -> ProcessLock | None:
+        """Make this process the workspace's worker or page. Returns None, or the lock of the living
+        process that has the role already."""
         me = identity(os.getpid()) or ""
         while True:
-            seat = self._seat(role)
-            if seat and seat.holder != me and alive(seat.holder):
-                return seat
+            lock = self._lock(role)
+            if lock and lock.holder != me and alive(lock.holder):
+                return lock
             took = self._run(
                 "INSERT INTO seats VALUES (?, ?, ?) ON CONFLICT (role) DO UPDATE "
                 "SET holder = excluded.holder, note = excluded.note WHERE holder = ? RETURNING 1",
-                *(role, me, note, seat.holder if seat else ""),
+                *(role, me, note, lock.holder if lock else ""),
             )
             if took:
                 return None
 
-    def leave_seat(self, role: Role) -> None:
-        """Give the seat up, if it is this process's."""
+    def release_lock(self, role: Role) -> None:
+        """Release the lock, if it is this process's."""
         me = identity(os.getpid()) or ""
         self._run("DELETE FROM seats WHERE role = ? AND holder = ?", role, me)
 
     def holder(self, role: Role) -> ProcessLock | None:
-        """The living process in a seat; None when it is free."""
-        seat = self._seat(role)
-        return seat if seat and alive(seat.holder) else None
+        """Return the lock of the living process in a role; None when it is free."""
+        lock = self._lock(role)
+        return lock if lock and alive(lock.holder) else None
 
-    def _seat(self, role: Role) -> ProcessLock | None:
+    def _lock(self, role: Role) -> ProcessLock | None:
         rows = self._run("SELECT holder, note FROM seats WHERE role = ?", role)
         return ProcessLock(*rows[0]) if rows else None
 
     def _place(self, folder: Path) -> str:
-        """A folder as the queue calls it. RunError: it cannot."""
+        """Return a folder's path in the queue, below the workspace. RunError: it has none."""
         try:
             place = folder.relative_to(self.root).as_posix()
             place.encode()
@@ -240,7 +243,7 @@ class Queue:
 
     def _unusable(self, error: sqlite3.DatabaseError) -> RunError:
         if not self.root.is_dir():
-            return gone(self.root)
+            return workspace_gone_error(self.root)
         return RunError("the queue {file} cannot be used: {why}", file=self.database, why=error)
 
     def _connect(self) -> sqlite3.Connection:

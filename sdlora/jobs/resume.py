@@ -1,7 +1,8 @@
-"""Settings that a run may be resumed with in place of its own: its length, its paths, its cadences.
+"""Settings that a run may be resumed with in place of its own: its length, its paths, its
+intervals.
 
-They lie in the run's folder beside its settings, and count over what its newest checkpoint says.
-All else would make another LoRA of what was learnt so far, and wants a run of its own.
+They lie in the run's folder beside its settings, and override those of its newest checkpoint. Any
+other setting would make a different LoRA and needs a new run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.messages import Message, PerSurface, Setting
 from sdlora.settings.train import TrainSettings
 from sdlora.text_files import json_value
@@ -52,21 +53,21 @@ def read_changes(folder: Path) -> dict[str, Any]:
         raise SettingsError("{file} cannot be read: {why}", file=path, why=error) from None
 
 
-def changed(settings: Mapping[str, Any], folder: Path) -> TrainSettings:
-    """The settings of a checkpoint, with what its run was resumed with."""
+def apply_changes(settings: Mapping[str, Any], folder: Path) -> TrainSettings:
+    """Return the settings of a checkpoint with the run's changes applied."""
     changes = read_changes(folder)
     for epochs, steps in _IN_EPOCHS.items():
         if steps in changes and epochs not in changes:
             changes[epochs] = None
-    return TrainSettings.of(TrainSettings.from_record({**settings, **changes}))
+    return TrainSettings.from_values(TrainSettings.from_record({**settings, **changes}))
 
 
 def write_changes(folder: Path, settings: TrainSettings, changes: Mapping[str, Any]) -> None:
-    """Keep what the run in `folder` shall be resumed with; earlier changes stay unless these say
-    otherwise. SettingsError: one of them may not change, or is not valid."""
+    """Write the changes that the run in `folder` is resumed with; earlier changes stay unless these
+    override them. SettingsError: one of them may not change, or is not valid."""
     if not changes:
         return
-    wrong = {
+    problems = {
         name: Message(
             "{setting} cannot change in a run that has begun; start a new one for it",
             setting=Setting(name),
@@ -74,11 +75,11 @@ def write_changes(folder: Path, settings: TrainSettings, changes: Mapping[str, A
         for name in changes
         if name not in MAY_CHANGE
     }
-    if wrong:
-        raise SettingsError(Message.of_lines(wrong.values()), fields=wrong)
-    TrainSettings.of({**settings.given(), **changes})
-    whole = json.dumps({**read_changes(folder), **changes}, ensure_ascii=False, indent=2)
-    publish(folder / RESUME_FILE, lambda to: to.write_text(whole + "\n", encoding="utf-8"))
+    if problems:
+        raise SettingsError(Message.of_lines(problems.values()), fields=problems)
+    TrainSettings.from_values({**settings.given(), **changes})
+    text = json.dumps({**read_changes(folder), **changes}, ensure_ascii=False, indent=2)
+    write_atomically(folder / RESUME_FILE, lambda to: to.write_text(text + "\n", encoding="utf-8"))
 
 
 def check_finished(name: str, state: RunState, changes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a training came to: its curves as a picture, and which of its LoRAs to take; no torch."""
+"""Review of a training: its curves as a picture, and the best of its LoRAs; no torch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import RunState
-from sdlora.files import publish_new
+from sdlora.files import write_to_free_path
 from sdlora.lora.format.header import body_hash, checked_shapes, read_raw_header
 from sdlora.messages import Message, PerSurface
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.train import TrainSettings
 
-_STEP = re.compile(r"-step-\d+$")  # what a checkpoint's LoRA has behind its name
+_STEP = re.compile(r"-step-\d+$")  # at the end of the name of a checkpoint's LoRA
 Points = Sequence[tuple[int, float]]
 INK, FAINT, RAIL = "#1f2430", "#7a8194", "#e4e7ee"
 LOSS, SMOOTH, HELD_OUT, DRIFT = "#c7d0f7", "#4c6ef5", "#f08c00", "#7048e8"
 WIDTH, PANEL, EDGE, SCALE = 900, 260, 60, 2  # SCALE: pixels per unit, for sharp displays
 
 
-def columns(strengths: Sequence[float]) -> tuple[float, ...]:
-    """The strengths to draw beside the base model's picture, which is that of strength 0: each
-    other one once."""
+def grid_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Return the strengths to draw, each once, beside the base model's picture, which is that of
+    strength 0."""
     return tuple(dict.fromkeys(filter(None, strengths))) or tuple(strengths[:1])
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The LoRA to take, and after which step it was that."""
+    """The LoRA to take, the step that it was saved after, and the reason."""
 
     step: int
     path: Path
@@ -64,7 +64,7 @@ def loras_by_step(folder: Path, state: RunState) -> dict[int, Path]:
     return dict(sorted(files.items()))
 
 
-def chosen(files: Mapping[int, Path], step: int) -> Path:
+def lora_of_step(files: Mapping[int, Path], step: int) -> Path:
     """The LoRA of a step. RunError: the run has none of that step."""
     if step not in files:
         raise RunError(
@@ -77,30 +77,33 @@ def chosen(files: Mapping[int, Path], step: int) -> Path:
 def prompts_of(settings: GridSettings, state: RunState) -> tuple[str, ...]:
     """The prompts of a comparison: those asked for, else those that the run has sampled.
     SettingsError: there are neither."""
-    prompts = settings.prompts or tuple(dict.fromkeys(one.prompt for one in state.samples))
+    sampled = (sample.prompt for sample in state.samples)
+    prompts = settings.prompts or tuple(dict.fromkeys(sampled))
     if not prompts:
-        wrong = Message(
+        message = Message(
             "the run has drawn no samples whose prompts could be taken; name some in {setting}",
             setting=PerSurface("--prompts TEXT ...", "Prompts"),
         )
-        raise SettingsError(wrong, fields={"prompts": wrong})
+        raise SettingsError(message, fields={"prompts": message})
     return prompts
 
 
-def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
-    """Put the LoRA of a step where prompts find it, as NAME-step-000120, byte for byte; returns
-    that file. Where its numbers lie already, as the run's result or kept before, that is the one;
-    another of its name is never replaced. RunError: there is none, or not any more, or the disk
-    does not take it; LoraFileError: it is damaged."""
-    source = chosen(loras_by_step(folder, state), step)
-    wish = loras / f"{_STEP.sub('', source.stem)}-step-{step:06}.safetensors"
-    before = [loras / Path(state.result).name] if state.result else []
-    before += sorted(loras.glob(f"{glob.escape(wish.stem)}*.safetensors"))
+def copy_lora(folder: Path, state: RunState, step: int, loras: Path) -> Path:
+    """Copy the LoRA of a step to where prompts find it, as NAME-step-000120, byte for byte; returns
+    that file. A file with the same weights that is there already, as the run's result or from an
+    earlier copy, is returned instead; another of its name is never replaced. RunError: there is no
+    such LoRA, or no longer, or the disk does not take it; LoraFileError: it is damaged."""
+    source = lora_of_step(loras_by_step(folder, state), step)
+    target = loras / f"{_STEP.sub('', source.stem)}-step-{step:06}.safetensors"
+    candidates = [loras / Path(state.result).name] if state.result else []
+    candidates += sorted(loras.glob(f"{glob.escape(target.stem)}*.safetensors"))
     try:
         checked_shapes(read_raw_header(source))
-        numbers = body_hash(source)
-        same = (path for path in before if path.is_file() and body_hash(path) == numbers)
-        return next(same, None) or publish_new(wish, lambda to: shutil.copyfile(source, to))
+        weights_hash = body_hash(source)
+        same = (path for path in candidates if path.is_file() and body_hash(path) == weights_hash)
+        return next(same, None) or write_to_free_path(
+            target, lambda to: shutil.copyfile(source, to)
+        )
     except FileNotFoundError:
         raise RunError(
             "the checkpoint of step {step} is gone; newer ones took its place", step=step
@@ -111,8 +114,8 @@ def keep(folder: Path, state: RunState, step: int, loras: Path) -> Path:
         ) from None
 
 
-def suggestion(folder: Path, state: RunState) -> Suggestion | None:
-    """The best LoRA of a run, and why; None when it has none."""
+def suggest_lora(folder: Path, state: RunState) -> Suggestion | None:
+    """Return the best LoRA of a run, and the reason; None when it has none."""
     files, best = dict(lora_files(folder)), state.best
     if best and best.step in files and best.step != state.result_step:
         later = state.validations[-1]
@@ -143,30 +146,30 @@ class _ReviewLine:
 
 def draw_curves(state: RunState, title: str) -> Image.Image:
     """The training loss and its average, the loss on held-out pictures; below them the drift."""
-    held = [(one.step, one.loss) for one in state.validations if one.loss is not None]
-    drift = [(one.step, one.drift) for one in state.validations if one.drift is not None]
+    held = [(v.step, v.loss) for v in state.validations if v.loss is not None]
+    drift = [(v.step, v.drift) for v in state.validations if v.drift is not None]
     panels = [
         [
             _ReviewLine("", state.losses, LOSS, 2),
-            _ReviewLine("training loss, averaged", averaged(state.losses), SMOOTH),
+            _ReviewLine("training loss, averaged", smoothed(state.losses), SMOOTH),
             _ReviewLine("loss on pictures held out", held, HELD_OUT),
         ]
     ]
     panels += [[_ReviewLine("drift on unrelated prompts", drift, DRIFT)]] if drift else []
     size = (WIDTH * SCALE, (50 + len(panels) * (PANEL + 50)) * SCALE)
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
-    _write(pen, (EDGE, 18), title, INK, 18)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    _draw_text(draw, (EDGE, 18), title, INK, 18)
     steps = [step for lines in panels for line in lines for step, _ in line.points]
     last = max(steps, default=1) or 1  # one axis for all panels
     for number, lines in enumerate(panels):
         top = 60 + number * (PANEL + 50)
-        _panel(pen, top, [line for line in lines if line.points], last)
-    return sheet
+        _draw_panel(draw, top, [line for line in lines if line.points], last)
+    return image
 
 
-def averaged(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
-    """Every point with those before it, each older one counting less."""
+def smoothed(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
+    """Return the exponential moving average of the points; `weight` is that of the older ones."""
     smooth: list[tuple[int, float]] = []
     for step, value in points:
         before = smooth[-1][1] if smooth else value
@@ -174,46 +177,50 @@ def averaged(points: Points, weight: float = 0.2) -> list[tuple[int, float]]:
     return smooth
 
 
-def _panel(pen: ImageDraw.ImageDraw, top: int, lines: Sequence[_ReviewLine], last: int) -> None:
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, top: int, lines: Sequence[_ReviewLine], last: int
+) -> None:
     values = [value for line in lines for _, value in line.points]
-    most = max(values, default=1.0) * 1.05 or 1.0
+    maximum = max(values, default=1.0) * 1.05 or 1.0
 
-    def place(step: float, value: float) -> tuple[float, float]:
+    def position(step: float, value: float) -> tuple[float, float]:
         x = EDGE + (WIDTH - 2 * EDGE) * step / last
-        return SCALE * x, SCALE * (top + PANEL * (1 - value / most))
+        return SCALE * x, SCALE * (top + PANEL * (1 - value / maximum))
 
-    tick = _round_step(most)
-    for number in range(int(most / tick) + 1):
-        pen.line([place(0, number * tick), place(last, number * tick)], RAIL, SCALE)
-        _write(pen, (8, top + PANEL * (1 - number * tick / most) - 7), f"{number * tick:.3g}")
+    tick = _tick_distance(maximum)
+    for number in range(int(maximum / tick) + 1):
+        draw.line([position(0, number * tick), position(last, number * tick)], RAIL, SCALE)
+        _draw_text(
+            draw, (8, top + PANEL * (1 - number * tick / maximum) - 7), f"{number * tick:.3g}"
+        )
     for number in range(5):
         step = round(last * number / 4)
-        _write(pen, (place(step, 0)[0] / SCALE - 10, top + PANEL + 6), str(step))
+        _draw_text(draw, (position(step, 0)[0] / SCALE - 10, top + PANEL + 6), str(step))
     for line in lines:
-        spots = [place(*point) for point in line.points]
+        spots = [position(*point) for point in line.points]
         if len(spots) > 1:
-            pen.line(spots, line.colour, line.width * SCALE // 2, joint="curve")
+            draw.line(spots, line.colour, line.width * SCALE // 2, joint="curve")
         elif spots:
             (x, y), r = spots[0], 3 * SCALE
-            pen.ellipse((x - r, y - r, x + r, y + r), line.colour)
+            draw.ellipse((x - r, y - r, x + r, y + r), line.colour)
     named = [line for line in lines if line.name]
     for number, line in enumerate(named):
-        _write(pen, (WIDTH - 260, top + 6 + 20 * number), line.name, line.colour)
+        _draw_text(draw, (WIDTH - 260, top + 6 + 20 * number), line.name, line.colour)
 
 
-def _round_step(most: float) -> float:
+def _tick_distance(maximum: float) -> float:
     """A round distance of which about four to eight fit."""
-    rough = most / 5
+    rough = maximum / 5
     unit = 10 ** floor(log10(rough))
     return float(unit * (1 if rough < 1.5 * unit else 2 if rough < 3.5 * unit else 5))
 
 
-def _write(
-    pen: ImageDraw.ImageDraw,
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
     at: tuple[float, float],
-    words: str,
+    text: str,
     colour: str = FAINT,
     size: int = 13,
 ) -> None:
     font = ImageFont.load_default(size * SCALE)
-    pen.text((at[0] * SCALE, at[1] * SCALE), words, colour, font)
+    draw.text((at[0] * SCALE, at[1] * SCALE), text, colour, font)

@@ -1,10 +1,9 @@
-"""The run folder: `settings.json  events.jsonl  log.txt  samples/  lora/  state/  stop  pid
-heartbeat`.
+"""The run folder: `settings.json events.jsonl log.txt samples/ lora/ state/ stop pid heartbeat`.
 
-It is the only thing the trainer, the worker, the command and the page share. Who can read the
-folder can follow a run; who can create the file `stop` in it can end it. What a training needs to
-go on lies in `state/`. Every other piece of work has such a folder too (`sdlora.jobs.kinds`); the
-pictures of a request lie in `outputs/`.
+It is the only thing that the trainer, the worker, the command and the page share. A process that
+can read the folder can follow a run; one that can create the file `stop` in it can end it. What a
+training needs to resume lies in `state/`. Every other job has such a folder too
+(`sdlora.jobs.kinds`); the pictures of a request lie in `outputs/`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,15 @@ from typing import Any
 
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
-from sdlora.files import make_folder, publish, sync_folder
-from sdlora.jobs.control_files import REQUESTS, Request, answered, ask, asked, content
+from sdlora.files import make_folder, sync_folder, write_atomically
+from sdlora.jobs.control_files import (
+    REQUESTS,
+    Request,
+    clear_requests,
+    is_requested,
+    request_text,
+    write_request,
+)
 from sdlora.jobs.heartbeat import TIMES, Heart
 from sdlora.jobs.kinds import KINDS, kind_of
 from sdlora.jobs.processes import identity, wait_for_release
@@ -38,43 +44,44 @@ from sdlora.jobs.run_reader import (
     owner,
     pid_alive,
     read,
-    recorded,
+    recorded_state,
     resume_hint,
     unread_lines,
 )
 from sdlora.messages import Message, Setting, readable
 from sdlora.settings.base import Settings
 from sdlora.settings.train import TrainSettings
-from sdlora.workspace import Workspace, gone
+from sdlora.workspace import Workspace, workspace_gone_error
 
 SETTINGS_FILE = "settings.json"
 __all__ = [
     "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "RunFollower",
-    "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder", "owner", "pid_alive",
-    "read", "record", "recorded", "reopen", "request", "reserve", "resume", "resume_hint",
-    "run_folders", "say", "start", "stop", "stop_asked", "stop_asked_now", "unread_lines",
+    "append_event", "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder",
+    "owner", "pid_alive", "read", "record", "recorded_state", "reopen", "request", "reserve",
+    "resume", "resume_hint", "run_folders", "start", "stop", "stop_asked", "stop_asked_now",
+    "unread_lines",
 ]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
-_NOW = "now"  # what the file `stop` says when the run shall not even finish its step
+_NOW = "now"  # text of the file `stop` when the run must not finish its step
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
     """Put work of the kind that `settings` are for into the queue; returns its folder."""
     folder = new_folder(settings, workspace)
-    queue.cancel(folder)  # what waited in a folder of this name that was deleted
+    queue.cancel(folder)  # a job that waits in a folder of this name that was deleted
     queue.submit(kind_of(settings), folder)
     return folder
 
 
 def new_folder(settings: Settings, workspace: Workspace) -> Path:
-    """A folder of its own for a piece of work, its settings written. RunError: it cannot be."""
+    """Make a folder for a job and write its settings. RunError: nothing can be written."""
     if not workspace.root.is_dir():
-        raise gone(workspace.root)
+        raise workspace_gone_error(workspace.root)
     try:
-        folder = reserve(KINDS[kind_of(settings)].wish(settings, workspace))
+        folder = reserve(KINDS[kind_of(settings)].default_folder(settings, workspace))
         text = settings.to_json()
-        publish(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
+        write_atomically(folder / SETTINGS_FILE, lambda to: to.write_text(text, encoding="utf-8"))
     except (OSError, UnicodeEncodeError) as error:
         raise RunError(
             "nothing can be written to {root}: {why}; {advice}",
@@ -88,7 +95,8 @@ def new_folder(settings: Settings, workspace: Workspace) -> Path:
 
 
 def reserve(folder: Path) -> Path:
-    """Make `folder`, or `name-2`, `name-3` ... beside it: a new one, whoever else is asking."""
+    """Make `folder`, or `name-2`, `name-3` ... beside it: a new one, also when other processes do
+    the same."""
     make_folder(folder.parent)
     fresh, number = folder, 1
     while True:
@@ -108,32 +116,32 @@ def _open_events(folder: Path) -> FileIO:
     return lines
 
 
-def _line(event: Event, folder: Path, workspace: Path | None) -> bytes:
+def _event_line(event: Event, folder: Path, workspace: Path | None) -> bytes:
     path = getattr(event, "path", "")
     return to_line(event, **relative_to_run(path, folder, workspace)).encode() + b"\n"
 
 
-def say(folder: Path, event: Event) -> None:
-    """Add one event to the folder, for a run that cannot speak for itself."""
+def append_event(folder: Path, event: Event) -> None:
+    """Append one event to the folder's events, for a run that cannot do so itself."""
     with _open_events(folder) as lines:
-        lines.write(_line(event, folder, workspace_of(folder)))
+        lines.write(_event_line(event, folder, workspace_of(folder)))
 
 
 def record(events: Iterable[Event], folder: Path, beat_s: float = TIMES.beat) -> Iterator[Event]:
-    """Pass `events` on, each written to the folder first, with a heartbeat every `beat_s`. An
-    exception becomes a `Failed` event: the user's own mistakes by their sentence, anything else
+    """Yield `events`, each written to the folder first, with a heartbeat every `beat_s`. An
+    exception becomes a `Failed` event: an error that the user can fix by its sentence, any other
     with its traceback in the log."""
     wait_for_release()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PID_FILE).write_text(identity(os.getpid()) or "", encoding="utf-8")
-    lines, unsaid, workspace = _open_events(folder), b"", workspace_of(folder)
+    lines, unwritten, workspace = _open_events(folder), b"", workspace_of(folder)
 
     def written(event: Event) -> Event:
-        nonlocal unsaid
-        unsaid += _line(event, folder, workspace)
-        # Of a full disk: what it did not take is kept, and tried again with the next line
+        nonlocal unwritten
+        unwritten += _event_line(event, folder, workspace)
+        # On a full disk the rest is kept, and written with the next line
         with contextlib.suppress(OSError):
-            unsaid = unsaid[lines.write(unsaid) :]
+            unwritten = unwritten[lines.write(unwritten) :]
         return event
 
     with Heart(folder / HEARTBEAT_FILE, beat_s) as heart:
@@ -151,7 +159,8 @@ def record(events: Iterable[Event], folder: Path, beat_s: float = TIMES.beat) ->
 
 
 def log_error(log: Path) -> Path | None:
-    """Add the traceback of the exception that is being handled to a log; None: it takes none."""
+    """Append the traceback of the exception that is being handled to a log; None: it cannot be
+    written."""
     try:
         with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             traceback.print_exc(file=file)
@@ -161,8 +170,8 @@ def log_error(log: Path) -> Path | None:
 
 
 def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
-    """What to tell of an error nobody expected, and of what memory, disk and device may do. `log`
-    is where its traceback was written."""
+    """Return the event of an unexpected error, or of one of memory, disk and device. `log` is the
+    file with its traceback."""
     name = type(error).__name__
     if name == "OutOfMemoryError":
         return Failed(
@@ -185,41 +194,41 @@ def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
 
 
 def stop(folder: Path, now: bool = False) -> None:
-    """Ask the run to stop after its present step; what it has learnt is kept. `now`: end it as it
-    stands; what it last saved is kept."""
-    ask(folder, "stop", _NOW if now else "")
+    """Ask the run to stop after its present step and save the LoRA. `now`: end it as it stands; the
+    last checkpoint stays."""
+    write_request(folder, "stop", _NOW if now else "")
 
 
 def stop_asked(folder: Path) -> bool:
     """True when somebody asked the run to stop."""
-    return asked(folder, "stop")
+    return is_requested(folder, "stop")
 
 
 def stop_asked_now(folder: Path) -> bool:
     """True when somebody asked the run to end without finishing its step."""
-    return content(folder, "stop") == _NOW
+    return request_text(folder, "stop") == _NOW
 
 
-def request(folder: Path, wish: Request) -> None:
-    """Ask a training that goes on for something. RunError: it does not go on."""
+def request(folder: Path, kind: Request) -> None:
+    """Write a request to a training that goes on. RunError: it does not go on."""
     state = read(folder)
     if state.ended or state.status == "queued":
         raise RunError(
             "the run {name} is {status}: it cannot {wish}; only a run that goes on can",
             name=repr(readable(folder.name)),
             status=state.status,
-            wish=REQUESTS[wish],
+            wish=REQUESTS[kind],
         )
-    ask(folder, wish)
+    write_request(folder, kind)
 
 
 def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> RunState:
-    """Make a training that ended before its time ready to go on, with `changes` of its settings;
-    what it was. BusyError: it goes on already; RunError: it is finished, and no steps are added;
+    """Make a training that has ended ready to resume, with `changes` of its settings; returns its
+    state. BusyError: it goes on already; RunError: it is finished, and no steps are added;
     SettingsError: one of the changes cannot be made."""
     state, job, name = read(folder), queue.job_of(folder), repr(folder.name)
     waits = job is not None and job.waits
-    # one that was killed before it said anything is nobody's, though it has not ended
+    # one that was killed before its first event has not ended, but no process works on it
     if waits or (not state.ended and pid_alive(folder)):
         raise BusyError(
             "the run {name} is {status}; there is nothing to resume",
@@ -229,10 +238,10 @@ def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
     check_finished(folder.name, state, changes or {})
     if changes:
         write_changes(folder, TrainSettings.load(folder / SETTINGS_FILE), changes)
-    answered(folder, *REQUESTS)
+    clear_requests(folder, *REQUESTS)
     for file in (PID_FILE, HEARTBEAT_FILE):
         (folder / file).unlink(missing_ok=True)
-    say(folder, Queued())
+    append_event(folder, Queued())
     return state
 
 
@@ -244,30 +253,30 @@ def resume(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
 
 
 def cancel(folder: Path, queue: Queue) -> None:
-    """Take the work out of the queue; if it runs already, ask it to stop."""
+    """Take the job out of the queue; if it runs already, ask it to stop."""
     if queue.cancel(folder):
-        with contextlib.suppress(OSError):  # of a folder that takes nothing the queue knows it
-            say(folder, Stopped())
+        with contextlib.suppress(OSError):  # the queue knows it, if the folder cannot be written
+            append_event(folder, Stopped())
     else:
         stop(folder)
 
 
 def run_folders(runs: Path) -> list[Path]:
     """The folders of all runs, newest first; also those whose settings or events are damaged."""
-    dated = [(_began(folder), folder) for folder in _entries(runs)]
+    dated = [(_start_time_ns(folder), folder) for folder in _list_folder(runs)]
     written = [(when, folder) for when, folder in dated if when is not None]
     return [folder for _, folder in sorted(written, reverse=True)]
 
 
-def _entries(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return [*folder.iterdir()]
     except (OSError, ValueError):
         return []
 
 
-def _began(folder: Path) -> int | None:
-    """When a run was asked for; None: it is no run."""
+def _start_time_ns(folder: Path) -> int | None:
+    """Return the modification time of a run's settings, in ns; None: the folder is no run."""
     for file in (SETTINGS_FILE, EVENTS_FILE):
         with contextlib.suppress(OSError, ValueError):
             return (folder / file).lstat().st_mtime_ns

@@ -1,8 +1,8 @@
-"""The paths in a run's events, so that they are right after the workspace was moved.
+"""Paths in a run's events that stay valid after the workspace was moved.
 
-Beside a path in the same workspace its line says where that lies from the run's folder. Lines of
-earlier versions say only where it lay: a file that is not there any more is looked for at the same
-place of this workspace.
+A path in the same workspace is written with a second one, relative to the run's folder. Lines of
+earlier versions have only the absolute path: a file that does not exist any more is looked for at
+the same place of this workspace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def workspace_of(folder: Path) -> Path | None:
 
 
 def relative_to_run(path: str, folder: Path, workspace: Path | None) -> dict[str, str]:
-    """What a line says beside a path of the run's workspace; nothing of one elsewhere."""
+    """Return the relative path for an event line, for a path in the run's workspace; {} for any
+    other."""
     if not path or not os.path.isabs(path):
         return {}
     if not any(Path(path).is_relative_to(root) for root in (folder, workspace) if root):
@@ -31,16 +32,16 @@ def relative_to_run(path: str, folder: Path, workspace: Path | None) -> dict[str
 
 
 def with_present_path(row: dict[str, Any], folder: Path, workspace: Path | None) -> dict[str, Any]:
-    """A parsed line whose path is where the file lies now."""
+    """Return a parsed line with the path where the file is now."""
     path, relative = row.get("path"), row.get(KEY)
     if isinstance(relative, str):
         return {**row, "path": os.path.normpath(folder / relative)}
     if isinstance(path, str) and path and workspace:
-        return {**row, "path": _moved(path, workspace)}
+        return {**row, "path": _path_in_workspace(path, workspace)}
     return row
 
 
-def _moved(path: str, workspace: Path) -> str:
+def _path_in_workspace(path: str, workspace: Path) -> str:
     parts = PurePath(path).parts
     if not os.path.isabs(path) or "\0" in path or os.path.exists(path):
         return path

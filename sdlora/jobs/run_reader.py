@@ -1,4 +1,4 @@
-"""A run's folder, read: the state that its events fold to, and what the queue adds to that."""
+"""Reader of a run's folder: the state that its events fold to, and the queue's knowledge of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def pid_alive(folder: Path) -> bool:
 
 
 def resume_hint(state: RunState, *logs: Path) -> Message:
-    """What to do about a run that died; of its `logs` the first that says anything is named."""
+    """Return the advice about a run that died; it names the first of its `logs` that is not
+    empty."""
     log = next((path for path in logs if _size(path)), None)
     see = Message("see {log}", log=log) if log else ""
     if state.checkpoint is None:
@@ -44,11 +45,11 @@ def resume_hint(state: RunState, *logs: Path) -> Message:
 
 
 def unread_lines(state: RunState) -> Message:
-    """What is missing of a run whose events are damaged; '' where nothing is."""
+    """Return a message about damaged lines of a run's events; '' where there are none."""
     if not state.unreadable:
         return Message("")
-    words = "{count} lines of {file} cannot be read and are left out"
-    return Message(words, count=state.unreadable, file=EVENTS_FILE)
+    template = "{count} lines of {file} cannot be read and are left out"
+    return Message(template, count=state.unreadable, file=EVENTS_FILE)
 
 
 def _size(path: Path) -> int:
@@ -60,8 +61,8 @@ def _size(path: Path) -> int:
 
 @dataclass
 class RunFollower:
-    """Reads a folder's events as they come, each line once. With the `queue`, what that knows of
-    the run counts too: while it waits or runs there, it has not ended, whoever died."""
+    """Reader of a folder's events as they come, each line once. With the `queue`, its knowledge of
+    the run counts too: a job that waits or runs there has not ended, even if its process died."""
 
     folder: Path
     state: RunState = RunState()
@@ -70,8 +71,8 @@ class RunFollower:
     _file: int = 0  # the number of the file that was read so far
 
     def poll(self) -> RunState:
-        """The state now; of a folder that cannot be read, a failure that says so. A process that
-        died without a word is a failed run, once nobody takes it up again."""
+        """Return the present state; of a folder that cannot be read, a failure with the reason. A
+        process that died without a last event is a failed run, unless the queue will resume it."""
         try:
             if readable(self.folder.name) != self.folder.name:
                 raise RunError(
@@ -79,8 +80,8 @@ class RunFollower:
                     folder=self.folder.name,
                 )
             died = self._died()  # asked first: what it wrote before it died is read after
-            self.news()
-            return self._alive() if self.state.ended else self._judged(died)
+            self.new_events()
+            return self._with_heartbeat() if self.state.ended else self._without_end(died)
         except RunError as error:
             return replace(self.state, status="failed", phase="", error=error.message)
         except (OSError, ValueError) as error:
@@ -89,9 +90,9 @@ class RunFollower:
             message = Message("{file} cannot be read: {why}", file=file, why=why)
             return replace(self.state, status="failed", phase="", error=message)
 
-    def news(self) -> list[Event]:
-        """What was said since the last look; the state knows it from here on. OSError: it cannot
-        be read."""
+    def new_events(self) -> list[Event]:
+        """Return the events since the last call; the state includes them from here on. OSError: the
+        file cannot be read."""
         events = list(self._events())
         self.state = fold(events, self.state)
         return events
@@ -128,21 +129,21 @@ class RunFollower:
     def _died(self) -> bool:
         return os.path.lexists(self.folder / PID_FILE) and not pid_alive(self.folder)
 
-    def _alive(self) -> RunState:
-        """The state with what the heartbeat says of its process."""
+    def _with_heartbeat(self) -> RunState:
+        """Return the state with the times of the heartbeat."""
         if self.state.ended:
             return self.state
         process = owner(self.folder)
         silent, idle = silence_and_idleness(self.folder / HEARTBEAT_FILE, process)
         return replace(self.state, silent_s=silent, idle_s=idle) if silent or idle else self.state
 
-    def _judged(self, died: bool) -> RunState:
-        """The state of a run that has not said how it ended."""
+    def _without_end(self, died: bool) -> RunState:
+        """Return the state of a run without a last event."""
         state, job = self.state, self.queue.job_of(self.folder) if self.queue else None
         if job and job.waits and self.queue:
             return self._in_queue(job, died, self.queue)
         if not died and (state.status != "queued" or not self.queue or pid_alive(self.folder)):
-            return self._alive()
+            return self._with_heartbeat()
         if job:
             status = _STATUS_OF_ROW.get(job.status, job.status)
             return replace(state, status=status, phase="", error=job.reason)
@@ -157,7 +158,7 @@ class RunFollower:
             return replace(self.state, status="queued", phase="", ahead=queue.ahead(job))
         if died:
             return replace(self.state, phase="its process has ended; waiting for the worker")
-        return self._alive()
+        return self._with_heartbeat()
 
 
 _START_AGAIN = Message(
@@ -170,8 +171,9 @@ def read(folder: Path, queue: Queue | None = None) -> RunState:
     return RunFollower(folder, queue=queue).poll()
 
 
-def recorded(folder: Path) -> RunState:
-    """What the run itself wrote, without what is made of one that died. OSError: unreadable."""
+def recorded_state(folder: Path) -> RunState:
+    """Return the state from the run's own events, without the failure of one that died. OSError:
+    unreadable."""
     follower = RunFollower(folder)
-    follower.news()
+    follower.new_events()
     return follower.state

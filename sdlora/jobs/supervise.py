@@ -1,5 +1,5 @@
-"""The worker and its work, seen from the page and the command: started when needed, ended and
-replaced when it does not answer, ended at once when somebody wants that."""
+"""Supervision of the worker by the page and the command: started when needed, replaced when it does
+not answer; jobs ended at once on request."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.heartbeat import TIMES, Times, Watch, silence_and_idleness
 from sdlora.jobs.processes import alive, end, identity, start_detached
 from sdlora.jobs.queue import Queue
-from sdlora.workspace import Workspace, gone
+from sdlora.workspace import Workspace, workspace_gone_error
 
 
 class WorkerKeeper:
-    """Keeps the workspace's worker at work. Safe from any thread."""
+    """Keeps the workspace's worker running. Safe from any thread."""
 
     def __init__(self, workspace: Workspace, queue: Queue, times: Times = TIMES) -> None:
         self.workspace, self.queue, self.times = workspace, queue, times
-        self._started = ""  # the process that was started last, which may not be in its seat yet
+        self._started = ""  # the process that was started last, which may not hold the lock yet
         self._watched, self._watch = "", Watch(workspace.worker_heartbeat, times)
         self._ending: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -32,8 +32,8 @@ class WorkerKeeper:
         with self._lock:
             if self._ending and self._ending.is_alive():
                 return
-            seat = self.queue.holder("worker")
-            process = seat.holder if seat else self._started
+            lock = self.queue.holder("worker")
+            process = lock.holder if lock else self._started
             if not alive(process):
                 self._start()
             elif not self._answers(process):
@@ -44,11 +44,11 @@ class WorkerKeeper:
                 self._ending.start()
 
     def replace_silent(self) -> bool:
-        """End a worker that has long been silent, and start another: for a command, which comes by
-        only once, and so waits to see whether it beats. True where it did."""
-        seat = self.queue.holder("worker")
+        """End a worker that has long been silent, and start another: for a command, which runs
+        once, and so waits for the next heartbeat. Returns True where it did."""
+        lock = self.queue.holder("worker")
         path = self.workspace.worker_heartbeat
-        if seat is None or silence_and_idleness(path, seat.holder)[0] < self.times.silence:
+        if lock is None or silence_and_idleness(path, lock.holder)[0] < self.times.silence:
             return False
         watch = Watch(path, self.times)
         for _ in range(2):
@@ -56,7 +56,7 @@ class WorkerKeeper:
             watch.look()
         if watch.silent_s == 0:
             return False
-        end(seat.holder, self.times.terminate, children=False)
+        end(lock.holder, self.times.terminate, children=False)
         self.wake()
         return True
 
@@ -72,7 +72,7 @@ class WorkerKeeper:
 
     def _start(self) -> None:
         if not self.workspace.root.is_dir():
-            raise gone(self.workspace.root)
+            raise workspace_gone_error(self.workspace.root)
         arguments = ["-m", "sdlora.worker.worker", "--workspace", str(self.workspace.root)]
         try:
             process = start_detached(arguments, self.workspace.worker_log)
@@ -84,8 +84,8 @@ class WorkerKeeper:
 
 
 def end_now(folder: Path, queue: Queue, times: Times = TIMES) -> None:
-    """End the work in `folder` as it stands, whatever its process does: asked, terminated, killed.
-    What it last saved is kept."""
+    """End the job in `folder` as it stands: by request, then terminated, then killed. The last
+    checkpoint stays."""
     run_folder.stop(folder, now=True)
     deadline = time.monotonic() + times.ask_first
     process = run_folder.owner(folder)
@@ -99,8 +99,8 @@ def end_now(folder: Path, queue: Queue, times: Times = TIMES) -> None:
     job = queue.job_of(folder)
     if job and job.status == "running" and queue.holder("worker"):
         return  # it sees the end and says so
-    state = run_folder.recorded(folder)
+    state = run_folder.recorded_state(folder)
     if not state.ended:
-        run_folder.say(folder, Stopped(path=state.result, step=state.step))
+        run_folder.append_event(folder, Stopped(path=state.result, step=state.step))
     if job and job.waits:
         queue.finish(job, "stopped")

@@ -1,6 +1,6 @@
-"""Settings of what learns and what it is taught: the adapter, its layers and rates, and the loss.
+"""Settings of the adapter, its layers and learning rates, and of the loss.
 
-Parts of `TrainSettings`; apart only because a page holds no more.
+They are parts of `TrainSettings`, in a file of their own because of their number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HuberSchedule = Literal["constant", "exponential", "snr"]
 Weighting = Literal["min_snr", "debiased", "flat"]
 Density = Literal["uniform", "logit_normal"]
 TWO_MATRICES: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "pissa")  # up · down
-# What single groups of layers can have of their own, and the fields of older files that say it
+# Settings that a single group of layers can have, and the fields of older files for the same
 _OF_A_GROUP = ("rank", "alpha", "learning_rate", "dropout")
 _OWN_FIELD = {
     ("rank", "conv"): "conv_rank",
@@ -38,11 +38,11 @@ _OWN_FIELD = {
 
 
 class AdapterSettings(Settings):
-    """What learns."""
+    """Settings of the adapter: its type, rank, layers and learning rates."""
 
     adapter: AdapterKind = Field(
         "lora",
-        description="Kind of adapter; with conv among the targets lora is what others call LoCon",
+        description="Adapter type; lora with conv among the targets is also called LoCon",
     )
     rank: int = Field(
         16, ge=1, le=1024, description="Rank of the adapter: how much it can hold; of oft, the size"
@@ -59,13 +59,13 @@ class AdapterSettings(Settings):
     targets: tuple[TargetGroup, ...] = Field(
         ("attention",),
         min_length=1,
-        description="Layers of the UNet that learn; attention is self and cross attention and what "
-        "stands around them",
+        description="Layers of the UNet to train; attention is self and cross attention with "
+        "the projections around them",
     )
     train_unet: bool = Field(
-        True, description="Let the UNet learn; without it, the text encoder alone does"
+        True, description="Train the UNet; without it, the text encoder alone is trained"
     )
-    train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
+    train_text_encoder: bool = Field(False, description="Train the text encoder as well")
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
     text_encoder_learning_rate: float = Field(
         5e-5, gt=0, le=10, description="Peak learning rate of the text encoder's adapter"
@@ -81,7 +81,10 @@ class AdapterSettings(Settings):
     )
     group_dropout: tuple[str, ...] = Field((), description="Dropout of single groups")
     lora_plus_ratio: float = Field(
-        1.0, ge=1, le=100, description="LoRA+: how many times faster the upper matrix learns"
+        1.0,
+        ge=1,
+        le=100,
+        description="LoRA+: learning rate of the up matrix, as a multiple of the down matrix's",
     )
     lokr_factor: int | None = Field(
         None, ge=2, le=1024, description="Size of lokr's smaller half; empty: as even as can be"
@@ -92,19 +95,19 @@ class AdapterSettings(Settings):
         "reads, or each output, as in peft, which ComfyUI, Forge, A1111 and InvokeAI misread",
     )
     max_norm: float = Field(
-        0.0, ge=0, le=1000, description="No layer's change may become larger than this; 0: any size"
+        0.0, ge=0, le=1000, description="Limit of the norm of a layer's change; 0: none"
     )
 
     @field_validator(*(f"group_{name}" for name in _OF_A_GROUP))
     @classmethod
-    def _can_be_read(cls, words: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _can_be_read(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         name = str(info.field_name)
         try:
-            by_group(words, _reader(cls, name.removeprefix("group_")))
+            by_group(entries, _reader(cls, name.removeprefix("group_")))
         except InvalidValue as error:
             why = error.message
             raise InvalidValue("{setting}: {why}", setting=Setting(name), why=why) from None
-        return words
+        return entries
 
     @model_validator(mode="after")
     def _kind_can(self) -> Self:
@@ -118,7 +121,7 @@ class AdapterSettings(Settings):
                 "nothing learns: turn {unet} or {text_encoder} on",
                 unet=Setting("train_unet"), text_encoder=Setting("train_text_encoder"),
             )  # fmt: skip
-        drops = self.dropout or any(self._said("dropout").values())
+        drops = self.dropout or any(self._group_values("dropout").values())
         if self.adapter == "oft" and (self.max_norm or drops):
             raise InvalidValue(
                 "oft turns weights and adds nothing: set {dropout} and {max_norm} to 0",
@@ -133,52 +136,56 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _record_axis(self) -> Self:
-        # a record that lacks it is one of before there was a choice, see `from_record`
+        # a record without it is from before there was a choice, see `from_record`
         if self.adapter == "dora":
             self.model_fields_set.add("dora_axis")
         return self
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values that a run or a LoRA was recorded with, as they were meant: dora was per output
-        before there was a choice."""
+        """Return recorded values of a run or a LoRA with their meaning at the time: dora was per
+        output before there was a choice."""
         before = {"dora_axis": "output"} if values.get("adapter") == "dora" else {}
         return {**before, **values}
 
     def of_group(self, name: str, group: str) -> Any:
-        """`rank`, `learning_rate` or `dropout` of a group of layers."""
+        """Return `rank`, `learning_rate` or `dropout` of a group of layers."""
         general = getattr(self, _OWN_FIELD.get((name, group), name))
-        return of_group(self._said(name), group, general)
+        return of_group(self._group_values(name), group, general)
 
     def scale(self, group: str) -> float:
-        """alpha / rank of a group of layers: of all, unless the group has an alpha of its own."""
-        alpha = of_group(self._said("alpha"), group, None)
+        """Return alpha / rank of a group of layers: the general one, unless the group has its own
+        alpha."""
+        alpha = of_group(self._group_values("alpha"), group, None)
         return self.alpha / self.rank if alpha is None else alpha / self.of_group("rank", group)
 
-    def _said(self, name: str) -> dict[str, Any]:
+    def _group_values(self, name: str) -> dict[str, Any]:
         return by_group(getattr(self, f"group_{name}"), _reader(type(self), name))
 
 
 class ObjectiveSettings(Settings):
-    """What is taught: which noise, and what a wrong answer costs."""
+    """Settings of the loss: noise, timesteps and weighting."""
 
     loss: Loss = Field(
-        "l2", description="How an error counts: squared, plain, or squared only where it is small"
+        "l2",
+        description="Loss function: squared, absolute, or squared only where the error is small",
     )
     huber_threshold: float = Field(
-        0.1, gt=0, le=10, description="Up to this size huber and smooth_l1 square an error"
+        0.1, gt=0, le=10, description="Errors up to this size are squared by huber and smooth_l1"
     )
     huber_schedule: HuberSchedule = Field(
-        "snr", description="How that size changes with the noise: not, exponentially, by the SNR"
+        "snr", description="Change of that size over the timesteps: none, exponential, by the SNR"
     )
     loss_weighting: Weighting = Field(
-        "min_snr", description="What noise levels count: min_snr and debiased even them out"
+        "min_snr",
+        description="Loss weight per timestep; min_snr and debiased even the noise levels out",
     )
     min_snr_gamma: float = Field(
-        5.0, ge=0, le=100, description="Limit of min_snr; 0 weighs all the same"
+        5.0, ge=0, le=100, description="Gamma of min_snr; 0: the same weight for all timesteps"
     )
     zero_terminal_snr: bool = Field(
-        False, description="Make the last noise level noise alone; for models that predict v"
+        False,
+        description="Zero terminal SNR: the last timestep is pure noise; for models that predict v",
     )
     noise_offset: float = Field(
         0.0, ge=0, le=1, description="Noise of a whole channel, for darker and brighter pictures"
@@ -190,10 +197,13 @@ class ObjectiveSettings(Settings):
         0.3, gt=0, le=1, description="Strength of each layer of noise by the one before it"
     )
     input_perturbation: float = Field(
-        0.0, ge=0, le=1, description="Noise that the model is not told of; 0.1 is usual"
+        0.0,
+        ge=0,
+        le=1,
+        description="Extra noise on the input that is not in the target; 0.1 is usual",
     )
-    min_timestep: int = Field(0, ge=0, le=999, description="Least noise of 1000 levels")
-    max_timestep: int = Field(1000, ge=1, le=1000, description="Most noise of 1000 levels")
+    min_timestep: int = Field(0, ge=0, le=999, description="Lowest timestep to train, of 1000")
+    max_timestep: int = Field(1000, ge=1, le=1000, description="Highest timestep to train, of 1000")
     timestep_density: Density = Field(
         "uniform", description="Which noise levels are trained more often: none, or those about "
         "the middle",
@@ -203,23 +213,27 @@ class ObjectiveSettings(Settings):
     )
     timestep_spread: float = Field(1.0, gt=0, le=5, description="Width of logit_normal")
     timestep_shift: float = Field(
-        1.0, ge=0.05, le=20, description="Above 1 more noise is trained more often; 3 is usual"
+        1.0,
+        ge=0.05,
+        le=20,
+        description="Above 1, noisier timesteps are trained more often; 3 is usual",
     )
 
     @model_validator(mode="after")
     def _levels_in_order(self) -> Self:
         if self.min_timestep >= self.max_timestep:
             raise InvalidValue(
-                "{least} = {min} must be below {most} = {max}",
-                least=Setting("min_timestep"), min=self.min_timestep,
-                most=Setting("max_timestep"), max=self.max_timestep,
+                "{low} = {min} must be below {high} = {max}",
+                low=Setting("min_timestep"), min=self.min_timestep,
+                high=Setting("max_timestep"), max=self.max_timestep,
             )  # fmt: skip
         return self
 
 
 @lru_cache
 def _reader(settings: type[AdapterSettings], name: str) -> Any:
-    """What reads text as a value of the field `name`, within its bounds. ValueError."""
+    """Return a parser of text as a value of the field `name`, within its bounds. The parser raises
+    ValueError."""
     field = settings.model_fields[name]
     bounded: Any = Annotated[field.annotation, *field.metadata]
     adapter: TypeAdapter[Any] = TypeAdapter(bounded)

@@ -1,4 +1,4 @@
-"""What every set of settings can do: be checked, come from a file and go there."""
+"""Base class of all settings: validation, reading from a file and writing to one."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ SEEDS = 2**64  # torch's generators take so many
 
 
 class InvalidValue(ValueError):
-    """A validator's own sentence, as a template with named values: pydantic keeps of a ValueError
-    no more than its text, and hands the error itself over."""
+    """Error of a validator with a template and named values: pydantic keeps only the text of a
+    ValueError, but hands the error itself over."""
 
     def __init__(self, template: str, /, **values: Any) -> None:
         self.message = Message(template, **values) if values else as_message(template)
@@ -58,7 +58,7 @@ class InvalidValue(ValueError):
 
 
 class Settings(BaseModel):
-    """A frozen set of settings that says clearly what is wrong with it."""
+    """Frozen set of settings; a wrong value is a clear message."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=MAX_TEXT
@@ -67,8 +67,9 @@ class Settings(BaseModel):
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings from plain values. SettingsError: one sentence per wrong or unknown one."""
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Return settings from plain values. SettingsError: one sentence per wrong or unknown
+        value."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -86,11 +87,11 @@ class Settings(BaseModel):
             raise SettingsError(
                 "{file} cannot be read as settings: {why}", file=path, why=error
             ) from None
-        return cls.of(cls.from_record(values) if isinstance(values, dict) else values)
+        return cls.from_values(cls.from_record(values) if isinstance(values, dict) else values)
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values from a file that an earlier version may have written, as they were meant."""
+        """Return values from a file of an earlier version with their meaning at the time."""
         return dict(values)
 
     @classmethod
@@ -100,7 +101,7 @@ class Settings(BaseModel):
         return {**cls.GROUPS, MORE: tuple(n for n in cls.model_fields if n not in grouped)}
 
     def given(self) -> dict[str, Any]:
-        """The values somebody set, as plain JSON types; the rest are defaults."""
+        """Return the values that were set, as plain JSON types; the rest are defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def to_json(self) -> str:
@@ -117,7 +118,7 @@ def validated(check: Callable[[Any], Any], value: Any) -> Any:
 
 
 def accepted(error: Any) -> str:
-    """What pydantic's `error` says would be accepted: "must be 1 or more"."""
+    """Return the accepted values by pydantic's `error`: "must be 1 or more"."""
     template = _ACCEPTED.get(error["type"])
     return template.format_map(_bounds(error)) if template else str(error["msg"])
 
@@ -131,7 +132,8 @@ def _bounds(error: Any) -> dict[str, Any]:
 
 
 def _fields(cls: type[Settings], loc: tuple[Any, ...], message: Message) -> list[str]:
-    """Names of the fields that an error is about: where it was found, else those it speaks of."""
+    """Return the names of the fields that an error is about: the field that raised it, else those
+    that its message names."""
     spoken = [v.name for v in message.values.values() if isinstance(v, Setting)]
     return [str(n) for n in loc[:1] or spoken if n in cls.model_fields]
 

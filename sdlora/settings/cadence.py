@@ -1,7 +1,7 @@
-"""Steps of a run whose length is given in epochs, and what happens every so many of them.
+"""Intervals of a run in steps: samples, validations and checkpoints, and lengths given in epochs.
 
-How many steps an epoch has is known once the pictures are read. Empty cadences follow the length
-of the run, so that a short one is sampled, validated and saved often enough to choose from.
+The number of steps of an epoch is known once the pictures are read. Empty intervals follow the
+length of the run, so that a short one is sampled, validated and saved often enough to choose from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ LEAST = 10  # steps, of an empty cadence: looking at what is learnt waits for th
 
 @dataclass(frozen=True)
 class Cadence:
-    """A setting of steps between two times of the same: about `times` in a run when it is empty,
-    and every `at_least` steps where the run is long."""
+    """Setting of an interval in steps: about `times` in a run when it is empty, and every
+    `at_least` steps where the run is long."""
 
     every: str
     every_epochs: str
@@ -34,13 +34,14 @@ CADENCES = (
 
 
 def in_steps(settings: TrainSettings, steps_per_epoch: int) -> TrainSettings:
-    """The settings with their epochs and empty cadences as steps; those in steps stay as they are.
-    Idempotent, so that a checkpoint's settings may pass again. SettingsError: too many steps."""
+    """Return the settings with their epochs and empty intervals as steps; those in steps stay as
+    they are. Idempotent, so that a checkpoint's settings may pass again. SettingsError: too many
+    steps."""
     steps = settings.epochs * steps_per_epoch if settings.epochs else settings.steps
     if steps > MOST_STEPS:
         raise SettingsError(
-            "{setting} = {epochs} are {steps} steps of these pictures; a run has {most} at most",
-            setting=Setting("epochs"), epochs=settings.epochs, steps=steps, most=MOST_STEPS,
+            "{setting} = {epochs} are {steps} steps of these pictures; a run has {limit} at most",
+            setting=Setting("epochs"), epochs=settings.epochs, steps=steps, limit=MOST_STEPS,
         )  # fmt: skip
     return settings.model_copy(
         update={
@@ -51,13 +52,13 @@ def in_steps(settings: TrainSettings, steps_per_epoch: int) -> TrainSettings:
 
 
 def is_due(step: int, every: int | None, steps: int) -> bool:
-    """True when what happens every so many steps happens after `step`; after the last in any case,
-    unless it never does."""
+    """Return True if something with an interval of `every` steps is due after `step`; also after
+    the last step, unless the interval is 0."""
     return bool(every) and (step % (every or 1) == 0 or step == steps)
 
 
 def times_left(step: int, every: int | None, steps: int) -> int:
-    """How often it will still happen after `step`, the last step included."""
+    """Return the number of times that it is still due after `step`, the last step included."""
     if not every or step >= steps:
         return 0
     return -(-steps // every) - step // every

@@ -1,4 +1,4 @@
-"""What can be asked of a model that describes pictures; no torch."""
+"""Settings of captioning by a model; no torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DescribeSettings(Settings):
     prefix: str = Field("", description="Text before every caption, such as the trigger word")
     question: str = Field(
         "Describe this picture in one sentence. Name what is to be seen, not its style.",
-        description="What a model that takes questions is asked",
+        description="Question to a model that takes one",
     )
-    threshold: float = Field(0.35, gt=0, lt=1, description="How sure a tagger is of a tag at least")
-    most_tokens: int = Field(75, ge=1, le=500, description="Length of a caption at most")
-    batch_size: int = Field(4, ge=1, le=64, description="Pictures looked at together")
+    threshold: float = Field(0.35, gt=0, lt=1, description="Lowest confidence of a tag")
+    most_tokens: int = Field(75, ge=1, le=500, description="Longest caption, in tokens")
+    batch_size: int = Field(4, ge=1, le=64, description="Pictures per batch")
     write: bool = Field(False, description="Write the captions; dataset captions --undo undoes it")

@@ -1,4 +1,4 @@
-"""Settings of a picture of every checkpoint at every strength."""
+"""Settings of a comparison grid: every checkpoint of a run at every LoRA weight."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Groups of layers that learn, and a setting's value for single ones of them; no torch.
+"""Groups of layers to train, and values of a setting for single groups; no torch.
 
-A value for some groups is written as words, `cross_attention=8 conv=4`, in flags, forms and files.
+Values for some groups are written as entries, `cross_attention=8 conv=4`, in flags, forms and
+files.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ WIDER = {"self_attention": "attention", "cross_attention": "attention"}
 ValueT = TypeVar("ValueT")
 
 
-def by_group(words: Iterable[str], read: Callable[[str], ValueT]) -> dict[str, ValueT]:
-    """Group -> value, of words such as conv=4. ValueError: what is wrong with one of them."""
+def by_group(entries: Iterable[str], read: Callable[[str], ValueT]) -> dict[str, ValueT]:
+    """Return group -> value, of entries such as conv=4. ValueError: an invalid entry."""
     values: dict[str, ValueT] = {}
-    for word in words:
-        group, equals, text = word.partition("=")
+    for entry in entries:
+        group, equals, text = entry.partition("=")
         if not equals or group not in GROUPS:
             raise InvalidValue(
-                "{word!r} is not GROUP=VALUE, such as conv=4; the groups are {groups}.{near}",
-                word=word, groups=GROUPS, near=did_you_mean(group, GROUPS),
+                "{entry!r} is not GROUP=VALUE, such as conv=4; the groups are {groups}.{near}",
+                entry=entry, groups=GROUPS, near=did_you_mean(group, GROUPS),
             )  # fmt: skip
         if group in values:
             raise InvalidValue("{group} is given twice", group=group)
@@ -36,5 +37,5 @@ def by_group(words: Iterable[str], read: Callable[[str], ValueT]) -> dict[str, V
 
 
 def of_group(values: Mapping[str, ValueT], group: str, otherwise: ValueT) -> ValueT:
-    """A group's own value, or that of the group that it is part of, or `otherwise`."""
+    """Return a group's own value, or that of the group that it is part of, or `otherwise`."""
     return values.get(group, values.get(WIDER.get(group, ""), otherwise))

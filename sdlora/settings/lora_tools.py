@@ -1,4 +1,4 @@
-"""What the LoRA tools can be asked, written once: the flags of `launch.py lora` are these fields.
+"""Settings of the LoRA tools: the flags of `launch.py lora` are these fields.
 
 A LoRA file is named by its path, or as in a prompt; an output by a path, or by a name for loras/.
 """
@@ -19,13 +19,13 @@ StoredAs = Literal["same", "fp16", "bf16", "fp32"]
 
 
 class InfoSettings(Settings):
-    """What LoRA files say of themselves."""
+    """Show the metadata of LoRA files: base model, type, rank, trigger words."""
 
     files: tuple[str, ...] = Field(min_length=1, description="LoRA files, by path or name")
 
 
 class CheckSettings(InfoSettings):
-    """Whether LoRA files can be used."""
+    """Check that LoRA files can be read and fit a base model."""
 
     model: str = Field(
         "", description="Base model they have to fit; empty: one at hand of the base they name"
@@ -33,7 +33,7 @@ class CheckSettings(InfoSettings):
 
 
 class OutputSettings(Settings):
-    """What all tools that write a file share."""
+    """Settings that all tools that write a file share."""
 
     output: str = Field(min_length=1, description="What to write: a path, or a name for loras/")
     overwrite: bool = Field(False, description="Replace the output where it exists")
@@ -41,7 +41,7 @@ class OutputSettings(Settings):
 
 
 class RankSettings(Settings):
-    """How much of a change is kept."""
+    """Settings of the rank that a file is cut to."""
 
     rank: int | None = Field(None, ge=1, le=1024, description="Highest rank of a layer")
     keep: float | None = Field(
@@ -50,13 +50,15 @@ class RankSettings(Settings):
 
 
 class InputSettings(Settings):
-    """What of a file is read with a base model's help."""
+    """Settings of adapter types that need the base model's weights."""
 
-    model: str = Field("", description="Base model, for kinds that build on its weights (DoRA ...)")
+    model: str = Field(
+        "", description="Base model, for adapter types that need its weights (DoRA ...)"
+    )
 
 
 class Blending(Settings):
-    """Several files, each at its weight."""
+    """Settings of several files, each at its weight."""
 
     files: tuple[str, ...] = Field(min_length=1, description="LoRA files, by path or name")
     weights: tuple[float, ...] = Field((), description="One weight per file; empty: 1 each")
@@ -78,7 +80,7 @@ class Blending(Settings):
 
 
 class ConvertSettings(RankSettings, InputSettings, OutputSettings):
-    """The same LoRA written in another way."""
+    """Convert a LoRA to another adapter type, number format or key naming."""
 
     file: str = Field(min_length=1, description="LoRA file, by path or name")
     to: Kind = Field(
@@ -90,10 +92,10 @@ class ConvertSettings(RankSettings, InputSettings, OutputSettings):
     )
     precision: StoredAs = Field("same", description="Number format of what is written")
     private: bool = Field(
-        False, description="Leave out captions, paths and names from what it says of its training"
+        False, description="Leave captions, paths and names out of its training metadata"
     )
     trigger_words: tuple[str, ...] | None = Field(
-        None, description="Words that call it in a prompt, in place of those it names"
+        None, description="Trigger words, in place of those in its metadata"
     )
     thumbnail: str = Field("", description="Picture to show for it")
 
@@ -115,7 +117,7 @@ class ConvertSettings(RankSettings, InputSettings, OutputSettings):
 
 
 class MergeSettings(Blending, RankSettings, InputSettings, OutputSettings):
-    """Several LoRAs in one file."""
+    """Merge several LoRAs into one file."""
 
     method: Method = Field(
         "linear",
@@ -127,7 +129,7 @@ class MergeSettings(Blending, RankSettings, InputSettings, OutputSettings):
 
 
 class ResizeSettings(RankSettings, InputSettings, OutputSettings):
-    """A LoRA at another rank, whatever its kind was."""
+    """Resize a LoRA of any adapter type to another rank."""
 
     file: str = Field(min_length=1, description="LoRA file, by path or name")
 
@@ -142,7 +144,7 @@ class ResizeSettings(RankSettings, InputSettings, OutputSettings):
 
 
 class ExtractSettings(RankSettings, OutputSettings):
-    """What a finetuned model has learnt over its base, as a LoRA of rank 32 or as asked."""
+    """Extract a finetuned model's difference from its base as a LoRA, of rank 32 unless set."""
 
     base: str = Field(min_length=1, description="Base model: starter, a name in models/, a path")
     tuned: str = Field(min_length=1, description="Finetuned model, or its single safetensors file")
@@ -154,7 +156,8 @@ class ExtractSettings(RankSettings, OutputSettings):
 
 
 class FuseSettings(Blending, OutputSettings):
-    """LoRAs in a base model's weights: a diffusers folder, or one file if named .safetensors."""
+    """Fuse LoRAs into a base model's weights: a diffusers folder, or one file if named
+    .safetensors."""
 
     output: str = Field(min_length=1, description="What to write: a path, or a name for models/")
     model: str = Field("starter", description="Base model: starter, a name in models/, a path")
@@ -162,7 +165,7 @@ class FuseSettings(Blending, OutputSettings):
 
 
 class CompareSettings(InputSettings):
-    """Where two LoRAs collide, and what a blend of them loses."""
+    """Compare two LoRAs: the layers that both change, and the loss of a blend of them."""
 
     one: str = Field(min_length=1, description="LoRA file, by path or name")
     other: str = Field(min_length=1, description="LoRA file to blend it with")

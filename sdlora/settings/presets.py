@@ -1,9 +1,10 @@
-"""What a goal, a model family and an effort want different from the defaults, from data files.
+"""Presets: values of a goal, a model family and an effort that differ from the defaults, from data
+files.
 
-One TOML file per family beside this page, and `any.toml` for all. In a file, what stands first is
-for every training of that family; the tables `[quality]`, `[style]` and `[style.quality]` are for
-one effort, one goal, and both. The more particular wins, a family's file over `any.toml`, and what
-the user set over all of it. `[drift]` holds prompts that hardly any LoRA is about.
+One TOML file per family is beside this module, and `any.toml` for all. In a file, the top values
+are for every training of that family; the tables `[quality]`, `[style]` and `[style.quality]` are
+for one effort, one goal, and both. The more specific value wins, a family's file over `any.toml`,
+and a value that the user set over all of them. `[drift]` holds prompts unrelated to most LoRAs.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ def table(family: str) -> dict[str, Any]:
 
 
 def preset(family: str, goal: Goal, effort: Effort = "balanced") -> dict[str, Any]:
-    """The values that a family, goal and effort want."""
+    """Return the preset values of a family, goal and effort."""
     values: dict[str, Any] = {}
     for name in (ANY, family):
         rows = table(name)
         by_goal = rows.get(goal, {})
         for row in (rows, rows.get(effort, {}), by_goal, by_goal.get(effort, {})):
             values |= {key: value for key, value in row.items() if not isinstance(value, dict)}
-    return {key: tuple(its) if isinstance(its, list) else its for key, its in values.items()}
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
-def unrelated(family: str) -> tuple[str, ...]:
-    """Prompts that hardly any LoRA for this family is about."""
-    said = table(family).get("drift") or table(ANY)["drift"]
-    return tuple(said["prompts"])
+def preset_drift_prompts(family: str) -> tuple[str, ...]:
+    """Return prompts unrelated to most LoRAs for this family."""
+    drift = table(family).get("drift") or table(ANY)["drift"]
+    return tuple(drift["prompts"])
 
 
 def families() -> tuple[str, ...]:
@@ -57,10 +58,11 @@ def families() -> tuple[str, ...]:
 
 
 def with_preset(settings: TrainSettings, family: str) -> TrainSettings:
-    """What the user set, over the preset of `family`, goal and effort; everything counts as set."""
-    wanted = preset(family, settings.goal, settings.effort)
-    chosen = TrainSettings.of({**wanted, **settings.given()})
-    return TrainSettings.of(chosen.model_dump(mode="json"))
+    """Return the user's settings over the preset of `family`, goal and effort; all values count as
+    set."""
+    defaults = preset(family, settings.goal, settings.effort)
+    merged = TrainSettings.from_values({**defaults, **settings.given()})
+    return TrainSettings.from_values(merged.model_dump(mode="json"))
 
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)

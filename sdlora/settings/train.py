@@ -1,8 +1,8 @@
-"""Settings of a training, each written once: its default, its bounds and its sentence.
+"""Settings of a training, each written once: its default, its bounds and its description.
 
-Checks, command-line flags, the page's form and the docs are all read from these fields. An unknown
-name is an error with a suggestion. What a goal and a model family want different from the defaults
-stands in `preset_values/`; what the user set is never overridden.
+Validation, command-line flags, the page's form and the docs are all made from these fields. An
+unknown name is an error with a suggestion. Defaults of a goal and a model family are in
+`preset_values/`; a value that the user set is never overridden.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
     goal: Goal = Field("style", description="What the pictures have in common")
     effort: Effort = Field(
-        "balanced", description="How long to learn: fast is a first look, quality takes its time"
+        "balanced",
+        description="Length of the training: fast for a first look, quality for the best result",
     )
     trigger_word: str = Field(
-        "", description="Words that call the LoRA in a prompt; empty: what all captions begin with"
+        "", description="Trigger word of the LoRA in prompts; empty: what all captions begin with"
     )
     steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps to take")
     epochs: int | None = Field(
@@ -126,7 +127,10 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         " from the last; 2 for models that were made so",
     )  # fmt: skip
     caption_dropout: float = Field(
-        0.05, ge=0, le=1, description="Share of captions left out, so that guidance keeps working"
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of captions replaced by an empty one, for classifier-free guidance",
     )
     shuffle_tags: bool = Field(
         False, description="Shuffle what stands between commas in captions, anew in every step"
@@ -144,24 +148,29 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         8,
         ge=0,
         le=1000,
-        description="Wordings kept ready of a caption that changes; 0: a new one in every step",
+        description="Augmented texts cached per caption; 0: a new one in every step",
     )
     upscale: bool = Field(False, description="Scale small pictures up to the whole resolution")
     flip: bool = Field(False, description="Mirror half of the pictures, left to right")
     crop_jitter: float = Field(
-        0.0, ge=0, le=1, description="How far the cut may move off the middle; 1: to the edges"
+        0.0,
+        ge=0,
+        le=1,
+        description="Random crop: how far it may move off the middle; 1: to the edges",
     )
     colour_jitter: float = Field(
         0.0, ge=0, le=1, description="How far brightness, contrast and colour may change"
     )
     picture_variants: int = Field(
-        4, ge=1, le=64, description="Cuts and colours of a picture that are kept ready"
+        4, ge=1, le=64, description="Augmented crops and colours cached per picture"
     )
     cache_gib: float = Field(
         20.0, ge=0, le=10_000, description="Disk space for encoded pictures and captions; 0: none"
     )
-    optimizer: str = Field("adamw", description="Rule of learning, such as adamw, lion or prodigy")
-    schedule: Schedule = Field("cosine", description="How the learning rate changes over the steps")
+    optimizer: str = Field("adamw", description="Optimizer, such as adamw, lion or prodigy")
+    schedule: Schedule = Field(
+        "cosine", description="Learning-rate scheduler: the change of the rate over the steps"
+    )
     schedule_cycles: int = Field(
         3, ge=1, le=1000, description="Times that cosine_restarts begins at the peak"
     )
@@ -169,12 +178,12 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     warmup_steps: float = Field(
         20, ge=0, le=10_000, description="Steps over which the rate rises; below 1, a share of all"
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="Pull of the adapter towards zero")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay of the adapter")
     max_grad_norm: float = Field(
         1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0: never"
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="Keep a moving average of the adapter, such as 0.99; 0: none"
+        0.0, ge=0, lt=1, description="EMA of the adapter's weights, such as 0.99; 0: none"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same LoRA")
     sample_every: int | None = Field(
@@ -205,7 +214,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         None, ge=1, le=100_000, description="Epochs between validations, in place of steps"
     )
     validation_share: float = Field(
-        0.0, ge=0, le=0.5, description="Share of the pictures to hold out and validate with"
+        0.0, ge=0, le=0.5, description="Validation split: share of the pictures that are held out"
     )
     validation_data: str = Field(
         "", description="Folder of further pictures to validate with, in place of a share"
@@ -214,7 +223,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         0,
         ge=0,
         le=1000,
-        description="Validations without a new best that end the run; 0: all go on",
+        description="Early stopping: validations without a new best loss to end after; 0: never",
     )
     measure_drift: bool = Field(
         True,
@@ -235,7 +244,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         False, description="Compile the UNet's blocks: a slow start, then faster steps on a GPU"
     )
     offload: bool = Field(
-        False, description="Keep what a step remembers in main memory: slow, for small GPUs"
+        False, description="Keep activations in main memory: slow, for small GPUs"
     )
 
     @field_validator("name")
@@ -277,6 +286,6 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
 
     @property
     def warmup(self) -> int:
-        """Steps of the warm-up; a share of the steps is rounded, and all of them are the most."""
+        """Number of warm-up steps; a share is of all steps, rounded."""
         share = self.warmup_steps < 1
         return min(round(self.warmup_steps * (self.steps if share else 1)), self.steps)

@@ -61,7 +61,7 @@ LINE = 2.0 / 128
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `seed` moves details: clouds, flowers, a few pixels and degrees."""
+    """Content of a picture. `seed` moves details: clouds, flowers, a few pixels and degrees."""
 
     thing: str
     colour: str
@@ -90,7 +90,7 @@ def thing_shapes(thing: str, colour: str) -> tuple[Shape, ...]:
 
 
 def pose_of(scene: Scene, rng: random.Random, side: int) -> Pose:
-    """Where the scene's thing stands on a canvas of `side` pixels, jitter included."""
+    """Return the pose of the scene's thing on a canvas of `side` pixels, jitter included."""
     share = SIZES[scene.size] * rng.uniform(0.96, 1.04)
     margin = share / 2 + 0.015
     x, y = (
@@ -170,8 +170,11 @@ _PHRASES = (
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of many ways to say it: always the colour and the thing, the background in 85 %."""
-    phrase = rng.choices([words for _, words in _PHRASES], [share for share, _ in _PHRASES])[0]
+    """Return one of many captions of a scene: always the colour and the thing, the background in 85
+    %."""
+    phrase = rng.choices([template for _, template in _PHRASES], [share for share, _ in _PHRASES])[
+        0
+    ]
     size_share = 0.25 if scene.size == "medium" else 0.7
     size = scene.size if rng.random() < size_share else ""
     place_share = 0.25 if scene.place == "middle" else 0.6

@@ -1,6 +1,6 @@
-"""How the four training sets look: oil paint, neon tubes, cyberpunk towers, and Zibo.
+"""Looks of the four training sets: oil paint, neon tubes, cyberpunk towers, and Zibo.
 
-Each takes its randomness from what it is given, so the same scene gives the same picture.
+All randomness comes from the arguments, so the same scene gives the same picture.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a stage learns. `decay` is how many of the last steps fall to zero."""
+    """Length and learning rate of a stage. `decay` is the number of last steps that fall to
+    zero."""
 
     steps: int
     learning_rate: float
@@ -122,13 +123,13 @@ class MakeStage:
                 raise FloatingPointError(f"{self.name}: the loss is not finite at step {self.step}")
             if self.step % 100 == 0:
                 pace = (time.monotonic() - began) / (self.step - first)
-                said = {
+                log_row = {
                     "stage": self.name,
                     "step": self.step,
                     "loss": round(total / seen, 5),
                     "s": round(pace, 3),
                 }
-                print(json.dumps(said), report(self.step) if report else "", flush=True)
+                print(json.dumps(log_row), report(self.step) if report else "", flush=True)
                 total, seen = 0.0, 0
             if time.monotonic() - saved > self.plan.save_every_s:
                 self.save()

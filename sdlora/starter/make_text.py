@@ -49,22 +49,22 @@ COMMON = COMMON_WORDS.split()
 
 
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer that any text can be said in, kept in `folder`.
+    """A byte-level CLIP tokenizer that can encode any text, cached in `folder`.
 
-    The one that is there stays: a text encoder knows words by its tokenizer's numbers.
+    An existing one stays: a text encoder depends on its tokenizer's token ids.
     """
     if (folder / "tokenizer.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
     rng = random.Random(0)
     corpus = [caption(random_scene(rng), rng) for _ in range(4000)]
-    corpus += [word for word in COMMON for _ in range(20)]
+    corpus += [entry for entry in COMMON for _ in range(20)]
     # Every byte that can end a word must be a token, or a text with it could not be said: the
     # signs of ASCII, and the 64 last bytes of longer characters.
     corpus += [chr(point) for point in (*range(0x21, 0x7F), *range(0x4E00, 0x4E40)) for _ in "12"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
     base = CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)},
+        vocab={entry: number for number, entry in enumerate(vocabulary)},
         merges=[],
         bos_token=START,
         eos_token=END,
@@ -81,10 +81,10 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def tokens_of(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """(B, 77) token numbers, cut and padded as Stable Diffusion does it."""
-    said = tokenizer(
+    encoded = tokenizer(
         texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     )
-    return said.input_ids
+    return encoded.input_ids
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -105,11 +105,11 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def said_parts(text: str) -> list[int]:
-    """Per part, 1 + the index of the option the caption names, or 0."""
-    words = text.replace(",", " ").split()
+def part_labels(text: str) -> list[int]:
+    """Return per part 1 + the index of the option that the caption names, or 0."""
+    tokens = text.replace(",", " ").split()
     return [
-        next((i for i, option in enumerate(options, 1) if option in words), 0)
+        next((i for i, option in enumerate(options, 1) if option in tokens), 0)
         for options in PARTS.values()
     ]
 
@@ -137,16 +137,18 @@ def captions(rng: random.Random) -> Iterator[str]:
 
 
 class TextTrainer(nn.Module):
-    """Reads a hidden state (B, 128) as the parts of the scene and the words that were said."""
+    """Heads that read a hidden state (B, 128) as the parts of the scene and the tokens of the
+    caption."""
 
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({k: nn.Linear(width, len(v) + 1) for k, v in PARTS.items()})
-        self.words = nn.Linear(width, vocabulary)
+        self.token_head = nn.Linear(width, vocabulary)
 
-    def loss(self, state: Tensor, parts: Tensor, said: Tensor) -> Tensor:
-        """Cross-entropy of each part, and of each word; `parts` (B, 5), `said` (B, V)."""
-        loss = F.binary_cross_entropy_with_logits(self.words(state), said) * 20
+    def loss(self, state: Tensor, parts: Tensor, token_targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each part, and of each token; `parts` (B, 5), `token_targets`
+        (B, V)."""
+        loss = F.binary_cross_entropy_with_logits(self.token_head(state), token_targets) * 20
         for column, head in enumerate(self.parts.values()):
             loss = loss + F.cross_entropy(head(state), parts[:, column])
         return loss
@@ -171,15 +173,15 @@ def train_text_encoder(
         # Most captions are short; the far positions learn from every fourth batch.
         length = TOKENS if step % 4 == 0 else 32
         tokens = tokens_of(tokenizer, texts)[:, :length].to(DEVICE)
-        parts = torch.tensor([said_parts(text) for text in texts], device=DEVICE)
-        said = F.one_hot(tokens, len(tokenizer)).amax(1).float()
+        parts = torch.tensor([part_labels(text) for text in texts], device=DEVICE)
+        token_targets = F.one_hot(tokens, len(tokenizer)).amax(1).float()
         hidden = encoder(tokens).last_hidden_state
         end = (tokens == tokenizer.eos_token_id).int().argmax(1)  # at most length - 1
         rows = torch.arange(len(texts), device=DEVICE)
         later = torch.rand(len(texts), generator=step_rng(seed, step)).to(DEVICE)
         pad = end + (later * (length - end).clamp(min=1)).long()
-        return reader.loss(hidden[rows, end], parts, said) + reader.loss(
-            hidden[rows, pad], parts, said
+        return reader.loss(hidden[rows, end], parts, token_targets) + reader.loss(
+            hidden[rows, pad], parts, token_targets
         )
 
     stage.run(loss_at)

@@ -58,9 +58,9 @@ def scene_at(index: int) -> Scene:
     return random_scene(random.Random(20_000_003 + index))
 
 
-def worded(index: int, words: random.Random) -> str:
+def caption_or_empty(index: int, rng: random.Random) -> str:
     """A caption of picture `index`, or none, so that guidance works."""
-    return "" if words.random() < CAPTION_DROPOUT else caption(scene_at(index), words)
+    return "" if rng.random() < CAPTION_DROPOUT else caption(scene_at(index), rng)
 
 
 def _pixels(index: int) -> np.ndarray:
@@ -70,8 +70,8 @@ def _pixels(index: int) -> np.ndarray:
 @torch.no_grad()
 def latent_pool(vae: AutoencoderKL, count: int, folder: Path, processes: int = 2) -> Tensor:
     """(count, 8, 16, 16) posterior means of the pictures of `scene_at`, kept in `folder`."""
-    kept = folder / f"latents-{count}.safetensors"
-    if not kept.exists():
+    path = folder / f"latents-{count}.safetensors"
+    if not path.exists():
         latents = []
         with Pool(processes) as workers:
             for first in range(0, count, 32):
@@ -79,8 +79,8 @@ def latent_pool(vae: AutoencoderKL, count: int, folder: Path, processes: int = 2
                 pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
                 pixels = pixels.to(DEVICE, memory_format=torch.channels_last)
                 latents.append(vae.encode(pixels).latent_dist.mean.half().cpu().contiguous())
-        save_file({"latents": torch.cat(latents)}, kept)
-    return load_file(kept)["latents"]
+        save_file({"latents": torch.cat(latents)}, path)
+    return load_file(path)["latents"]
 
 
 def train_unet(
@@ -106,12 +106,12 @@ def train_unet(
     noise = DDPM.from_config(new_scheduler().config).to(DEVICE)
 
     def loss_at(step: int) -> Tensor:
-        rng, words = step_rng(seed, step), random.Random(f"{seed}-{step}")
-        chosen = torch.randint(len(latents), (batch,), generator=rng)
-        texts = [worded(int(index), words) for index in chosen]
+        rng, caption_rng = step_rng(seed, step), random.Random(f"{seed}-{step}")
+        indices = torch.randint(len(latents), (batch,), generator=rng)
+        texts = [caption_or_empty(int(index), caption_rng) for index in indices]
         with torch.no_grad():
             context = text_encoder(tokens_of(tokenizer, texts).to(DEVICE)).last_hidden_state
-        x0 = latents[chosen].float().to(DEVICE) * vae.config.scaling_factor
+        x0 = latents[indices].float().to(DEVICE) * vae.config.scaling_factor
         eps = torch.randn(x0.shape, generator=rng).to(DEVICE)
         t = noise.sample_timesteps(batch, rng).to(DEVICE)
         noisy = noise.add_noise(x0, eps, t).contiguous(memory_format=torch.channels_last)

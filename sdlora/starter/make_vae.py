@@ -1,4 +1,4 @@
-"""The starter model's eyes: an `AutoencoderKL` of factor 8 for the drawn world and styles of it."""
+"""The starter model's VAE: an `AutoencoderKL` of factor 8 for the drawn world and styles of it."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def picture_pool(count: int, folder: Path, processes: int = 2) -> Tensor:
     """(count, 3, 128, 128) uint8, drawn once and kept in `folder`."""
     if not count:
         return torch.zeros(0, 3, 128, 128, dtype=torch.uint8)
-    kept = folder / f"pictures-{count}.npy"
-    if not kept.exists():
+    path = folder / f"pictures-{count}.npy"
+    if not path.exists():
         with Pool(processes) as workers:
-            np.save(kept, np.stack(workers.map(picture, range(count), chunksize=64)))
-    return torch.from_numpy(np.load(kept, mmap_mode="r")).permute(0, 3, 1, 2)
+            np.save(path, np.stack(workers.map(picture, range(count), chunksize=64)))
+    return torch.from_numpy(np.load(path, mmap_mode="r")).permute(0, 3, 1, 2)
 
 
 def crops(pool: Tensor, batch: int, side: int, rng: torch.Generator) -> Tensor:

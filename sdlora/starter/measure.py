@@ -1,4 +1,4 @@
-"""How much of a style is in a picture, read by the starter model's own eyes."""
+"""Style score of pictures, from features of the starter model's VAE encoder."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
 
 @torch.no_grad()
 def style_statistics(vae: AutoencoderKL, images: Sequence[Image.Image]) -> Tensor:
-    """(B, F) mean and spread of every channel after each stage of the encoder: what is left of a
-    picture when one forgets where things are (arXiv:1703.06868, eq. 5 and 6)."""
+    """Return (B, F) mean and standard deviation of every channel after each stage of the encoder:
+    the style statistics of arXiv:1703.06868, eq. 5 and 6, without positions."""
     parameter = next(vae.parameters())
     features = vae.encoder.conv_in(to_pixels(images).to(parameter))
-    found = []
+    statistics = []
     for stage in vae.encoder.down_blocks:
         features = stage(features)
         flat = features.float().flatten(2)
-        found += [flat.mean(2), flat.std(2)]
-    return torch.cat(found, dim=1).cpu()
+        statistics += [flat.mean(2), flat.std(2)]
+    return torch.cat(statistics, dim=1).cpu()
 
 
 class StyleAxis:
@@ -52,12 +52,12 @@ class StyleAxis:
         own = style_statistics(vae, styled(name, scenes))
         others = [style_statistics(vae, styled(n, scenes // 2)) for n in STYLES if n != name]
         rows = torch.cat([own, plain, *others]).double()
-        told = torch.zeros(len(rows), dtype=torch.double)
-        told[:scenes] = 1
+        labels = torch.zeros(len(rows), dtype=torch.double)
+        labels[:scenes] = 1
         middle, spread = rows.mean(0), rows.std(0) + 1e-4
         seen = (rows - middle) / spread
         damped = seen.T @ seen + RIDGE * len(rows) * torch.eye(seen.shape[1], dtype=torch.double)
-        self.axis = torch.linalg.solve(damped, seen.T @ (told - told.mean())) / spread
+        self.axis = torch.linalg.solve(damped, seen.T @ (labels - labels.mean())) / spread
         self.vae, self.zero, self.spread = vae, plain.double().mean(0), spread
         self.axis /= (own.double().mean(0) - self.zero) @ self.axis
 

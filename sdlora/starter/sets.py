@@ -95,12 +95,12 @@ class ShippedSet:
 
     trigger: str
     draw: Callable[[Scene], Image.Image]
-    words: Callable[[Scene], str]
+    describe: Callable[[Scene], str]
     scenes: Callable[[random.Random], list[Scene]]
 
     def caption(self, scene: Scene) -> str:
         """The sidecar's text: the trigger, then what is to be seen."""
-        return f"{self.trigger}, {self.words(scene)}"
+        return f"{self.trigger}, {self.describe(scene)}"
 
 
 SETS: dict[str, ShippedSet] = {
@@ -119,8 +119,8 @@ def pictures(name: str) -> Iterator[tuple[str, str, Scene]]:
     """(file stem, caption, scene) of every picture in the set `name`, always the same."""
     chosen = SETS[name]
     for number, scene in enumerate(chosen.scenes(random.Random(name)), 1):
-        words = chosen.words(scene).removesuffix(" background").replace(",", "").split()
-        yield f"{number:02}_{'_'.join(words)}", chosen.caption(scene), scene
+        stem_words = chosen.describe(scene).removesuffix(" background").replace(",", "").split()
+        yield f"{number:02}_{'_'.join(stem_words)}", chosen.caption(scene), scene
 
 
 def write_sets(folder: Path) -> int:

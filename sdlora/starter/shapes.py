@@ -33,7 +33,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where unit coordinates land: centre, scale and line width in pixels, tilt in degrees."""
+    """Position of unit coordinates on a canvas: centre, scale and line width in pixels, tilt in
+    degrees."""
 
     x: float
     y: float

@@ -26,8 +26,8 @@ from uuid import uuid4
 from safetensors.torch import load, save
 
 from sdlora.errors import RunError, SdloraError
-from sdlora.files import free_path, make_folder, publish, sweep, sync_folder
-from sdlora.jobs.control_files import Request, answered, asked
+from sdlora.files import free_path, make_folder, remove_stale_temp, sync_folder, write_atomically
+from sdlora.jobs.control_files import Request, clear_requests, is_requested
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.messages import Message
@@ -58,7 +58,7 @@ class RunFolder:
 
     def is_requested(self, request: Request) -> bool:
         """Return True while a request waits to be acknowledged."""
-        return asked(self.path, request)
+        return is_requested(self.path, request)
 
     def requested(self, *requests: Request) -> set[Request]:
         """Return those of the requests that wait."""
@@ -66,7 +66,7 @@ class RunFolder:
 
     def acknowledge(self, requests: Iterable[Request]) -> None:
         """Remove requests. RunError: one cannot be."""
-        answered(self.path, *requests)
+        clear_requests(self.path, *requests)
 
 
 def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras: Path) -> Path:
@@ -77,7 +77,7 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
     wish = loras / f"{name}.safetensors"
     path, is_own = _own_path(folder, wish)
     if _record(folder).get("name") == path.name:  # else what lies there is another run's
-        sweep(path)
+        remove_stale_temp(path)
     while True:
         _write_record(folder, path, body)
         try:
@@ -89,7 +89,7 @@ def publish_lora(make: Callable[[str], LoraFile], name: str, folder: Path, loras
 def _write_record(folder: Path, path: Path, body: str) -> None:
     # first what will be ours, then the file: a kill in between leaves a name without a file
     record = json.dumps({"name": path.name, "bodies": [body, *_record(folder).get("bodies", [])]})
-    publish(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
+    write_atomically(folder / "state" / RECORD, lambda to: to.write_text(record, encoding="utf-8"))
 
 
 def _own_path(folder: Path, wish: Path) -> tuple[Path, bool]:

@@ -20,8 +20,8 @@ from sdlora import __version__
 from sdlora.cache import Cache
 from sdlora.data.buckets import Bucket, assign_buckets, crop_sizes
 from sdlora.data.caption_augmentation import CaptionAugmenter, WordLists
-from sdlora.data.folder import Example, grouped
-from sdlora.data.image_augmentation import ImageView, dice, views_of
+from sdlora.data.folder import Example, to_warnings
+from sdlora.data.image_augmentation import ImageView, image_views, seeded_random
 from sdlora.data.image_files import BROKEN
 from sdlora.data.images import load_alpha, load_mask, load_pixels, load_weights
 from sdlora.device import generator_for
@@ -160,7 +160,9 @@ class LatentDataset:
 
     def _drawn(self, item: EncodedImage, step: int, row: int) -> tuple[str, int]:
         """(caption, view) of an item in a row of a step's batch."""
-        rng = dice(self.settings.seed, step, row, item.example.digest or item.example.image.name)
+        rng = seeded_random(
+            self.settings.seed, step, row, item.example.digest or item.example.image.name
+        )
         view, dropped = int(rng.random() * len(item.views)), rng.random()
         if dropped < self.settings.caption_dropout:
             return "", view
@@ -209,7 +211,7 @@ def encode_dataset(
     DataError: a picture changed since it was found, or the VAE overflows on it."""
     resolution = settings.resolution or family.resolution
     assigned, problems = assign_buckets(examples, resolution, settings.upscale)
-    yield from grouped(problems)
+    yield from to_warnings(problems)
     family.reload()
     wording = CaptionAugmenter(settings, lists or {})
     encoder = _Encoder(family, settings, Cache(cache_folder, settings.cache_gib), wording)
@@ -270,7 +272,7 @@ class _Encoder:
 
     def item(self, example: Example, bucket: Bucket) -> EncodedImage:
         """Return a picture encoded in all its views."""
-        views = views_of(self.settings, example.digest or example.image.name)
+        views = image_views(self.settings, example.digest or example.image.name)
         latents = torch.stack([self.view(example, bucket, view) for view in views])
         own = not example.regularisation
         return EncodedImage(

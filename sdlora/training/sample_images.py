@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdlora.data.captions import spread
+from sdlora.data.captions import evenly_spaced
 from sdlora.errors import SdloraError
 from sdlora.events import Event, Progress, SampleReady, Warned
-from sdlora.files import publish
+from sdlora.files import write_atomically
 from sdlora.inference.engine import never_stop, render
 from sdlora.messages import Message
 from sdlora.models.base import ModelFamily
@@ -25,7 +25,7 @@ SAMPLE_FAILURES = (SdloraError, RuntimeError, ValueError, TypeError, LookupError
 def prompts_from(chosen: Sequence[str], captions: Sequence[str]) -> list[str]:
     """Prompts to sample with: the `chosen` ones, else some captions, escaped so that each is drawn
     as it is learnt, as text."""
-    return [*chosen] or [escape_prompt(caption) for caption in spread(captions)]
+    return [*chosen] or [escape_prompt(caption) for caption in evenly_spaced(captions)]
 
 
 def draw_samples(
@@ -46,12 +46,12 @@ def draw_samples(
         own = (seed + index) % 2**32
         try:
             layer = family.caption_clip_skip
-            request = ImageRequest.of({"prompt": prompt, "seed": own, "clip_skip": layer})
+            request = ImageRequest.from_values({"prompt": prompt, "seed": own, "clip_skip": layer})
             with family.on_device():
                 images, report = render(family, request, should_stop=should_stop)
             for image in images:
                 path = folder / f"step-{step:06}-{index}.png"
-                publish(path, partial(image.save, format="png"))
+                write_atomically(path, partial(image.save, format="png"))
                 yield SampleReady(str(path), step, prompt, own, report)
             drawn += len(images)
         except SAMPLE_FAILURES as error:
@@ -78,6 +78,8 @@ def _undrawn(count: int, total: int, step: int) -> Warned:
 def draw_plain(family: ModelFamily, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
     layer = family.caption_clip_skip
-    request = ImageRequest.of({"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer})
+    request = ImageRequest.from_values(
+        {"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer}
+    )
     with family.on_device():
         return render(family, request)[0][0]

@@ -13,7 +13,7 @@ from typing import Any
 from sdlora.data.folder import list_captions, list_pictures
 from sdlora.errors import DataError, ModelError, did_you_mean
 from sdlora.jobs.kinds import Kind, kind_of
-from sdlora.jobs.review import chosen, loras_by_step, prompts_of
+from sdlora.jobs.review import lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import find_run, read
 from sdlora.messages import PerSurface, Setting
 from sdlora.models.registry import detect_family
@@ -76,7 +76,7 @@ def _comparison(settings: GridSettings, workspace: Workspace) -> None:
     state = read(run)
     files = loras_by_step(run, state)
     for step in settings.checkpoints:
-        chosen(files, step)
+        lora_of_step(files, step)
     prompts_of(settings, state)
     _model(TrainSettings.load(run / "settings.json").model, workspace)
 

@@ -17,13 +17,13 @@ from typing import TypeVar
 
 import torch
 
-from sdlora.data.dataset import Dataset, gather
-from sdlora.data.folder import grouped
-from sdlora.data.validation_split import Split, divide
+from sdlora.data.dataset import Dataset, read_dataset
+from sdlora.data.folder import to_warnings
+from sdlora.data.validation_split import Split, split_dataset
 from sdlora.device import pick_device, pick_dtype
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never_stop
-from sdlora.jobs.resume import changed
+from sdlora.jobs.resume import apply_changes
 from sdlora.lora.format.training_metadata import reproduction_warnings
 from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
@@ -56,7 +56,7 @@ def train(
     """
     started = time.monotonic()
     saved = yield from find_checkpoint(folder)
-    settings = changed(saved.facts["settings"] if saved else settings.given(), folder)
+    settings = apply_changes(saved.facts["settings"] if saved else settings.given(), folder)
     job = prepare(settings, workspace, folder, saved)
     trainer = yield from run_until_stopped(should_stop, job)
     if trainer is None:
@@ -122,8 +122,8 @@ def prepare(
     if saved:
         check_same(saved.facts["pictures"], prints)
     yield from reproduction_warnings(folder, digest(prints))
-    split = divide(pictures, settings, workspace)
-    yield from grouped(split.problems)
+    split = split_dataset(pictures, settings, workspace)
+    yield from to_warnings(split.problems)
     family = yield from open_model(settings, workspace, dtype, device)
     cache = workspace.cache, split.lists
     dataset = yield from encode_dataset(family, split.learnt, settings, *cache)
@@ -171,6 +171,6 @@ def prepare_validation(
 def read_pictures(settings: TrainSettings, workspace: Workspace) -> Generator[Event, None, Dataset]:
     """Read the examples and what belongs to them; warn of all that is wrong."""
     yield Progress("reading pictures")
-    dataset = gather(settings, workspace)
-    yield from grouped(dataset.problems)
+    dataset = read_dataset(settings, workspace)
+    yield from to_warnings(dataset.problems)
     return dataset

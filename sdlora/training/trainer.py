@@ -203,7 +203,7 @@ class Trainer:
         self.state.lr_factor *= 0.5
         self.loss_log.go_back()
         self.handled_step = self.step
-        self.pace.go_on(self.step)
+        self.pace.resume_from(self.step)
         yield Resumed(self.step)
         yield Warned(
             Message(
@@ -313,7 +313,7 @@ class Trainer:
         self.base_loss.base = saved.facts.get("base_loss")  # older ones do not say
         self.step = self.handled_step = self.saved_step = saved.step
         self.last_good = saved.step, state
-        self.pace.go_on(saved.step)
+        self.pace.resume_from(saved.step)
 
     def compare_validation(self, saved: SavedState) -> Iterator[Event]:
         """Warn when it is measured on other pictures than before; best and patience begin anew."""

@@ -20,7 +20,7 @@ from sdlora.device import generator_for
 from sdlora.events import Event, Validated, Warned
 from sdlora.messages import Message, Setting
 from sdlora.models.base import ModelFamily
-from sdlora.settings.presets import unrelated
+from sdlora.settings.presets import preset_drift_prompts
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset
 from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
@@ -38,9 +38,9 @@ def fixed_noise_loss(
     """(len(levels) * B,) squared errors at `levels`, shares of all noise levels, without dropout.
     A picture's noise is its own, so that the figure does not hang on how many stand together."""
     plain = DiffusionLoss(DiffusionLoss.from_settings(settings, family.noise).noise)
-    dice = [generator_for(settings.seed, name, "validation") for name in batch.names]
+    generators = [generator_for(settings.seed, name, "validation") for name in batch.names]
     shape = batch.latents.shape[1:]
-    eps = torch.stack([torch.randn(shape, generator=rng) for rng in dice]).to(family.device)
+    eps = torch.stack([torch.randn(shape, generator=rng) for rng in generators]).to(family.device)
     batch = batch.to(family.device)
     losses: list[Tensor] = []
     with family.eval_mode():
@@ -224,7 +224,7 @@ def unrelated_prompts(
     if settings.drift_prompts or not validates or not settings.measure_drift:
         return settings.drift_prompts if settings.measure_drift else ()
     spoken = {word for word in _word_set(trigger) if len(word) > 2}
-    fitting = [text for text in unrelated(family) if not spoken & _word_set(text)]
+    fitting = [text for text in preset_drift_prompts(family) if not spoken & _word_set(text)]
     return tuple(fitting[:MOST_UNRELATED])
 
 

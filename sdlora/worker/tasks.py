@@ -1,7 +1,7 @@
-"""Work in a process of its own: `python -m sdlora.worker.tasks KIND FOLDER --workspace DIR`.
+"""Job process: `python -m sdlora.worker.tasks KIND FOLDER --workspace DIR`.
 
-Each kind is a row of WORK: from what its folder says to the events that tell what becomes of it.
-Torch is loaded where a row begins, so that this page costs nothing.
+Each job kind is a row of WORK: from the settings in its folder to its events. Torch is imported
+inside the rows, so that importing this module is fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora.data.caption_editing import Change
-from sdlora.data.report import check
+from sdlora.data.report import check_dataset
 from sdlora.events import Captioned, Done, Event, RunState, Stopped
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import Kind, MeasureSettings
@@ -27,7 +27,7 @@ Work = Callable[[Path, Workspace], Iterator[Event]]
 
 
 def train(folder: Path, workspace: Workspace) -> Iterator[Event]:
-    """A training; asked to stop, it keeps what it has learnt."""
+    """Train; when asked to stop, save the LoRA."""
     from sdlora.training.train import train as training
 
     settings = TrainSettings.load(folder / run_folder.SETTINGS_FILE)
@@ -36,24 +36,26 @@ def train(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
 
 def measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
-    """A few steps of a training, for their time and memory."""
+    """Take a few steps of a training, for their time and memory."""
     from sdlora.training.measure_step import measure as measuring
 
     settings = MeasureSettings.load(folder / run_folder.SETTINGS_FILE)
-    found = check(with_preset(settings, workspace.preset_family(settings.model)), workspace)
-    yield from measuring(found, workspace)
+    report = check_dataset(
+        with_preset(settings, workspace.preset_family(settings.model)), workspace
+    )
+    yield from measuring(report, workspace)
 
 
 def grid(folder: Path, workspace: Workspace) -> Iterator[Event]:
-    """Every checkpoint of a run at every strength."""
+    """Generate every checkpoint of a run at every strength."""
     from sdlora.inference.xy_grid import draw_grid
 
     yield from draw_grid(GridSettings.load(folder / run_folder.SETTINGS_FILE), workspace, folder)
 
 
 def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:
-    """Captions by a model that looks at the pictures."""
-    from sdlora.data.captioning import describe as describing
+    """Caption pictures with a model."""
+    from sdlora.data.captioning import caption_images as describing
 
     settings = DescribeSettings.load(folder / run_folder.SETTINGS_FILE)
     for event in describing(settings, workspace.picture_folder(settings.data)):
@@ -65,29 +67,29 @@ def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:
     yield Done()
 
 
-def stoppable(work: Work) -> Work:
-    """The same, ended after the event that it was asked to stop at."""
+def run_until_stopped(work: Work) -> Work:
+    """Return the same task, ended after the event at which a stop is requested."""
 
-    def to_its_end(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    def until_stopped(folder: Path, workspace: Workspace) -> Iterator[Event]:
         for event in work(folder, workspace):
             yield event
             if not isinstance(event, Done) and run_folder.stop_asked(folder):
                 yield Stopped()
                 return
 
-    return to_its_end
+    return until_stopped
 
 
 WORK: dict[Kind, Work] = {
-    "train": train,  # which has something to keep when it is stopped
-    "measure": stoppable(measure),
-    "grid": stoppable(grid),
-    "describe": stoppable(describe),
+    "train": train,  # which saves its LoRA when it is stopped
+    "measure": run_until_stopped(measure),
+    "grid": run_until_stopped(grid),
+    "describe": run_until_stopped(describe),
 }
 
 
-def do(kind: Kind, folder: Path, workspace: Workspace, as_json: bool = False) -> RunState:
-    """Do the work, everything recorded in its folder and printed; how it ended."""
+def run_task(kind: Kind, folder: Path, workspace: Workspace, as_json: bool = False) -> RunState:
+    """Run a task, all its events recorded in its folder and printed; returns its last state."""
     return follow(run_folder.record(WORK[kind](folder, workspace), folder), Printer(as_json))
 
 
@@ -96,6 +98,6 @@ if __name__ == "__main__":
     parser.add_argument("kind", choices=list(WORK))
     parser.add_argument("folder")
     parser.add_argument("--workspace", required=True)
-    asked = parser.parse_args()
-    end = do(asked.kind, Path(asked.folder), Workspace.open(asked.workspace))
-    sys.exit(end.status == "failed")
+    options = parser.parse_args()
+    state = run_task(options.kind, Path(options.folder), Workspace.open(options.workspace))
+    sys.exit(state.status == "failed")

@@ -1,12 +1,12 @@
-"""The process that owns the device: `python -m sdlora.worker.worker --workspace DIR`.
+"""Worker, the process that owns the device: `python -m sdlora.worker.worker --workspace DIR`.
 
 One per workspace. It takes jobs from the queue one after the other and keeps the image model open
-between requests. All other work runs as its child process, and gets the device's memory to itself.
-The page may die meanwhile, and so may the worker: the next one goes on with what it finds.
+between requests. Every other job runs as its child process, with the device's memory to itself. The
+page may die meanwhile, and so may the worker: the next worker resumes the jobs that it left.
 
-Whatever is wrong with a job fails that job alone: its reason goes to its folder, if that can hold
-it, and to the queue always. What took two workers or processes down is not tried a third time. A
-child that gives no sign of life is ended and replaced.
+An error of a job fails that job alone: its reason is written to its folder, if possible, and to the
+queue always. A job that has ended two workers or processes is not tried a third time. A child
+without a heartbeat is ended and replaced.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Protocol
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import Event, Failed, Progress, Queued, Resumed, Stopped, Warned
 from sdlora.jobs import run_folder
-from sdlora.jobs.control_files import asked
+from sdlora.jobs.control_files import is_requested
 from sdlora.jobs.heartbeat import TIMES, Heart, Times, Watch
-from sdlora.jobs.processes import alive, end, identity, release, start_detached, step_back
+from sdlora.jobs.processes import alive, end, identity, lower_priority, release, start_detached
 from sdlora.jobs.queue import Job, Queue
 from sdlora.messages import Message
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
 IDLE_S = 600.0  # a worker without a page and without work ends after this
-MOST_TRIES = 2  # what took two workers or processes down is not given to a third
+MAX_TRIES = 2  # a job that has ended two workers or processes is not tried again
 
 
 class ImageMaker(Protocol):
-    """What the worker needs of `sdlora.inference.engine.Engine`."""
+    """Interface of `sdlora.inference.engine.Engine` that the worker uses."""
 
     def generate(
         self, request: ImageRequest, should_stop: Callable[[], bool] = ...
@@ -52,7 +52,7 @@ class ImageMaker(Protocol):
 
 
 def open_engine(workspace: Workspace) -> ImageMaker:
-    """The engine on the best device of this machine."""
+    """Return the engine on the best device of this machine."""
     from sdlora.device import pick_device, pick_dtype
     from sdlora.inference.engine import Engine
 
@@ -62,7 +62,7 @@ def open_engine(workspace: Workspace) -> ImageMaker:
 
 
 def command(kind: str, folder: Path, workspace: Workspace) -> list[str]:
-    """What Python is called with to do the work in `folder`."""
+    """Return the arguments of Python for a job's process."""
     return ["-m", "sdlora.worker.tasks", kind, str(folder), "--workspace", str(workspace.root)]
 
 
@@ -87,14 +87,14 @@ class Worker:
         self.heart = Heart(workspace.worker_heartbeat, times.beat)
 
     def run(self) -> bool:
-        """Work until nobody needs it. False when the workspace has a worker already."""
-        if self.queue.take_seat("worker"):
+        """Run until the worker is idle. False when the workspace has a worker already."""
+        if self.queue.acquire_lock("worker"):
             return False
         try:
             with self.heart:
                 self._work()
         finally:
-            self.queue.leave_seat("worker")
+            self.queue.release_lock("worker")
         return True
 
     def _work(self) -> None:
@@ -103,7 +103,7 @@ class Worker:
         needed_at = time.monotonic()
         while time.monotonic() - needed_at < self.idle_s:
             self.heart.advance()
-            if self.queue.take_seat("worker"):  # the queue's file was deleted, and another came
+            if self.queue.acquire_lock("worker"):  # the queue's file was deleted, and another came
                 return
             job = self.queue.claim(self.me)
             if job:
@@ -114,16 +114,16 @@ class Worker:
                 time.sleep(self.poll_s)
 
     def do(self, job: Job, adopted: bool = False) -> None:
-        """Do a job, or go on with one that a dead worker left. Whatever goes wrong is the job's
-        failure, not the worker's."""
+        """Run a job, or resume one that a dead worker left. Any error is the job's failure, not the
+        worker's."""
         failed = None
         try:
             if not job.folder.is_dir():
                 raise RunError("its folder {folder} is gone", folder=job.folder)
-            way = WAYS.get(job.kind)
-            if way is None:
+            process_kind = JOB_PROCESSES.get(job.kind)
+            if process_kind is None:
                 raise RunError("this version knows no work of the kind {kind}", kind=job.kind)
-            (way.adopt if adopted else way.run)(self, job)
+            (process_kind.adopt if adopted else process_kind.run)(self, job)
         except Exception as error:
             failed = self._failure(job, error)
         state = run_folder.read(job.folder)
@@ -133,7 +133,7 @@ class Worker:
             self.queue.finish(job, state.status, state.error)
 
     def _failure(self, job: Job, error: Exception) -> Failed:
-        """The failure, told wherever that can be; nothing in here can fail itself."""
+        """Return the failure, written wherever possible; nothing in here can fail itself."""
         with contextlib.suppress(Exception):
             traceback.print_exc()  # into the worker's log
         failed = Failed(type(error).__name__)
@@ -148,7 +148,7 @@ class Worker:
                 failed = Failed(message)
         with contextlib.suppress(Exception):
             if not run_folder.RunFollower(job.folder).poll().ended:
-                run_folder.say(job.folder, failed)
+                run_folder.append_event(job.folder, failed)
         return failed
 
     def generate(self, job: Job) -> None:
@@ -168,17 +168,17 @@ class Worker:
         yield from self.engine.generate(request, lambda: run_folder.stop_asked(folder))
 
     def run_child(self, job: Job) -> None:
-        """Have a child process do it, with the device to itself, and see it end."""
+        """Run a job as a child process, with the device to itself, until it ends."""
         self._close_engine()
         for file in (run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
             (job.folder / file).unlink(missing_ok=True)
-        run_folder.say(job.folder, Progress("starting"))
+        run_folder.append_event(job.folder, Progress("starting"))
         arguments = self.command(job.kind, job.folder, self.workspace)
         child = start_detached(arguments, job.folder / run_folder.LOG_FILE, held=True)
         process = identity(child.pid) or f"{child.pid}:gone"
         try:
-            if WAYS[job.kind].in_background:
-                step_back(child.pid)
+            if JOB_PROCESSES[job.kind].in_background:
+                lower_priority(child.pid)
             # Known as the owner before it begins: no other process is ever started beside it
             self.queue.started(job, process)
             (job.folder / run_folder.PID_FILE).write_text(process, encoding="utf-8")
@@ -190,7 +190,7 @@ class Worker:
         self._conclude(job, silence or _death(code), replace=bool(silence))
 
     def resume_child(self, job: Job) -> None:
-        """Go on attending a child that outlived its worker, or say that it did not."""
+        """Wait for a child that outlived its worker, or note that it did not."""
         process = job.process or run_folder.owner(job.folder)
         try:
             silence = self._wait_for(job, process)
@@ -200,32 +200,34 @@ class Worker:
         self._conclude(job, silence or death, replace=bool(silence))
 
     def generate_again(self, job: Job) -> None:
-        """Make the images anew, unless they are made, nobody wants them any more, or this request
-        seems to be what ends workers."""
-        state = run_folder.recorded(job.folder)
+        """Generate the images again, unless they are done, a stop is requested, or this request has
+        ended workers before."""
+        state = run_folder.recorded_state(job.folder)
         if state.ended:
             return
         if run_folder.stop_asked(job.folder):
-            run_folder.say(job.folder, Stopped(step=state.step))
+            run_folder.append_event(job.folder, Stopped(step=state.step))
             return
         template = "the worker died or did not answer over this request"
-        if job.tries >= MOST_TRIES:
+        if job.tries >= MAX_TRIES:
             message = Message(template + ", {count} times", count=job.tries)
-            run_folder.say(job.folder, Failed(message, run_folder.resume_hint(state, self._log)))
+            run_folder.append_event(
+                job.folder, Failed(message, run_folder.resume_hint(state, self._log))
+            )
             return
         for name in (run_folder.EVENTS_FILE, run_folder.PID_FILE, run_folder.HEARTBEAT_FILE):
             (job.folder / name).unlink(missing_ok=True)
         self.queue.requeue(job)
-        run_folder.say(job.folder, Queued())
-        run_folder.say(job.folder, Warned(Message(template + "; it is done again")))
+        run_folder.append_event(job.folder, Queued())
+        run_folder.append_event(job.folder, Warned(Message(template + "; it is done again")))
 
     @property
     def _log(self) -> Path:
         return self.workspace.worker_log
 
     def _wait_for(self, job: Job, process: str) -> Message | None:
-        """Wait for the end of a child, and end it where it shall end or does not answer. The
-        reason, where it did not answer."""
+        """Wait for the end of a child, and end it on request or when it does not answer. Returns
+        the reason, where it did not answer."""
         watch = Watch(job.folder / run_folder.HEARTBEAT_FILE, self.times)
         while alive(process):
             self.heart.advance()
@@ -239,20 +241,22 @@ class Worker:
         return None
 
     def _conclude(self, job: Job, death: Message, replace: bool = False) -> None:
-        """The end of a run that has not told it itself. One that has a checkpoint goes on from it
-        by itself, once, unless somebody asked it to end; `replace`: without one it begins anew."""
-        folder, state = job.folder, run_folder.recorded(job.folder)
+        """Finish a run without a last event. One with a checkpoint is resumed, once, unless a stop
+        is requested; `replace`: one without starts again."""
+        folder, state = job.folder, run_folder.recorded_state(job.folder)
         if state.ended:
             return
         if run_folder.stop_asked_now(folder):
-            run_folder.say(folder, Stopped(path=state.result, step=state.step))
+            run_folder.append_event(folder, Stopped(path=state.result, step=state.step))
             return
         reason = Message("{death} at step {step}", death=death, step=state.step)
         reason = reason if state.step else death
         log = folder / run_folder.LOG_FILE
-        ends = run_folder.stop_asked(folder) or asked(folder, "pause")
-        if (state.checkpoint is None and not replace) or ends or job.tries >= MOST_TRIES:
-            run_folder.say(folder, Failed(reason, run_folder.resume_hint(state, log, self._log)))
+        ends = run_folder.stop_asked(folder) or is_requested(folder, "pause")
+        if (state.checkpoint is None and not replace) or ends or job.tries >= MAX_TRIES:
+            run_folder.append_event(
+                folder, Failed(reason, run_folder.resume_hint(state, log, self._log))
+            )
             return
         (folder / run_folder.PID_FILE).unlink(missing_ok=True)
         self.queue.requeue(job)
@@ -266,7 +270,7 @@ class Worker:
                 Message("if that happens again, it ends; see {log}", log=log),
             ),
         ):
-            run_folder.say(folder, event)
+            run_folder.append_event(folder, event)
 
     def _close_engine(self) -> None:
         if self.engine is not None:
@@ -278,8 +282,8 @@ Act = Callable[[Worker, Job], None]
 
 @dataclass(frozen=True)
 class JobProcess:
-    """How the worker does a job that it has claimed, and one that a dead worker left running.
-    `in_background`: whatever somebody waits for goes first."""
+    """Functions of the worker that run a claimed job, and one that a dead worker left running.
+    `in_background`: with a lower priority."""
 
     run: Act
     adopt: Act
@@ -287,13 +291,13 @@ class JobProcess:
 
 
 # In the worker, whose model stays open between requests: it died with the worker, and begins anew.
-HERE = JobProcess(Worker.generate, Worker.generate_again)
+IN_WORKER = JobProcess(Worker.generate, Worker.generate_again)
 # In a process of its own, which has the device to itself and gives all of it back: it outlives the
 # worker, and the next one has only to wait for its end.
 CHILD = JobProcess(Worker.run_child, Worker.resume_child)
 BACKGROUND = JobProcess(Worker.run_child, Worker.resume_child, in_background=True)
-WAYS: dict[str, JobProcess] = {
-    "generate": HERE,
+JOB_PROCESSES: dict[str, JobProcess] = {
+    "generate": IN_WORKER,
     "train": BACKGROUND,
     "measure": BACKGROUND,  # for it tells how long such a training takes
     "grid": CHILD,

@@ -164,7 +164,7 @@ def test_every_setting_is_seen_changed_and_sent(
             change(page, form, held)
             page.wait_for_timeout(200)
             sent = new_settings(workspace, page, button)
-            wanted = settings.of({**untouched, **first, **rest}).given()
+            wanted = settings.from_values({**untouched, **first, **rest}).given()
             for name in train.SETS & rest.keys():
                 sent[name] = json.loads(json.dumps(sent[name]).replace(_folder(sent[name]), ""))
             assert {n: sent.get(n) for n in form} == {n: wanted[n] for n in form}

@@ -142,7 +142,7 @@ def _wire(studio: AppState, tab: GenerateTab) -> None:
     follower = JobPoller(studio, studio.request, lambda run: view(studio, tab, run))
 
     def generate(sent: Mapping[Component, Any]) -> Reply:
-        return follower.start(ImageRequest.of(tab.form.read(sent)), card="generate-card")
+        return follower.start(ImageRequest.from_values(tab.form.read(sent)), card="generate-card")
 
     fields = set(tab.form.fields.values())
     marks = marker(tab.form)

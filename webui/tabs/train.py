@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sdlora.data.caption_files import SIDECAR_SUFFIXES
-from sdlora.data.report import check
+from sdlora.data.report import check_dataset
 from sdlora.errors import LoraFileError, SdloraError
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings
@@ -177,7 +177,7 @@ def _wire(studio: AppState, tab: TrainTab) -> None:
         return {**shown, **summed_up(studio, tab, {**sent, **shown}), **measured_still(studio, tab)}
 
     def start(sent: Mapping[Component, Any]) -> Reply:
-        settings = TrainSettings.of(values(studio, tab, sent))
+        settings = TrainSettings.from_values(values(studio, tab, sent))
         return follower.start(settings, settings.name, "run-card")
 
     suggested, inputs = [*tab.suggested, *tab.measured.views], tab.inputs
@@ -260,7 +260,7 @@ def values(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> di
 
 def to_measure(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> MeasureSettings:
     """The training in the form, to be measured. SettingsError: it could not begin."""
-    return MeasureSettings.of({**values(studio, tab, sent), "name": "measured"})
+    return MeasureSettings.from_values({**values(studio, tab, sent), "name": "measured"})
 
 
 def usual_goal(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
@@ -359,7 +359,7 @@ def summed_up(
     """One line on what will happen."""
     folder = studio.workspace.dataset_folders().get(sent[tab.pictures])
     try:
-        given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+        given = TrainSettings.from_values({**values(studio, tab, sent), "name": "any"})
         settings = with_preset(given, family_of(studio, tab, sent))
     except SdloraError:
         return {tab.summary: ""}  # Start says what is wrong
@@ -369,9 +369,9 @@ def summed_up(
 
 def checked(studio: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
     """Every picture as the training would see it. SdloraError: why there would be none."""
-    given = TrainSettings.of({**values(studio, tab, sent), "name": "any"})
+    given = TrainSettings.from_values({**values(studio, tab, sent), "name": "any"})
     settings = with_preset(given, family_of(studio, tab, sent))
-    found = check(settings, studio.workspace)
+    found = check_dataset(settings, studio.workspace)
     return dataset_report.report(found, studio.media, known_cost(studio, settings))
 
 

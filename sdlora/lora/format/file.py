@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdlora.architectures import base_of
 from sdlora.errors import LoraFileError
-from sdlora.files import publish, publish_exactly
+from sdlora.files import write_atomically, write_if_absent
 from sdlora.lora.format.adapter_types import Layer, layers_of, unread_in
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.header import Header, read_header, without_metadata
@@ -167,7 +167,7 @@ def write_lora(
     def write(temporary: Path) -> None:
         temporary.write_bytes(blob)
 
-    return (publish if overwrite else publish_exactly)(path, write)
+    return (write_atomically if overwrite else write_if_absent)(path, write)
 
 
 def _to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
