@@ -191,7 +191,7 @@ def test_uploads_have_a_quota(port: int, space: Workspace, monkeypatch: pytest.M
     for number in range(3):
         assert upload(port, f'name="files"; filename="{number}.png"', number * MIB)[0] == 200
     status, said = upload(port, 'name="files"; filename="more.png"', 2 * MIB)
-    assert status in (0, 413) and (not said or "4 MiB of files wait here already" in said)
+    assert status in (0, 413) and (not said or "4 MiB of unused uploads already" in said)
     sweep_uploads(space.uploads, unused_s=-1)
     assert list(space.uploads.iterdir()) == []
     assert upload(port, 'name="files"; filename="more.png"', 2 * MIB)[0] == 200

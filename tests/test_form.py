@@ -18,7 +18,7 @@ from surfing import Browser, StudioWithoutWorker
 from webui import fields, theme
 from webui.app_state import AppState
 from webui.drafts import recall
-from webui.form import Form, component, marks, widget
+from webui.form import Form, component, marks, widget_for
 from webui.tabs import generate, train
 
 BOTH = pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
@@ -55,10 +55,10 @@ def test_every_setting_comes_back_from_its_component_and_unset_stays_unset(
     for name, field in settings.model_fields.items():
         part = form.fields[name]
         value = another(settings, name)
-        held = through_component(part, fields.shown(field, value))
-        assert fields.read(field, held) == value, name
+        held = through_component(part, fields.to_component(field, value))
+        assert fields.from_component(field, held) == value, name
         assert form.read({**begun, part: held}) == {name: value}
-        unset = through_component(part, fields.shown(field, fields.default(field)))
+        unset = through_component(part, fields.to_component(field, fields.default_value(field)))
         assert form.read({**begun, part: unset}) == {}, name
 
 
@@ -66,7 +66,7 @@ NUMBERS = [
     (name, settings)
     for settings in (TrainSettings, ImageRequest)
     for name, field in settings.model_fields.items()
-    if widget(field)[1] in (int, float)
+    if widget_for(field)[1] in (int, float)
 ]
 
 
@@ -80,7 +80,7 @@ def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
     required = {"data": "x", "name": "y"} if settings is TrainSettings else {}
     assert form.read({part: ""}) == form.read({part: "  "}) == form.read({part: None}) == {}
     typed = ["abc", "1,5", "nan", "1e999", "9" * 30, "-9" * 30, "0x10", "1 2"]
-    typed += ["2.7", "1.00001"] if widget(settings.model_fields[name])[1] is int else []
+    typed += ["2.7", "1.00001"] if widget_for(settings.model_fields[name])[1] is int else []
     for text in typed:
         values = {**required, **form.read({part: text})}
         with pytest.raises(SettingsError) as caught:
@@ -91,7 +91,7 @@ def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
 @pytest.mark.parametrize("number", [0, 7, -1, 2**53 + 1, 2**64 - 1, 0.1, 5e-5, 1e-12, 1.5, 1e22])
 def test_a_number_s_text_is_exact(number: float) -> None:
     text = fields.number_text(number)
-    assert fields.parsed_number(text) == number
+    assert fields.parse_number(text) == number
     assert not text.endswith(".0") and "e-0" not in text
 
 
@@ -116,7 +116,7 @@ def test_what_is_half_typed_counts_as_the_default_in_a_preview() -> None:
     form.add("steps", "seed", "prompt")
     sent = dict(zip(form.fields.values(), ("2.7", "5", "a cat"), strict=True))
     names = ("steps", "seed", "prompt")
-    assert form.acceptable(sent, *names) == {"steps": 20, "seed": 5, "prompt": "a cat"}
+    assert form.valid_values(sent, *names) == {"steps": 20, "seed": 5, "prompt": "a cat"}
 
 
 def test_an_error_marks_the_fields_it_names() -> None:

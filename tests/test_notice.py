@@ -13,7 +13,7 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui.app_state import AppState
-from webui.notice import PLACE, Notice, Reply
+from webui.notice import NOTICE_CLASS, Notice, Reply
 
 DRAFT_ACTS = ("collect", "reset", "undo")  # whose answer is the form itself
 
@@ -36,7 +36,7 @@ def places(page: Browser) -> dict[int, str]:
         node = layout.pop()
         layout += node.get("children", [])
         props = page.parts[node["id"]]["props"] if node["id"] in page.parts else {}
-        if PLACE in (props.get("elem_classes") or []):
+        if NOTICE_CLASS in (props.get("elem_classes") or []):
             place, close = (child["id"] for child in node["children"][:2])
             found[place] = page.parts[place]["props"]["elem_id"]
             assert page.parts[close]["type"] == "button"

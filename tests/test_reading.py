@@ -40,10 +40,10 @@ def asked(prompt: str, **more: Any) -> PreviewRequest:
 
 
 def shown(studio: AppState, what: PreviewRequest) -> tuple[str, str]:
-    seen = prompt_preview.read(studio, what)
-    return prompt_preview.counter(seen, what) + prompt_preview.unused(seen), prompt_preview.parsed(
-        seen, what
-    )
+    seen = prompt_preview.parse_prompts(studio, what)
+    return prompt_preview.counter_line(seen, what) + prompt_preview.unused_notice(
+        seen
+    ), prompt_preview.preview_html(seen, what)
 
 
 @needs_words

@@ -323,7 +323,7 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
         pass
     browser.tick()
     steps = preset("starter", "style")["steps"]
-    said = f"About {markup.about(0.5 * steps)} for {steps} steps; 1.2 GiB of 20.1 GiB free."
+    said = f"About {markup.duration(0.5 * steps)} for {steps} steps; 1.2 GiB of 20.1 GiB free."
     assert said in browser.value("measure-card") and not browser.prop("measure-cancel", "visible")
     browser.click("check-pictures")
     assert said in browser.value("preflight"), "known without measuring"
@@ -347,12 +347,12 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
 def test_what_does_not_fit_is_said_with_what_to_change(studio: AppState) -> None:
     folder = run_folder.new_folder(MeasureSettings.of({"name": "a", "data": "x"}), studio.workspace)
     run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
-    said = markup.measured(Run(folder, run_folder.read(folder)))
+    said = markup.measurement_notice(Run(folder, run_folder.read(folder)))
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
     run_folder.say(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
-    assert "nearly" not in markup.measured(Run(folder, run_folder.read(folder)))
+    assert "nearly" not in markup.measurement_notice(Run(folder, run_folder.read(folder)))
     killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
-    assert "when the memory is full" in markup.measured(killed)
+    assert "when the memory is full" in markup.measurement_notice(killed)
 
 
 def test_the_page_itself(studio: AppState) -> None:

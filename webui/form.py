@@ -1,6 +1,6 @@
-"""Settings as a form: shown, read back, kept as a draft, and marked where something is wrong.
+"""A settings class as a form: shown, read back, kept as a draft, and marked where a value is wrong.
 
-What a form sends is checked by the settings themselves; nothing is written here a second time.
+Values are checked by the settings class alone; the form has no rules of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sdlora.errors import SdloraError
 from sdlora.messages import PAGE, Message, Setting, label
 from sdlora.settings.base import Settings
 from webui import fields
-from webui.fields import component, widget
+from webui.fields import component, widget_for
 from webui.markup import esc
 from webui.widgets import html
 
-__all__ = ["Form", "component", "label", "marker", "marks", "widget"]
+__all__ = ["Form", "component", "label", "marker", "marks", "widget_for"]
 
 FIND = (
     '<input type="search" class="find-setting" placeholder="Find a setting" '
@@ -29,13 +29,13 @@ FIND = (
 )
 
 
-FIELD = "setting"  # the class of every field of a tab's form, for the page's script and style
+FIELD = "setting"  # CSS class of every field of a tab's form
 
 
 @dataclass(frozen=True)
 class Form:
-    """Some fields of a settings class, on the page. `place` is what their ids begin with, `fold`
-    the id of the accordion that some of them stand in."""
+    """Fields of a settings class on the page. `place` is the prefix of their ids, `fold` the id of
+    the accordion that holds some of them."""
 
     settings: type[Settings]
     place: str = ""
@@ -43,7 +43,7 @@ class Form:
     fields: dict[str, Component] = field(default_factory=dict)
 
     def add(self, *names: str, **look: Any) -> None:
-        """Show these fields here."""
+        """Show these fields here; `look` are arguments of `component`."""
         for name in names:
             own: dict[str, Any] = {}
             if self.place:
@@ -52,8 +52,8 @@ class Form:
             self.fields[name] = component(self.settings, name, **{**look, **own})
 
     def add_rest(self, *elsewhere: str) -> None:
-        """Show every field that is on the page neither here nor `elsewhere`, by its group: each
-        under a title that opens it, the first open, and all of them under one search."""
+        """Show every field that is neither in the form nor `elsewhere`, by group: each group under
+        a title that opens it, the first one open, with one search over all."""
         groups = {
             group: [name for name in names if name not in {*self.fields, *elsewhere}]
             for group, names in self.settings.groups().items()
@@ -70,20 +70,20 @@ class Form:
     def read(
         self, sent: Mapping[Component, Any], preset: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """What the user set: the values that are neither the preset's nor the default."""
+        """Values that the user set: those that differ from the preset's, else from the default."""
         values: dict[str, Any] = {}
         for name, part in self.fields.items():
             usual = (preset or {}).get(name, self._default(name))
-            value = fields.read(self.settings.model_fields[name], sent[part])
+            value = fields.from_component(self.settings.model_fields[name], sent[part])
             if value is None and usual is not None:
-                continue  # an emptied field stands for the usual value, which it then shows
+                continue  # an empty field stands for the usual value, shown as its placeholder
             if value != usual:
                 values[name] = value
         return values
 
-    def acceptable(self, sent: Mapping[Component, Any], *names: str) -> dict[str, Any]:
-        """The values of these fields, for what is shown while somebody types: where one is no
-        number yet, or not within its bounds, the default."""
+    def valid_values(self, sent: Mapping[Component, Any], *names: str) -> dict[str, Any]:
+        """Values of these fields for a preview; the default where the typed value is not valid
+        yet."""
         values = {name: self._default(name) for name in names}
         given = self.read({part: sent.get(part) for part in self.fields.values()})
         for name in names & given.keys():
@@ -94,34 +94,33 @@ class Form:
         return values
 
     def held(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What every component holds by its field's name when these values are in the form, and
-        its other fields at their defaults."""
+        """Component values by field name for these settings, with defaults for the other fields."""
         return {
-            name: fields.shown(
+            name: fields.to_component(
                 self.settings.model_fields[name], values.get(name, self._default(name))
             )
             for name in self.fields
         }
 
     def show(self, values: Mapping[str, Any]) -> dict[Component, Any]:
-        """Updates that bring these values into the form, and its other fields to their defaults."""
+        """Updates that show these values in the form, and the defaults in the other fields."""
         return {self.fields[name]: shown for name, shown in self.held(values).items()}
 
     def change(self, values: Mapping[str, Any]) -> dict[Component, Any]:
-        """Updates that bring these values into the form; its other fields stay as they are."""
+        """Updates that show these values in the form; the other fields stay."""
         held = self.held(values)
         return {self.fields[name]: held[name] for name in self.fields.keys() & values.keys()}
 
     def recall(self, draft: Mapping[str, Any]) -> tuple[dict[Component, Any], list[Message]]:
-        """Updates that bring a draft back, which holds by field what the component held; and a
-        sentence for each part of it that this version cannot show."""
+        """Updates that restore a draft (component values by field name), and a sentence for each
+        value that this version cannot show."""
         updates: dict[Component, Any] = {}
         problems = []
         for name in self.fields.keys() & draft.keys():
-            row, kind = widget(self.settings.model_fields[name])
+            row, kind = widget_for(self.settings.model_fields[name])
             shown = draft[name]
             if kind in (int, float) and type(shown) in (int, float):
-                shown = fields.number_text(shown)  # of a version whose fields held numbers
+                shown = fields.number_text(shown)  # draft of a version whose fields held numbers
             if row.holds(shown, kind):
                 updates[self.fields[name]] = shown
             else:
@@ -136,12 +135,12 @@ class Form:
         return updates, problems
 
     def _default(self, name: str) -> Any:
-        return fields.default(self.settings.model_fields[name])
+        return fields.default_value(self.settings.model_fields[name])
 
 
-def _shortened(value: Any, most: int = 80) -> str:
+def _shortened(value: Any, limit: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def marks(error: SdloraError, *forms: Form) -> str:

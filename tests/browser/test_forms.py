@@ -160,7 +160,7 @@ def test_every_setting_is_seen_changed_and_sent(
                 expect(page.locator("#train-steps input")).to_have_value(str(usual["steps"]))
                 page.wait_for_timeout(700)  # for what the model changes
             rest = batch(settings, (n for n in form if n not in first), {**first, **usual})
-            held = {n: fields.shown(settings.model_fields[n], v) for n, v in rest.items()}
+            held = {n: fields.to_component(settings.model_fields[n], v) for n, v in rest.items()}
             change(page, form, held)
             page.wait_for_timeout(200)
             sent = new_settings(workspace, page, button)
