@@ -226,7 +226,7 @@ def test_a_disk_that_takes_no_upload_is_said(
         monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: free)
     status, said = upload(port, 'name="files"; filename="a.png"', MIB)
     assert status == 507
-    assert ("is not where it was" if gone else "the disk has 100 MiB left") in said
+    assert ("workspace folder is gone" if gone else "the disk has 100 MiB left") in said
     assert not gone or not space.root.exists()
 
 

@@ -167,7 +167,7 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> No
     browser.set("pictures-choice", "mine")
     browser.set_labelled("Find in captions", "cat")
     browser.set_labelled("Put in its place", "dog")
-    browser.set_labelled("Remove tag", "sea")
+    browser.set_labelled("Tags to remove", "sea")
     browser.click("captions-show")
     said = browser.value("captions-said")
     assert "1 caption would change" in said and "<b>cat" not in said and "dog&lt;/b&gt;" in said

@@ -120,7 +120,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: AppState, browser: Bro
     assert browser.value("thumbs").count("<img") == 20
     assert f"20 pictures, {STEPS} steps" in browser.value("summary")
     browser.set("lora-name", "my neon")
-    browser.set_labelled("Sample every", 10)
+    browser.set_labelled("Sample every N steps", 10)
     (steps,) = [
         i
         for i, p in browser.parts.items()

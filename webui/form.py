@@ -16,12 +16,12 @@ from gradio.components import Component
 from sdlora.errors import SdloraError
 from sdlora.messages import PAGE, Message, Setting, label
 from sdlora.settings.base import Settings
-from webui import fields
+from webui import fields, markup
 from webui.fields import component, widget_for
 from webui.markup import esc
 from webui.widgets import html
 
-__all__ = ["Form", "component", "label", "marker", "marks", "widget_for"]
+__all__ = ["Form", "component", "error_notice", "error_renderer", "label", "widget_for"]
 
 FIND = (
     '<input type="search" class="find-setting" placeholder="Find a setting" '
@@ -143,21 +143,33 @@ def _shortened(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def marks(error: SdloraError, *forms: Form) -> str:
-    """What marks the fields that an error names, to be added to the notice that tells of it: the
-    page's script frames each, writes its sentence beneath it and brings the first into view."""
-    named: Mapping[str, Message] = getattr(error, "fields", {})
-    wrong = {
-        part.elem_id: " ".join(named[name].sentences(PAGE))
+def error_notice(error: SdloraError, *forms: Form) -> str:
+    """Notice of an error. A sentence about fields of these forms is shown by the page's script
+    under each of them, with the first in view; the notice then counts these fields, and holds the
+    other sentences."""
+    messages: Mapping[str, Message] = getattr(error, "fields", {})
+    parts = {
+        name: part
         for form in forms
         for name, part in form.fields.items()
-        if name in named and part.elem_id
+        if name in messages and part.elem_id
     }
-    fold = next((form.fold for form in forms if form.fold), "")
-    attributes = f'data-marks="{esc(json.dumps(wrong))}" data-fold="{esc(fold)}"'
-    return f"<div hidden {attributes}></div>" if wrong else ""
+    if not parts:
+        return markup.problem(error)
+    at_fields = {name: messages[name].sentences(PAGE) for name in parts}
+    shown = {line for lines in at_fields.values() for line in lines}
+    others = [line for line in error.message.sentences(PAGE) if line not in shown]
+    count = "1 field needs" if len(parts) == 1 else f"{len(parts)} fields need"
+    names = ", ".join(part.label for part in parts.values())
+    marks = {part.elem_id: " ".join(at_fields[name]) for name, part in parts.items()}
+    accordion = next((form.fold for form in forms if form.fold), "")
+    attributes = f'data-marks="{esc(json.dumps(marks))}" data-fold="{esc(accordion)}"'
+    lines = [f"{count} attention: {names}", *others]
+    return (
+        markup.problem(Message.of_lines(map(Message, lines))) + f"<div hidden {attributes}></div>"
+    )
 
 
-def marker(*forms: Form) -> Callable[[SdloraError], str]:
-    """`marks` for these forms."""
-    return lambda error: marks(error, *forms)
+def error_renderer(*forms: Form) -> Callable[[SdloraError], str]:
+    """`error_notice` for these forms."""
+    return lambda error: error_notice(error, *forms)

@@ -48,18 +48,17 @@ class Notice:
         inputs: Any,
         outputs: Iterable[Component],
         *,
-        marks: Callable[[SdloraError], str] = lambda error: "",
+        error_html: Callable[[SdloraError], str] = markup.problem,
         **options: Any,
     ) -> Any:
-        """Let `act` handle an `event` such as `button.click`; its error, else its reply's HTML, is
-        shown in the notice. `marks` makes the HTML that marks the fields of an error and goes with
-        the notice."""
+        """Let `act` handle an `event` such as `button.click`; the HTML of its reply, else
+        `error_html` of its error, is shown in the notice."""
 
         def acted(*sent: Any) -> Updates:
             try:
                 done = act(*sent)
             except SdloraError as error:
-                return {self._place: markup.problem(error) + marks(error)}
+                return {self._place: error_html(error)}
             except (OSError, sqlite3.Error) as error:  # a full or read-only disk
                 return {self._place: markup.problem(disk_error(error))}
             reply = done if isinstance(done, Reply) else Reply(done)

@@ -42,57 +42,92 @@ class AdapterSettings(Settings):
 
     adapter: AdapterKind = Field(
         "lora",
-        description="Kind of adapter; with conv among the targets lora is what others call LoCon",
+        title="Adapter type",
+        description="Adapter type; lora with conv among the targets is also called LoCon",
     )
     rank: int = Field(
-        16, ge=1, le=1024, description="Rank of the adapter: how much it can hold; of oft, the size"
-        " of its blocks",
-    )  # fmt: skip
+        16, ge=1, le=1024, description="Rank (dimension) of the adapter; for oft, its block size"
+    )
     alpha: float = Field(
-        16, gt=0, le=4096, description="Scale of the adapter is alpha / rank; of rslora, alpha / "
-        "sqrt(rank)",
-    )  # fmt: skip
-    conv_rank: int = Field(8, ge=1, le=1024, description="Rank of the adapter on convolutions")
+        16,
+        gt=0,
+        le=4096,
+        description="The adapter is scaled by alpha / rank; for rslora, by alpha / sqrt(rank)",
+    )
+    conv_rank: int = Field(
+        8, ge=1, le=1024, description="Rank of the adapter on convolution layers"
+    )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of adapter inputs dropped; of loha and lokr, of outputs"
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout rate of the adapter's inputs; for loha and lokr, of its outputs",
     )
     targets: tuple[TargetGroup, ...] = Field(
         ("attention",),
         min_length=1,
-        description="Layers of the UNet that learn; attention is self and cross attention and what "
-        "stands around them",
+        title="Target layers",
+        description="UNet layers to train; attention is self and cross attention with their "
+        "projections",
     )
     train_unet: bool = Field(
-        True, description="Let the UNet learn; without it, the text encoder alone does"
+        True,
+        title="Train the UNet",
+        description="Train the UNet; without it, only the text encoder is trained",
     )
-    train_text_encoder: bool = Field(False, description="Let the text encoder learn as well")
+    train_text_encoder: bool = Field(
+        False, title="Train the text encoder", description="Train the text encoder as well"
+    )
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate")
     text_encoder_learning_rate: float = Field(
-        5e-5, gt=0, le=10, description="Peak learning rate of the text encoder's adapter"
+        5e-5, gt=0, le=10, description="Peak learning rate of the text encoder"
     )
     group_rank: tuple[str, ...] = Field(
-        (), description="Ranks of single groups of layers, such as cross_attention=8 conv=4"
+        (),
+        title="Rank per layer group",
+        description="Rank per layer group, such as cross_attention=8 conv=4",
     )
     group_alpha: tuple[str, ...] = Field(
-        (), description="Alphas of single groups; without one a group's scale is that of all"
+        (),
+        title="Alpha per layer group",
+        description="Alpha per layer group; a group without one is scaled like the rest",
     )
     group_learning_rate: tuple[str, ...] = Field(
-        (), description="Peak learning rates of single groups, such as self_attention=5e-5"
+        (),
+        title="Learning rate per layer group",
+        description="Peak learning rate per layer group, such as self_attention=5e-5",
     )
-    group_dropout: tuple[str, ...] = Field((), description="Dropout of single groups")
+    group_dropout: tuple[str, ...] = Field(
+        (), title="Dropout per layer group", description="Dropout per layer group, such as conv=0.1"
+    )
     lora_plus_ratio: float = Field(
-        1.0, ge=1, le=100, description="LoRA+: how many times faster the upper matrix learns"
+        1.0,
+        ge=1,
+        le=100,
+        title="LoRA+ ratio",
+        description="LoRA+: learning rate of the up matrix (B) as a multiple of the down "
+        "matrix's (A)",
     )
     lokr_factor: int | None = Field(
-        None, ge=2, le=1024, description="Size of lokr's smaller half; empty: as even as can be"
+        None,
+        ge=2,
+        le=1024,
+        title="LoKr factor",
+        description="LoKr factor: size of the smaller Kronecker block; empty: as close to "
+        "square as possible",
     )
     dora_axis: DoraAxis = Field(
         "input",
-        description="What dora has a magnitude for: each input, which every program with DoRA "
-        "reads, or each output, as in peft, which ComfyUI, Forge, A1111 and InvokeAI misread",
+        title="DoRA axis",
+        description="DoRA: one magnitude per input, which every program with DoRA reads, or per "
+        "output as in peft, which ComfyUI, Forge, A1111 and InvokeAI load wrongly",
     )
     max_norm: float = Field(
-        0.0, ge=0, le=1000, description="No layer's change may become larger than this; 0: any size"
+        0.0,
+        ge=0,
+        le=1000,
+        title="Max weight norm",
+        description="Scale down a layer's weight change to at most this norm; 0: no limit",
     )
 
     @field_validator(*(f"group_{name}" for name in _OF_A_GROUP))
@@ -163,47 +198,89 @@ class ObjectiveSettings(Settings):
     """What is taught: which noise, and what a wrong answer costs."""
 
     loss: Loss = Field(
-        "l2", description="How an error counts: squared, plain, or squared only where it is small"
+        "l2", description="Loss function: l2 (mean squared error), l1, huber or smooth_l1"
     )
     huber_threshold: float = Field(
-        0.1, gt=0, le=10, description="Up to this size huber and smooth_l1 square an error"
+        0.1,
+        gt=0,
+        le=10,
+        description="Huber threshold: smaller errors are squared, larger ones count linearly",
     )
     huber_schedule: HuberSchedule = Field(
-        "snr", description="How that size changes with the noise: not, exponentially, by the SNR"
+        "snr",
+        description="Change of the Huber threshold with the noise level: constant, exponential, "
+        "or by the SNR",
     )
     loss_weighting: Weighting = Field(
-        "min_snr", description="What noise levels count: min_snr and debiased even them out"
+        "min_snr",
+        description="Weight of each noise level in the loss: min_snr (Min-SNR), debiased, or "
+        "flat (all equal)",
     )
     min_snr_gamma: float = Field(
-        5.0, ge=0, le=100, description="Limit of min_snr; 0 weighs all the same"
+        5.0,
+        ge=0,
+        le=100,
+        title="Min-SNR gamma",
+        description="Min-SNR gamma; 5 is usual, 0 weighs all noise levels the same",
     )
     zero_terminal_snr: bool = Field(
-        False, description="Make the last noise level noise alone; for models that predict v"
+        False,
+        title="Zero terminal SNR",
+        description="Rescale the noise schedule to zero terminal SNR; for v-prediction models",
     )
     noise_offset: float = Field(
-        0.0, ge=0, le=1, description="Noise of a whole channel, for darker and brighter pictures"
+        0.0,
+        ge=0,
+        le=1,
+        description="Noise offset: noise added per channel, for darker and brighter pictures",
     )
     multires_noise: int = Field(
-        0, ge=0, le=10, description="Coarser layers of noise added, for large shapes; 0: none"
+        0,
+        ge=0,
+        le=10,
+        title="Multires noise iterations",
+        description="Multi-resolution noise: number of coarser noise layers added; 0: none",
     )
     multires_discount: float = Field(
-        0.3, gt=0, le=1, description="Strength of each layer of noise by the one before it"
+        0.3,
+        gt=0,
+        le=1,
+        title="Multires noise discount",
+        description="Multi-resolution noise: strength of each layer relative to the one before",
     )
     input_perturbation: float = Field(
-        0.0, ge=0, le=1, description="Noise that the model is not told of; 0.1 is usual"
+        0.0,
+        ge=0,
+        le=1,
+        description="Input perturbation: extra noise on the model's input that the target "
+        "leaves out; 0.1 is usual",
     )
-    min_timestep: int = Field(0, ge=0, le=999, description="Least noise of 1000 levels")
-    max_timestep: int = Field(1000, ge=1, le=1000, description="Most noise of 1000 levels")
+    min_timestep: int = Field(0, ge=0, le=999, description="Lowest timestep to train, of 1000")
+    max_timestep: int = Field(1000, ge=1, le=1000, description="Highest timestep to train, of 1000")
     timestep_density: Density = Field(
-        "uniform", description="Which noise levels are trained more often: none, or those about "
-        "the middle",
-    )  # fmt: skip
-    timestep_mean: float = Field(
-        0.0, ge=-5, le=5, description="Middle of logit_normal: below 0 less noise, above 0 more"
+        "uniform",
+        title="Timestep sampling",
+        description="Distribution of the sampled timesteps: uniform, or logit_normal, which "
+        "favours the middle",
     )
-    timestep_spread: float = Field(1.0, gt=0, le=5, description="Width of logit_normal")
+    timestep_mean: float = Field(
+        0.0,
+        ge=-5,
+        le=5,
+        description="Mean of logit_normal: below 0 favours less noise, above 0 more",
+    )
+    timestep_spread: float = Field(
+        1.0,
+        gt=0,
+        le=5,
+        title="Timestep standard deviation",
+        description="Standard deviation of logit_normal",
+    )
     timestep_shift: float = Field(
-        1.0, ge=0.05, le=20, description="Above 1 more noise is trained more often; 3 is usual"
+        1.0,
+        ge=0.05,
+        le=20,
+        description="Timestep shift: above 1 favours noisier timesteps; 3 is usual",
     )
 
     @model_validator(mode="after")

@@ -193,6 +193,8 @@ def test_what_is_wrong_is_marked_and_found(browser: Browser, fake_site: str) -> 
         page.locator("#generate").click()
         steps, scale = page.locator("#generate-steps"), page.locator("#generate-hires-scale")
         expect(steps.locator(".wrong")).to_contain_text("2.7")
+        answer = page.locator("#generate-notice .notice")
+        expect(answer).to_have_text("2 fields need attention: Steps, Hires fix scale.")
         expect(scale.locator(".wrong")).to_be_visible()
         expect(scale.locator("input")).to_have_attribute("aria-invalid", "true")
         expect(steps.locator("input")).to_be_focused()

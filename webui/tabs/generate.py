@@ -17,7 +17,7 @@ from sdlora.settings.image_request import ImageRequest
 from webui import markup, prompt_preview
 from webui.app_state import AppState, Run
 from webui.drafts import Draft, lost, recall
-from webui.form import Form, marker
+from webui.form import Form, error_renderer
 from webui.job_poller import JobPoller
 from webui.lora_browser import LoraBrowser
 from webui.metadata_import import MetadataImporter, has_infotext
@@ -145,8 +145,8 @@ def _wire(app_state: AppState, tab: GenerateTab) -> None:
         return poller.start(ImageRequest.of(tab.form.read(sent)), card="generate-card")
 
     fields = set(tab.form.fields.values())
-    marks = marker(tab.form)
-    tab.notice.answer(tab.generate.click, generate, fields, tab.views, marks=marks)
+    error_html = error_renderer(tab.form)
+    tab.notice.answer(tab.generate.click, generate, fields, tab.views, error_html=error_html)
     tab.notice.answer(tab.cancel.click, poller.stop, [tab.shown], tab.views)
     tab.lora_browser.wire(app_state, tab.form.fields["model"])
     tab.metadata_importer.wire(app_state, tab.form)

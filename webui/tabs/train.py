@@ -27,7 +27,7 @@ from webui.app_state import AppState, Run
 from webui.captioning import CaptioningPanel
 from webui.drafts import Draft, lost, parsed, recall
 from webui.estimates import known_cost
-from webui.form import Form, marker
+from webui.form import Form, error_renderer
 from webui.job_card import JobCard
 from webui.job_poller import JobPoller
 from webui.lora_details import prompt_trigger_words
@@ -201,8 +201,8 @@ def _wire(app_state: AppState, tab: TrainTab) -> None:
         lambda stored: refilled(app_state, tab, stored),
     )
     _wire_checks(app_state, tab)
-    marks = marker(tab.form, tab.advanced)
-    tab.notice.answer(tab.start.click, start, inputs, tab.views, marks=marks)
+    error_html = error_renderer(tab.form, tab.advanced)
+    tab.notice.answer(tab.start.click, start, inputs, tab.views, error_html=error_html)
     tab.training.wire(app_state, poller)
 
 
