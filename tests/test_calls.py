@@ -213,7 +213,7 @@ def test_every_handler_answers_odd_values_in_words(
     [
         (
             OSError(28, "No space left on device", "/x/y.png"),
-            "The disk did not do this: No space left on device (y.png); make room",
+            "The disk reported an error: No space left on device (y.png); make room",
         ),
         (RunError("the run {name} is gone", name="a<b"), "The run a&lt;b is gone."),
     ],

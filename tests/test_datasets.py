@@ -91,7 +91,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: AppSt
     browser.set("pictures-choice", "mine")
     browser.click("check-pictures")
     said = browser.value("preflight")
-    assert f"{len(GOOD)} pictures: " in said and "rounds of" in said
+    assert f"{len(GOOD)} pictures: " in said and "per epoch: each picture is seen" in said
     for name in (*GOOD, *BAD):
         assert Path(name).name in said
     assert "s the same file as 1.rgb.png" in said and "a GIF picture" in said
@@ -127,7 +127,7 @@ def test_the_page_reaches_sets_alone(studio: AppState, tmp_path: Path, field: st
     browser.set("pictures-choice", "zibo")
     browser.set_labelled(label(field), str(tmp_path))
     browser.click("check-pictures")
-    assert "none of the sets" in browser.value("measure-notice")
+    assert "not one of the sets" in browser.value("measure-notice")
     assert "secret" not in browser.value("measure-notice") and not browser.value("preflight")
     many = field in ("more_data", "regularisation")
     browser.set_labelled(label(field), "2*neon_lighting" if many else "neon_lighting")
@@ -166,7 +166,7 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> No
     browser = Browser(studio)
     browser.set("pictures-choice", "mine")
     browser.set_labelled("Find in captions", "cat")
-    browser.set_labelled("Put in its place", "dog")
+    browser.set_labelled("Replace with", "dog")
     browser.set_labelled("Tags to remove", "sea")
     browser.click("captions-show")
     said = browser.value("captions-said")
@@ -210,7 +210,7 @@ def test_the_page_says_which_file_is_read_from_then_on(studio: AppState) -> None
     browser = Browser(studio)
     browser.set("pictures-choice", "mine")
     browser.set_labelled("Find in captions", "zibo")
-    browser.set_labelled("Put in its place", "robo")
+    browser.set_labelled("Replace with", "robo")
     browser.click("captions-write")
     assert "a.txt is read instead of metadata.csv" in browser.value("captions-said")
     assert dataset_upload.read_set(folder).captions == ("robo",)

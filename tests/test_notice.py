@@ -99,9 +99,7 @@ def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
     assert "Queued as fin." in page.value("train-notice")
     assert 'data-show="run-card"' in page.value("train-notice")
     page.click("start")
-    assert "is there as &#x27;fin&#x27; and waits in the queue already" in page.value(
-        "train-notice"
-    )
+    assert "exists as &#x27;fin&#x27; and waits in the queue already" in page.value("train-notice")
     assert [run.name for run in studio.trainings()] == ["fin"]
     page.set("trigger-word", "another word")
     page.click("start")

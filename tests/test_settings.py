@@ -77,7 +77,11 @@ def test_every_mistake_is_told_at_once() -> None:
             {"resolution"},
         ),
         ({"name": "a/b"}, "'a/b' cannot be a name; use 1 to 80 letters, ", {"name"}),
-        ({"group_rank": ("conv=x",)}, "Rank per layer group: 'x' must be a whole number.", {"group_rank"}),
+        (
+            {"group_rank": ("conv=x",)},
+            "Rank per layer group: 'x' must be a whole number.",
+            {"group_rank"},
+        ),
         (
             {"steps": 10, "warmup_steps": 20},
             "Warmup steps = 20 is more than Steps = 10.",

@@ -171,7 +171,7 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: B
     assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
     run_folder.say(run.folder, Started("training", 5000))
     browser.open()
-    assert browser.prop("stop", "value") == "Stop and keep"
+    assert browser.prop("stop", "value") == "Stop and save"
     browser.click("stop")
     assert run_folder.stop_asked(run.folder) and not run_folder.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
@@ -323,7 +323,8 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
         pass
     browser.tick()
     steps = preset("starter", "style")["steps"]
-    said = f"About {markup.duration(0.5 * steps)} for {steps} steps; 1.2 GiB of 20.1 GiB free."
+    said = f"About {markup.duration(0.5 * steps)} for {steps} steps; "
+    said += "peak memory 1.2 GiB of 20.1 GiB free."
     assert said in browser.value("measure-card") and not browser.prop("measure-cancel", "visible")
     browser.click("check-pictures")
     assert said in browser.value("preflight"), "known without measuring"

@@ -314,8 +314,8 @@ def disk_error(error: OSError | sqlite3.Error) -> Message:
     """Message for an error of the disk or the database."""
     name = getattr(error, "filename", None)
     return Message(
-        "the disk did not do this: {why}{where}; make room on it and see that the workspace is "
-        "where it was and can be written, then try again",
+        "the disk reported an error: {why}{where}; make room on it, check that the workspace "
+        "folder exists and is writable, then try again",
         why=getattr(error, "strerror", None) or str(error),
         where=f" ({Path(os.fsdecode(name)).name})" if isinstance(name, (str, bytes)) else "",
     )

@@ -22,18 +22,18 @@ MAX_SHOWN = 30
 def build(app_state: AppState, pictures: Component) -> list[Any]:
     """Build the fields and buttons inside an open column; `pictures` is the choice of the set.
     Returns the events after which the captions may have changed."""
-    with gr.Accordion("Change captions", open=False, elem_id="change-captions"):
+    with gr.Accordion("Edit captions", open=False, elem_id="change-captions"):
         form = Form(CaptionSettings)
         with gr.Row(elem_classes="row-fields"):
             form.add("find", label="Find in captions")
-            form.add("replace", label="Put in its place")
+            form.add("replace", label="Replace with")
         with gr.Row(elem_classes="row-fields"):
             form.add("prefix", "suffix")
         form.add("remove_tag")
         with gr.Row():
-            show = gr.Button("Show what changes", size="sm", elem_id="captions-show")
-            change = gr.Button("Change them", size="sm", elem_id="captions-write")
-            back = gr.Button("Take back", size="sm", elem_id="captions-undo")
+            show = gr.Button("Preview", size="sm", elem_id="captions-show")
+            change = gr.Button("Apply", size="sm", elem_id="captions-write")
+            back = gr.Button("Undo", size="sm", elem_id="captions-undo")
         notice = Notice("captions-said")
     inputs = {pictures, *form.fields.values()}
 
@@ -70,12 +70,12 @@ def apply(folder: Path, settings: CaptionSettings) -> str:
     changes = planned(folder, editing(settings))
     if changes:
         write(folder, changes)
-    return _changes_html(changes, "changed; Take back undoes it")
+    return _changes_html(changes, "changed; Undo restores them")
 
 
 def undo_last(folder: Path, settings: CaptionSettings) -> str:
     """Undo the last written changes; HTML that lists them."""
-    return _changes_html(undo(folder), "taken back")
+    return _changes_html(undo(folder), "restored")
 
 
 def _changes_html(changes: Sequence[Change], done: str) -> str:

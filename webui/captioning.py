@@ -33,8 +33,8 @@ MODEL_TITLES = {
 MAX_SHOWN = 200
 SHOWN_FIRST = ("by", "every", "prefix")  # outside the closed accordion
 HINT = (
-    '<p class="hint">A model that is not here yet is downloaded once, from the Hugging Face hub. '
-    "Read what it writes before you train on it.</p>"
+    '<p class="hint">A model that is not on this machine is downloaded once from the '
+    "Hugging Face hub. Check its captions before you train on them.</p>"
 )
 
 
@@ -45,29 +45,27 @@ class CaptioningPanel:
     def __init__(self, app_state: AppState, pictures: Component) -> None:
         self.app_state, self.pictures, self.form = app_state, pictures, Form(DescribeSettings)
         look: dict[str, Any] = {"open": False, "elem_id": "describe-captions"}
-        with gr.Accordion("Have captions written", **look) as self.place:
+        with gr.Accordion("Caption automatically", **look) as self.place:
             kinds = get_args(DescribeSettings.model_fields["by"].annotation)
             self.form.fields["by"] = gr.Dropdown(
                 [(MODEL_TITLES.get(kind, kind), kind) for kind in kinds], value=kinds[0],
-                label="Written by", elem_id="describe-by",
+                label="Captioning model", elem_id="describe-by",
             )  # fmt: skip
             self.form.add("prefix")
             self.form.add("every", label="Also for pictures that have a caption", info=None)
-            with gr.Accordion("More about the model", open=False):
+            with gr.Accordion("Model settings", open=False):
                 rest = [
                     n for n in DescribeSettings.model_fields if n not in (*SHOWN_FIRST, *NOT_SHOWN)
                 ]
                 self.form.add(*rest)
             html(HINT)
-            self.describe = gr.Button("Describe the pictures", size="sm", elem_id="describe")
+            self.describe = gr.Button("Caption the pictures", size="sm", elem_id="describe")
             self.job_card = JobCard(app_state, "describe", self._result, self._buttons)
             with gr.Row(elem_classes="row-fields"):
                 self.write = gr.Button(
                     "Write these captions", size="sm", visible=False, elem_id="describe-write"
                 )
-                self.back = gr.Button(
-                    "Take back", size="sm", visible=False, elem_id="describe-undo"
-                )
+                self.back = gr.Button("Undo", size="sm", visible=False, elem_id="describe-undo")
 
     @property
     def views(self) -> list[Component]:
@@ -116,7 +114,7 @@ class CaptioningPanel:
     def _act(self, key: str, act: Any) -> Updates:
         run = self.app_state.find(key)
         if run is None:
-            raise DataError("those captions are not there any more; describe them again")
+            raise DataError("those captions are not there any more; caption the pictures again")
         act(self.app_state, run)
         return self.job_card.show(run)
 
@@ -184,12 +182,12 @@ def suggestions_html(app_state: AppState, run: Run) -> str:
     """HTML list of the pictures with the captions that a model has suggested."""
     if not run.state.captions:
         done = run.state.status == "done"
-        return '<p class="hint">No picture lacks a caption.</p>' if done else ""
+        return '<p class="hint">Every picture has a caption.</p>' if done else ""
     review = review_captions(app_state, run)
     counts = (
         (len(review.unwritten), "not written yet"),
-        (len(review.written), "written; Take back undoes it"),
-        (len(review.outdated), "left out, for the picture has another caption by now"),
+        (len(review.written), "written; Undo restores the old ones"),
+        (len(review.outdated), "left out, because the picture has another caption by now"),
     )
     summary = "; ".join(f"{count} {fate}" for count, fate in counts if count)
     listed = [*review.unwritten, *review.written][:MAX_SHOWN]

@@ -39,14 +39,14 @@ class CheckpointPicker:
                 self.compare = gr.Button(
                     "Compare checkpoints × strengths", size="sm", elem_id="compare"
                 )
-            with gr.Accordion("What to compare", open=False, elem_id="what-to-compare"):
+            with gr.Accordion("Comparison settings", open=False, elem_id="what-to-compare"):
                 self.form.add("prompts")
                 with gr.Row(elem_classes="row-fields"):
                     self.form.add("strengths", "seed", "steps", compact=True, min_width=90)
             self.job_card = JobCard(app_state, "grid", partial(comparison, app_state.media))
             self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
             with gr.Row(elem_classes="row-fields"):
-                self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
+                self.keep = gr.Button("Save as a LoRA", size="sm", elem_id="keep")
                 self.use = gr.Button("Use this checkpoint", size="sm", elem_id="use-step")
             self.notice = Notice("kept")
 
@@ -93,7 +93,7 @@ class CheckpointPicker:
 
     def _on_save(self, name: str, step: int | None) -> Reply:
         file = self.save_checkpoint(self.app_state.training(name), step)
-        template = "Kept. In a prompt it is {tag}"
+        template = "Saved; use it in a prompt as {tag}"
         tag = written(file.stem, markup.DEFAULT_WEIGHT)
         return Reply(html=markup.success(Message(template, tag=tag)))
 
@@ -123,7 +123,7 @@ def _steps(run: Run) -> list[int]:
 
 def _checkpoint_label(run: Run, step: int, best: int) -> str:
     end = ", the end" if step == run.state.result_step else ""
-    return f"step {step}{end}{' · the one to take' if step == best else ''}"
+    return f"step {step}{end}{' · suggested' if step == best else ''}"
 
 
 def comparison(media: Media, run: Run) -> str:

@@ -51,8 +51,8 @@ def _summary(preflight: Preflight, cost: Cost | None) -> str:
     steps = preflight.settings.steps
     parts = [
         f"{len(preflight.rows)} pictures: {sizes}.",
-        f"{wrong} to look at." if wrong else "Nothing to mend.",
-        f"{steps} steps in rounds of {preflight.steps_per_round}: each is seen "
+        f"{wrong} with problems." if wrong else "No problems found.",
+        f"{steps} steps, {preflight.steps_per_round} per epoch: each picture is seen "
         f"{preflight.rounds:.0f} times.",
         cost_text(cost, steps) if cost else "",
     ]
@@ -65,7 +65,7 @@ def _picture_card(row: CaptionRow, media: Media) -> str:
     facts += [row.length] if row.length else []
     facts += [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
     facts += ["regularisation"] if row.example.regularisation else []
-    facts += ["held out"] if row.held_out else []
+    facts += ["validation"] if row.held_out else []
     facts += ["masked"] if row.example.mask else []
     wrong = "".join(
         f"<em>{esc(sentence(problem.beside(row.example.image)))}</em>" for problem in problems

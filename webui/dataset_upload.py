@@ -54,7 +54,7 @@ def set_path(workspace: Workspace, source: str) -> str:
     if folder is None:
         sets = ", ".join(sorted(workspace.dataset_folders()))
         raise DataError(
-            "{source!r} is none of the sets {sets}; add the pictures as a set",
+            "{source!r} is not one of the sets {sets}; add the pictures as a set",
             source=source[:80], sets=sets,
         )  # fmt: skip
     return f"{times}*{folder}" if times else str(folder)
@@ -105,7 +105,7 @@ def add_files(workspace: Workspace, name: str, files: Sequence[Path]) -> UploadR
             )
         elif file.stem not in stems:
             added.problems.append(
-                Message("{file} belongs to none of these pictures", file=file.name)
+                Message("{file} does not belong to any of these pictures", file=file.name)
             )
         elif _copy_checked(file, added, _check_caption, stems[file.stem]):
             added.captions += 1
@@ -164,4 +164,4 @@ def check_picture(path: Path) -> None:
     """Read a picture completely. DataError, with the reason, when it cannot be used."""
     seen = look_at(path)
     if not seen.digest:
-        raise DataError("it {why}", why=seen.what or "is none")
+        raise DataError("it {why}", why=seen.what or "is not a picture")

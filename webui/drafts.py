@@ -105,7 +105,7 @@ def recall(
         updates, problems = {**updates, **recalled}, [*problems, *lost]
         unknown -= form.fields.keys()
     problems += [
-        Message("{name} was filled in last time; this version has no such setting", name=name[:80])
+        Message("the saved draft has {name}; this version has no such setting", name=name[:80])
         for name in sorted(unknown)
     ]
     return updates, problems

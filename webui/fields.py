@@ -133,7 +133,7 @@ WIDGETS = (
     ),
     Widget(
         lambda kind: _is_tuple_of(kind, float, int),
-        lambda field, kind, look: gr.Textbox(placeholder="numbers, a space between", **look),
+        lambda field, kind, look: gr.Textbox(placeholder="numbers, separated by spaces", **look),
         show=lambda values: " ".join(map(number_text, values)),
         parse=lambda text: tuple(map(parse_number, text.replace(",", " ").split())),
     ),

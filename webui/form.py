@@ -126,8 +126,7 @@ class Form:
             else:
                 problems.append(
                     Message(
-                        "{setting} is at its default again: the {given} of last time is not "
-                        "accepted any more",
+                        "{setting} is reset to its default: {given} is not accepted any more",
                         setting=Setting(name),
                         given=_shortened(shown),
                     )

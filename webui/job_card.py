@@ -21,8 +21,8 @@ from webui.widgets import QUICK, html
 
 TITLES: dict[Kind, str] = {
     "measure": "Measuring time and memory",
-    "grid": "Drawing the comparison",
-    "describe": "Describing pictures",
+    "grid": "Generating the comparison",
+    "describe": "Captioning pictures",
 }
 
 

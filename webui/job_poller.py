@@ -77,8 +77,8 @@ class JobPoller:
 
 
 _ALREADY_QUEUED: dict[Kind, str] = {
-    "train": "this training is there as {name!r} and {state} already, with the same settings "
-    "throughout; change one of them to queue another",
+    "train": "this training exists as {name!r} and {state} already, with the same settings; "
+    "change one of them to queue another",
     "generate": "this request {state} already, with the same settings and seed; change one of them "
     "to queue another",
 }

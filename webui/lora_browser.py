@@ -38,10 +38,14 @@ class LoraBrowser:
         html('<div class="legend">LoRAs: choose one to use it in the prompt</div>')
         with gr.Row(elem_id="lora-filters", visible=False) as self.filters:
             self.search_box = gr.Textbox(
-                label="Find", placeholder="name, words, folder", elem_id="lora-search"
+                label="Search", placeholder="name, trigger words, folder", elem_id="lora-search"
             )
-            self.base = gr.Dropdown(BASE_CHOICES, value=FITTING, label="For", elem_id="lora-base")
-            self.order = gr.Dropdown(list(ORDERS), value="name", label="By", elem_id="lora-order")
+            self.base = gr.Dropdown(
+                BASE_CHOICES, value=FITTING, label="Base model", elem_id="lora-base"
+            )
+            self.order = gr.Dropdown(
+                list(ORDERS), value="name", label="Sort by", elem_id="lora-order"
+            )
         self.cards = html(elem_id="loras")
         self.more = gr.Button("Show more", size="sm", visible=False, elem_id="more-loras")
         self.count = gr.State(PAGE_SIZE)

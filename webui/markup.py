@@ -87,7 +87,7 @@ def notices(warnings: Iterable[Warned]) -> str:
     )
     if not items:
         return ""
-    return f'<div class="notice" role="status"><p>Worth knowing</p><ul>{items}</ul></div>'
+    return f'<div class="notice" role="status"><p>Please note</p><ul>{items}</ul></div>'
 
 
 def sentence(message: str) -> str:
@@ -105,7 +105,7 @@ def status_line(state: RunState) -> str:
     if state.status in ("stopped", "paused", "failed"):
         return f"At step {state.step} of {state.total}" if state.step else ""
     if state.silent_s >= SILENCE_SHOWN_S:
-        return f"Does not answer for {duration(state.silent_s)}; it is ended if that goes on"
+        return f"No answer for {duration(state.silent_s)}; the run is ended if that continues"
     parts = [f"Step {state.step} of {state.total}"] if state.total and state.step else []
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
@@ -247,9 +247,11 @@ def lora_cards(matches: LoraMatches, cards: Sequence[str], lora_filter: LoraFilt
         return '<p class="hint" role="status">Reading the LoRA files …</p>'
     lines = [sentence(problem) for problem in matches.problems]
     if not matches.total:
-        lines.append("None yet. Train one, or put a .safetensors file into loras/.")
+        lines.append("No LoRAs yet. Train one, or put a .safetensors file into loras/.")
     elif not matches.usable:
-        lines.append("None fits." if lora_filter.search else "None is for this base model.")
+        lines.append(
+            "No LoRA matches." if lora_filter.search else "No LoRA is for this base model."
+        )
     elif len(cards) < len(matches.usable):
         lines.append(f"{len(cards)} of {len(matches.usable):,} shown.")
     if matches.other_base and lora_filter.base == FITTING:
@@ -319,8 +321,8 @@ def loss_curve(losses: Sequence[tuple[int, float]], validations: Sequence[Valida
     ]
     aside = ""
     if held:
-        label += f"; on pictures held out {held[-1][1]:.3f}"
-        aside = f'<span class="held-out">on pictures held out <b>{held[-1][1]:.3f}</b></span>'
+        label += f"; validation loss {held[-1][1]:.3f}"
+        aside = f'<span class="held-out">validation <b>{held[-1][1]:.3f}</b></span>'
     return (
         f'<figure class="curve"><figcaption><span>Loss</span>{aside}<b>{now}</b></figcaption>'
         f'<svg viewBox="0 0 600 150" preserveAspectRatio="none" role="img" aria-label="{label}">'
@@ -344,14 +346,10 @@ def checkpoints(steps: Sequence[int], state: RunState, advice: str) -> str:
     rows = []
     for step in reversed(steps):
         result = held.get(step)
-        loss = (
-            f", loss on pictures held out {result.loss:.4f}"
-            if result and result.loss is not None
-            else ""
-        )
+        loss = f", validation loss {result.loss:.4f}" if result and result.loss is not None else ""
         best = " <b>best</b>" if result and result.best and state.best == result else ""
         rows.append(f"<li>Step {step}{loss}{best}</li>")
-    which = Message("which one to take: {advice}", advice=advice)
+    which = Message("suggested checkpoint: {advice}", advice=advice)
     hint = f'<p class="hint">{esc(sentence(which))}</p>' if advice else ""
     if not rows:
         return hint
@@ -373,7 +371,7 @@ def cost_text(cost: Cost, steps: int) -> str:
     if cost.memory is None:
         return f"{text}."
     peak, free = cost.memory
-    return f"{text}; {peak:.1f} GiB of {free:.1f} GiB free."
+    return f"{text}; peak memory {peak:.1f} GiB of {free:.1f} GiB free."
 
 
 def measurement_notice(run: Run) -> str:
@@ -395,5 +393,5 @@ def upload_notice(result: UploadResult) -> str:
     """Notice of an upload's result."""
     bare, counts = result.pictures - result.captions, f"{result.pictures} pictures added, "
     counts += f"{result.captions} captions."
-    hint = "Pictures without one are learnt by the trigger word alone." if bare > 0 else ""
+    hint = "Pictures without a caption are trained with the trigger word alone." if bare > 0 else ""
     return notices([Warned(counts, hint), *(Warned(problem) for problem in result.problems)])

@@ -28,7 +28,7 @@ class MetadataImporter:
     def __init__(self, notice: Notice, offer: Component) -> None:
         self.notice, self.offer = notice, offer
         self.file = gr.UploadButton(
-            "Settings of a picture", size="sm", file_types=KINDS, elem_id="picture-file"
+            "Import settings from a picture", size="sm", file_types=KINDS, elem_id="picture-file"
         )
         self.token = gr.Textbox(label="Picture", elem_classes="unseen", elem_id="picture-token")
 

@@ -176,7 +176,7 @@ def preview_html(reading: ParsedPrompts, request: PreviewRequest) -> str:
     tags = f"<h3>LoRAs</h3><dl>{rows}</dl>" if rows else ""
     hints = [] if reading.counted else ["Tokens are counted once the model is on this machine."]
     if request.seed < 0 and ("{" in request.prompt or "__" in request.prompt):
-        hints.append("With a random seed wildcards are drawn anew; these are those of seed 0.")
+        hints.append("With a random seed, wildcards differ each time; shown here for seed 0.")
     hint = f'<p class="hint">{" ".join(hints)}</p>' if hints else ""
     return f'<div class="parsed">{shown}{tags}{hint}</div>'
 
@@ -225,5 +225,5 @@ def weights(tag: LoraTag, steps: int) -> str:
         return f"weight {unet[0]:g} at first, {unet[-1]:g} at last{extreme}"
     both = pairs[0][0] == pairs[0][1]
     text = "" if both else f", text encoder {pairs[0][1]:g}"
-    hires = f", {tag.hires:g} in the second pass" if tag.hires is not None else ""
+    hires = f", {tag.hires:g} in the hires fix pass" if tag.hires is not None else ""
     return f"weight {unet[0]:g}{text}{hires}"

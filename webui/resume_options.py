@@ -21,7 +21,7 @@ from webui.markup import sentence
 from webui.notice import Updates
 
 NOT_A_NUMBER = (
-    "{setting} = {given!r}: a whole number is expected, of all steps together; the training has "
+    "{setting} = {given!r}: a whole number is expected, the total of the steps; the training has "
     "taken {done}"
 )
 
@@ -35,7 +35,7 @@ class ResumeOptions:
         )
         with gr.Row(visible=False, elem_classes="row-fields more") as self.place:
             self.steps = fields.component(
-                TrainSettings, "steps", compact=True, label="Steps in all", min_width=110,
+                TrainSettings, "steps", compact=True, label="Total steps", min_width=110,
                 elem_id="steps-in-all",
             )  # fmt: skip
             self.more = gr.Button("More steps", elem_id="more-steps")

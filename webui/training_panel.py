@@ -31,10 +31,10 @@ class TrainingPanel:
         self.history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
         self.card, self.curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
         with gr.Row(elem_classes="row-fields"):
-            self.use = gr.Button("Use it", variant="primary", visible=False, elem_id="use")
+            self.use = gr.Button("Use this LoRA", variant="primary", visible=False, elem_id="use")
             self.resume = gr.Button("Resume", visible=False, elem_id="resume")
             self.pause = gr.Button("Pause", visible=False, elem_id="pause")
-            self.stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
+            self.stop = gr.Button("Stop and save", visible=False, elem_id="stop")
         self.options = ResumeOptions()
         with gr.Row(elem_classes="row-fields"):
             self.save = gr.Button("Save now", size="sm", visible=False, elem_id="save-now")
@@ -166,7 +166,7 @@ class TrainingPanel:
 _STOP_LABELS = {
     (True, False): "Cancel",
     (True, True): "Cancel at once",
-    (False, False): "Stop and keep",
+    (False, False): "Stop and save",
     (False, True): "Stop now, without the last steps",
 }
 

@@ -25,15 +25,15 @@ from webui.notice import Notice, Reply
 from webui.widgets import QUICK, html
 
 PLACEHOLDER = (
-    "What shall be in the picture? For example:\n"
+    "What should the picture show? For example:\n"
     "impressionist style, a red house by the sea, <lora:impressionist_style:0.8>"
 )
 SEED_WIDTH = 215  # pixels, for the 20 digits of a 64-bit seed
 # Debounce: of the texts typed within 150 ms only the last is sent.
 DEBOUNCED = "(...values) => new Promise((done) => setTimeout(() => done(values), 150))"
 PASTED_SETTINGS = (
-    "the settings in this text, such as Steps and Seed, are read as words of the prompt; Take the "
-    "settings of this text sets them instead"
+    "the settings in this text, such as Steps and Seed, are read as words of the prompt; press "
+    "Import the settings in this text to set them instead"
 )
 EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
 
@@ -81,10 +81,13 @@ def build(app_state: AppState) -> GenerateTab:
                 )
             notice, restored = Notice("generate-notice"), Notice("restored-notice")
             unused = html(elem_id="unused")
-            with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
+            with gr.Accordion("Parsed prompt", open=False, elem_id="becomes"):
                 parsed = html(elem_id="parsed")
             offer = gr.Button(
-                "Take the settings of this text", size="sm", visible=False, elem_id="take-settings"
+                "Import the settings in this text",
+                size="sm",
+                visible=False,
+                elem_id="take-settings",
             )
             lora_browser = LoraBrowser()
             metadata_importer, draft = _settings(app_state, form, restored, offer)

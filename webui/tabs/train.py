@@ -37,12 +37,12 @@ from webui.uploads import discard
 from webui.widgets import QUICK, html
 
 GOALS = (
-    ("Style: how everything looks", "style"),
-    ("Character: someone", "character"),
-    ("Object: something", "object"),
+    ("Style: the look of a picture", "style"),
+    ("Character: a person or a creature", "character"),
+    ("Object: a thing or a place", "object"),
 )
 MAX_THUMBS = 20
-TRIGGER_HINT = "The words that call it, as its captions or name suggest"
+TRIGGER_HINT = "Words that activate the LoRA; suggested from the captions"
 SET_NAME = "my pictures"
 # Fields that name sets of pictures
 SETS = {"more_data", "regularisation", "masks", "validation_data"}
@@ -101,7 +101,7 @@ def build(app_state: AppState) -> TrainTab:
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             pictures = gr.Dropdown(
                 sets, value=sets[0] if sets else None, label="Pictures", elem_id="pictures-choice",
-                info="A set of captioned pictures to learn from",
+                info="Set of captioned pictures to train on",
             )  # fmt: skip
             thumbs = html(elem_id="thumbs")
             with gr.Row(elem_classes="row-fields"):
@@ -113,7 +113,9 @@ def build(app_state: AppState) -> TrainTab:
             edits = caption_editor.build(app_state, pictures)
             captioning = CaptioningPanel(app_state, pictures)
             with gr.Row(elem_classes="row-fields"):
-                form.add("name", elem_id="lora-name", info="Its tag in prompts will be this")
+                form.add(
+                    "name", elem_id="lora-name", info="Name of the LoRA and of its tag in prompts"
+                )
                 form.add("trigger_word", elem_id="trigger-word", info=TRIGGER_HINT)
             form.add("goal", build=partial(gr.Radio, GOALS), elem_classes=["goals"])
             form.add("effort")
@@ -351,7 +353,9 @@ def refilled(app_state: AppState, tab: TrainTab, stored: Mapping[str, Any]) -> d
     sets = sorted(app_state.workspace.dataset_folders())
     pictures = stored.get("pictures")
     if pictures and pictures not in sets:
-        problems.append(Message("the set of pictures {name!r} is not here any more", name=pictures))
+        problems.append(
+            Message("the set of pictures {name!r} does not exist any more", name=pictures)
+        )
     if pictures not in sets:
         pictures = sets[0] if sets else None
     begun = {tab.pictures: pictures, **tab.form.show({})}
