@@ -36,7 +36,7 @@ def start_training(page: Page, name: str, steps: int, sample_every: int) -> None
     page.get_by_role("button", name="Advanced").click()
     page.locator("#train-steps input").fill(str(steps))
     find = page.locator("#advanced").get_by_role("searchbox")
-    find.fill("samples none")
+    find.fill("sample images none")
     expect(page.locator("#train-steps")).to_be_hidden()
     page.locator("#train-sample-every input").fill(str(sample_every))
     find.fill("")

@@ -42,6 +42,7 @@ GOALS = (
     ("Object: a thing or a place", "object"),
 )
 MAX_THUMBS = 20
+NAME_HINT = "Name of the LoRA and of its tag in prompts"
 TRIGGER_HINT = "Words that activate the LoRA; suggested from the captions"
 SET_NAME = "my pictures"
 # Fields that name sets of pictures
@@ -113,9 +114,7 @@ def build(app_state: AppState) -> TrainTab:
             edits = caption_editor.build(app_state, pictures)
             captioning = CaptioningPanel(app_state, pictures)
             with gr.Row(elem_classes="row-fields"):
-                form.add(
-                    "name", elem_id="lora-name", info="Name of the LoRA and of its tag in prompts"
-                )
+                form.add("name", elem_id="lora-name", info=NAME_HINT)
                 form.add("trigger_word", elem_id="trigger-word", info=TRIGGER_HINT)
             form.add("goal", build=partial(gr.Radio, GOALS), elem_classes=["goals"])
             form.add("effort")
