@@ -61,9 +61,18 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+_LABELS: dict[str, str] = {}  # setting -> its label on the page, where its field has a `title`
+
+
+def add_label(name: str, text: str) -> None:
+    """Make `text` the label of the setting `name`. ValueError: it has another label already."""
+    if _LABELS.setdefault(name, text) != text:
+        raise ValueError(f"{name} has the labels {_LABELS[name]!r} and {text!r}; choose one")
+
+
 def label(name: str) -> str:
-    """'batch_size' -> 'Batch size'."""
-    return name.replace("_", " ").capitalize()
+    """Label of a setting on the page: its field's `title`, else 'batch_size' -> 'Batch size'."""
+    return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
 def readable(text: str) -> str:

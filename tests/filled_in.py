@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from sdlora.errors import SdloraError
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
-from webui.fields import default, widget
+from webui.fields import default_value, widget_for
 
 REQUIRED: dict[Any, dict[str, Any]] = {
     TrainSettings: {"data": "pictures", "name": "somebody"},
@@ -49,8 +49,8 @@ def _candidates(settings: type[Any], name: str) -> Iterator[Any]:
     field = settings.model_fields[name]
     if name in WORDS:
         yield WORDS[name]
-    _, kind = widget(field)
-    usual = default(field)
+    _, kind = widget_for(field)
+    usual = default_value(field)
     if kind is bool:
         yield not usual
     elif kind in (int, float):

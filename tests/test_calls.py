@@ -16,7 +16,7 @@ from sdlora.errors import RunError
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import page, server
-from webui.calls import INPUTS, CallError, Page, judged
+from webui.calls import INPUTS, CallError, Page, checked_value
 from webui.uploads import empty_uploads
 
 META = {"_type": "gradio.FileData"}
@@ -139,7 +139,7 @@ def test_no_handler_takes_a_file_that_is_no_upload(
             for name, form in rows:
                 calls += 1
                 try:
-                    value = judged(part, form, studio.workspace.uploads)
+                    value = checked_value(part, form, studio.workspace.uploads)
                 except CallError:
                     continue
                 if value is not None or not isinstance(part, gr.State):
@@ -213,7 +213,7 @@ def test_every_handler_answers_odd_values_in_words(
     [
         (
             OSError(28, "No space left on device", "/x/y.png"),
-            "The disk did not do this: No space left on device (y.png); make room",
+            "The disk reported an error: No space left on device (y.png); make room",
         ),
         (RunError("the run {name} is gone", name="a<b"), "The run a&lt;b is gone."),
     ],

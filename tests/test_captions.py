@@ -142,7 +142,7 @@ def test_every_reader_reads_the_caption_from_the_same_file(folder: Path, name: s
     assert learnt(folder)["a"] == "zibo, x"
     assert name not in problems(folder)
     assert list_captions(folder)[folder / "a.png"] == "zibo, x"
-    assert dataset_upload.look(folder).captions == ("zibo, x", "", "")
+    assert dataset_upload.read_set(folder).captions == ("zibo, x", "", "")
     captions = open_captions(folder)
     assert captions.read(folder / "a.png").source == folder / name
     settings = CaptionSettings.from_values({"data": "x", "find": "x", "replace": "y"})

@@ -191,7 +191,7 @@ def test_uploads_have_a_quota(port: int, space: Workspace, monkeypatch: pytest.M
     for number in range(3):
         assert upload(port, f'name="files"; filename="{number}.png"', number * MIB)[0] == 200
     status, said = upload(port, 'name="files"; filename="more.png"', 2 * MIB)
-    assert status in (0, 413) and (not said or "4 MiB of files wait here already" in said)
+    assert status in (0, 413) and (not said or "4 MiB of unused uploads already" in said)
     sweep_uploads(space.uploads, unused_s=-1)
     assert list(space.uploads.iterdir()) == []
     assert upload(port, 'name="files"; filename="more.png"', 2 * MIB)[0] == 200
@@ -226,7 +226,7 @@ def test_a_disk_that_takes_no_upload_is_said(
         monkeypatch.setattr(uploads.shutil, "disk_usage", lambda _: free)
     status, said = upload(port, 'name="files"; filename="a.png"', MIB)
     assert status == 507
-    assert ("is not where it was" if gone else "the disk has 100 MiB left") in said
+    assert ("workspace folder is gone" if gone else "the disk has 100 MiB left") in said
     assert not gone or not space.root.exists()
 
 

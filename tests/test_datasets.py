@@ -36,29 +36,29 @@ def test_dropped_pictures_become_a_set(studio: AppState, tmp_path: Path) -> None
     broken = picture(tmp_path / "broken.png", (400, 300))
     broken.write_bytes(broken.read_bytes()[:200])
     rest = [tmp_path / name for name in ("cat.txt", "none.txt", "fake.png")]
-    added = dataset_upload.add(studio.workspace, "my set", [*files, *rest, broken])
+    added = dataset_upload.add_files(studio.workspace, "my set", [*files, *rest, broken])
     assert (added.pictures, added.captions) == (2, 1)
     assert sorted(p.name for p in added.folder.iterdir()) == ["cat.png", "cat.txt", "dog.jpg"]
     assert [problem.split()[0] for problem in added.problems] == [
         *("fake.png", "broken.png", "none.txt"),
     ]
-    found = dataset_upload.look(added.folder)
+    found = dataset_upload.read_set(added.folder)
     assert found.captions == ("zibo, a cat", "") and found.trigger_word == "zibo"
-    again = dataset_upload.add(studio.workspace, "my set", [files[0], tmp_path / "cat.txt"])
+    again = dataset_upload.add_files(studio.workspace, "my set", [files[0], tmp_path / "cat.txt"])
     assert {"cat-2.png", "cat-2.txt"} <= {p.name for p in again.folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", "con", ".hidden", "x" * 99])
 def test_a_set_is_named_not_placed(studio: AppState, tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="cannot be a name"):
-        dataset_upload.add(studio.workspace, name, [picture(tmp_path / "cat.png")])
+        dataset_upload.add_files(studio.workspace, name, [picture(tmp_path / "cat.png")])
 
 
 def test_a_set_of_nothing_or_of_ours_is_refused(studio: AppState, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="drop pictures first"):
-        dataset_upload.add(studio.workspace, "mine", [])
+        dataset_upload.add_files(studio.workspace, "mine", [])
     with pytest.raises(DataError, match="ships with sdlora"):
-        dataset_upload.add(studio.workspace, "zibo", [picture(tmp_path / "cat.png")])
+        dataset_upload.add_files(studio.workspace, "zibo", [picture(tmp_path / "cat.png")])
 
 
 def test_upload_through_the_page(studio: AppState, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_page_shows_every_picture_as_the_training_would_see_it(studio: AppSt
     browser.set("pictures-choice", "mine")
     browser.click("check-pictures")
     said = browser.value("preflight")
-    assert f"{len(GOOD)} pictures: " in said and "rounds of" in said
+    assert f"{len(GOOD)} pictures: " in said and "per epoch: each picture is seen" in said
     for name in (*GOOD, *BAD):
         assert Path(name).name in said
     assert "s the same file as 1.rgb.png" in said and "a GIF picture" in said
@@ -127,7 +127,7 @@ def test_the_page_reaches_sets_alone(studio: AppState, tmp_path: Path, field: st
     browser.set("pictures-choice", "zibo")
     browser.set_labelled(label(field), str(tmp_path))
     browser.click("check-pictures")
-    assert "none of the sets" in browser.value("measure-notice")
+    assert "not one of the sets" in browser.value("measure-notice")
     assert "secret" not in browser.value("measure-notice") and not browser.value("preflight")
     many = field in ("more_data", "regularisation")
     browser.set_labelled(label(field), "2*neon_lighting" if many else "neon_lighting")
@@ -142,18 +142,20 @@ def test_a_zip_becomes_a_set_of_its_own(studio: AppState, tmp_path: Path) -> Non
             made.write(path, f"3_zibo/{number}.png")
         made.writestr("3_zibo/0.txt", "zibo, sea")
         made.writestr("../out.png", b"x")
-    added = dataset_upload.add(studio.workspace, "zipped", [tmp_path / "a.zip"])
+    added = dataset_upload.add_files(studio.workspace, "zipped", [tmp_path / "a.zip"])
     assert (added.pictures, added.captions) == (2, 2)
     assert any("leads out of the archive" in problem for problem in added.problems)
-    assert dataset_upload.look(added.folder).captions == ("zibo, sea", "")
+    assert dataset_upload.read_set(added.folder).captions == ("zibo, sea", "")
     assert {"zipped"} == {p.name for p in studio.workspace.datasets.iterdir()}
     with pytest.raises(DataError, match="there is a set of that name"):
-        dataset_upload.add(studio.workspace, "zipped", [tmp_path / "a.zip"])
+        dataset_upload.add_files(studio.workspace, "zipped", [tmp_path / "a.zip"])
     with pytest.raises(DataError, match="by itself"):
-        dataset_upload.add(studio.workspace, "other", [tmp_path / "a.zip", tmp_path / "0.png"])
+        dataset_upload.add_files(
+            studio.workspace, "other", [tmp_path / "a.zip", tmp_path / "0.png"]
+        )
     (tmp_path / "b.zip").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="cannot be unpacked"):
-        dataset_upload.add(studio.workspace, "other", [tmp_path / "b.zip"])
+        dataset_upload.add_files(studio.workspace, "other", [tmp_path / "b.zip"])
 
 
 def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> None:
@@ -164,8 +166,8 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> No
     browser = Browser(studio)
     browser.set("pictures-choice", "mine")
     browser.set_labelled("Find in captions", "cat")
-    browser.set_labelled("Put in its place", "dog")
-    browser.set_labelled("Remove tag", "sea")
+    browser.set_labelled("Replace with", "dog")
+    browser.set_labelled("Tags to remove", "sea")
     browser.click("captions-show")
     said = browser.value("captions-said")
     assert "1 caption would change" in said and "<b>cat" not in said and "dog&lt;/b&gt;" in said
@@ -190,12 +192,12 @@ def test_dropped_captions_of_every_kind_go_with_their_pictures(
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     dropped = [*files, *(tmp_path / name for name in texts)]
-    added = dataset_upload.add(studio.workspace, "mine", dropped)
+    added = dataset_upload.add_files(studio.workspace, "mine", dropped)
     assert (added.pictures, added.captions) == (3, 2)
-    assert dataset_upload.look(added.folder).captions == ("zibo, a", "zibo, b", "")
+    assert dataset_upload.read_set(added.folder).captions == ("zibo, a", "zibo, b", "")
     assert "c.json is left out: holds no caption" in added.problems[0]
-    again = dataset_upload.add(studio.workspace, "mine", [files[0], tmp_path / "a.png.txt"])
-    found = dataset_upload.look(again.folder)
+    again = dataset_upload.add_files(studio.workspace, "mine", [files[0], tmp_path / "a.png.txt"])
+    found = dataset_upload.read_set(again.folder)
     captions = {p.name: text for p, text in zip(found.pictures, found.captions, strict=True)}
     assert captions["a-2.png"] == "zibo, a"
 
@@ -208,7 +210,7 @@ def test_the_page_says_which_file_is_read_from_then_on(studio: AppState) -> None
     browser = Browser(studio)
     browser.set("pictures-choice", "mine")
     browser.set_labelled("Find in captions", "zibo")
-    browser.set_labelled("Put in its place", "robo")
+    browser.set_labelled("Replace with", "robo")
     browser.click("captions-write")
     assert "a.txt is read instead of metadata.csv" in browser.value("captions-said")
-    assert dataset_upload.look(folder).captions == ("robo",)
+    assert dataset_upload.read_set(folder).captions == ("robo",)

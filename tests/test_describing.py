@@ -50,7 +50,7 @@ def ask(browser: Browser, model: Path, every: bool = False) -> None:
     (by_label,) = [
         i
         for i, part in browser.parts.items()
-        if (part["props"].get("info") or "").startswith("Folder or hub id of the model")
+        if (part["props"].get("info") or "").startswith("Folder or Hugging Face id of the model")
     ]
     browser.values[by_label] = str(model)
     (prefix,) = [

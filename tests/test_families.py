@@ -239,7 +239,9 @@ def test_a_flow_models_plain_prompt_is_the_stock_picture(kind: str, sampler: str
     """Euler to the bit; the solvers by the schedulers that diffusers has for flows."""
     family = open_tiny(kind)
     asked = {"prompt": "a cat", "sampler": sampler, "steps": 3, "seed": 7, "guidance": 3.5}
-    [image], report = render(family, ImageRequest.from_values({**asked, "width": PIXELS, "height": PIXELS}))
+    [image], report = render(
+        family, ImageRequest.from_values({**asked, "width": PIXELS, "height": PIXELS})
+    )
     assert not report["problems"]
     pipeline = family.pipeline
     if sampler != "euler":

@@ -10,6 +10,7 @@ import pytest
 
 from filled_in import another
 from sdlora.errors import SettingsError
+from sdlora.messages import label
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import preset
 from sdlora.settings.train import TrainSettings
@@ -18,10 +19,14 @@ from surfing import Browser, StudioWithoutWorker
 from webui import fields, theme
 from webui.app_state import AppState
 from webui.drafts import recall
-from webui.form import Form, component, marks, widget
+from webui.form import Form, component, error_notice, widget_for
 from webui.tabs import generate, train
 
 BOTH = pytest.mark.parametrize("settings", [TrainSettings, ImageRequest])
+# What capitalising a field's name alone makes of abbreviations
+ABBREVIATED = re.compile(
+    r"\b(?:[Uu]net|[Ee]ma|[Gg]ib|[Ss]nr|[Ll]ora|[Ll]okr|[Dd]ora|[Cc]lip (?=skip)|Most)\b"
+)
 
 
 @pytest.fixture
@@ -39,7 +44,8 @@ def through_component(part: Any, value: Any) -> Any:
 def test_every_setting_has_a_component(settings: type[Any]) -> None:
     for name, field in settings.model_fields.items():
         part = component(settings, name)
-        assert part.label.lower() == name.replace("_", " ")
+        assert part.label == label(name) and part.label[0].isupper()
+        assert not ABBREVIATED.search(part.label), "an abbreviation is written as the field does"
         assert re.sub(r"\\(.)", r"\1", part.info) == field.description
         assert not re.search(r"(?<!\\)[*_`\[<~]", part.info), "Gradio takes it for Markdown"
 
@@ -55,10 +61,10 @@ def test_every_setting_comes_back_from_its_component_and_unset_stays_unset(
     for name, field in settings.model_fields.items():
         part = form.fields[name]
         value = another(settings, name)
-        held = through_component(part, fields.shown(field, value))
-        assert fields.read(field, held) == value, name
+        held = through_component(part, fields.to_component(field, value))
+        assert fields.from_component(field, held) == value, name
         assert form.read({**begun, part: held}) == {name: value}
-        unset = through_component(part, fields.shown(field, fields.default(field)))
+        unset = through_component(part, fields.to_component(field, fields.default_value(field)))
         assert form.read({**begun, part: unset}) == {}, name
 
 
@@ -66,7 +72,7 @@ NUMBERS = [
     (name, settings)
     for settings in (TrainSettings, ImageRequest)
     for name, field in settings.model_fields.items()
-    if widget(field)[1] in (int, float)
+    if widget_for(field)[1] in (int, float)
 ]
 
 
@@ -80,7 +86,7 @@ def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
     required = {"data": "x", "name": "y"} if settings is TrainSettings else {}
     assert form.read({part: ""}) == form.read({part: "  "}) == form.read({part: None}) == {}
     typed = ["abc", "1,5", "nan", "1e999", "9" * 30, "-9" * 30, "0x10", "1 2"]
-    typed += ["2.7", "1.00001"] if widget(settings.model_fields[name])[1] is int else []
+    typed += ["2.7", "1.00001"] if widget_for(settings.model_fields[name])[1] is int else []
     for text in typed:
         values = {**required, **form.read({part: text})}
         with pytest.raises(SettingsError) as caught:
@@ -91,7 +97,7 @@ def test_a_number_is_used_as_it_is_typed_or_refused_by_its_name(
 @pytest.mark.parametrize("number", [0, 7, -1, 2**53 + 1, 2**64 - 1, 0.1, 5e-5, 1e-12, 1.5, 1e22])
 def test_a_number_s_text_is_exact(number: float) -> None:
     text = fields.number_text(number)
-    assert fields.parsed_number(text) == number
+    assert fields.parse_number(text) == number
     assert not text.endswith(".0") and "e-0" not in text
 
 
@@ -116,7 +122,7 @@ def test_what_is_half_typed_counts_as_the_default_in_a_preview() -> None:
     form.add("steps", "seed", "prompt")
     sent = dict(zip(form.fields.values(), ("2.7", "5", "a cat"), strict=True))
     names = ("steps", "seed", "prompt")
-    assert form.acceptable(sent, *names) == {"steps": 20, "seed": 5, "prompt": "a cat"}
+    assert form.valid_values(sent, *names) == {"steps": 20, "seed": 5, "prompt": "a cat"}
 
 
 def test_an_error_marks_the_fields_it_names() -> None:
@@ -124,11 +130,14 @@ def test_an_error_marks_the_fields_it_names() -> None:
     form.add("steps", "guidance", "width")
     with pytest.raises(SettingsError) as caught:
         ImageRequest.from_values({"steps": 2.7, "width": "<b>", "count": 0})
-    said = marks(caught.value, form)
+    said = error_notice(caught.value, form)
     assert 'data-fold="more-settings"' in said and "<b>" not in said
     assert "generate-steps" in said and "generate-width" in said
-    assert "guidance" not in said and "count" not in said, "of this form, and named"
-    assert marks(SettingsError("something else"), form) == ""
+    assert "guidance" not in said, "of this form, and named"
+    assert said.count("2.7") == 1 and "<p>2 fields need attention: Steps, Width.</p>" in said
+    assert "<p>Count must be 1 or more; 0 was given.</p>" in said, "of no field of this form"
+    other = error_notice(SettingsError("something else"), form)
+    assert "<p>Something else.</p>" in other and "data-marks" not in other
 
 
 def test_a_draft_comes_back_as_far_as_this_version_has_it() -> None:
@@ -170,7 +179,7 @@ def test_the_rest_of_a_form_comes_by_groups() -> None:
     with gr.Blocks() as page:
         form = Form(Odd)
         form.add("name", "rank")
-        form.add_rest(*Odd.groups()["What to learn"])
+        form.add_rest(*Odd.groups()["Basics"])
     shown = [b.value for b in page.blocks.values() if isinstance(b, gr.HTML)]
     titles = [text for text in shown if "data-group" in text]
     assert 'aria-expanded="true"' in titles[0] and 'aria-expanded="false"' in titles[1]

@@ -11,12 +11,12 @@ from PIL import Image
 from raw_lora import beside, lora, shapes_of
 from sdlora.lora.library.index import LoraEntry
 from sdlora.lora.library.library import Library
-from sdlora.lora.library.scan import ScannedFile as Listed
+from sdlora.lora.library.scan import ScannedFile as SearchableLora
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui import lora_browser, lora_details, markup
 from webui.app_state import AppState
-from webui.lora_details import ANY_BASE, FITTING, LoraFilter, Loras, prompt_words
+from webui.lora_details import ANY_BASE, FITTING, LoraFilter, LoraSearch, prompt_trigger_words
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def names(found: lora_details.LoraMatches) -> list[str]:
     ],
 )
 def test_files_are_found_by_all_they_are_called(folder: Path, words: str, hits: list[str]) -> None:
-    assert names(Loras(Library([folder])).search(LoraFilter(words, ANY_BASE))) == hits
+    assert names(LoraSearch(Library([folder])).search(LoraFilter(words, ANY_BASE))) == hits
 
 
 def test_what_is_for_another_base_is_counted_and_what_is_broken_listed(folder: Path) -> None:
-    library = Loras(Library([folder]))
+    library = LoraSearch(Library([folder]))
     found = library.search(LoraFilter(model_base="sdxl"))
     assert names(found) == ["fog", "no_base"], "a file that tells no base may fit"
     assert (found.other_base, found.total, [e.name for e in found.broken]) == (2, 5, ["broken"])
@@ -67,7 +67,7 @@ def test_what_is_for_another_base_is_counted_and_what_is_broken_listed(folder: P
 
 def test_orders(folder: Path) -> None:
     os.utime(folder / "b" / "fog.safetensors", (2e9, 2e9))
-    library = Loras(Library([folder]))
+    library = LoraSearch(Library([folder]))
     order = {
         name: names(library.search(LoraFilter("", ANY_BASE, name))) for name in lora_details.ORDERS
     }
@@ -78,10 +78,10 @@ def test_orders(folder: Path) -> None:
 
 
 def test_names_are_completed_nearest_first(folder: Path) -> None:
-    library = Loras(Library([folder]))
-    assert [e.name for e in library.begin_with("ne", 9)] == ["neon_Sign", "fog"]
-    assert len(library.begin_with("", 2)) == 2
-    assert library.begin_with("broken", 9) == []
+    library = LoraSearch(Library([folder]))
+    assert [e.name for e in library.complete_name("ne", 9)] == ["neon_Sign", "fog"]
+    assert len(library.complete_name("", 2)) == 2
+    assert library.complete_name("broken", 9) == []
 
 
 def test_a_first_listing_that_takes_long_is_not_waited_for(
@@ -96,7 +96,7 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
 
     monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 0.01)
     monkeypatch.setattr(lora_details, "PATIENCE_S", 0.01)
-    library = Loras(Slow([folder]))
+    library = LoraSearch(Slow([folder]))
     assert library.search(LoraFilter()).reading and library.names() == set()
     go_on.set()
     monkeypatch.setattr(lora_details, "FIRST_PATIENCE_S", 20.0)
@@ -112,7 +112,7 @@ def test_a_first_listing_that_takes_long_is_not_waited_for(
 def test_the_page_filters_and_shows_more(
     studio: AppState, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_browser, "AT_ONCE", 2)
+    monkeypatch.setattr(lora_browser, "PAGE_SIZE", 2)
     browser = Browser(studio)
     browser.open()
     cards = browser.value("loras")
@@ -160,7 +160,7 @@ def test_words_from_captions_mean_themselves_in_a_prompt(studio: AppState, folde
     assert "<small>saber (fate), a [b]</small>" in card, "shown as they are"
     beside(path, ".json", {"activation text": "(saber:1.2), {red|blue}"})
     entry = next(e for e in studio.library.list() if e.name == "saber")
-    assert prompt_words(entry) == ("(saber:1.2)", "{red|blue}")
+    assert prompt_trigger_words(entry) == ("(saber:1.2)", "{red|blue}")
 
 
 def test_a_training_lends_its_lora_its_last_sample(studio: AppState, folder: Path) -> None:
@@ -181,7 +181,9 @@ def test_a_training_lends_its_lora_its_last_sample(studio: AppState, folder: Pat
 def test_no_text_of_a_file_becomes_markup(folder: Path, text: str) -> None:
     lora(folder / "a.safetensors", **{"modelspec.trigger_phrase": text})
     [entry] = [e for e in Library([folder]).list() if e.name == "a"]
-    odd = entry.__class__(Listed(*entry.scanned)._replace(name=text, folder=text), entry.row, text)
+    odd = entry.__class__(
+        SearchableLora(*entry.scanned)._replace(name=text, folder=text), entry.row, text
+    )
     found = lora_details.LoraMatches([odd], [odd], 1, 2, [text])
     shown: Any = markup.lora_card(odd, "") + markup.offers(text, [odd])
     shown += markup.lora_cards(found, [], LoraFilter(text))

@@ -117,13 +117,13 @@ def test_loss_curve_stays_small_and_in_its_box() -> None:
     curve = markup.loss_curve([(step, 1 / step) for step in range(1, 101)], held)
     points = curve.split('class="held-out" points="')[1].split('"')[0].split()
     assert points == ["0.0,5.0", "600.0,113.8"], "on the same axes, from the highest"
-    assert "on pictures held out 0.500" in curve
+    assert "validation loss 0.500" in curve
 
 
 def test_checkpoints_say_which_to_take() -> None:
     state = fold([Validated(50, 0.4, best=True), Validated(100, 0.6)])
     shown = markup.checkpoints([50, 100], state, "<after> step 50")
-    assert "2 checkpoints" in shown and "Step 50, loss on pictures held out 0.4000 <b>best" in shown
+    assert "2 checkpoints" in shown and "Step 50, validation loss 0.4000 <b>best" in shown
     assert "&lt;after&gt; step 50" in shown and shown.count("best") == 1
     assert markup.checkpoints([], state, "") == ""
 

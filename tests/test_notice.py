@@ -13,7 +13,7 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 from surfing import Browser, StudioWithoutWorker
 from webui.app_state import AppState
-from webui.notice import PLACE, Notice, Reply
+from webui.notice import NOTICE_CLASS, Notice, Reply
 
 DRAFT_ACTS = ("collect", "reset", "undo")  # whose answer is the form itself
 
@@ -36,7 +36,7 @@ def places(page: Browser) -> dict[int, str]:
         node = layout.pop()
         layout += node.get("children", [])
         props = page.parts[node["id"]]["props"] if node["id"] in page.parts else {}
-        if PLACE in (props.get("elem_classes") or []):
+        if NOTICE_CLASS in (props.get("elem_classes") or []):
             place, close = (child["id"] for child in node["children"][:2])
             found[place] = page.parts[place]["props"]["elem_id"]
             assert page.parts[close]["type"] == "button"
@@ -99,9 +99,7 @@ def test_start_answers_beside_the_button_and_a_second_click_queues_nothing(
     assert "Queued as fin." in page.value("train-notice")
     assert 'data-show="run-card"' in page.value("train-notice")
     page.click("start")
-    assert "is there as &#x27;fin&#x27; and waits in the queue already" in page.value(
-        "train-notice"
-    )
+    assert "exists as &#x27;fin&#x27; and waits in the queue already" in page.value("train-notice")
     assert [run.name for run in studio.trainings()] == ["fin"]
     page.set("trigger-word", "another word")
     page.click("start")
@@ -123,7 +121,7 @@ def test_the_same_seed_twice_is_one_request_and_a_drawn_seed_two(
         run_folder.cancel(run.folder, studio.queue)
 
 
-def test_an_error_reaches_the_marks_of_the_form() -> None:
+def test_a_form_says_how_its_errors_are_shown() -> None:
     wrong = Message("{setting} is too low", setting=Setting("steps"))
     acts = iter([SettingsError(wrong, fields={"steps": wrong}), None])
 
@@ -132,16 +130,16 @@ def test_an_error_reaches_the_marks_of_the_form() -> None:
             raise error
         return Reply()
 
-    def marks(error: object) -> str:
+    def error_html(error: object) -> str:
         assert isinstance(error, SettingsError)
         return f"<i>{' '.join(error.fields)}</i>"
 
     with gr.Blocks() as blocks:
         button, notice = gr.Button(), Notice("n")
-        notice.answer(button.click, act, None, [], marks=marks)
+        notice.answer(button.click, act, None, [], error_html=error_html)
     acted = next(f.fn for f in blocks.fns.values() if f.targets[0][0] == button._id)
     [shown] = acted().values()  # type: ignore[misc]
-    assert "Steps is too low." in shown and shown.endswith("<i>steps</i>")
+    assert shown == "<i>steps</i>"
     [shown] = acted().values()  # type: ignore[misc]
     assert shown == ""
 

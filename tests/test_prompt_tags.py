@@ -10,7 +10,7 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt import parse_prompt
 from sdlora.prompt.expansion import strip_comments
-from webui.prompt_tags import callable_name, meaning, own_tags, toggled, with_tag
+from webui.prompt_tags import file_of_tag, toggle_tag, usable_name, visible_tags, with_tag
 
 NAMES = ("neon", "neon glow", "styles/film.grain")
 
@@ -52,12 +52,12 @@ def test_one_click_uses_the_file_and_a_second_takes_all_of_it(
 ) -> None:
     one = entry(library, name)
     if name in used(library, prompt):
-        assert name not in used(library, toggled(library, prompt, one, 0.8))
+        assert name not in used(library, toggle_tag(library, prompt, one, 0.8))
         return
-    on = toggled(library, prompt, one, 0.8)
+    on = toggle_tag(library, prompt, one, 0.8)
     assert used(library, on) == used(library, prompt) | {name}
     assert f"{name} light" in strip_comments(on) or "much" in prompt
-    off = toggled(library, on, one, 0.8)
+    off = toggle_tag(library, on, one, 0.8)
     assert used(library, off) == used(library, prompt)
     assert f"{name} light" not in off, "the words that came with it go with it"
     if "much" not in prompt:
@@ -67,25 +67,25 @@ def test_one_click_uses_the_file_and_a_second_takes_all_of_it(
 def test_words_of_the_users_own_stay(library: Library) -> None:
     neon = entry(library, "neon")
     prompt = "neon light house, <lora:neon:0.8>"
-    assert toggled(library, prompt, neon, 0.8) == "neon light house"
+    assert toggle_tag(library, prompt, neon, 0.8) == "neon light house"
 
 
 def test_a_name_that_no_tag_can_say_is_called_by_its_hash(library: Library) -> None:
     noir = entry(library, "Style: Noir v1")
-    prompt = toggled(library, "a house", noir, 0.8)
+    prompt = toggle_tag(library, "a house", noir, 0.8)
     assert used(library, prompt) == {"Style: Noir v1"}
-    assert toggled(library, prompt, noir, 0.8) == "a house"
-    assert callable_name(library, entry(library, "neon")) == "neon"
+    assert toggle_tag(library, prompt, noir, 0.8) == "a house"
+    assert usable_name(library, entry(library, "neon")) == "neon"
 
 
 def test_tags_are_those_of_the_prompts_own_reader(library: Library) -> None:
     for prompt in PROMPTS:
-        shown = [t for t in own_tags(prompt) if parse_prompt(t.text).loras]
+        shown = [t for t in visible_tags(prompt) if parse_prompt(t.text).loras]
         names = [lora.name for lora in parse_prompt(strip_comments(prompt)).loras]
         assert [parse_prompt(token.text).loras[0].name for token in shown] == names
-        for token in own_tags(prompt):
+        for token in visible_tags(prompt):
             assert prompt[token.start : token.end] == token.text
-            assert meaning(library, token) in ("", *NAMES)
+            assert file_of_tag(library, token) in ("", *NAMES)
 
 
 def test_a_tag_goes_where_no_comment_hides_it() -> None:
@@ -95,4 +95,4 @@ def test_a_tag_goes_where_no_comment_hides_it() -> None:
 def test_a_file_that_is_gone_is_an_error(tmp_path: Path, library: Library) -> None:
     elsewhere = Library([tmp_path])
     with pytest.raises(LoraFileError, match="no tag can mean 'Style: Noir v1'"):
-        callable_name(elsewhere, entry(library, "Style: Noir v1"))
+        usable_name(elsewhere, entry(library, "Style: Noir v1"))

@@ -40,10 +40,10 @@ def asked(prompt: str, **more: Any) -> PreviewRequest:
 
 
 def shown(studio: AppState, what: PreviewRequest) -> tuple[str, str]:
-    seen = prompt_preview.read(studio, what)
-    return prompt_preview.counter(seen, what) + prompt_preview.unused(seen), prompt_preview.parsed(
-        seen, what
-    )
+    seen = prompt_preview.parse_prompts(studio, what)
+    return prompt_preview.counter_line(seen, what) + prompt_preview.unused_notice(
+        seen
+    ), prompt_preview.preview_html(seen, what)
 
 
 @needs_words
@@ -128,7 +128,7 @@ def test_tokens_of_a_model_that_is_not_here_are_not_made_up(studio: AppState) ->
         ("<lora:a:0.5:1>", "weight 1, text encoder 0.5"),
         ("<lora:a:0@0,1@1>", "weight 0 at first, 0.9 at last"),
         ("<lora:a:0@0,2@0.5,1@1>", "weight 0 at first, 1.2 at last, 2 at most"),
-        ("<lora:a:unet=1:hr=0.2>", "weight 1, 0.2 in the second pass"),
+        ("<lora:a:unet=1:hr=0.2>", "weight 1, 0.2 in the hires fix pass"),
     ],
 )
 def test_weights_in_words(tag: str, words: str) -> None:

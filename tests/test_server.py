@@ -40,7 +40,9 @@ def test_a_taken_port_is_named_and_so_is_a_free_one() -> None:
 
 @pytest.mark.parametrize("port", [-1, 0, 65_536, 99_999, 2**40])
 def test_what_is_no_port_is_not_called_taken(port: int) -> None:
-    with pytest.raises(SettingsError, match=rf"port {port} is none; use 1024 to 65535"):
+    with pytest.raises(
+        SettingsError, match=rf"port {port} is not a port number; use 1024 to 65535"
+    ):
         server.bind(port)
 
 
@@ -51,7 +53,7 @@ def test_a_port_that_this_user_may_not_have_is_not_called_taken(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", denied)
-    with pytest.raises(SettingsError, match="port 80 is not for this user"):
+    with pytest.raises(SettingsError, match="port 80 is not permitted to this user"):
         server.bind(80)
 
 

@@ -77,13 +77,17 @@ def test_every_mistake_is_told_at_once() -> None:
             {"resolution"},
         ),
         ({"name": "a/b"}, "'a/b' cannot be a name; use 1 to 80 letters, ", {"name"}),
-        ({"group_rank": ("conv=x",)}, "Group rank: 'x' must be a whole number.", {"group_rank"}),
+        (
+            {"group_rank": ("conv=x",)},
+            "Rank per layer group: 'x' must be a whole number.",
+            {"group_rank"},
+        ),
         (
             {"steps": 10, "warmup_steps": 20},
             "Warmup steps = 20 is more than Steps = 10.",
             {"steps", "warmup_steps"},
         ),
-        ({"adapter": "pissa", "max_norm": 1}, "Max norm is not for pissa", {"max_norm"}),
+        ({"adapter": "pissa", "max_norm": 1}, "Max weight norm is not for pissa", {"max_norm"}),
     ],
 )
 def test_on_the_page_a_mistake_names_fields_as_the_form_does(

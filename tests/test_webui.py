@@ -120,7 +120,7 @@ def test_train_from_the_first_click_to_the_prompt(studio: AppState, browser: Bro
     assert browser.value("thumbs").count("<img") == 20
     assert f"20 pictures, {STEPS} steps" in browser.value("summary")
     browser.set("lora-name", "my neon")
-    browser.set_labelled("Sample every", 10)
+    browser.set_labelled("Sample every N steps", 10)
     (steps,) = [
         i
         for i, p in browser.parts.items()
@@ -171,7 +171,7 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: B
     assert browser.prop("stop", "value") == "Cancel", "nothing is there yet to keep"
     run_folder.append_event(run.folder, Started("training", 5000))
     browser.open()
-    assert browser.prop("stop", "value") == "Stop and keep"
+    assert browser.prop("stop", "value") == "Stop and save"
     browser.click("stop")
     assert run_folder.stop_asked(run.folder) and not run_folder.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
@@ -205,7 +205,9 @@ def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Brows
     browser.click("save-now")  # from a tab that has not seen it end
     assert "it cannot write a checkpoint now" in browser.value("run-notice")
     browser.click("resume")
-    assert "Waiting" in browser.value("run-card") and not run_folder.is_requested(run.folder, "pause")
+    assert "Waiting" in browser.value("run-card") and not run_folder.is_requested(
+        run.folder, "pause"
+    )
     browser.click("stop")
     assert browser.prop("resume", "visible"), "it was taken out of the queue; no dead end"
 
@@ -323,7 +325,8 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
         pass
     browser.tick()
     steps = preset("starter", "style")["steps"]
-    said = f"About {markup.about(0.5 * steps)} for {steps} steps; 1.2 GiB of 20.1 GiB free."
+    said = f"About {markup.duration(0.5 * steps)} for {steps} steps; "
+    said += "peak memory 1.2 GiB of 20.1 GiB free."
     assert said in browser.value("measure-card") and not browser.prop("measure-cancel", "visible")
     browser.click("check-pictures")
     assert said in browser.value("preflight"), "known without measuring"
@@ -349,12 +352,12 @@ def test_what_does_not_fit_is_said_with_what_to_change(studio: AppState) -> None
         MeasureSettings.from_values({"name": "a", "data": "x"}), studio.workspace
     )
     run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 7.6, 8.0))
-    said = markup.measured(Run(folder, run_folder.read(folder)))
+    said = markup.measurement_notice(Run(folder, run_folder.read(folder)))
     assert "nearly all of the memory" in said and "gradient checkpointing" in said
     run_folder.append_event(folder, Measured("cuda", 1.0, 100.0, 100, 3.0, 8.0))
-    assert "nearly" not in markup.measured(Run(folder, run_folder.read(folder)))
+    assert "nearly" not in markup.measurement_notice(Run(folder, run_folder.read(folder)))
     killed = Run(folder, RunState(status="failed", error="the process died (signal 9)"))
-    assert "when the memory is full" in markup.measured(killed)
+    assert "when the memory is full" in markup.measurement_notice(killed)
 
 
 def test_the_page_itself(studio: AppState) -> None:

@@ -1,8 +1,8 @@
-"""The browser page: guards, a Gradio app inside them, and nothing that needs a device."""
+"""The browser page: request guards with a Gradio app inside; it needs no device."""
 
 import os
 
-# Read by Gradio and the hub when they are imported: nothing here tells anybody that it runs.
+# Read by Gradio and huggingface_hub when they are imported: no telemetry.
 os.environ |= {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",

@@ -1,6 +1,6 @@
-"""What the tabs stand on: the workspace, its queue, its LoRAs, and the state of every run.
+"""State that the tabs share: the workspace, its queue, its LoRA files, and the state of every run.
 
-All of it can be read from disk again: a page that dies loses nothing.
+Everything in it is read from disk, so that a restarted page shows the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sdlora.messages import Message, readable
 from sdlora.models.registry import detect_family
 from sdlora.settings.base import Settings
 from sdlora.workspace import TRAINING_DATA, Workspace
-from webui.lora_details import Loras
+from webui.lora_details import LoraSearch
 from webui.media import Media
 
 RECENT = 12
@@ -33,11 +33,11 @@ RECENT = 12
 
 @dataclass(frozen=True)
 class Run:
-    """A training, a request for images or other work, as it stands."""
+    """A run of any kind (training, images, other jobs): its folder and its current state."""
 
     folder: Path
     state: RunState
-    asked: frozenset[str] = frozenset()  # what it has not answered yet, names of REQUESTS
+    asked: frozenset[str] = frozenset()  # names of REQUESTS that the run has not answered yet
 
     @property
     def stopping(self) -> bool:
@@ -46,17 +46,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name, by which the page knows it."""
+        """Name of the run's folder, which identifies the run on the page."""
         return readable(self.folder.name)
 
     @property
     def live(self) -> bool:
-        """True while there is more to come."""
+        """True until the run has ended."""
         return not self.state.ended
 
     @property
     def version(self) -> str:
-        """Another text whenever there is something else to show."""
+        """Text that changes whenever the run's card would look different."""
         s = self.state
         counts = (s.step, s.phase_done, s.ahead, s.checkpoint)
         lengths = tuple(map(len, (s.samples, s.warnings, s.validations, s.captions)))
@@ -65,13 +65,13 @@ class Run:
 
 
 class AppState:
-    """One workspace, seen from the page."""
+    """One workspace as the page shows it."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.queue = Queue(workspace.database)
         self.library = Library.for_workspace(workspace)
-        self.loras = Loras(self.library)
+        self.loras = LoraSearch(self.library)
         own = (workspace.outputs, workspace.runs, workspace.datasets)
         self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
         self._followers: dict[Path, run_folder.RunFollower] = {}
@@ -79,45 +79,45 @@ class AppState:
         self.keeper = WorkerKeeper(workspace, self.queue)
 
     def start(self, settings: Settings) -> Run:
-        """Put work into the queue and see that somebody works on it. SettingsError: the workspace
-        is not where it was."""
+        """Add a job to the queue and start the worker. SettingsError: the workspace folder is
+        gone."""
         self.workspace.check_is_there()
         folder = run_folder.start(settings, self.workspace, self.queue)
         self.wake()
         return self.run(folder)
 
     def resume(self, run: Run, changes: Mapping[str, Any] | None = None) -> None:
-        """Let a training go on that ended before its time, or with `changes` of its settings.
-        BusyError, RunError, SettingsError: it cannot."""
+        """Resume a training that ended early, or one with `changes` of its settings. BusyError,
+        RunError, SettingsError: it cannot be resumed."""
         run_folder.resume(run.folder, self.queue, changes)
         self.wake()
 
     def wake(self) -> None:
-        """Start the worker, unless it lives or is just starting; replace one that does not answer.
-        RunError: the workspace is gone."""
+        """Start the worker unless it is running or starting; replace one that does not answer.
+        RunError: the workspace folder is gone."""
         self.keeper.wake()
 
-    def tend(self, every_s: float, ended: threading.Event) -> None:
-        """See until `ended` that somebody works on what waits, also while no browser looks."""
+    def keep_worker_running(self, every_s: float, ended: threading.Event) -> None:
+        """Restart the worker as needed, every `every_s` seconds until `ended` is set, also while no
+        browser is connected."""
         while not ended.wait(every_s):
             with suppress(RunError):
                 if self.queue.busy():
                     self.wake()
 
     def end_now(self, run: Run) -> None:
-        """End a run as it stands, within seconds, whatever its process does."""
+        """End a run within seconds without waiting for its current step."""
         run_folder.stop(run.folder, now=True)
         threading.Thread(target=end_now, args=(run.folder, self.queue), daemon=True).start()
 
     def run(self, folder: Path) -> Run:
-        """A run's state, with its place in the queue; wakes a worker for one that needs it."""
+        """State of a run with its position in the queue; starts the worker if the run has not
+        ended."""
         with self._lock:
-            follower = self._followers.get(folder)
-            if follower is None:
-                follower = self._followers[folder] = run_folder.RunFollower(
-                    folder, queue=self.queue
-                )
-            state = follower.poll()
+            poller = self._followers.get(folder)
+            if poller is None:
+                poller = self._followers[folder] = run_folder.RunFollower(folder, queue=self.queue)
+            state = poller.poll()
         if not state.ended:
             with suppress(RunError):
                 self.wake()
@@ -126,21 +126,21 @@ class AppState:
         )
 
     def problems(self) -> list[Warned]:
-        """What of the workspace cannot be shown, each by its name."""
+        """Warnings about parts of the workspace that cannot be shown, one for each."""
         left_out = {
             "the picture set": self.workspace.unusable_datasets(),
             "the model": self.workspace.unusable_models(),
         }
         warnings = [
             Warned(
-                Message(what + " {name} is left out: its name is not UTF-8", name=name),
+                Message(thing + " {name} is left out: its name is not UTF-8", name=name),
                 "rename its folder",
             )
-            for what, names in left_out.items()
+            for thing, names in left_out.items()
             for name in names
         ]
-        if why := self.workspace.unread_lora_folders:
-            message = Message("{file} cannot be read: {why}", file="lora_folders.txt", why=why)
+        if reason := self.workspace.unread_lora_folders:
+            message = Message("{file} cannot be read: {why}", file="lora_folders.txt", why=reason)
             warnings.append(Warned(message, "it names further LoRA folders, a line each"))
         try:
             self.queue.busy()
@@ -162,20 +162,20 @@ class AppState:
         except SettingsError:
             return None
 
-    def latest(self, kind: Kind, most: int = RECENT) -> list[Run]:
-        """The newest work of a kind, newest first."""
+    def latest(self, kind: Kind, limit: int = RECENT) -> list[Run]:
+        """The newest runs of a kind, newest first."""
         try:
-            jobs = self.queue.latest(kind, most)
-        except RunError:  # `problems` tells it
+            jobs = self.queue.latest(kind, limit)
+        except RunError:  # reported by `problems`
             return []
         return [self.run(job.folder) for job in jobs]
 
-    def going_on(self, kind: Kind) -> Run | None:
-        """The newest work of a kind, while there is more to come of it."""
+    def live_run(self, kind: Kind) -> Run | None:
+        """The newest run of a kind unless it has ended."""
         return next((run for run in self.latest(kind, 1) if run.live), None)
 
     def key(self, run: Run) -> str:
-        """What the page calls a run of any kind: where it lies in the workspace."""
+        """Key of a run of any kind on the page: its path within the workspace."""
         return self._key(run.folder)
 
     def _key(self, folder: Path) -> str:
@@ -185,8 +185,8 @@ class AppState:
             return readable(str(folder))
 
     def find(self, key: str) -> Run | None:
-        """The run that the page calls so; only one that it has shown is found."""
-        folder = next((one for one in [*self._followers] if self._key(one) == key), None)
+        """The run with that key, among those that the page has shown; else None."""
+        folder = next((path for path in [*self._followers] if self._key(path) == key), None)
         return self.run(folder) if folder else None
 
     def requests(self) -> list[Run]:
@@ -197,20 +197,21 @@ class AppState:
         """The request of that name, while it is among the newest."""
         return next((run for run in self.requests() if run.name == name), None)
 
-    def recent_pictures(self, besides: Run | None, most: int = 24) -> list[SampleReady]:
-        """The newest images, newest first, without those of one request."""
+    def recent_pictures(self, besides: Run | None, limit: int = 24) -> list[SampleReady]:
+        """The newest images, newest first, without those of the request `besides`."""
         shown = [run for run in self.requests() if not besides or run.folder != besides.folder]
-        return [picture for run in shown for picture in reversed(run.state.samples)][:most]
+        return [picture for run in shown for picture in reversed(run.state.samples)][:limit]
 
     def model_base(self, model: str) -> str:
-        """The base that LoRAs have to be for; empty when the model tells only once it is open."""
+        """Architecture that LoRAs must be for; empty when it is known only once the model is
+        loaded."""
         try:
             return detect_family(self.workspace.model_source(model or "starter"))
         except ModelError:
             return ""
 
     def free_name(self, name: str) -> str:
-        """`name`, or `name-2`, `name-3` ...: the first that no LoRA has yet."""
+        """`name`, or the first of `name-2`, `name-3` ... that no LoRA has yet."""
         taken = self.loras.names()
         later = (f"{name}-{number}" for number in count(2))
         return name if name not in taken else next(n for n in later if n not in taken)

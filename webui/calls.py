@@ -1,9 +1,9 @@
-"""Calls of the page's handlers, judged before Gradio opens, hashes or fetches anything of them.
+"""Calls of the page's handlers, checked before Gradio opens, hashes or fetches anything in them.
 
-Anyone on this machine can call every handler with any JSON. A call names one handler and brings one
-value per input; each value must be what its component sends, and a file must be one that was
-uploaded: a regular file in the uploads folder, never a path elsewhere, a link, a device or an
-address. What is refused is said in a sentence, and so is what a handler could not do.
+Any program on this machine can call every handler with any JSON. A call names one handler and has
+one value per input. Each value must be of the kind that its component sends, and a file must be one
+that was uploaded: a regular file in the uploads folder, never another path, a link, a device or an
+address. A refused call is answered with a sentence, and so is a handler that fails.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from webui.markup import esc
 PATHS = re.compile(r"/gradio_api/((run|api)/[^/]+/?|queue/join)")
 _SESSION = re.compile(r"[\w-]{1,64}")
 MAX_CHOICES = 1000
-MAX_NUMBER = 1e18  # beyond it no field goes, and whole numbers are no longer whole
+MAX_NUMBER = 1e18  # larger than any field allows; floats lose whole numbers beyond 2^53
 _FILE_KEYS = frozenset({"path", "url", "_type"})
 
 
 class CallError(Exception):
-    """A call that is not taken, in words, with the status to answer with."""
+    """A refused call: the reason for the user, and the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -45,39 +45,39 @@ class CallError(Exception):
 def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise CallError("a text is expected here")
-    return (value or "").encode("utf-8", "replace").decode()  # half a letter is none
+    return (value or "").encode("utf-8", "replace").decode()  # replaces lone surrogates
 
 
 def _number(value: Any) -> float | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise CallError("a number is expected here")
     if value is not None and abs(value) > MAX_NUMBER:
-        raise CallError("a smaller number is expected here")
+        raise CallError("this number is too large")
     return value
 
 
-def _slid(value: Any) -> float | None:
+def _slider_number(value: Any) -> float | None:
     if value is None:
         raise CallError("a number is expected here")
     return _number(value)
 
 
-def _switch(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     if value is not None and not isinstance(value, bool):
         raise CallError("true or false is expected here")
     return bool(value)
 
 
 def _choice(value: Any) -> Any:
-    """A number is one where Gradio knows all choices: it looks for it among them."""
-    return value if isinstance(value, (int, float)) else _written(value)
+    """A choice as text, or as a number: Gradio compares a number with the choices itself."""
+    return value if isinstance(value, (int, float)) else _optional_text(value)
 
 
-def _written(value: Any) -> str | None:
+def _optional_text(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
-def _chosen(value: Any) -> Any:
+def _required_choice(value: Any) -> Any:
     if value is None:
         raise CallError("one of the choices is expected here")
     return _choice(value)
@@ -86,12 +86,12 @@ def _chosen(value: Any) -> Any:
 def _choices(value: Any) -> list[Any]:
     if not isinstance(value, (list, type(None))) or len(value or ()) > MAX_CHOICES:
         raise CallError("a list of choices is expected here")
-    return [_chosen(each) for each in value or ()]
+    return [_required_choice(each) for each in value or ()]
 
 
 def uploaded(value: Any, folder: Path) -> dict[str, Any]:
-    """A file that a client hands in, with nothing but its place and name. CallError unless it is a
-    regular file in the uploads `folder`."""
+    """An uploaded file reduced to its path and name. CallError unless it is a regular file in the
+    uploads `folder`."""
     path = value.get("path") if isinstance(value, dict) else None
     name = value.get("orig_name") if isinstance(value, dict) else None
     try:
@@ -108,14 +108,14 @@ def uploaded(value: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-Judge = Callable[[Any, Path], Any]
+ValueCheck = Callable[[Any, Path], Any]
 
 
-def _plainly(check: Callable[[Any], Any]) -> Judge:
+def _ignoring_folder(check: Callable[[Any], Any]) -> ValueCheck:
     return lambda value, folder: check(value)
 
 
-def _one_file(value: Any, folder: Path) -> Any:
+def _file(value: Any, folder: Path) -> Any:
     return None if value is None else uploaded(value, folder)
 
 
@@ -125,46 +125,46 @@ def _files(value: Any, folder: Path) -> Any:
     return [uploaded(each, folder) for each in value] if value else None
 
 
-def _is_several(part: Component) -> bool:
+def _takes_several(part: Component) -> bool:
     return getattr(part, "multiselect", False) or getattr(part, "file_count", "") in (
         *("multiple", "directory"),
     )
 
 
-# A kind of component -> what it may send: alone, or where it takes several. One that has no row
-# takes nothing.
-INPUTS: Mapping[type[Component], tuple[Judge, Judge]] = {
-    kind: (_plainly(alone), _plainly(several))
+# Component class -> checks of its value: a single one, and a list where it takes several. A class
+# without a row takes no value.
+INPUTS: Mapping[type[Component], tuple[ValueCheck, ValueCheck]] = {
+    kind: (_ignoring_folder(alone), _ignoring_folder(several))
     for kind, alone, several in (
         (gr.Textbox, _text, _text),
         (gr.HTML, _text, _text),
         (gr.Button, _text, _text),
         (gr.Number, _number, _number),
-        (gr.Slider, _slid, _slid),
+        (gr.Slider, _slider_number, _slider_number),
         (gr.Timer, _number, _number),
-        (gr.Checkbox, _switch, _switch),
-        (gr.Radio, _chosen, _chosen),
+        (gr.Checkbox, _boolean, _boolean),
+        (gr.Radio, _required_choice, _required_choice),
         (gr.Dropdown, _choice, _choices),
         (gr.CheckboxGroup, _choices, _choices),
-        # Its value is the server's own
+        # its value stays on the server
         (gr.State, lambda value: None, lambda value: None),
     )
-} | {gr.File: (_one_file, _files), gr.UploadButton: (_one_file, _files)}
+} | {gr.File: (_file, _files), gr.UploadButton: (_file, _files)}
 
 
-def judged(part: Any, value: Any, folder: Path) -> Any:
-    """A value as the handler may have it. CallError: it is none that `part` sends."""
+def checked_value(part: Any, value: Any, folder: Path) -> Any:
+    """The value to hand to the handler. CallError: `part` cannot send such a value."""
     if type(part) not in INPUTS:
-        raise CallError(f"nothing is taken from a {type(part).__name__} here")
+        raise CallError(f"a {type(part).__name__} takes no value here")
     try:
-        if getattr(part, "allow_custom_value", False) and not _is_several(part):
-            return _written(value)
-        return INPUTS[type(part)][_is_several(part)](value, folder)
+        if getattr(part, "allow_custom_value", False) and not _takes_several(part):
+            return _optional_text(value)
+        return INPUTS[type(part)][_takes_several(part)](value, folder)
     except CallError as error:
         raise CallError(f"{getattr(part, 'label', None) or 'a field'}: {error}") from None
 
 
-def _holds_a_file(value: Any) -> bool:
+def _contains_file(value: Any) -> bool:
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -177,15 +177,14 @@ def _holds_a_file(value: Any) -> bool:
     return False
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
 def checked_call(body: bytes, page: gr.Blocks, folder: Path) -> dict[str, Any]:
-    """A call as Gradio may have it, with nothing in it but what was judged. CallError: it is not
-    taken."""
+    """The call with nothing but checked values, to hand to Gradio. CallError: it is refused."""
     try:
-        call = json.loads(body, parse_constant=_no_constant)
+        call = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise CallError("the call is not JSON", 400) from None
     values = call.get("data") if isinstance(call, dict) else None
@@ -202,11 +201,11 @@ def checked_call(body: bytes, page: gr.Blocks, folder: Path) -> dict[str, Any]:
         raise CallError("a trigger is a number")
     if len(values) != len(handler.inputs):
         raise CallError(f"{len(handler.inputs)} values are expected; load the page again")
-    if _holds_a_file(call.get("event_data")):
+    if _contains_file(call.get("event_data")):
         raise CallError("an event brings no files")
     pairs = zip(handler.inputs, values, strict=True)
     return {
-        "data": [judged(part, value, folder) for part, value in pairs],
+        "data": [checked_value(part, value, folder) for part, value in pairs],
         "fn_index": index,
         "session_hash": session,
         "trigger_id": trigger,
@@ -215,35 +214,35 @@ def checked_call(body: bytes, page: gr.Blocks, folder: Path) -> dict[str, Any]:
 
 
 class CallCheck:
-    """ASGI middleware that lets checked calls alone through to `page`, and answers with a status
-    that blames the call where the call was wrong."""
+    """ASGI middleware that passes only checked calls on to `page` and answers others with a status
+    of the 400s."""
 
     def __init__(self, app: ASGIApp, page: gr.Blocks, folder: Path) -> None:
         self.app, self.page, self.folder = app, page, folder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Judge a call; everything else passes."""
+        """Check a call; pass every other request on."""
         if scope["type"] != "http" or not PATHS.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
-        body = await _whole(receive)
+        body = await _read_body(receive)
         if body is None:
             return
         try:
             call = json.dumps(checked_call(body, self.page, self.folder)).encode()
         except CallError as error:
-            said = {"error": esc(str(error)), "detail": esc(str(error))}
-            await JSONResponse(said, error.status)(scope, receive, send)
+            refusal = {"error": esc(str(error)), "detail": esc(str(error))}
+            await JSONResponse(refusal, error.status)(scope, receive, send)
             return
         own = {b"content-length": str(len(call)).encode(), b"content-type": b"application/json"}
         rest = [pair for pair in scope["headers"] if pair[0] not in own]
-        answer = _Answer(send)
+        answer = _ErrorStatus(send)
         scope = {**scope, "headers": [*rest, *own.items()]}
-        await self.app(scope, _replayed(call, receive), answer.send)
+        await self.app(scope, _replay_body(call, receive), answer.send)
 
 
-async def _whole(receive: Receive) -> bytes | None:
-    """The body; None when the sender went away."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client has disconnected."""
     pieces: list[bytes] = []
     while True:
         message = await receive()
@@ -254,7 +253,7 @@ async def _whole(receive: Receive) -> bytes | None:
             return b"".join(pieces)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _replay_body(body: bytes, receive: Receive) -> Receive:
     waiting: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Event:
@@ -263,9 +262,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-class _Answer:
-    """Passes an answer on. Gradio calls every error the server's; one that is said in words is of
-    the call or of the disk, and is answered with 422."""
+class _ErrorStatus:
+    """Sender that turns Gradio's status 500 into 422 where the body holds an error message: the
+    cause is then the call or the disk, not a bug of the server."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -276,13 +275,13 @@ class _Answer:
             self._start = message
             return
         if self._start is not None:
-            status = 422 if _is_said(message.get("body", b"")) else 500
+            status = 422 if _has_error_message(message.get("body", b"")) else 500
             await self._send({**self._start, "status": status})
             self._start = None
         await self._send(message)
 
 
-def _is_said(body: bytes) -> bool:
+def _has_error_message(body: bytes) -> bool:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
@@ -291,36 +290,37 @@ def _is_said(body: bytes) -> bool:
 
 
 class Page(gr.Blocks):
-    """Gradio's blocks, whose handlers say what could not be done in place of a bare error."""
+    """Gradio's Blocks, whose handlers answer with a message in place of a bare error."""
 
     async def preprocess_data(self, *args: Any, **options: Any) -> Any:
-        """Gradio's; a value that is not on offer is the caller's mistake, and not logged."""
+        """As Gradio's; a value that is not among the choices is the caller's error and is not
+        logged."""
         try:
             return await super().preprocess_data(*args, **options)
         except gr.Error as error:
-            raise _in_words(error.message) from None
+            raise _gradio_error(error.message) from None
 
     async def call_function(self, *args: Any, **options: Any) -> Any:
-        """Gradio's; what a user can mend, and what a disk does not do, is said in words."""
+        """As Gradio's; errors for the user, and of the disk, become messages."""
         try:
             return await super().call_function(*args, **options)
         except SdloraError as error:
-            raise _in_words(error.message) from None
+            raise _gradio_error(error.message) from None
         except (OSError, sqlite3.Error) as error:
-            raise _in_words(failed_disk(error)) from None
+            raise _gradio_error(disk_error(error)) from None
 
 
-def failed_disk(error: OSError | sqlite3.Error) -> Message:
-    """What to say of a disk that did not do what was asked of it."""
+def disk_error(error: OSError | sqlite3.Error) -> Message:
+    """Message for an error of the disk or the database."""
     name = getattr(error, "filename", None)
     return Message(
-        "the disk did not do this: {why}{where}; make room on it and see that the workspace is "
-        "where it was and can be written, then try again",
+        "the disk reported an error: {why}{where}; make room on it, check that the workspace "
+        "folder exists and is writable, then try again",
         why=getattr(error, "strerror", None) or str(error),
         where=f" ({Path(os.fsdecode(name)).name})" if isinstance(name, (str, bytes)) else "",
     )
 
 
-def _in_words(message: str) -> gr.Error:
-    words = " ".join(as_message(message).sentences(PAGE))
-    return gr.Error(esc(words), title="Not done", print_exception=False)
+def _gradio_error(message: str) -> gr.Error:
+    text = " ".join(as_message(message).sentences(PAGE))
+    return gr.Error(esc(text), title="Not done", print_exception=False)

@@ -1,4 +1,4 @@
-"""Captions by a model that looks at the pictures of an own set: told first, then written."""
+"""Captions written by a captioning model for a user's own set: first shown, then written."""
 
 from __future__ import annotations
 
@@ -24,175 +24,192 @@ from webui.markup import esc
 from webui.notice import Updates
 from webui.widgets import html
 
-SAID_OF = {
+MODEL_TITLES = {
     "blip": "BLIP: a short sentence",
     "florence2": "Florence-2: several sentences",
     "qwen_vl": "Qwen-VL: an answer to a question",
     "wd14": "WD14: tags",
 }
-MOST_TOLD = 200
-USUAL = ("by", "every", "prefix")  # the fields that are seen at once
+MAX_SHOWN = 200
+SHOWN_FIRST = ("by", "every", "prefix")  # outside the closed accordion
 HINT = (
-    '<p class="hint">A model that is not here yet is downloaded once, from the Hugging Face hub. '
-    "Read what it writes before you train on it.</p>"
+    '<p class="hint">A model that is not on this machine is downloaded once from the '
+    "Hugging Face hub. Check its captions before you train on them.</p>"
 )
 
 
-class Describing:
-    """The components, inside an open column; `pictures` is the choice of the set."""
+class CaptioningPanel:
+    """Components of automatic captioning, built inside an open column; `pictures` is the choice of
+    the set."""
 
-    def __init__(self, studio: AppState, pictures: Component) -> None:
-        self.studio, self.pictures, self.form = studio, pictures, Form(DescribeSettings)
+    def __init__(self, app_state: AppState, pictures: Component) -> None:
+        self.app_state, self.pictures, self.form = app_state, pictures, Form(DescribeSettings)
         look: dict[str, Any] = {"open": False, "elem_id": "describe-captions"}
-        with gr.Accordion("Have captions written", **look) as self.place:
+        with gr.Accordion("Caption automatically", **look) as self.place:
             kinds = get_args(DescribeSettings.model_fields["by"].annotation)
             self.form.fields["by"] = gr.Dropdown(
-                [(SAID_OF.get(kind, kind), kind) for kind in kinds], value=kinds[0],
-                label="Written by", elem_id="describe-by",
+                [(MODEL_TITLES.get(kind, kind), kind) for kind in kinds], value=kinds[0],
+                label="Captioning model", elem_id="describe-by",
             )  # fmt: skip
             self.form.add("prefix")
             self.form.add("every", label="Also for pictures that have a caption", info=None)
-            with gr.Accordion("More about the model", open=False):
-                rest = [n for n in DescribeSettings.model_fields if n not in (*USUAL, *NEVER)]
+            with gr.Accordion("Model settings", open=False):
+                rest = [
+                    n for n in DescribeSettings.model_fields if n not in (*SHOWN_FIRST, *NOT_SHOWN)
+                ]
                 self.form.add(*rest)
             html(HINT)
-            self.describe = gr.Button("Describe the pictures", size="sm", elem_id="describe")
-            self.errand = JobCard(studio, "describe", self._told, self._buttons)
+            self.describe = gr.Button("Caption the pictures", size="sm", elem_id="describe")
+            self.job_card = JobCard(app_state, "describe", self._result, self._buttons)
             with gr.Row(elem_classes="row-fields"):
                 self.write = gr.Button(
                     "Write these captions", size="sm", visible=False, elem_id="describe-write"
                 )
-                self.back = gr.Button(
-                    "Take back", size="sm", visible=False, elem_id="describe-undo"
-                )
+                self.back = gr.Button("Undo", size="sm", visible=False, elem_id="describe-undo")
 
     @property
     def views(self) -> list[Component]:
-        """What changes when this work does."""
-        return [self.place, self.write, self.back, *self.errand.views]
+        """Components that change when the captioning job does."""
+        return [self.place, self.write, self.back, *self.job_card.views]
 
     def wire(self) -> list[Any]:
-        """What the buttons do; returns the events after which captions may be others."""
-        self.errand.wire(self.write, self.back)
-        shown, views = self.errand.shown, [self.write, self.back, *self.errand.views]
+        """Connect the buttons; returns the events after which the captions may have changed."""
+        self.job_card.wire(self.write, self.back)
+        shown, views = self.job_card.shown, [self.write, self.back, *self.job_card.views]
         inputs = {self.pictures, *self.form.fields.values()}
-        notice = self.errand.notice
+        notice = self.job_card.notice
         notice.answer(
-            self.describe.click, lambda sent: self.errand.start(self._asked(sent)), inputs, views
+            self.describe.click,
+            lambda sent: self.job_card.start(self._settings(sent)),
+            inputs,
+            views,
         )
         return [
-            notice.answer(self.write.click, lambda key: self._act(key, written), [shown], views),
-            notice.answer(self.back.click, lambda key: self._act(key, taken_back), [shown], views),
+            notice.answer(
+                self.write.click, lambda key: self._act(key, write_captions), [shown], views
+            ),
+            notice.answer(
+                self.back.click, lambda key: self._act(key, undo_captions), [shown], views
+            ),
         ]
 
     def opened(self) -> Updates:
-        """Updates for a page that opens: what goes on, or waits to be written."""
-        newest = next(iter(self.studio.latest("describe", 1)), None)
+        """Updates for a newly opened page: a job that runs, or captions that are not written
+        yet."""
+        newest = next(iter(self.app_state.latest("describe", 1)), None)
         try:
-            wanted = newest and (newest.live or bool(news(self.studio, newest).waiting))
-        except SdloraError:  # its settings are of another version
-            wanted = False
-        if not wanted:
-            return self.errand.show(None)
-        return {**self.errand.show(newest), self.place: gr.Accordion(open=True)}
+            is_shown = newest and (
+                newest.live or bool(review_captions(self.app_state, newest).unwritten)
+            )
+        except SdloraError:  # settings of another version
+            is_shown = False
+        if not is_shown:
+            return self.job_card.show(None)
+        return {**self.job_card.show(newest), self.place: gr.Accordion(open=True)}
 
-    def _asked(self, sent: Mapping[Component, Any]) -> DescribeSettings:
-        data = own_folder(self.studio, sent[self.pictures]).name
+    def _settings(self, sent: Mapping[Component, Any]) -> DescribeSettings:
+        data = own_folder(self.app_state, sent[self.pictures]).name
         return DescribeSettings.from_values({"data": data, **self.form.read(sent)})
 
     def _act(self, key: str, act: Any) -> Updates:
-        run = self.studio.find(key)
+        run = self.app_state.find(key)
         if run is None:
-            raise DataError("those captions are not there any more; describe them again")
-        act(self.studio, run)
-        return self.errand.show(run)
+            raise DataError("those captions are not there any more; caption the pictures again")
+        act(self.app_state, run)
+        return self.job_card.show(run)
 
     def _buttons(self, run: Run | None) -> Updates:
-        its = news(self.studio, run) if run and run.state.ended else None
+        review = review_captions(self.app_state, run) if run and run.state.ended else None
         return {
-            self.write: gr.Button(visible=bool(its and its.waiting)),
-            self.back: gr.Button(visible=bool(its and its.written)),
+            self.write: gr.Button(visible=bool(review and review.unwritten)),
+            self.back: gr.Button(visible=bool(review and review.written)),
         }
 
-    def _told(self, run: Run) -> str:
-        return told(self.studio, run)
+    def _result(self, run: Run) -> str:
+        return suggestions_html(self.app_state, run)
 
 
-NEVER = ("data", "write")  # the set is chosen above; what was told is written when it was seen
+NOT_SHOWN = ("data", "write")  # the set is chosen above; captions are written after they were shown
 
 
 @dataclass
-class News:
-    """What a model has told of a folder, and what became of it: not written yet, written, or
-    overtaken by a caption from elsewhere, which stays."""
+class CaptionReview:
+    """Captions that a model has suggested for a folder: not written yet, written, or outdated
+    because the picture has another caption by now, which stays."""
 
     folder: Path
-    waiting: list[Change] = field(default_factory=list)
+    unwritten: list[Change] = field(default_factory=list)
     written: list[Change] = field(default_factory=list)
-    overtaken: list[Change] = field(default_factory=list)
+    outdated: list[Change] = field(default_factory=list)
     pictures: dict[Path, Path] = field(default_factory=dict)  # by the caption's file
 
 
-def news(studio: AppState, run: Run) -> News:
-    """What a run has told, beside what the folder holds now."""
+def review_captions(app_state: AppState, run: Run) -> CaptionReview:
+    """Captions that a run has suggested, compared with those that the folder has now."""
     settings = DescribeSettings.load(run.folder / run_folder.SETTINGS_FILE)
-    found = News(studio.workspace.picture_folder(settings.data))
-    files = open_captions(found.folder)
+    review = CaptionReview(app_state.workspace.picture_folder(settings.data))
+    files = open_captions(review.folder)
     now = {picture: files.read(picture) for picture in files.pictures}
-    found.pictures = {caption.file: picture for picture, caption in now.items()}
+    review.pictures = {caption.file: picture for picture, caption in now.items()}
     texts = {caption.file: caption.text for caption in now.values()}
-    for one in run.state.captions:
-        path = Path(one.path)
-        change = Change(path, one.before, one.after, path.is_file())
+    for suggestion in run.state.captions:
+        path = Path(suggestion.path)
+        change = Change(path, suggestion.before, suggestion.after, path.is_file())
         text = texts.get(path)
-        if text == one.after:
-            found.written.append(change)
-        elif text == one.before:
-            found.waiting.append(change)
+        if text == suggestion.after:
+            review.written.append(change)
+        elif text == suggestion.before:
+            review.unwritten.append(change)
         else:
-            found.overtaken.append(change)
-    return found
+            review.outdated.append(change)
+    return review
 
 
-def written(studio: AppState, run: Run) -> None:
-    """Write what a run has told and nobody has overtaken. DataError: there is nothing."""
-    its = news(studio, run)
-    if not its.waiting:
+def write_captions(app_state: AppState, run: Run) -> None:
+    """Write the suggested captions that are not outdated. DataError: there are none."""
+    review = review_captions(app_state, run)
+    if not review.unwritten:
         raise DataError("no caption waits to be written")
-    write_changes(its.folder, its.waiting)
+    write_changes(review.folder, review.unwritten)
 
 
-def taken_back(studio: AppState, run: Run) -> None:
-    """Take the last change of the set's captions back. DataError: there is none."""
-    undo(news(studio, run).folder)
+def undo_captions(app_state: AppState, run: Run) -> None:
+    """Undo the last change of the set's captions. DataError: there is none."""
+    undo(review_captions(app_state, run).folder)
 
 
-def told(studio: AppState, run: Run) -> str:
-    """The pictures with what a model has told of them."""
+def suggestions_html(app_state: AppState, run: Run) -> str:
+    """HTML list of the pictures with the captions that a model has suggested."""
     if not run.state.captions:
         done = run.state.status == "done"
-        return '<p class="hint">No picture lacks a caption.</p>' if done else ""
-    its = news(studio, run)
+        return '<p class="hint">Every picture has a caption.</p>' if done else ""
+    review = review_captions(app_state, run)
     counts = (
-        (len(its.waiting), "not written yet"),
-        (len(its.written), "written; Take back undoes it"),
-        (len(its.overtaken), "left out, for the picture has another caption by now"),
+        (len(review.unwritten), "not written yet"),
+        (len(review.written), "written; Undo restores the old ones"),
+        (len(review.outdated), "left out, because the picture has another caption by now"),
     )
-    words = "; ".join(f"{count} {what}" for count, what in counts if count)
-    some = [*its.waiting, *its.written][:MOST_TOLD]
-    rows = "".join(_row(studio, its.pictures.get(one.path), one) for one in some)
-    left = len(its.waiting) + len(its.written) - len(some)
+    summary = "; ".join(f"{count} {fate}" for count, fate in counts if count)
+    listed = [*review.unwritten, *review.written][:MAX_SHOWN]
+    rows = "".join(
+        _suggestion_row(app_state, review.pictures.get(change.path), change) for change in listed
+    )
+    left = len(review.unwritten) + len(review.written) - len(listed)
     more = f'<p class="hint">And {left} more.</p>' if left else ""
     warnings = markup.notices(run.state.warnings) if run.state.status == "done" else ""
     return (
-        f'<p class="hint">Captions of {esc(its.folder.name)}: {esc(words)}.</p>{warnings}'
+        f'<p class="hint">Captions of {esc(review.folder.name)}: {esc(summary)}.</p>{warnings}'
         f'<ul class="changes told" tabindex="0">{rows}</ul>{more}'
     )
 
 
-def _row(studio: AppState, picture: Path | None, one: Change) -> str:
-    link = studio.media.link(picture) if picture else ""
+def _suggestion_row(app_state: AppState, picture: Path | None, change: Change) -> str:
+    link = app_state.media.link(picture) if picture else ""
     image = f'<img src="{link}/small" alt="" loading="lazy">' if link else "<i></i>"
-    before = f"<del>{esc(one.before)}</del> " if one.before and one.before != one.after else ""
-    name = esc(picture.name if picture else one.path.stem)
-    return f"<li>{image}<span><b>{name}</b> {before}<ins>{esc(one.after)}</ins></span></li>"
+    before = (
+        f"<del>{esc(change.before)}</del> "
+        if change.before and change.before != change.after
+        else ""
+    )
+    name = esc(picture.name if picture else change.path.stem)
+    return f"<li>{image}<span><b>{name}</b> {before}<ins>{esc(change.after)}</ins></span></li>"

@@ -1,4 +1,5 @@
-"""After a training: which of its LoRAs to take, seen side by side, and taken."""
+"""Choice of a checkpoint after a training: comparison images, and the LoRA of one step saved or
+used."""
 
 from __future__ import annotations
 
@@ -27,88 +28,90 @@ from webui.notice import Notice, Reply, Updates
 
 
 class CheckpointPicker:
-    """The components, built where they stand; they are there once a training has ended that left
-    a LoRA."""
+    """Components of the choice, built where they stand; visible once a training that saved a LoRA
+    has ended."""
 
-    def __init__(self, studio: AppState) -> None:
-        self.studio, self.form = studio, Form(GridSettings)
+    def __init__(self, app_state: AppState) -> None:
+        self.app_state, self.form = app_state, Form(GridSettings)
         with gr.Column(visible=False, elem_id="finish", elem_classes="finish") as self.place:
             with gr.Row(elem_classes="row-fields"):
                 self.pairs = gr.Button("Before and after", size="sm", elem_id="before-after")
                 self.compare = gr.Button(
                     "Compare checkpoints × strengths", size="sm", elem_id="compare"
                 )
-            with gr.Accordion("What to compare", open=False, elem_id="what-to-compare"):
+            with gr.Accordion("Comparison settings", open=False, elem_id="what-to-compare"):
                 self.form.add("prompts")
                 with gr.Row(elem_classes="row-fields"):
                     self.form.add("strengths", "seed", "steps", compact=True, min_width=90)
-            self.errand = JobCard(studio, "grid", partial(comparison, studio.media))
+            self.job_card = JobCard(app_state, "grid", partial(comparison, app_state.media))
             self.step = gr.Dropdown([], label="Checkpoint", elem_id="take-step")
             with gr.Row(elem_classes="row-fields"):
-                self.keep = gr.Button("Keep as a LoRA", size="sm", elem_id="keep")
+                self.keep = gr.Button("Save as a LoRA", size="sm", elem_id="keep")
                 self.use = gr.Button("Use this checkpoint", size="sm", elem_id="use-step")
             self.notice = Notice("kept")
 
     @property
     def views(self) -> list[Component]:
-        """What changes with the training on screen."""
-        return [self.place, self.step, *self.errand.views]
+        """Components that change with the training on screen."""
+        return [self.place, self.step, *self.job_card.views]
 
     def wire(self, shown: Component) -> None:
-        """`shown` is the name of the training on screen."""
-        self.errand.wire()
+        """Connect the buttons; `shown` holds the name of the training on screen."""
+        self.job_card.wire()
         inputs = {shown, self.step, *self.form.fields.values()}
-        for button, ask in ((self.compare, self._everything), (self.pairs, self._before_after)):
-            self.errand.notice.answer(
+        for button, ask in ((self.compare, self._whole_grid), (self.pairs, self._before_after)):
+            self.job_card.notice.answer(
                 button.click,
-                lambda sent, ask=ask: self.errand.start(self._asked(sent, shown, ask)),
-                inputs, self.errand.views,
+                lambda sent, ask=ask: self.job_card.start(self._grid_settings(sent, shown, ask)),
+                inputs, self.job_card.views,
             )  # fmt: skip
-        self.notice.answer(self.keep.click, self._keep, [shown, self.step], [])
+        self.notice.answer(self.keep.click, self._on_save, [shown, self.step], [])
 
     def show(self, run: Run | None) -> Updates:
         """Updates for the training on screen."""
         steps = _steps(run) if run and run.state.ended else []
         if run is None or not steps:
-            return {self.place: gr.Column(visible=False), **self.errand.show(None)}
+            return {self.place: gr.Column(visible=False), **self.job_card.show(None)}
         best = suggest_lora(run.folder, run.state)
         newest = next(iter(run_folder.run_folders(run.folder / "grids")), None)
         return {
             self.place: gr.Column(visible=True),
             self.step: gr.Dropdown(
-                [(_called(run, step, best.step if best else -1), step) for step in steps],
+                [(_checkpoint_label(run, step, best.step if best else -1), step) for step in steps],
                 value=best.step if best and best.step in steps else steps[-1],
             ),
-            **self.errand.show(self.studio.run(newest) if newest else None),
+            **self.job_card.show(self.app_state.run(newest) if newest else None),
         }
 
-    def kept(self, run: Run | None, step: int | None) -> Path:
-        """The LoRA of a step, kept. SdloraError: it cannot be."""
+    def save_checkpoint(self, run: Run | None, step: int | None) -> Path:
+        """Path of a step's LoRA after copying it into loras/. SdloraError: it cannot be copied."""
         if run is None:
             raise RunError("that training is not there any more")
         if step is None:
             raise RunError("choose a checkpoint first")
-        return copy_lora(run.folder, run.state, int(step), self.studio.workspace.loras)
+        return copy_lora(run.folder, run.state, int(step), self.app_state.workspace.loras)
 
-    def _keep(self, name: str, step: int | None) -> Reply:
-        file = self.kept(self.studio.training(name), step)
-        words = "Kept. In a prompt it is {tag}"
-        tag = format_tag(file.stem, markup.USUAL_WEIGHT)
-        return Reply(html=markup.success(Message(words, tag=tag)))
+    def _on_save(self, name: str, step: int | None) -> Reply:
+        file = self.save_checkpoint(self.app_state.training(name), step)
+        template = "Saved; use it in a prompt as {tag}"
+        tag = format_tag(file.stem, markup.DEFAULT_WEIGHT)
+        return Reply(html=markup.success(Message(template, tag=tag)))
 
-    def _asked(self, sent: Mapping[Component, Any], shown: Component, ask: Any) -> GridSettings:
-        if self.studio.training(sent[shown]) is None:
+    def _grid_settings(
+        self, sent: Mapping[Component, Any], shown: Component, ask: Any
+    ) -> GridSettings:
+        if self.app_state.training(sent[shown]) is None:
             raise RunError("that training is not there any more")
         return GridSettings.from_values({"run": sent[shown], **self.form.read(sent), **ask(sent)})
 
-    def _everything(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
+    def _whole_grid(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
         return {}
 
     def _before_after(self, sent: Mapping[Component, Any]) -> dict[str, Any]:
-        """One LoRA at the weight that a click on it gives."""
+        """Settings for one LoRA at the weight that a click on its card gives."""
         if sent[self.step] is None:
             raise RunError("choose a checkpoint first")
-        return {"checkpoints": (sent[self.step],), "strengths": (markup.USUAL_WEIGHT,)}
+        return {"checkpoints": (sent[self.step],), "strengths": (markup.DEFAULT_WEIGHT,)}
 
 
 def _steps(run: Run) -> list[int]:
@@ -118,13 +121,13 @@ def _steps(run: Run) -> list[int]:
         return []
 
 
-def _called(run: Run, step: int, best: int) -> str:
+def _checkpoint_label(run: Run, step: int, best: int) -> str:
     end = ", the end" if step == run.state.result_step else ""
-    return f"step {step}{end}{' · the one to take' if step == best else ''}"
+    return f"step {step}{end}{' · suggested' if step == best else ''}"
 
 
 def comparison(media: Media, run: Run) -> str:
-    """What has been drawn so far: pairs of one LoRA, else a table for each prompt."""
+    """HTML of the images so far: image pairs of one LoRA, else a table for each prompt."""
     try:
         settings = GridSettings.load(run.folder / run_folder.SETTINGS_FILE)
     except SdloraError as error:
@@ -132,9 +135,9 @@ def comparison(media: Media, run: Run) -> str:
     by_prompt: dict[str, list[SampleReady]] = {}
     for sample in run.state.samples:
         by_prompt.setdefault(sample.prompt, []).append(sample)
-    one = len(settings.checkpoints) == 1 == len(settings.strengths)
-    draw = _pair if one else partial(_table, settings.strengths)
-    blocks = "".join(draw(prompt, some, media) for prompt, some in by_prompt.items())
+    is_pair = len(settings.checkpoints) == 1 == len(settings.strengths)
+    draw = _pair if is_pair else partial(_table, settings.strengths)
+    blocks = "".join(draw(prompt, samples, media) for prompt, samples in by_prompt.items())
     warnings = markup.notices(run.state.warnings) if run.state.status == "done" else ""
     link = media.link(run.state.result) if run.state.status == "done" else ""
     name = f"{settings.run}-comparison.png"
@@ -142,23 +145,26 @@ def comparison(media: Media, run: Run) -> str:
     return f'<section class="comparison">{blocks}{whole if link else ""}{warnings}</section>'
 
 
-def _pair(prompt: str, some: Sequence[SampleReady], media: Media) -> str:
-    cells = "".join(f"<figure>{_picture(one, media)}</figure>" for one in some)
+def _pair(prompt: str, samples: Sequence[SampleReady], media: Media) -> str:
+    cells = "".join(f"<figure>{_picture(sample, media)}</figure>" for sample in samples)
     return f'<p>{esc(prompt)}</p><div class="pair pictures">{cells}</div>'
 
 
 def _table(
-    strengths: Sequence[float], prompt: str, some: Sequence[SampleReady], media: Media
+    strengths: Sequence[float], prompt: str, samples: Sequence[SampleReady], media: Media
 ) -> str:
-    """Steps down, strengths across; the base model's picture before them."""
-    places = {(one.step, one.report.get("strength")): one for one in some}
+    """Table with a row for each step and a column for each strength; the base model's image
+    first."""
+    places = {(sample.step, sample.report.get("strength")): sample for sample in samples}
     plain = places.get((0, 0.0))
     strengths = grid_strengths(strengths)
     heads = "".join(f'<th scope="col">{strength:g}</th>' for strength in (0.0, *strengths))
     rows = []
-    for step in sorted({one.step for one in some} - {0}):
+    for step in sorted({sample.step for sample in samples} - {0}):
         row = [plain, *(places.get((step, strength)) for strength in strengths)]
-        cells = "".join(f"<td>{_picture(one, media, False) if one else ''}</td>" for one in row)
+        cells = "".join(
+            f"<td>{_picture(sample, media, False) if sample else ''}</td>" for sample in row
+        )
         rows.append(f'<tr><th scope="row">step {step}</th>{cells}</tr>')
     return (
         f'<div class="cells" tabindex="0" role="group" aria-label="{esc(prompt)}"><table>'
@@ -167,14 +173,15 @@ def _table(
     )
 
 
-def _picture(one: SampleReady, media: Media, with_words: bool = True) -> str:
-    strength = one.report.get("strength") or 0
-    words = f"step {one.step}, weight {strength:g}" if one.step else "the base model"
-    link, under = media.link(one.path), f"<figcaption>{esc(words)}</figcaption>"
+def _picture(sample: SampleReady, media: Media, with_caption: bool = True) -> str:
+    strength = sample.report.get("strength") or 0
+    description = f"step {sample.step}, weight {strength:g}" if sample.step else "the base model"
+    link, under = media.link(sample.path), f"<figcaption>{esc(description)}</figcaption>"
     if not link:
         return ""
     return (
-        f'<a href="{link}" target="_blank" class="picture" data-caption="{esc(one.prompt)}" '
-        f'data-note="{esc(words)}" data-name="{esc(Path(one.path).name)}"><img src="{link}/small" '
-        f'alt="{esc(f"{one.prompt}: {words}")}"></a>{under if with_words else ""}'
+        f'<a href="{link}" target="_blank" class="picture" data-caption="{esc(sample.prompt)}" '
+        f'data-note="{esc(description)}" data-name="{esc(Path(sample.path).name)}">'
+        f'<img src="{link}/small" '
+        f'alt="{esc(f"{sample.prompt}: {description}")}"></a>{under if with_caption else ""}'
     )

@@ -1,7 +1,7 @@
-"""Connections to the page: so many at once, and none that keeps the server waiting for ever.
+"""Limits on connections to the page: their number, and the time that a request's head may take.
 
-When there are too many, the one goes that has been silent longest among those that have not sent
-their whole request; so half-sent requests, however many, never keep a browser out.
+When there are too many, the connection that has been silent longest among those whose request is
+incomplete is closed; so half-sent requests, however many, never keep a browser out.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 128  # a browser has six; with the rest of what is open, below 256 as on macOS
 BACKLOG = 64  # connections that may be taken in one go before the oldest is closed
-HEAD_S = 15.0  # from the first byte of a request's head to its last
+HEAD_S = 15.0  # from the first byte of a request's head to the last
 
 
 class BoundedProtocol(H11Protocol):
-    """Uvicorn's protocol for HTTP/1.1, with a place among the connections and a time for heads."""
+    """Uvicorn's HTTP/1.1 protocol with a limit on connections and a timeout for request heads."""
 
     heard_at = 0.0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, in the place of another where there are too many."""
+        """Accept a connection; close another one where there are too many."""
         super().connection_made(transport)
         self.heard_at = self.loop.time()
         self._watch_head()
-        others = [one for one in self.connections if isinstance(one, BoundedProtocol)]
+        others = [each for each in self.connections if isinstance(each, BoundedProtocol)]
         if len(others) > MAX_CONNECTIONS:
-            victim = min(others, key=lambda one: (not one.is_asking, one.heard_at))
+            victim = min(
+                others, key=lambda connection: (not connection.is_incomplete, connection.heard_at)
+            )
             self.connections.discard(victim)
             victim.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Note that there is somebody, and whether a head is complete."""
+        """Note the time of the data, and whether the request's head is complete."""
         self.heard_at = self.loop.time()
         super().data_received(data)
         self._watch_head()
@@ -46,8 +48,8 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     @property
-    def is_asking(self) -> bool:
-        """Whether its request is not whole yet."""
+    def is_incomplete(self) -> bool:
+        """True while the request is incomplete."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
     def _watch_head(self) -> None:

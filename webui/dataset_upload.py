@@ -25,7 +25,7 @@ from sdlora.workspace import TRAINING_DATA, Workspace
 
 @dataclass(frozen=True)
 class UploadedSet:
-    """A folder of pictures, with the caption of each; '' where there is none."""
+    """A folder of pictures, with the caption of each; '' where it has none."""
 
     folder: Path
     pictures: tuple[Path, ...]
@@ -33,35 +33,36 @@ class UploadedSet:
 
     @cached_property
     def trigger_word(self) -> str:
-        """What all captions begin with, else the folder's name in words."""
+        """Trigger word: the words that all captions begin with, else the folder's name with
+        spaces."""
         shared = common_trigger(filter(None, self.captions))
         return shared or self.folder.name.replace("_", " ")
 
 
-def look(folder: Path) -> UploadedSet:
-    """The pictures of a folder and of the folders in it, by name, unopened: the preflight and the
-    training say what is wrong with them."""
-    found = list_captions(folder)
-    return UploadedSet(folder, tuple(found), tuple(found.values()))
+def read_set(folder: Path) -> UploadedSet:
+    """The pictures of a folder and its subfolders with their captions, by name. No picture is
+    opened: the dataset report and the training name the broken ones."""
+    captions = list_captions(folder)
+    return UploadedSet(folder, tuple(captions), tuple(captions.values()))
 
 
-def named(workspace: Workspace, source: str) -> str:
-    """The folder of a set that a field of the page names, perhaps after `3*`. DataError for all
-    else: the page does not reach beyond the sets."""
+def set_path(workspace: Workspace, source: str) -> str:
+    """Folder of a set that a field of the page names, perhaps after `3*`. DataError for any other
+    text: the page reaches only the sets."""
     times, _, name = source.rpartition("*")
     folder = workspace.dataset_folders().get(name.strip())
     if folder is None:
         sets = ", ".join(sorted(workspace.dataset_folders()))
         raise DataError(
-            "{source!r} is none of the sets {sets}; add the pictures as a set",
+            "{source!r} is not one of the sets {sets}; add the pictures as a set",
             source=source[:80], sets=sets,
         )  # fmt: skip
     return f"{times}*{folder}" if times else str(folder)
 
 
 @dataclass
-class Added:
-    """What became of dropped files."""
+class UploadResult:
+    """Result of an upload: the set's folder, counts, and a sentence for each file left out."""
 
     folder: Path
     pictures: int = 0
@@ -69,28 +70,28 @@ class Added:
     problems: list[str] = field(default_factory=list)
 
 
-def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
-    """Copy dropped pictures and captions, or what one zip holds, into `datasets/NAME`; files that
-    are there stay.
+def add_files(workspace: Workspace, name: str, files: Sequence[Path]) -> UploadResult:
+    """Copy dropped pictures and captions, or the contents of one zip, into `datasets/NAME`;
+    existing files stay.
 
-    SettingsError for a name that cannot be one, DataError when it belongs to a set that ships or no
-    picture is good. What is left out is named in `problems`.
+    SettingsError for an invalid name, DataError when a set of that name ships with sdlora or no
+    picture is usable. Files left out are named in `problems`.
     """
     name = checked_name(name)
-    if (there := TRAINING_DATA / name).exists():
-        whose = "ships with sdlora" if workspace.ships(there) else f"is in {TRAINING_DATA.name}/"
+    if (existing := TRAINING_DATA / name).exists():
+        whose = "ships with sdlora" if workspace.ships(existing) else f"is in {TRAINING_DATA.name}/"
         raise DataError(
             "a set called {name!r} {whose}; choose another name for this one",
             name=name, whose=whose,
         )  # fmt: skip
-    added = Added(workspace.datasets / name)
+    added = UploadResult(workspace.datasets / name)
     archives = [file for file in files if file.suffix.lower() == ".zip"]
     if archives:
         return _add_archive(added, archives, len(files), workspace.cache / "unpacked")
     stems: dict[str, str] = {}  # a picture that had to be renamed takes its caption along
     for file in (f for f in files if f.suffix.lower() in PICTURE_SUFFIXES):
-        if kept := _keep(file, added, check_picture):
-            stems |= {file.stem: Path(kept).stem, file.name: kept}
+        if copied := _copy_checked(file, added, check_picture):
+            stems |= {file.stem: Path(copied).stem, file.name: copied}
             added.pictures += 1
     if not stems:
         first = (
@@ -104,9 +105,9 @@ def add(workspace: Workspace, name: str, files: Sequence[Path]) -> Added:
             )
         elif file.stem not in stems:
             added.problems.append(
-                Message("{file} belongs to none of these pictures", file=file.name)
+                Message("{file} does not belong to any of these pictures", file=file.name)
             )
-        elif _keep(file, added, _check_caption, stems[file.stem]):
+        elif _copy_checked(file, added, _check_caption, stems[file.stem]):
             added.captions += 1
     return added
 
@@ -119,12 +120,16 @@ def _check_caption(file: Path) -> None:
         read_caption(file)
 
 
-def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: Path) -> Added:
-    """A zip becomes a set of its own, its folders kept, once it was looked at in `unpacked`."""
+def _add_archive(
+    added: UploadResult, archives: Sequence[Path], count: int, unpacked: Path
+) -> UploadResult:
+    """Make a zip a set of its own, subfolders included, after checking it in `unpacked`."""
     if count > 1 or added.folder.exists():
-        what = "there is a set of that name" if added.folder.exists() else "drop it by itself"
+        reason = "there is a set of that name" if added.folder.exists() else "drop it by itself"
         raise DataError(
-            "{file} is not added: {why}; a zip becomes a set of its own", file=archives[0], why=what
+            "{file} is not added: {why}; a zip becomes a set of its own",
+            file=archives[0],
+            why=reason,
         )
     folder, problems = unpack(archives[0], unpacked)
     try:
@@ -141,8 +146,10 @@ def _add_archive(added: Added, archives: Sequence[Path], count: int, unpacked: P
     return added
 
 
-def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str = "") -> str | None:
-    """Copy a file that passes its check: its name now; None when it does not pass."""
+def _copy_checked(
+    file: Path, added: UploadResult, check: Callable[[Path], object], stem: str = ""
+) -> str | None:
+    """Copy a file that passes `check`; its new name, None when it does not pass."""
     try:
         check(file)
         name = checked_name(f"{stem or file.stem}{file.suffix.lower()}")
@@ -154,7 +161,7 @@ def _keep(file: Path, added: Added, check: Callable[[Path], object], stem: str =
 
 
 def check_picture(path: Path) -> None:
-    """Read a picture to its end. DataError, with the reason, when it cannot be used."""
+    """Read a picture completely. DataError, with the reason, when it cannot be used."""
     seen = read_image_stats(path)
     if not seen.digest:
-        raise DataError("it {why}", why=seen.problem or "is none")
+        raise DataError("it {why}", why=seen.problem or "is not a picture")

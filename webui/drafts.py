@@ -1,8 +1,9 @@
-"""What is typed into a tab, kept in the browser: it survives a reload and a restarted server.
+"""Drafts: the contents of a tab's form, stored in the browser, so that they survive a reload and a
+restarted server.
 
-The page's script stores what differs from the usual values whenever something is done, for the
-browser's tab and for the next new one. A page that opens hands it to the server with its first
-request, so that defaults, presets and the draft arrive as one update.
+After every change the page's script stores the values that differ from the defaults, for this
+browser tab and for the next new one. A newly opened page sends its draft with the first request, so
+that defaults, presets and the draft arrive as one update.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ READY = "() => { window.sdloraDrafts?.ready(); return []; }"
 
 
 class Draft:
-    """The components for one tab, built where its buttons shall stand."""
+    """Hidden components and buttons of one tab's draft, built where the buttons stand."""
 
     def __init__(self, place: str) -> None:
         self.place = place
         hidden: dict[str, Any] = {"elem_classes": "unseen"}
-        # what the fields hold while nobody has set them, by name, as JSON
+        # default values of the fields by name, as JSON
         self.usual = gr.Textbox(label="Usual values", elem_id=f"{place}-usual", **hidden)
-        # the page's script hands over the stored draft in its place
+        # the page's script sends the stored draft in place of its value
         self.stored = gr.Textbox(label="Draft", elem_id=f"{place}-draft", **hidden)
-        # pressed by the script a moment after something was done; every field's own event would
-        # be a hundred calls when a preset fills the form
+        # clicked by the script shortly after a change; an event for each field would be a hundred
+        # calls when a preset fills the form
         self.collect = gr.Button("Keep the draft", elem_id=f"{place}-collect", **hidden)
         self.reset = gr.Button("Reset all fields", size="sm", elem_id=f"{place}-reset")
         self.undo = gr.Button("Undo the reset", size="sm", visible=False, elem_id=f"{place}-undo")
-        self.lost = html(elem_id=f"{place}-lost")  # what of a draft did not come back
+        self.lost = html(elem_id=f"{place}-lost")  # values that were not restored
 
     def wire(
         self,
@@ -48,7 +49,8 @@ class Draft:
         outputs: Iterable[Component],
         fill: Callable[[dict[str, Any]], Updates],
     ) -> None:
-        """Keep what these components hold; `fill` brings a draft into the form, {} its defaults."""
+        """Store the values of the components `held`; `fill` gives the updates that bring a draft
+        into the form, for {} the defaults."""
         ids = json.dumps({name: part.elem_id for name, part in held.items()})
         call = f"window.sdloraDrafts?.typed({json.dumps(self.place)}, {ids}, "
         self.collect.click(
@@ -77,12 +79,12 @@ class Draft:
 
 
 def stored(*drafts: Draft) -> str:
-    """JavaScript that hands over the stored drafts, in the order of their `stored` components."""
+    """JavaScript that returns the stored drafts, in the order of their `stored` components."""
     return f"() => window.sdloraDrafts.stored({json.dumps([draft.place for draft in drafts])})"
 
 
 def parsed(text: str | None) -> dict[str, Any]:
-    """A stored draft; nothing where the text is none."""
+    """A stored draft; {} where the text is not one."""
     try:
         draft = json.loads(text or "{}")
     except (ValueError, RecursionError):
@@ -93,8 +95,8 @@ def parsed(text: str | None) -> dict[str, Any]:
 def recall(
     draft: Mapping[str, Any], *forms: Form, beside: Iterable[str] = ()
 ) -> tuple[Updates, list[Message]]:
-    """Updates that bring back what a draft holds of these forms, and a sentence for each part of
-    it that cannot come back. `beside` are names that belong to no form."""
+    """Updates that restore a draft into these forms, and a sentence for each value that cannot be
+    restored. `beside`: names in the draft that belong to no form."""
     updates: Updates = {}
     problems: list[Message] = []
     unknown = draft.keys() - set(beside)
@@ -103,12 +105,12 @@ def recall(
         updates, problems = {**updates, **recalled}, [*problems, *lost]
         unknown -= form.fields.keys()
     problems += [
-        Message("{name} was filled in last time; this version has no such setting", name=name[:80])
+        Message("the saved draft has {name}; this version has no such setting", name=name[:80])
         for name in sorted(unknown)
     ]
     return updates, problems
 
 
 def lost(problems: Iterable[Message]) -> str:
-    """A notice of what of a draft did not come back; nothing where all did."""
+    """Notice of the values that were not restored; '' where there are none."""
     return markup.notices(Warned(problem) for problem in problems)

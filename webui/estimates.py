@@ -1,4 +1,5 @@
-"""What a training takes on this machine, as far as earlier work of its shape has told."""
+"""Time and memory of a training on this machine, from earlier trainings and measurements with the
+same settings."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
 from webui.app_state import AppState, Run
 
-# What the time and the memory of a step depend on, beside the machine and the pictures
-COSTLY = (
+# Settings that decide the time and the memory of a step, besides the machine and the pictures
+COST_SETTINGS = (
     *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
     *("adapter", "conv_rank", "group_rank", "optimizer", "ema_decay", "compile_blocks"),
     *("train_unet", "train_text_encoder", "precision", "gradient_checkpointing", "offload"),
@@ -22,47 +23,50 @@ COSTLY = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step on the average; GiB that it takes at most and that were free, where
-    somebody has measured them."""
+    """Mean seconds of a step; peak and free memory in GiB where they were measured."""
 
     step_s: float
     memory: tuple[float, float] | None = None
 
 
-def known_cost(studio: AppState, settings: TrainSettings) -> Cost | None:
-    """By the last training like this one, its samples included, or a measurement since; the memory
-    by the last measurement. None: there was neither."""
-    trained = next((run for run in studio.trainings() if _told(studio, run, settings)), None)
-    measured = next((r for r in studio.latest("measure") if _told(studio, r, settings)), None)
-    known = cost_of(measured.state.measured) if measured and measured.state.measured else None
-    if trained is None or (measured and begun(measured) > begun(trained)):
+def known_cost(app_state: AppState, settings: TrainSettings) -> Cost | None:
+    """Cost by the last comparable training, its samples included, or by a later measurement; the
+    memory by the last measurement. None: there is neither."""
+    trained = next(
+        (run for run in app_state.trainings() if _is_comparable(app_state, run, settings)), None
+    )
+    measured = next(
+        (r for r in app_state.latest("measure") if _is_comparable(app_state, r, settings)), None
+    )
+    known = measured_cost(measured.state.measured) if measured and measured.state.measured else None
+    if trained is None or (measured and queued_at_ns(measured) > queued_at_ns(trained)):
         return known
     return Cost(trained.state.seconds / trained.state.total, known.memory if known else None)
 
 
-def begun(run: Run) -> int:
-    """When a run was asked for, for comparing."""
+def queued_at_ns(run: Run) -> int:
+    """Time at which a run was queued, in ns, for comparing; 0 when its folder was deleted."""
     try:
         return (run.folder / run_folder.SETTINGS_FILE).stat().st_mtime_ns
     except OSError:  # deleted meanwhile
         return 0
 
 
-def cost_of(measured: Measured) -> Cost:
-    """What a measurement tells."""
+def measured_cost(measured: Measured) -> Cost:
+    """Cost by a measurement."""
     return Cost(
         measured.training_s / max(1, measured.steps), (measured.peak_gib, measured.free_gib)
     )
 
 
-def _told(studio: AppState, run: Run, settings: TrainSettings) -> bool:
-    """Whether a run has come to an end, and was one of the same shape."""
+def _is_comparable(app_state: AppState, run: Run, settings: TrainSettings) -> bool:
+    """True for a finished run whose COST_SETTINGS equal these."""
     if run.state.status != "done" or not (run.state.total or run.state.measured):
         return False
     kind = MeasureSettings if run.state.measured else TrainSettings
     try:
         given = kind.load(run.folder / run_folder.SETTINGS_FILE)
-        past = with_preset(given, studio.workspace.preset_family(given.model))
+        past = with_preset(given, app_state.workspace.preset_family(given.model))
     except SettingsError:
         return False
-    return all(getattr(past, name) == getattr(settings, name) for name in COSTLY)
+    return all(getattr(past, name) == getattr(settings, name) for name in COST_SETTINGS)

@@ -1,7 +1,7 @@
-"""What is on screen before Gradio's JavaScript is: the page's head, and the training that goes on.
+"""First paint: the page's head and the current training as plain HTML, before Gradio's JavaScript
+has loaded.
 
-The browser shows it with the first bytes that it gets; page.js takes it away once the page itself
-shows as much.
+The browser shows it with the first bytes; page.js removes it once Gradio's page shows the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from webui import markup, theme
 from webui.app_state import AppState
 
-BEFORE = b"<gradio-app"  # where it goes in Gradio's page
+BEFORE = b"<gradio-app"  # the HTML is inserted before this tag of Gradio's page
 # The page's colours are those of the class `dark`, which Gradio sets only once it has mounted.
 THEME = (
     "<script>document.body.classList.toggle('dark', (localStorage.getItem('sdlora-theme') ?? "
@@ -23,10 +23,11 @@ THEME = (
 )
 
 
-def panel(studio: AppState, head: str, asked_for: str = "") -> str:
-    """The page's head, and the training named `asked_for`, else the one that runs, if any."""
-    named = studio.training(asked_for) if asked_for else None
-    run = named or next((run for run in studio.trainings() if run.live), None)
+def panel(app_state: AppState, head: str, asked_for: str = "") -> str:
+    """HTML of the page's head and of the training named `asked_for`, else of the running one, if
+    any."""
+    named = app_state.training(asked_for) if asked_for else None
+    run = named or next((run for run in app_state.trainings() if run.live), None)
     card = markup.run_card(run, run.name) if run else '<p class="hint">Opening …</p>'
     return (
         f'<div id="opening" aria-busy="true"><style>{theme.CSS}</style>{THEME}'
@@ -35,13 +36,13 @@ def panel(studio: AppState, head: str, asked_for: str = "") -> str:
 
 
 class FirstPaint:
-    """ASGI middleware that puts `make(name of the run asked for)` into the page at `/`."""
+    """ASGI middleware that inserts `make(name of the requested run)` into the page at `/`."""
 
     def __init__(self, app: ASGIApp, make: Callable[[str], str]) -> None:
         self.app, self.make = app, make
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything but the page itself on as it is."""
+        """Insert it into the page; pass every other request on."""
         if scope["type"] != "http" or (scope["method"], scope["path"]) != ("GET", "/"):
             await self.app(scope, receive, send)
             return
@@ -52,7 +53,7 @@ class FirstPaint:
 
 
 class _Page:
-    """An answer held back until it is whole, then sent with `shown` in its place."""
+    """Response buffered until it is complete, then sent with `shown` inserted."""
 
     def __init__(self, send: Send, shown: bytes) -> None:
         self._send, self._shown = send, shown
@@ -70,7 +71,9 @@ class _Page:
         if message.get("more_body"):
             return
         body = self._body.replace(BEFORE, self._shown + BEFORE, 1)
-        kept = [pair for pair in self._start["headers"] if pair[0].lower() != b"content-length"]
-        headers = [*kept, (b"content-length", str(len(body)).encode())]
+        other_headers = [
+            pair for pair in self._start["headers"] if pair[0].lower() != b"content-length"
+        ]
+        headers = [*other_headers, (b"content-length", str(len(body)).encode())]
         await self._send({**self._start, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

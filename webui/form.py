@@ -1,6 +1,6 @@
-"""Settings as a form: shown, read back, kept as a draft, and marked where something is wrong.
+"""A settings class as a form: shown, read back, kept as a draft, and marked where a value is wrong.
 
-What a form sends is checked by the settings themselves; nothing is written here a second time.
+Values are checked by the settings class alone; the form has no rules of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from gradio.components import Component
 from sdlora.errors import SdloraError
 from sdlora.messages import PAGE, Message, Setting, label
 from sdlora.settings.base import Settings
-from webui import fields
-from webui.fields import component, widget
+from webui import fields, markup
+from webui.fields import component, widget_for
 from webui.markup import esc
 from webui.widgets import html
 
-__all__ = ["Form", "component", "label", "marker", "marks", "widget"]
+__all__ = ["Form", "component", "error_notice", "error_renderer", "label", "widget_for"]
 
 FIND = (
     '<input type="search" class="find-setting" placeholder="Find a setting" '
@@ -29,13 +29,13 @@ FIND = (
 )
 
 
-FIELD = "setting"  # the class of every field of a tab's form, for the page's script and style
+FIELD = "setting"  # CSS class of every field of a tab's form
 
 
 @dataclass(frozen=True)
 class Form:
-    """Some fields of a settings class, on the page. `place` is what their ids begin with, `fold`
-    the id of the accordion that some of them stand in."""
+    """Fields of a settings class on the page. `place` is the prefix of their ids, `fold` the id of
+    the accordion that holds some of them."""
 
     settings: type[Settings]
     place: str = ""
@@ -43,7 +43,7 @@ class Form:
     fields: dict[str, Component] = field(default_factory=dict)
 
     def add(self, *names: str, **look: Any) -> None:
-        """Show these fields here."""
+        """Show these fields here; `look` are arguments of `component`."""
         for name in names:
             own: dict[str, Any] = {}
             if self.place:
@@ -52,8 +52,8 @@ class Form:
             self.fields[name] = component(self.settings, name, **{**look, **own})
 
     def add_rest(self, *elsewhere: str) -> None:
-        """Show every field that is on the page neither here nor `elsewhere`, by its group: each
-        under a title that opens it, the first open, and all of them under one search."""
+        """Show every field that is neither in the form nor `elsewhere`, by group: each group under
+        a title that opens it, the first one open, with one search over all."""
         groups = {
             group: [name for name in names if name not in {*self.fields, *elsewhere}]
             for group, names in self.settings.groups().items()
@@ -70,20 +70,20 @@ class Form:
     def read(
         self, sent: Mapping[Component, Any], preset: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """What the user set: the values that are neither the preset's nor the default."""
+        """Values that the user set: those that differ from the preset's, else from the default."""
         values: dict[str, Any] = {}
         for name, part in self.fields.items():
             usual = (preset or {}).get(name, self._default(name))
-            value = fields.read(self.settings.model_fields[name], sent[part])
+            value = fields.from_component(self.settings.model_fields[name], sent[part])
             if value is None and usual is not None:
-                continue  # an emptied field stands for the usual value, which it then shows
+                continue  # an empty field stands for the usual value, shown as its placeholder
             if value != usual:
                 values[name] = value
         return values
 
-    def acceptable(self, sent: Mapping[Component, Any], *names: str) -> dict[str, Any]:
-        """The values of these fields, for what is shown while somebody types: where one is no
-        number yet, or not within its bounds, the default."""
+    def valid_values(self, sent: Mapping[Component, Any], *names: str) -> dict[str, Any]:
+        """Values of these fields for a preview; the default where the typed value is not valid
+        yet."""
         values = {name: self._default(name) for name in names}
         given = self.read({part: sent.get(part) for part in self.fields.values()})
         for name in names & given.keys():
@@ -94,41 +94,39 @@ class Form:
         return values
 
     def held(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What every component holds by its field's name when these values are in the form, and
-        its other fields at their defaults."""
+        """Component values by field name for these settings, with defaults for the other fields."""
         return {
-            name: fields.shown(
+            name: fields.to_component(
                 self.settings.model_fields[name], values.get(name, self._default(name))
             )
             for name in self.fields
         }
 
     def show(self, values: Mapping[str, Any]) -> dict[Component, Any]:
-        """Updates that bring these values into the form, and its other fields to their defaults."""
+        """Updates that show these values in the form, and the defaults in the other fields."""
         return {self.fields[name]: shown for name, shown in self.held(values).items()}
 
     def change(self, values: Mapping[str, Any]) -> dict[Component, Any]:
-        """Updates that bring these values into the form; its other fields stay as they are."""
+        """Updates that show these values in the form; the other fields stay."""
         held = self.held(values)
         return {self.fields[name]: held[name] for name in self.fields.keys() & values.keys()}
 
     def recall(self, draft: Mapping[str, Any]) -> tuple[dict[Component, Any], list[Message]]:
-        """Updates that bring a draft back, which holds by field what the component held; and a
-        sentence for each part of it that this version cannot show."""
+        """Updates that restore a draft (component values by field name), and a sentence for each
+        value that this version cannot show."""
         updates: dict[Component, Any] = {}
         problems = []
         for name in self.fields.keys() & draft.keys():
-            row, kind = widget(self.settings.model_fields[name])
+            row, kind = widget_for(self.settings.model_fields[name])
             shown = draft[name]
             if kind in (int, float) and type(shown) in (int, float):
-                shown = fields.number_text(shown)  # of a version whose fields held numbers
+                shown = fields.number_text(shown)  # draft of a version whose fields held numbers
             if row.holds(shown, kind):
                 updates[self.fields[name]] = shown
             else:
                 problems.append(
                     Message(
-                        "{setting} is at its default again: the {given} of last time is not "
-                        "accepted any more",
+                        "{setting} is reset to its default: {given} is not accepted any more",
                         setting=Setting(name),
                         given=_shortened(shown),
                     )
@@ -136,29 +134,41 @@ class Form:
         return updates, problems
 
     def _default(self, name: str) -> Any:
-        return fields.default(self.settings.model_fields[name])
+        return fields.default_value(self.settings.model_fields[name])
 
 
-def _shortened(value: Any, most: int = 80) -> str:
+def _shortened(value: Any, limit: int = 80) -> str:
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def marks(error: SdloraError, *forms: Form) -> str:
-    """What marks the fields that an error names, to be added to the notice that tells of it: the
-    page's script frames each, writes its sentence beneath it and brings the first into view."""
-    named: Mapping[str, Message] = getattr(error, "fields", {})
-    wrong = {
-        part.elem_id: " ".join(named[name].sentences(PAGE))
+def error_notice(error: SdloraError, *forms: Form) -> str:
+    """Notice of an error. A sentence about fields of these forms is shown by the page's script
+    under each of them, with the first in view; the notice then counts these fields, and holds the
+    other sentences."""
+    messages: Mapping[str, Message] = getattr(error, "fields", {})
+    parts = {
+        name: part
         for form in forms
         for name, part in form.fields.items()
-        if name in named and part.elem_id
+        if name in messages and part.elem_id
     }
-    fold = next((form.fold for form in forms if form.fold), "")
-    attributes = f'data-marks="{esc(json.dumps(wrong))}" data-fold="{esc(fold)}"'
-    return f"<div hidden {attributes}></div>" if wrong else ""
+    if not parts:
+        return markup.problem(error)
+    at_fields = {name: messages[name].sentences(PAGE) for name in parts}
+    shown = {line for lines in at_fields.values() for line in lines}
+    others = [line for line in error.message.sentences(PAGE) if line not in shown]
+    count = "1 field needs" if len(parts) == 1 else f"{len(parts)} fields need"
+    names = ", ".join(part.label for part in parts.values())
+    marks = {part.elem_id: " ".join(at_fields[name]) for name, part in parts.items()}
+    accordion = next((form.fold for form in forms if form.fold), "")
+    attributes = f'data-marks="{esc(json.dumps(marks))}" data-fold="{esc(accordion)}"'
+    lines = [f"{count} attention: {names}", *others]
+    return (
+        markup.problem(Message.of_lines(map(Message, lines))) + f"<div hidden {attributes}></div>"
+    )
 
 
-def marker(*forms: Form) -> Callable[[SdloraError], str]:
-    """`marks` for these forms."""
-    return lambda error: marks(error, *forms)
+def error_renderer(*forms: Form) -> Callable[[SdloraError], str]:
+    """`error_notice` for these forms."""
+    return lambda error: error_notice(error, *forms)

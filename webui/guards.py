@@ -1,8 +1,9 @@
-"""What stands in front of every route: only this machine's browser, on our own page, gets through.
+"""Checks of every request before any route: only a browser on this machine, on our own page, is
+served.
 
-Gradio's own check of where a request comes from can be got around, so each request is judged here,
-from its head alone, before a byte of its body is read: the host it names (DNS rebinding), the page
-that sent it (cross-site requests), the path (what we do not use does not exist), and its size.
+Gradio's own check of a request's origin can be bypassed, so each request is judged here by its
+head, before a byte of its body is read: its Host (DNS rebinding), the page that sent it (cross-site
+requests), its path (unused paths do not exist), and its size.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
-# The names of Gradio's assets are made from what is in them: a browser need not ask again.
-KEPT = {"cache-control": "public, max-age=31536000, immutable"}
+# The names of Gradio's assets contain a hash of the content, so they can be cached for good.
+IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 
 
 def wrong_host(headers: Headers, hosts: tuple[str, ...]) -> bool:
-    """True unless the request names exactly one host, and it is one of ours, at any port."""
-    said = headers.getlist("host")
+    """True unless the request has exactly one Host header, with one of our hosts, at any port."""
+    given = headers.getlist("host")
     names = "|".join(map(re.escape, hosts))
-    return len(said) != 1 or not re.fullmatch(rf"(?i:{names})(:[0-9]{{1,5}})?", said[0])
+    return len(given) != 1 or not re.fullmatch(rf"(?i:{names})(:[0-9]{{1,5}})?", given[0])
 
 
 def cross_site(method: str, headers: Headers) -> bool:
@@ -72,22 +73,22 @@ def cross_site(method: str, headers: Headers) -> bool:
 
 
 def body_limit(path: str) -> int | None:
-    """The largest body that a path takes, in bytes; None when there is no such path."""
+    """Largest body that a path takes, in bytes; None when the path does not exist."""
     return next((limit for pattern, limit in PATHS if re.fullmatch(pattern, path)), None)
 
 
 class RequestGuard:
-    """ASGI middleware that refuses what is not meant for us and dresses what we answer."""
+    """ASGI middleware that refuses foreign requests and adds security headers to responses."""
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...] = HOSTS) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Judge one request; `lifespan` passes, a websocket is never needed."""
+        """Check one request; `lifespan` passes, websockets are closed."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, _dressed(send, scope["path"]))
+            await self._http(scope, receive, _with_headers(send, scope["path"]))
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": "not used here"})
 
@@ -97,10 +98,10 @@ class RequestGuard:
         if refused:
             await PlainTextResponse(*refused)(scope, receive, send)
             return
-        # Nobody stands between the browser and us: who says so wants other addresses in the page.
-        told = [(name, value) for name, value in scope["headers"] if b"forwarded" not in name]
+        # There is no proxy: Forwarded headers could only put foreign addresses into the page.
+        trusted = [(name, value) for name, value in scope["headers"] if b"forwarded" not in name]
         body = _BoundedBody(receive, send, limit or 0)
-        await self.app({**scope, "headers": told}, body.receive, body.send)
+        await self.app({**scope, "headers": trusted}, body.receive, body.send)
         if body.refusal and not body.answered:
             await PlainTextResponse(*body.refusal)(scope, receive, send)
 
@@ -108,7 +109,7 @@ class RequestGuard:
 def _refusal(
     method: str, headers: Headers, limit: int | None, hosts: tuple[str, ...]
 ) -> tuple[str, int] | None:
-    """Why a request is not let in, and the status to answer with."""
+    """Reason for refusing a request, and the status of the response; None: it is accepted."""
     if wrong_host(headers, hosts):
         return "this address is not served here", 400
     if cross_site(method, headers):
@@ -122,8 +123,7 @@ def _refusal(
 
 
 class _BoundedBody:
-    """Counts a body that comes in pieces, and waits for it no longer than it may take; past either
-    limit the sender is gone for the app."""
+    """Request body with limits on its size and time; past either the app sees a disconnect."""
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
         self._receive, self._send, self._left = receive, send, limit
@@ -135,7 +135,7 @@ class _BoundedBody:
     async def receive(self) -> Message:
         if self.refusal:
             return {"type": "http.disconnect"}
-        if self._is_whole:  # from here on it waits for the sender to leave
+        if self._is_whole:  # from here on the app waits for the disconnect
             return await self._receive()
         patience = min(PAUSE_S, self._until - time.monotonic())
         try:
@@ -152,19 +152,19 @@ class _BoundedBody:
 
     async def send(self, message: Message) -> None:
         if self.refusal and not self.answered:
-            return  # the app's complaint about a sender who left: ours says what is wrong
+            return  # the app's answer to the disconnect; `refusal` is sent instead
         self.answered = True
         await self._send(message)
 
 
-def _dressed(send: Send, path: str) -> Send:
-    headers = {**HEADERS, **(KEPT if path.startswith("/assets/") else {})}
+def _with_headers(send: Send, path: str) -> Send:
+    headers = {**HEADERS, **(IMMUTABLE if path.startswith("/assets/") else {})}
 
-    async def dressed(message: MutableMapping[str, Any]) -> None:
+    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             given = {name.lower() for name, _ in message.get("headers", ())}
             ours = [(k.encode(), v.encode()) for k, v in headers.items() if k.encode() not in given]
             message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await send(message)
 
-    return dressed
+    return send_with_headers

@@ -1,4 +1,4 @@
-"""A run on a tab: started, kept on screen while it goes on, stopped."""
+"""Polling of one run for a tab: start it, refresh the screen while it runs, stop it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from webui import markup
 from webui.app_state import AppState, Run
 from webui.notice import Reply, Updates
 
-MOST_COMPARED = 50  # jobs that a new one may be the same as
+MAX_COMPARED = 50  # newest jobs that a new one is compared with
 
 
 @dataclass(frozen=True)
 class JobPoller:
-    """What is done with every run on a tab; `find` knows it by name, `view` brings it on screen,
-    `marks` makes what marks the fields that an error names."""
+    """Start, refresh and stop of the runs on a tab. `find` returns the run of a name, `view` the
+    updates that show it."""
 
-    studio: AppState
+    app_state: AppState
     find: Callable[[str], Run | None]
     view: Callable[[Run | None], Updates]
     _starting: Any = field(default_factory=threading.Lock)
@@ -35,49 +35,50 @@ class JobPoller:
     def start(
         self,
         settings: Settings,
-        wish: str = "",
+        requested_name: str = "",
         card: str = "",
-        first: Callable[[], None] = lambda: None,
+        before_start: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """Put work into the queue and say so; `wish` is the name that it was to have, `card` the
-        element that shows it, `first` what is done before, once nothing is wrong. SdloraError: it
-        could not begin; BusyError: the very same waits or runs, as after a second click."""
+        """Add a job to the queue and report it. `requested_name`: the name asked for; `card`: id of
+        the element that shows the run; `before_start` is called once the settings are accepted.
+        SettingsError: it cannot start; BusyError: the same job is queued or running, as after a
+        second click."""
         with self._starting:
-            check_startable(settings, self.studio.workspace)
-            if twin := self._twin(settings):
-                template = _TWINS.get(kind_of(settings), "the same {state} already")
-                state = _STATES[twin.state.status]
-                raise BusyError(Message(template, state=state, name=twin.name))
-            first()
-            run = self.studio.start(settings)
-        return Reply(self.view(run), markup.queued(run, wish, card))
+            check_startable(settings, self.app_state.workspace)
+            if same := self._same_job(settings):
+                template = _ALREADY_QUEUED.get(kind_of(settings), "the same {state} already")
+                state = _STATES[same.state.status]
+                raise BusyError(Message(template, state=state, name=same.name))
+            before_start()
+            run = self.app_state.start(settings)
+        return Reply(self.view(run), markup.queued(run, requested_name, card))
 
-    def _twin(self, settings: Settings) -> Run | None:
-        """The live run with these very settings; one that draws a seed is like no other."""
+    def _same_job(self, settings: Settings) -> Run | None:
+        """Live run with the same settings; None for a job that draws a random seed."""
         if getattr(settings, "seed", 0) < 0:
             return None
         kind, given = kind_of(settings), settings.given()
-        live = (run for run in self.studio.latest(kind, MOST_COMPARED) if run.live)
+        live = (run for run in self.app_state.latest(kind, MAX_COMPARED) if run.live)
         return next((run for run in live if _given(run, KINDS[kind].settings) == given), None)
 
     def tick(self, name: str, seen: str = "") -> Any:
-        """The run as it is now, unless the screen has `seen` just that."""
+        """Updates that show the run as it is now; nothing when the screen shows version `seen`."""
         run = self.find(name)
         return gr.skip() if run and run.version == seen else self.view(run)
 
     def stop(self, name: str) -> Updates:
-        """Ask a run to end after its step; when that was asked already, end it at once."""
+        """Ask a run to stop after its step; when that was asked before, end it at once."""
         run = self.find(name)
         if run and run.stopping:
-            self.studio.end_now(run)
+            self.app_state.end_now(run)
         elif run and run.live:
-            run_folder.cancel(run.folder, self.studio.queue)
+            run_folder.cancel(run.folder, self.app_state.queue)
         return self.view(self.find(name))
 
 
-_TWINS: dict[Kind, str] = {
-    "train": "this training is there as {name!r} and {state} already, with the same settings "
-    "throughout; change one of them to queue another",
+_ALREADY_QUEUED: dict[Kind, str] = {
+    "train": "this training exists as {name!r} and {state} already, with the same settings; "
+    "change one of them to queue another",
     "generate": "this request {state} already, with the same settings and seed; change one of them "
     "to queue another",
 }

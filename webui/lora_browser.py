@@ -1,6 +1,6 @@
-"""The LoRA browser: files are looked for on the server, so that ten thousand are as quick as ten.
+"""The LoRA browser: searched on the server, so that ten thousand files are as fast as ten.
 
-Only some are shown, and more when asked for. Names are completed from the same list.
+A first part of the cards is shown, and more on request. Completion of names uses the same list.
 """
 
 from __future__ import annotations
@@ -20,36 +20,40 @@ from webui import dataset_upload, markup
 from webui.app_state import AppState
 from webui.lora_details import ANY_BASE, FITTING, ORDERS, LoraFilter
 from webui.notice import Notice, Updates
-from webui.prompt_tags import toggled
+from webui.prompt_tags import toggle_tag
 from webui.widgets import QUICK, html
 
-AT_ONCE = 24  # cards
-MOST = 8 * AT_ONCE  # beyond, looking for one is quicker than looking through
-FEW = 8  # files that need no search
-OFFERED = 8  # names, while one is typed
+PAGE_SIZE = 24  # cards
+MAX_CARDS = 8 * PAGE_SIZE  # beyond it a search is faster than scrolling
+UNFILTERED = 8  # so many files are shown without a search box
+MAX_COMPLETIONS = 8  # names offered while one is typed
 BASE_CHOICES = [("This model", FITTING), ("All", ANY_BASE)]
 BASE_CHOICES += [(base.title, name) for name, base in BASES.items()]
 
 
 class LoraBrowser:
-    """The components, built where it stands, and what they do."""
+    """Components of the browser, built where it stands, and their events."""
 
     def __init__(self) -> None:
         html('<div class="legend">LoRAs: choose one to use it in the prompt</div>')
         with gr.Row(elem_id="lora-filters", visible=False) as self.filters:
-            self.words = gr.Textbox(
-                label="Find", placeholder="name, words, folder", elem_id="lora-search"
+            self.search_box = gr.Textbox(
+                label="Search", placeholder="name, trigger words, folder", elem_id="lora-search"
             )
-            self.base = gr.Dropdown(BASE_CHOICES, value=FITTING, label="For", elem_id="lora-base")
-            self.order = gr.Dropdown(list(ORDERS), value="name", label="By", elem_id="lora-order")
+            self.base = gr.Dropdown(
+                BASE_CHOICES, value=FITTING, label="Base model", elem_id="lora-base"
+            )
+            self.order = gr.Dropdown(
+                list(ORDERS), value="name", label="Sort by", elem_id="lora-order"
+            )
         self.cards = html(elem_id="loras")
         self.more = gr.Button("Show more", size="sm", visible=False, elem_id="more-loras")
-        self.count = gr.State(AT_ONCE)
-        self.timer = gr.Timer(1.0, active=False)  # until the first listing is there
-        # the page's script writes what is typed after <lora: here, and shows what comes back
+        self.count = gr.State(PAGE_SIZE)
+        self.timer = gr.Timer(1.0, active=False)  # until the first listing is complete
+        # the page's script puts the text typed after <lora: here, and shows the answer
         self.typed = gr.Textbox(label="LoRA name", elem_classes="unseen", elem_id="lora-typed")
         self.offers = html(elem_id="lora-offers")
-        # and here the card that was clicked, with the prompt; what comes back replaces that
+        # and here the clicked card with the prompt; the answer replaces the prompt
         self.clicked = gr.Textbox(label="Card", elem_classes="unseen", elem_id="lora-clicked")
         self.edited = html(elem_id="lora-edited")
         self.notice = Notice("lora-notice")
@@ -57,76 +61,91 @@ class LoraBrowser:
 
     @property
     def views(self) -> list[Component]:
-        """What changes with what there is."""
+        """Components that change with the list of files."""
         return [self.filters, self.cards, self.more, self.count, self.timer]
 
     @property
-    def asked(self) -> set[Component]:
-        """What tells what somebody looks for, once it is wired."""
+    def filter_inputs(self) -> set[Component]:
+        """Components that hold the search and its filters; `wire` must have been called."""
         assert self.model
-        return {self.words, self.base, self.order, self.model}
+        return {self.search_box, self.base, self.order, self.model}
 
-    def wire(self, studio: AppState, model: Component) -> None:
-        """`model` is the field whose base the files shall fit."""
+    def wire(self, app_state: AppState, model: Component) -> None:
+        """Connect the events; `model` is the field of the base model that the files should fit."""
         self.model = model
 
         def anew(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-            return self.show(studio, self.wish(studio, sent), fresh=False)
+            return self.show(app_state, self.current_filter(app_state, sent), fresh=False)
 
         def further(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-            return self.show(studio, self.wish(studio, sent), sent[self.count] + AT_ONCE, False)
+            return self.show(
+                app_state, self.current_filter(app_state, sent), sent[self.count] + PAGE_SIZE, False
+            )
 
         def offer(typed: str) -> str:
-            return markup.offers(typed, studio.loras.begin_with(typed.strip(), OFFERED))
+            return markup.offers(
+                typed, app_state.loras.complete_name(typed.strip(), MAX_COMPLETIONS)
+            )
 
         def click(sent: str) -> Updates:
             asked = json.loads(sent)
-            entry = studio.library.find(asked["name"])
-            weight = markup.usual_weight(entry)
-            text = toggled(studio.library, asked["prompt"], entry, weight)
+            entry = app_state.library.find(asked["name"])
+            weight = markup.default_weight(entry)
+            text = toggle_tag(app_state.library, asked["prompt"], entry, weight)
             return {self.edited: markup.edited(asked["number"], text)}
 
         last: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-        for part in self.asked:  # a picture's settings may change the model, too
-            part.change(anew, self.asked, self.views, **last)
-        self.more.click(further, {*self.asked, self.count}, self.views, **QUICK)
-        self.timer.tick(anew, self.asked, self.views, **QUICK)
+        for (
+            part
+        ) in self.filter_inputs:  # settings imported from a picture may change the model, too
+            part.change(anew, self.filter_inputs, self.views, **last)
+        self.more.click(further, {*self.filter_inputs, self.count}, self.views, **QUICK)
+        self.timer.tick(anew, self.filter_inputs, self.views, **QUICK)
         self.typed.change(offer, [self.typed], [self.offers], **last)
         self.notice.answer(self.clicked.change, click, [self.clicked], [self.edited])
 
-    def wish(self, studio: AppState, sent: Mapping[Component, Any]) -> LoraFilter:
-        """What somebody looks for, as the page sent it."""
-        base = studio.model_base(sent[self.model] or "") if self.model else ""
-        return LoraFilter(sent[self.words] or "", sent[self.base], sent[self.order], base)
+    def current_filter(self, app_state: AppState, sent: Mapping[Component, Any]) -> LoraFilter:
+        """Search and filters from the values that the page sent."""
+        base = app_state.model_base(sent[self.model] or "") if self.model else ""
+        return LoraFilter(sent[self.search_box] or "", sent[self.base], sent[self.order], base)
 
     def show(
-        self, studio: AppState, wish: LoraFilter, most: int = 0, fresh: bool = True
+        self, app_state: AppState, lora_filter: LoraFilter, limit: int = 0, fresh: bool = True
     ) -> dict[Any, Any]:
-        """Updates that bring what fits the wish onto the page; `most` cards, 0 a first few."""
-        found, most = studio.loras.search(wish, fresh), min(most or AT_ONCE, MOST)
-        sets = studio.workspace.dataset_folders()
-        shown = found.usable[:most]
+        """Updates that show the matching files: `limit` cards, 0 for the first page."""
+        matches, limit = (
+            app_state.loras.search(lora_filter, fresh),
+            min(limit or PAGE_SIZE, MAX_CARDS),
+        )
+        sets = app_state.workspace.dataset_folders()
+        shown = matches.usable[:limit]
         cards = [
-            markup.lora_card(one, _face(studio, one, sets.get(one.name)), wish.base != FITTING)
-            for one in shown
+            markup.lora_card(
+                entry,
+                _thumbnail(app_state, entry, sets.get(entry.name)),
+                lora_filter.base != FITTING,
+            )
+            for entry in shown
         ]
-        filtered = bool(wish.words) or wish.base != FITTING
+        filtered = bool(lora_filter.search) or lora_filter.base != FITTING
         return {
-            self.filters: gr.Row(visible=found.total > FEW or bool(found.other_base) or filtered),
-            self.cards: markup.lora_cards(found, cards, wish),
-            self.more: gr.Button(visible=len(shown) < len(found.usable) and most < MOST),
-            self.count: most,
-            self.timer: gr.Timer(active=found.reading),
+            self.filters: gr.Row(
+                visible=matches.total > UNFILTERED or bool(matches.other_base) or filtered
+            ),
+            self.cards: markup.lora_cards(matches, cards, lora_filter),
+            self.more: gr.Button(visible=len(shown) < len(matches.usable) and limit < MAX_CARDS),
+            self.count: limit,
+            self.timer: gr.Timer(active=matches.reading),
         }
 
 
-def _face(studio: AppState, entry: LoraEntry, pictures: Path | None) -> str:
-    """A picture for a LoRA: one beside its file, else the last sample of the training of its name,
-    else one of the set of its name."""
-    found = [entry.preview] if entry.preview else []
-    if not found:
-        samples = (studio.workspace.runs / entry.name / "samples").glob("*.png")
-        found = sorted(filter(os.path.isfile, samples), key=lambda path: stamp(path)[1])[-1:]
-    if not found and pictures:
-        found = list(dataset_upload.look(pictures).pictures[:1])
-    return studio.media.link(found[0]) if found else ""
+def _thumbnail(app_state: AppState, entry: LoraEntry, pictures: Path | None) -> str:
+    """Address of a LoRA's thumbnail: the image beside its file, else the last sample of the
+    training of that name, else a picture of the set of that name."""
+    images = [entry.preview] if entry.preview else []
+    if not images:
+        samples = (app_state.workspace.runs / entry.name / "samples").glob("*.png")
+        images = sorted(filter(os.path.isfile, samples), key=lambda path: stamp(path)[1])[-1:]
+    if not images and pictures:
+        images = list(dataset_upload.read_set(pictures).pictures[:1])
+    return app_state.media.link(images[0]) if images else ""

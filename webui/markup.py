@@ -1,4 +1,4 @@
-"""The pieces of HTML that the page shows. Whatever is not a constant goes through `esc`."""
+"""HTML fragments of the page. Every text that is not a constant passes through `esc`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sdlora.jobs.run_folder import unread_lines
 from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import PAGE, Message, as_message, readable
 from webui.app_state import Run
-from webui.dataset_upload import Added
-from webui.estimates import Cost, cost_of
-from webui.lora_details import FITTING, LoraFilter, LoraMatches, prompt_words
+from webui.dataset_upload import UploadResult
+from webui.estimates import Cost, measured_cost
+from webui.lora_details import FITTING, LoraFilter, LoraMatches, prompt_trigger_words
 from webui.media import Media
 
-MOST_POINTS = 500  # of the loss curve
-USUAL_WEIGHT = 0.8  # of a LoRA whose maker names none
+MAX_POINTS = 500  # of the loss curve
+DEFAULT_WEIGHT = 0.8  # of a LoRA without a preferred weight
 SMOOTHING = 0.9  # share of the past in the smoothed loss
-ROOMY = 0.9  # a share of the free memory that leaves the rest of the machine some
+TIGHT = 0.9  # share of the free memory above which the page warns
 NEED_LESS = (
     "Choose gradient checkpointing, a smaller batch size or a smaller resolution under Advanced, "
     "or close what else uses the memory."
 )
-STATUS_WORDS = {
+STATUS_LABELS = {
     "queued": "Waiting",
     "loading": "Getting ready",
     "running": "Running",
@@ -40,12 +40,12 @@ STATUS_WORDS = {
 
 
 def esc(text: object) -> str:
-    """Text as HTML shows it, in an element or in a quoted attribute."""
+    """Text escaped for HTML, in an element or in a quoted attribute."""
     return html.escape(readable(str(text)), quote=True)
 
 
-def about(seconds: float) -> str:
-    """A time to wait in words: '45 s', '3 min', '2 h 10 min'."""
+def duration(seconds: float) -> str:
+    """Duration as text: '45 s', '3 min', '2 h 10 min'."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -53,65 +53,67 @@ def about(seconds: float) -> str:
 
 
 def problem(error: SdloraError | str) -> str:
-    """A mistake of the user's, one sentence a line."""
+    """Notice of an error, one sentence a line."""
     message = error.message if isinstance(error, SdloraError) else as_message(error)
     lines = "".join(f"<p>{esc(line)}</p>" for line in message.sentences(PAGE))
     return f'<div class="notice bad" role="alert">{lines}</div>' if lines else ""
 
 
 def success(message: str, card: str = "") -> str:
-    """What has been done; `card` is the element to look at."""
+    """Notice of a completed action; `card` is the id of the element to show."""
     show = f'<button type="button" class="show" data-show="{esc(card)}">Show it</button>'
     link = f" {show}" if card else ""
     return f'<div class="notice good" role="status"><p>{esc(sentence(message))}{link}</p></div>'
 
 
-def queued(run: Run, wish: str = "", card: str = "") -> str:
-    """That a run waits now, and as what; `wish` is the name that it was to have."""
-    renamed = wish and run.name != wish
-    template = "Queued as {name}" if wish else "Queued"
-    template += ", because {wish} exists" if renamed else ""
-    first = Message(template, name=run.name, wish=wish) if wish else template
+def queued(run: Run, requested_name: str = "", card: str = "") -> str:
+    """Notice of a queued run and its name; `requested_name` is the name that was asked for."""
+    renamed = requested_name and run.name != requested_name
+    template = "Queued as {name}" if requested_name else "Queued"
+    template += ", because {requested} exists" if renamed else ""
+    first = (
+        Message(template, name=run.name, requested=requested_name) if requested_name else template
+    )
     others = [status_line(run.state)] if run.state.ahead else []
     return success(Message.of_lines([first, *others]), card)
 
 
 def notices(warnings: Iterable[Warned]) -> str:
-    """What is not used as the user meant, and what to do about it."""
-    said = {(sentence(w.message), sentence(w.advice)): None for w in warnings}
+    """Notice of warnings, each with its advice."""
+    lines = {(sentence(w.message), sentence(w.advice)): None for w in warnings}
     items = "".join(
         f"<li>{esc(message)}{f' <em>{esc(advice)}</em>' if advice else ''}</li>"
-        for message, advice in said
+        for message, advice in lines
     )
     if not items:
         return ""
-    return f'<div class="notice" role="status"><p>Worth knowing</p><ul>{items}</ul></div>'
+    return f'<div class="notice" role="status"><p>Please note</p><ul>{items}</ul></div>'
 
 
 def sentence(message: str) -> str:
-    """A message in the page's words: whole sentences, one after the other."""
+    """A message as whole sentences in the page's wording."""
     return " ".join(as_message(message).sentences(PAGE))
 
 
 def status_line(state: RunState) -> str:
-    """Where a run stands, in one line of plain text."""
+    """Status of a run in one line of plain text."""
     if state.status == "queued":
         jobs = "1 job comes" if state.ahead == 1 else f"{state.ahead} jobs come"
         return f"{jobs} first" if state.ahead else "Starts in a moment"
     if state.status == "done":
-        return f"Finished in {about(state.seconds)}" if state.seconds else "Finished"
+        return f"Finished in {duration(state.seconds)}" if state.seconds else "Finished"
     if state.status in ("stopped", "paused", "failed"):
         return f"At step {state.step} of {state.total}" if state.step else ""
     if state.silent_s >= SILENCE_SHOWN_S:
-        return f"Does not answer for {about(state.silent_s)}; it is ended if that goes on"
+        return f"No answer for {duration(state.silent_s)}; the run is ended if that continues"
     parts = [f"Step {state.step} of {state.total}"] if state.total and state.step else []
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
         parts.append(state.phase + counted)
     if state.idle_s >= IDLE_SHOWN_S:
-        parts.append(f"no progress for {about(state.idle_s)}")
+        parts.append(f"no progress for {duration(state.idle_s)}")
     elif state.seconds_left is not None and parts:
-        parts.append(f"about {about(state.seconds_left)} left")
+        parts.append(f"about {duration(state.seconds_left)} left")
     line = " · ".join(parts) or f"Step {state.step} of {state.total}"
     return line[:1].upper() + line[1:]
 
@@ -120,16 +122,16 @@ def _bar(state: RunState) -> str:
     if state.ended or state.status == "queued":
         return ""
     done, total = state.step, state.total
-    if state.phase and not (done and total):  # between steps the bar stays that of the steps
+    if state.phase and not (done and total):  # a phase between steps does not reset the bar
         done, total = state.phase_done, state.phase_total
     known = f' max="{total}" value="{done}"' if total else ""
     return f'<progress aria-label="Progress"{known}></progress>'
 
 
 def run_card(run: Run, title: str) -> str:
-    """A run's status, progress, problems and, if it failed, why and what to do."""
+    """Card of a run: status, progress, warnings, and the error with its advice if it failed."""
     state = run.state
-    word = STATUS_WORDS[state.status]
+    word = STATUS_LABELS[state.status]
     failed = problem(Message.of_lines(filter(None, (state.error, state.advice))))
     warnings = [*state.warnings, *map(Warned, filter(None, [unread_lines(state)]))]
     pill = f'<span class="pill {esc(state.status)}">{word}</span>'
@@ -153,28 +155,28 @@ def gallery(
     by_step: bool = False,
     reuse: bool = False,
 ) -> str:
-    """Pictures in a grid; each opens large, and its file is the one on disk. `reuse`: they say how
-    they were made."""
+    """Grid of images; each opens large, and the link is the file on disk. `reuse`: the files hold
+    their generation settings."""
     figures = []
     for picture in pictures:
         link = media.link(picture.path)
         under = f"step {picture.step}" if by_step else f"seed {picture.seed}"
         name = Path(picture.path).name
+        buttons = _image_buttons(link, name) if reuse and not small else ""
         if link:
             figures.append(
                 f'<figure><a href="{link}" target="_blank" class="picture" '
                 f'data-caption="{esc(picture.prompt)}" data-note="{esc(under)}" '
                 f'data-name="{esc(name)}"{" data-reuse" if reuse else ""}>'
                 f'<img src="{link}{"/small" if small else ""}" alt="{esc(picture.prompt)}">'
-                f"</a><figcaption>{esc(under)}{_acts(link, name) if reuse and not small else ''}"
-                "</figcaption></figure>"
+                f"</a><figcaption>{esc(under)}{buttons}</figcaption></figure>"
             )
     kind = "pictures strip" if small else "pictures"
     return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ""
 
 
-def _acts(link: str, name: str) -> str:
-    """What can be done with a picture."""
+def _image_buttons(link: str, name: str) -> str:
+    """Buttons of an image."""
     token = link.rpartition("/")[2]
     return (
         f'<span><button type="button" class="act" data-use="{token}">Use these settings</button>'
@@ -182,14 +184,14 @@ def _acts(link: str, name: str) -> str:
     )
 
 
-def restored(name: str, problems: Sequence[str]) -> str:
-    """What became of a picture's settings."""
+def import_notice(name: str, problems: Sequence[str]) -> str:
+    """Notice of settings imported from `name`, and of those that could not be."""
     done = success(Message("the settings of {name} are set", name=name))
     return done + notices(Warned(problem) for problem in problems)
 
 
 def thumbnails(paths: Sequence[Path], media: Media, captions: Sequence[str], label: str) -> str:
-    """A row of small pictures, each with what it shows as its title."""
+    """Row of thumbnails, each with its caption as the title."""
     images = "".join(
         f'<img src="{link}/small" alt="{esc(caption)}" title="{esc(caption)}">'
         for path, caption in zip(paths, captions, strict=True)
@@ -199,10 +201,10 @@ def thumbnails(paths: Sequence[Path], media: Media, captions: Sequence[str], lab
 
 
 def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
-    """A LoRA as a button that puts its tag into the prompt, or takes it out again."""
-    facts, weight = entry.facts, usual_weight(entry)
-    name, words = esc(entry.full_name), esc(", ".join(entry.trigger_words))
-    put_in = esc(", ".join(prompt_words(entry)))
+    """Card of a LoRA: a button that puts its tag into the prompt, or takes it out again."""
+    facts, weight = entry.facts, default_weight(entry)
+    name, trigger_words = esc(entry.full_name), esc(", ".join(entry.trigger_words))
+    put_in = esc(", ".join(prompt_trigger_words(entry)))
     hue = zlib.crc32(entry.name.encode("utf-8", "surrogatepass")) % 360
     image = f'<img src="{picture}/small" alt="" loading="lazy">' if picture else ""
     ranked = f"rank {entry.rank}" if entry.rank else ""
@@ -210,7 +212,7 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
     base = base_title(entry.family) if with_base else ""
     kind = " · ".join(filter(None, (*facts.kinds[:1], ranked, own, base, entry.folder)))
     same = [
-        Message("{other} has the same name; this file is used", other=beside(path))
+        Message("{other} has the same name; this file is used", other=name_with_folder(path))
         for path in entry.also
     ]
     notes = "".join(f"<em>{esc(sentence(note))}</em>" for note in (*facts.notes, *same))
@@ -219,50 +221,52 @@ def lora_card(entry: LoraEntry, picture: str, with_base: bool = True) -> str:
         f'data-weight="{weight:g}" aria-pressed="false" style="--hue:{hue}" '
         f'title="Put &lt;lora:{name}:{weight:g}&gt; into the prompt">'
         f"<i>{esc(entry.name[:1].upper())}{image}</i><span><b>{esc(entry.name)}</b>"
-        f"<small>{words}</small><small>{esc(kind)}</small>{notes}</span>"
+        f"<small>{trigger_words}</small><small>{esc(kind)}</small>{notes}</span>"
         "</button>"
     )
 
 
-def beside(path: Path) -> str:
-    """A file as it is told from another of its name: with the folder that it lies in."""
+def name_with_folder(path: Path) -> str:
+    """File name with its folder, to tell it from another file of the same name."""
     return f"{path.parent.name}/{path.name}"
 
 
 def base_title(family: str) -> str:
-    """The base model a file is for; nothing when that is not known."""
+    """Title of the base model that a file is for; '' when it is unknown."""
     return BASES[family].title if family in BASES else ""
 
 
-def usual_weight(entry: LoraEntry) -> float:
-    """The weight a LoRA is put into the prompt with."""
-    return entry.facts.preferred_weight or USUAL_WEIGHT
+def default_weight(entry: LoraEntry) -> float:
+    """Weight with which a LoRA is put into the prompt."""
+    return entry.facts.preferred_weight or DEFAULT_WEIGHT
 
 
-def lora_cards(found: LoraMatches, cards: Sequence[str], wish: LoraFilter) -> str:
-    """The LoRAs on offer, and what there is to say about those that are not."""
-    if found.reading:
+def lora_cards(matches: LoraMatches, cards: Sequence[str], lora_filter: LoraFilter) -> str:
+    """Cards of the LoRA browser, and a line about those that are not shown."""
+    if matches.reading:
         return '<p class="hint" role="status">Reading the LoRA files …</p>'
-    lines = [sentence(problem) for problem in found.problems]
-    if not found.total:
-        lines.append("None yet. Train one, or put a .safetensors file into loras/.")
-    elif not found.usable:
-        lines.append("None fits." if wish.words else "None is for this base model.")
-    elif len(cards) < len(found.usable):
-        lines.append(f"{len(cards)} of {len(found.usable):,} shown.")
-    if found.other_base and wish.base == FITTING:
-        more = "1 more is" if found.other_base == 1 else f"{found.other_base:,} more are"
+    lines = [sentence(problem) for problem in matches.problems]
+    if not matches.total:
+        lines.append("No LoRAs yet. Train one, or put a .safetensors file into loras/.")
+    elif not matches.usable:
+        lines.append(
+            "No LoRA matches." if lora_filter.search else "No LoRA is for this base model."
+        )
+    elif len(cards) < len(matches.usable):
+        lines.append(f"{len(cards)} of {len(matches.usable):,} shown.")
+    if matches.other_base and lora_filter.base == FITTING:
+        more = "1 more is" if matches.other_base == 1 else f"{matches.other_base:,} more are"
         lines.append(f"{more} for other base models.")
     hint = f'<p class="hint" role="status">{esc(" ".join(lines))}</p>' if lines else ""
     group = f'<div class="chips" role="group" aria-label="LoRAs">{"".join(cards)}</div>'
-    return (group if cards else "") + hint + _unusable(found.broken)
+    return (group if cards else "") + hint + _unusable(matches.broken)
 
 
 def offers(typed: str, entries: Sequence[LoraEntry]) -> str:
-    """The LoRAs that what is `typed` may become, as the options of a list."""
+    """Listbox of the LoRAs that complete the `typed` text."""
     options = "".join(
         f'<li role="option" id="offer-{place}" aria-selected="false" '
-        f'data-name="{(name := esc(entry.full_name))}" data-weight="{usual_weight(entry):g}">'
+        f'data-name="{(name := esc(entry.full_name))}" data-weight="{default_weight(entry):g}">'
         f"<b>{name}</b> <small>{esc(', '.join(entry.trigger_words))}</small></li>"
         for place, entry in enumerate(entries)
     )
@@ -273,7 +277,7 @@ def offers(typed: str, entries: Sequence[LoraEntry]) -> str:
 
 
 def edited(number: int, text: str) -> str:
-    """A prompt for the page's script to put into its box, in answer to the click of that number."""
+    """Element with the new prompt for the page's script, in answer to the click of that number."""
     return f'<i data-number="{int(number)}" data-text="{esc(text)}"></i>'
 
 
@@ -292,34 +296,36 @@ def _unusable(entries: Sequence[LoraEntry]) -> str:
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], validations: Sequence[Validated] = ()) -> str:
-    """The loss over the steps: every value faint, its running average clear; and beside it that on
-    pictures held out, where there are any."""
+    """Loss over the steps: raw values faint, their running average clear; the validation loss with
+    them, where there is one."""
     if len(losses) < 2:
         return ""
     smooth, past, weight = [], 0.0, 0.0
-    for step, loss in losses:  # the weight makes up for the zero that the past begins with
+    for step, loss in losses:  # `weight` corrects the bias of the zero start, as in Adam
         past = SMOOTHING * past + (1 - SMOOTHING) * loss
         weight = SMOOTHING * weight + (1 - SMOOTHING)
         smooth.append((step, past / weight))
-    every = -(-len(losses) // MOST_POINTS)
+    every = -(-len(losses) // MAX_POINTS)
     raw, smooth = list(losses[::every]), smooth[::every]
-    held = [(one.step, one.loss) for one in validations if one.loss is not None][-MOST_POINTS:]
+    held = [(result.step, result.loss) for result in validations if result.loss is not None][
+        -MAX_POINTS:
+    ]
     top = sorted(loss for _, loss in raw)[int(0.98 * (len(raw) - 1))] or 1.0
     top = max(top, *(loss for _, loss in held)) if held else top
     first, last = min(raw[0][0], *(s for s, _ in held), raw[-1][0]), raw[-1][0]
     now = f"{smooth[-1][1]:.3f}"
-    said = f"Loss, from {smooth[0][1]:.3f} at step {first} to {now} at step {last}"
+    label = f"Loss, from {smooth[0][1]:.3f} at step {first} to {now} at step {last}"
     lines = [
         _line(points, kind, (first, last), top)
         for points, kind in ((raw, "raw"), (smooth, "smooth"), (held, "held-out"))
     ]
     aside = ""
     if held:
-        said += f"; on pictures held out {held[-1][1]:.3f}"
-        aside = f'<span class="held-out">on pictures held out <b>{held[-1][1]:.3f}</b></span>'
+        label += f"; validation loss {held[-1][1]:.3f}"
+        aside = f'<span class="held-out">validation <b>{held[-1][1]:.3f}</b></span>'
     return (
         f'<figure class="curve"><figcaption><span>Loss</span>{aside}<b>{now}</b></figcaption>'
-        f'<svg viewBox="0 0 600 150" preserveAspectRatio="none" role="img" aria-label="{said}">'
+        f'<svg viewBox="0 0 600 150" preserveAspectRatio="none" role="img" aria-label="{label}">'
         f"{''.join(lines)}</svg>"
         f"<p><span>step {first}</span><span>step {last}</span></p></figure>"
     )
@@ -335,15 +341,15 @@ def _line(
 
 
 def checkpoints(steps: Sequence[int], state: RunState, advice: str) -> str:
-    """The states that a training can go on from, or be taken back to, and which LoRA to take."""
-    held = {one.step: one for one in state.validations}
+    """List of the checkpoints, and the advice about which LoRA to use."""
+    held = {result.step: result for result in state.validations}
     rows = []
     for step in reversed(steps):
-        one = held.get(step)
-        loss = f", loss on pictures held out {one.loss:.4f}" if one and one.loss is not None else ""
-        best = " <b>best</b>" if one and one.best and state.best == one else ""
+        result = held.get(step)
+        loss = f", validation loss {result.loss:.4f}" if result and result.loss is not None else ""
+        best = " <b>best</b>" if result and result.best and state.best == result else ""
         rows.append(f"<li>Step {step}{loss}{best}</li>")
-    which = Message("which one to take: {advice}", advice=advice)
+    which = Message("suggested checkpoint: {advice}", advice=advice)
     hint = f'<p class="hint">{esc(sentence(which))}</p>' if advice else ""
     if not rows:
         return hint
@@ -355,37 +361,37 @@ def checkpoints(steps: Sequence[int], state: RunState, advice: str) -> str:
 
 
 def run_label(run: Run) -> str:
-    """A training in a list: its name and where it stands."""
-    return f"{run.name} · {STATUS_WORDS[run.state.status].lower()}"
+    """Entry of a training in a list: name and status."""
+    return f"{run.name} · {STATUS_LABELS[run.state.status].lower()}"
 
 
-def taken(cost: Cost, steps: int) -> str:
-    """What a training takes on this machine, in words."""
-    said = f"About {about(cost.step_s * steps)} for {steps} steps"
+def cost_text(cost: Cost, steps: int) -> str:
+    """Sentence with the time and memory that a training takes on this machine."""
+    text = f"About {duration(cost.step_s * steps)} for {steps} steps"
     if cost.memory is None:
-        return f"{said}."
+        return f"{text}."
     peak, free = cost.memory
-    return f"{said}; {peak:.1f} GiB of {free:.1f} GiB free."
+    return f"{text}; peak memory {peak:.1f} GiB of {free:.1f} GiB free."
 
 
-def measured(run: Run) -> str:
-    """What a measurement has come to; how to need less where it is tight."""
-    told = run.state.measured
-    if told is None:
+def measurement_notice(run: Run) -> str:
+    """Notice of a measurement's result, with advice where the memory is nearly full."""
+    measurement = run.state.measured
+    if measurement is None:
         killed = "signal 9" in run.state.error
-        said = "Systems end a process like that when the memory is full."
-        return notices([Warned(said, NEED_LESS)]) if killed else ""
-    words = f"{taken(cost_of(told), told.steps)} Samples and the start come on top."
-    said = success(words)
-    if told.peak_gib < ROOMY * told.free_gib:
-        return said
+        reason = "Systems end a process like that when the memory is full."
+        return notices([Warned(reason, NEED_LESS)]) if killed else ""
+    cost = cost_text(measured_cost(measurement), measurement.steps)
+    notice = success(f"{cost} The start and the samples take additional time.")
+    if measurement.peak_gib < TIGHT * measurement.free_gib:
+        return notice
     template = "that is nearly all of the memory that was free on {device}"
-    return said + notices([Warned(Message(template, device=told.device), NEED_LESS)])
+    return notice + notices([Warned(Message(template, device=measurement.device), NEED_LESS)])
 
 
-def added(result: Added) -> str:
-    """What became of dropped files."""
-    bare, said = result.pictures - result.captions, f"{result.pictures} pictures added, "
-    said += f"{result.captions} captions."
-    hint = "Pictures without one are learnt by the trigger word alone." if bare > 0 else ""
-    return notices([Warned(said, hint), *(Warned(problem) for problem in result.problems)])
+def upload_notice(result: UploadResult) -> str:
+    """Notice of an upload's result."""
+    bare, counts = result.pictures - result.captions, f"{result.pictures} pictures added, "
+    counts += f"{result.captions} captions."
+    hint = "Pictures without a caption are trained with the trigger word alone." if bare > 0 else ""
+    return notices([Warned(counts, hint), *(Warned(problem) for problem in result.problems)])

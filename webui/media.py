@@ -1,8 +1,8 @@
-"""Pictures for the page, under names that say nothing.
+"""Pictures for the page, under random tokens in place of paths.
 
-The browser asks for `/media/TOKEN`, and a token exists only for a picture that the page itself has
-shown: no path is ever made from what a request says. What is sent was checked to be a picture by
-its first bytes, and is labelled so that a browser can take it for nothing else.
+The browser asks for `/media/TOKEN`, and a token exists only for a picture that the page has shown:
+no path is built from a request. The first bytes of a file decide that it is a picture, and the
+response is labelled so that a browser treats it as nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIGNATURES = {
     rb"(?s)RIFF.{4}WEBP": "image/webp",
 }
 SMALL_PX = 384  # the longer side of a thumbnail
-MOST_TOKENS = 20_000
+MAX_TOKENS = 20_000
 HEADERS = {
     "content-security-policy": "default-src 'none'; sandbox",
     "cache-control": "private, max-age=86400, immutable",
@@ -35,10 +35,10 @@ HEADERS = {
 
 
 class Media:
-    """The pictures that may be asked for."""
+    """Token table of the pictures that may be requested, and its routes."""
 
     def __init__(self, roots: tuple[Path, ...]) -> None:
-        """Pictures outside `roots` get no token, nor do links that lead out of them."""
+        """Pictures outside `roots`, and links that lead out of them, get no token."""
         self._roots = tuple(root.resolve() for root in roots)
         self._secret = secrets.token_bytes(16)
         self._paths: OrderedDict[str, Path] = OrderedDict()
@@ -47,7 +47,8 @@ class Media:
         self.router.get("/media/{token}/small")(self.small)
 
     def link(self, path: str | Path) -> str:
-        """The address of a picture, with '/small' behind it that of its thumbnail; '' for none."""
+        """Address of a picture, to which '/small' is added for its thumbnail; '' for a file that
+        cannot be served."""
         try:
             real = Path(path).resolve()
             if not any(real.is_relative_to(root) for root in self._roots) or not real.is_file():
@@ -55,20 +56,20 @@ class Media:
             changed = real.stat().st_mtime_ns
         except (OSError, ValueError, RuntimeError):  # no path at all, gone, or links in a circle
             return ""
-        what = f"{real}\0{changed}".encode("utf-8", "surrogatepass")
-        token = hashlib.blake2b(what, key=self._secret, digest_size=16).hexdigest()
+        identity = f"{real}\0{changed}".encode("utf-8", "surrogatepass")
+        token = hashlib.blake2b(identity, key=self._secret, digest_size=16).hexdigest()
         self._paths[token] = real
         self._paths.move_to_end(token)
-        if len(self._paths) > MOST_TOKENS:
+        if len(self._paths) > MAX_TOKENS:
             self._paths.popitem(last=False)
         return f"/media/{token}"
 
     def path(self, token: str) -> Path | None:
-        """The picture that a token stands for; None when there is none."""
+        """The picture of a token; None for an unknown one."""
         return self._paths.get(token)
 
     def full(self, token: str) -> Response:
-        """The file byte for byte, so that a saved one keeps its text; PNG, JPEG and WebP only."""
+        """The file byte for byte, metadata included; PNG, JPEG and WebP only."""
         path = self._paths.get(token)
         try:
             content = path.read_bytes() if path else b""
@@ -80,7 +81,7 @@ class Media:
         return Response(content, media_type=media_type, headers=HEADERS)
 
     def small(self, token: str) -> Response:
-        """A thumbnail, drawn anew."""
+        """A thumbnail, encoded anew."""
         path = self._paths.get(token)
         try:
             content = thumbnail(path, path.stat().st_mtime_ns) if path else b""
@@ -94,16 +95,16 @@ class Media:
 @lru_cache(maxsize=512)
 def thumbnail(path: Path, _mtime_ns: int) -> bytes:
     """A WebP of at most SMALL_PX pixels a side. Raises what Pillow raises on a broken file."""
-    shown = _at_once(path) or read_picture(path).image
+    shown = _decode_small(path) or read_picture(path).image
     shown.thumbnail((SMALL_PX, SMALL_PX))
-    kept = shown.convert("RGBA" if shown.has_transparency_data else "RGB")
+    thumb = shown.convert("RGBA" if shown.has_transparency_data else "RGB")
     with io.BytesIO() as written:
-        kept.save(written, "WEBP", quality=90)
+        thumb.save(written, "WEBP", quality=90)
         return written.getvalue()
 
 
-def _at_once(path: Path) -> Image.Image | None:
-    """The picture decoded no larger than needed; None where only a careful reading may get it."""
+def _decode_small(path: Path) -> Image.Image | None:
+    """The picture decoded at a reduced size; None where only `read_picture` may read it."""
     try:
         with parsing(TooLarge), Image.open(path, formats=FORMATS) as image:
             check_size(image)

@@ -1,4 +1,4 @@
-"""A picture's own settings on the page: of one that was dropped, or of one that is shown."""
+"""Import of generation settings from a picture: one that was dropped, or one on the page."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ KINDS = [".png", ".jpg", ".jpeg", ".webp"]
 
 
 class MetadataImporter:
-    """The components, built where it stands. The page's script hands it what is dropped anywhere
-    on the page, and the token of a picture whose settings are wanted. `offer` is a button to take
-    the settings of the text in the prompt, shown while it has some."""
+    """Components of the import, built where it stands. The page's script hands over files dropped
+    anywhere on the page, and the token of a picture whose settings are to be used. `offer` is a
+    button to import the settings of the text in the prompt, visible while it has some."""
 
     def __init__(self, notice: Notice, offer: Component) -> None:
         self.notice, self.offer = notice, offer
         self.file = gr.UploadButton(
-            "Settings of a picture", size="sm", file_types=KINDS, elem_id="picture-file"
+            "Import settings from a picture", size="sm", file_types=KINDS, elem_id="picture-file"
         )
         self.token = gr.Textbox(label="Picture", elem_classes="unseen", elem_id="picture-token")
 
-    def wire(self, studio: AppState, form: Form) -> None:
-        """Bring what a picture says into the form, and what is missing into the notice."""
+    def wire(self, app_state: AppState, form: Form) -> None:
+        """Put the imported settings into the form, and what is missing into the notice."""
         parts = [*form.fields.values()]
 
-        def dropped(path: str | None) -> Reply:
+        def from_file(path: str | None) -> Reply:
             picture = Path(path) if path else None
             try:
-                return restore(studio, form, picture)
+                return import_picture(app_state, form, picture)
             finally:
-                discard(filter(None, [picture]), studio.workspace.uploads)
+                discard(filter(None, [picture]), app_state.workspace.uploads)
 
-        def wanted(said: str) -> Reply:
-            return restore(studio, form, studio.media.path(said.partition(" ")[0]))
+        def from_shown_picture(token: str) -> Reply:
+            return import_picture(app_state, form, app_state.media.path(token.partition(" ")[0]))
 
-        def pasted(text: str | None) -> Reply:
-            return taken_over(studio, form, parse_infotext(text or ""), "this text")
+        def from_prompt(text: str | None) -> Reply:
+            return apply_metadata(app_state, form, parse_infotext(text or ""), "this text")
 
         click = self.offer.click  # type: ignore[attr-defined]
-        self.notice.answer(click, pasted, [form.fields["prompt"]], parts)
-        self.notice.answer(self.file.upload, dropped, [self.file], parts)
-        self.notice.answer(self.token.change, wanted, [self.token], parts)
+        self.notice.answer(click, from_prompt, [form.fields["prompt"]], parts)
+        self.notice.answer(self.file.upload, from_file, [self.file], parts)
+        self.notice.answer(self.token.change, from_shown_picture, [self.token], parts)
 
 
-def restore(studio: AppState, form: Form, picture: Path | None) -> Reply:
-    """Updates that set what the picture says of its making, and what of it is not here. DataError:
-    it says nothing."""
+def import_picture(app_state: AppState, form: Form, picture: Path | None) -> Reply:
+    """Updates that set a picture's generation settings, and a notice of what is missing here.
+    DataError: it has none."""
     if picture is None:
         raise DataError("the picture is not there any more")
-    return taken_over(studio, form, read_parameters(picture), picture.name)
+    return apply_metadata(app_state, form, read_parameters(picture), picture.name)
 
 
-def taken_over(studio: AppState, form: Form, recalled: ImageMetadata, source: str) -> Reply:
-    """Updates that set what was recalled from `source`, and what of it is not here."""
-    values, problems = request_of(recalled, studio.library, studio.workspace)
-    return Reply(dict(form.change(values)), markup.restored(source, problems))
+def apply_metadata(app_state: AppState, form: Form, metadata: ImageMetadata, source: str) -> Reply:
+    """Updates that set the settings read from `source`, and a notice of what is missing here."""
+    values, problems = request_of(metadata, app_state.library, app_state.workspace)
+    return Reply(dict(form.change(values)), markup.import_notice(source, problems))
 
 
-def reads_as_settings(text: str) -> bool:
-    """True for a text that says how a picture was made, as programs write it into pictures."""
-    recalled = parse_infotext(text)
-    return bool(recalled.fields or recalled.details)
+def has_infotext(text: str) -> bool:
+    """True for a text with generation settings, as programs write it into pictures (infotext)."""
+    metadata = parse_infotext(text)
+    return bool(metadata.fields or metadata.details)

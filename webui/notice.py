@@ -1,8 +1,8 @@
-"""The answer to an action, where the action is.
+"""Notices: the answer to an action, shown beside its button.
 
-A notice belongs to the actions of one place: it shows what became of the last of them, until the
-next or its own × takes it away. `answer` is the only way to write it, so that what refreshes the
-page, a timer or another run, can never clear what somebody has not read yet.
+A notice belongs to the actions of one place: it shows the result of the last one, until the next
+action or its × removes it. Only `answer` writes it, so a refresh by a timer or another run never
+removes a message that has not been read.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from gradio.components import Component
 
 from sdlora.errors import SdloraError
 from webui import markup
-from webui.calls import failed_disk
+from webui.calls import disk_error
 from webui.widgets import QUICK, html
 
 Updates = dict[Any, Any]
-PLACE = "answer"  # the class of every notice's element
+NOTICE_CLASS = "answer"  # CSS class of every notice
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What an action changes on the page, and the HTML that tells of it."""
+    """Updates of the page after an action, and the HTML of its notice."""
 
     updates: Updates = field(default_factory=dict)
     html: str = ""
 
 
 class Notice:
-    """One place for answers, built where it stands, and its × beside it."""
+    """Place of one notice, built where it stands, with its × button."""
 
     def __init__(self, name: str) -> None:
-        with gr.Row(elem_classes=PLACE):
+        with gr.Row(elem_classes=NOTICE_CLASS):
             self._place = html(elem_id=name)
             close = gr.Button("Close", size="sm", elem_id=f"{name}-close", elem_classes="close")
         close.click(lambda: "", None, [self._place], **QUICK)
@@ -48,21 +48,20 @@ class Notice:
         inputs: Any,
         outputs: Iterable[Component],
         *,
-        marks: Callable[[SdloraError], str] = lambda error: "",
+        error_html: Callable[[SdloraError], str] = markup.problem,
         **options: Any,
     ) -> Any:
-        """Have `act` answer an `event` such as `button.click`; what it raises stands here, and else
-        what it tells, or nothing. `marks` makes the HTML that shows which fields an error is
-        about: it goes with the notice."""
+        """Let `act` handle an `event` such as `button.click`; the HTML of its reply, else
+        `error_html` of its error, is shown in the notice."""
 
         def acted(*sent: Any) -> Updates:
             try:
                 done = act(*sent)
             except SdloraError as error:
-                return {self._place: markup.problem(error) + marks(error)}
-            except (OSError, sqlite3.Error) as error:  # of a disk that is full, or read only
-                return {self._place: markup.problem(failed_disk(error))}
-            told = done if isinstance(done, Reply) else Reply(done)
-            return {**told.updates, self._place: told.html}
+                return {self._place: error_html(error)}
+            except (OSError, sqlite3.Error) as error:  # a full or read-only disk
+                return {self._place: markup.problem(disk_error(error))}
+            reply = done if isinstance(done, Reply) else Reply(done)
+            return {**reply.updates, self._place: reply.html}
 
         return event(acted, inputs, [*outputs, self._place], **{**QUICK, **options})

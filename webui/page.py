@@ -1,4 +1,5 @@
-"""The page: its head, its tabs, and what happens when it opens or a tab hands over to another."""
+"""The page: head and tabs, what happens when it opens, and the hand-over of a LoRA from one tab to
+the other."""
 
 from __future__ import annotations
 
@@ -25,97 +26,109 @@ HEAD = (
 )
 
 
-def build(studio: AppState) -> gr.Blocks:
-    """The whole page over one workspace."""
+def build(app_state: AppState) -> gr.Blocks:
+    """The whole page for one workspace."""
     with Page(title="sdlora", analytics_enabled=False) as page:
         html(HEAD)
         problems = html(elem_id="workspace-problems")
         with gr.Tabs(selected="generate") as tabs:
             with gr.Tab("Generate", id="generate", render_children=True):
-                making = generate.build(studio)
+                generate_tab = generate.build(app_state)
             with gr.Tab("Train", id="train", render_children=True):
-                training = train.build(studio)
+                train_tab = train.build(app_state)
 
         def opened(generate_draft: str, train_draft: str, request: gr.Request) -> dict[Any, Any]:
             stored = (drafts.parsed(generate_draft), drafts.parsed(train_draft))
             asked_for = request.query_params.get("run", "")
-            shown = on_open(studio, tabs, (making, training), stored, asked_for)
-            return {**shown, problems: markup.notices(studio.problems())}
+            shown = on_open(app_state, tabs, (generate_tab, train_tab), stored, asked_for)
+            return {**shown, problems: markup.notices(app_state.problems())}
 
-        own = (making.draft, training.draft)
+        own = (generate_tab.draft, train_tab.draft)
         outputs = [
             tabs,
             problems,
-            making.draft.lost,
-            training.draft.lost,
-            *making.views,
-            *training.views,
+            generate_tab.draft.lost,
+            train_tab.draft.lost,
+            *generate_tab.views,
+            *train_tab.views,
         ]
-        outputs += [*making.form.fields.values(), *training.held.values()]
-        outputs += making.chooser.views
-        outputs += [*training.measured.views, *training.describing.views]
-        named = {part for part in training.suggested if part not in training.held.values()}
+        outputs += [*generate_tab.form.fields.values(), *train_tab.held.values()]
+        outputs += generate_tab.lora_browser.views
+        outputs += [*train_tab.measured.views, *train_tab.captioning.views]
+        named = {part for part in train_tab.suggested if part not in train_tab.held.values()}
         page.load(
-            opened, [one.stored for one in own], [*outputs, *named], js=drafts.stored(*own), **QUICK
+            opened,
+            [draft.stored for draft in own],
+            [*outputs, *named],
+            js=drafts.stored(*own),
+            **QUICK,
         ).then(None, js=drafts.READY, **QUICK)
-        _wire_use(studio, tabs, making, training)
+        _wire_use(app_state, tabs, generate_tab, train_tab)
     page.queue(api_open=False, max_size=64)
     return page
 
 
 def _wire_use(
-    studio: AppState, tabs: gr.Tabs, making: generate.GenerateTab, training: train.TrainTab
+    app_state: AppState,
+    tabs: gr.Tabs,
+    generate_tab: generate.GenerateTab,
+    train_tab: train.TrainTab,
 ) -> None:
-    """What a training has left is taken to the other tab: its result, or one of its checkpoints."""
-    shown, after = training.training.shown, training.training.finish
+    """Connect the buttons that use a training's result, or one of its checkpoints, in the Generate
+    tab."""
+    shown, picker = train_tab.training.shown, train_tab.training.checkpoint_picker
 
     def hand_over(run: Run, tag: str, sent: Mapping[Component, Any]) -> dict[Any, Any]:
-        found = train.called(studio, run, tag)
-        text = with_tag(sent[making.prompt] or "", *found)
-        there = making.chooser.show(studio, making.chooser.wish(studio, sent))
-        return {making.prompt: text, **there, tabs: gr.Tabs(selected="generate")}
+        lora = train.lora_for_prompt(app_state, run, tag)
+        text = with_tag(sent[generate_tab.prompt] or "", *lora)
+        cards = generate_tab.lora_browser.show(
+            app_state, generate_tab.lora_browser.current_filter(app_state, sent)
+        )
+        return {generate_tab.prompt: text, **cards, tabs: gr.Tabs(selected="generate")}
 
     def use(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-        run = studio.training(sent[shown])
+        run = app_state.training(sent[shown])
         if run is None or not run.state.result:
             raise RunError("the training is not there any more, or has left no LoRA")
         return hand_over(run, Path(run.state.result).stem, sent)
 
     def use_step(sent: Mapping[Component, Any]) -> dict[Any, Any]:
-        run = studio.training(sent[shown])
-        tag = after.kept(run, sent[after.step]).stem
+        run = app_state.training(sent[shown])
+        tag = picker.save_checkpoint(run, sent[picker.step]).stem
         return hand_over(run, tag, sent) if run else {}
 
-    target = [making.prompt, tabs, *making.chooser.views]
-    inputs = {shown, making.prompt, *making.chooser.asked}
-    training.training.notice.answer(training.training.use.click, use, inputs, target)
-    after.notice.answer(after.use.click, use_step, {*inputs, after.step}, target)
+    target = [generate_tab.prompt, tabs, *generate_tab.lora_browser.views]
+    inputs = {shown, generate_tab.prompt, *generate_tab.lora_browser.filter_inputs}
+    train_tab.training.notice.answer(train_tab.training.use.click, use, inputs, target)
+    picker.notice.answer(picker.use.click, use_step, {*inputs, picker.step}, target)
 
 
 def on_open(
-    studio: AppState,
+    app_state: AppState,
     tabs: gr.Tabs,
     built: tuple[generate.GenerateTab, train.TrainTab],
     stored: tuple[Mapping[str, Any], Mapping[str, Any]],
     asked_for: str,
 ) -> dict[Any, Any]:
-    """What a newly opened page shows: what was typed last, and the training that its address
-    names, else the one that runs."""
-    making, training = built
-    trainings, requests = studio.trainings(), studio.requests()
+    """Updates for a newly opened page: the stored drafts, and the training that the address names,
+    else the running one."""
+    generate_tab, train_tab = built
+    trainings, requests = app_state.trainings(), app_state.requests()
     live = next((run for run in trainings if run.live), None)
-    named = studio.training(asked_for) if asked_for else None
+    named = app_state.training(asked_for) if asked_for else None
     shown: Run | None = named or live or next(iter(trainings), None)
     to_training = {tabs: gr.Tabs(selected="train")} if named or live else {}
-    form = generate.refilled(making, stored[0])
-    model = form.get(making.form.fields["model"]) or "starter"
+    form = generate.refilled(generate_tab, stored[0])
+    model = form.get(generate_tab.form.fields["model"]) or "starter"
     return {
-        **generate.view(studio, making, next(iter(requests), None)),
+        **generate.view(app_state, generate_tab, next(iter(requests), None)),
         **form,
-        **train.view(studio, training, shown),
-        **train.refilled(studio, training, stored[1]),
-        **training.describing.opened(),
-        **training.measured.show(studio.going_on("measure")),
-        **making.chooser.show(studio, LoraFilter(model_base=studio.model_base(model))),
+        **train.view(app_state, train_tab, shown),
+        **train.refilled(app_state, train_tab, stored[1]),
+        **train_tab.captioning.opened(),
+        **train_tab.measured.show(app_state.live_run("measure")),
+        **generate_tab.lora_browser.show(
+            app_state, LoraFilter(model_base=app_state.model_base(model))
+        ),
         **to_training,
     }

@@ -1,4 +1,5 @@
-"""What the prompts become, told while they are typed: tokens, steps, tags and their files."""
+"""Preview of the prompts while they are typed: token counts, prompt schedule, LoRA tags and their
+files."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings.base import MAX_TEXT
 from webui.app_state import AppState
-from webui.markup import beside, esc, sentence
-from webui.prompt_tags import meaning, own_tags
+from webui.markup import esc, name_with_folder, sentence
+from webui.prompt_tags import file_of_tag, visible_tags
 
-MAX_READ = 20_000  # letters of a prompt that are read anew with every key
+MAX_READ = 20_000  # characters of a prompt that are parsed anew after every key press
 
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """What the page holds at the moment."""
+    """Fields of the form that the preview depends on."""
 
     prompt: str
     negative_prompt: str
@@ -38,8 +39,8 @@ class PreviewRequest:
 
 
 @dataclass(frozen=True)
-class Use:
-    """A tag, and the file it means; or why it means none that can be used."""
+class TagUse:
+    """A LoRA tag and its file, or the problem that keeps it from being used."""
 
     tag: LoraTag
     entry: LoraEntry | None = None
@@ -47,44 +48,47 @@ class Use:
 
 
 @dataclass(frozen=True)
-class PromptReading:
-    """Both prompts, read; `counted` is False where the model's words are not at hand."""
+class ParsedPrompts:
+    """Preview of both prompts; `counted` is False where the model's tokenizer is not on this
+    machine."""
 
     positive: PromptPreview
     negative: PromptPreview | None
-    uses: tuple[Use, ...]
+    uses: tuple[TagUse, ...]
     problems: tuple[str, ...]
     steps: int
     counted: bool = True
-    chosen: tuple[str, ...] = ()  # full names of the files that the prompt's own tags use
+    chosen: tuple[str, ...] = ()  # full names of the files of the tags written in the prompt itself
 
 
-def read(studio: AppState, asked: PreviewRequest) -> PromptReading:
-    """Read what is asked for, as a picture of it would. Never raises."""
-    steps = max(1, asked.steps)
-    letters = max(len(asked.prompt), len(asked.negative_prompt))
+def parse_prompts(app_state: AppState, request: PreviewRequest) -> ParsedPrompts:
+    """Parse the prompts of a request as a generation would. Never raises."""
+    steps = max(1, request.steps)
+    letters = max(len(request.prompt), len(request.negative_prompt))
     if letters > MAX_READ:
-        return PromptReading(
-            preview_prompt("", steps, _whole), None, (), (_too_long(letters),), steps, False
+        return ParsedPrompts(
+            preview_prompt("", steps, _one_unit), None, (), (_too_long(letters),), steps, False
         )
-    tokenize = _tokenizer(Path(studio.workspace.model_source(asked.model)))
-    seed = max(0, asked.seed)  # one that is drawn later draws other wildcards
-    texts = PromptResources.for_workspace(studio.workspace).expand(
-        asked.prompt, asked.negative_prompt, seed, asked.styles
+    tokenize = _tokenizer(Path(app_state.workspace.model_source(request.model)))
+    seed = max(0, request.seed)  # a random seed will draw other wildcards
+    texts = PromptResources.for_workspace(app_state.workspace).expand(
+        request.prompt, request.negative_prompt, seed, request.styles
     )
-    positive, negative = (preview_prompt(text.text, steps, tokenize or _whole) for text in texts)
-    base = studio.model_base(asked.model)
-    uses = tuple(_use(studio, tag, base) for tag in (*positive.loras, *negative.loras))
+    positive, negative = (preview_prompt(text.text, steps, tokenize or _one_unit) for text in texts)
+    base = app_state.model_base(request.model)
+    uses = tuple(_find_file(app_state, tag, base) for tag in (*positive.loras, *negative.loras))
     first = uses[: len(positive.loras)]
     used = {use.entry.full_name for use in first if use.entry and not use.problem}
-    own = dict.fromkeys(meaning(studio.library, token) for token in own_tags(asked.prompt))
-    said = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
+    own = dict.fromkeys(
+        file_of_tag(app_state.library, token) for token in visible_tags(request.prompt)
+    )
+    problems = (*texts[0].problems, *texts[1].problems, *positive.problems, *negative.problems)
     missing = [use.problem or (use.entry.note if use.entry else "") for use in uses]
-    return PromptReading(
+    return ParsedPrompts(
         positive,
         negative if texts[1].text.strip() else None,
         uses,
-        tuple(dict.fromkeys(filter(None, (*said, *missing)))),
+        tuple(dict.fromkeys(filter(None, (*problems, *missing)))),
         steps,
         tokenize is not None,
         tuple(name for name in own if name in used),
@@ -93,17 +97,17 @@ def read(studio: AppState, asked: PreviewRequest) -> PromptReading:
 
 def _too_long(letters: int) -> Message:
     if letters > MAX_TEXT:
-        words = "the prompt has {letters:,} letters; {most:,} at most are taken: shorten it"
-        return Message(words, letters=letters, most=MAX_TEXT)
+        template = "the prompt has {letters:,} letters; {limit:,} at most are taken: shorten it"
+        return Message(template, letters=letters, limit=MAX_TEXT)
     return Message(
-        "the prompt has {letters:,} letters; beyond {most:,} it is read only when the picture is "
+        "the prompt has {letters:,} letters; beyond {limit:,} it is read only when the picture is "
         "made, not while it is typed",
         letters=letters,
-        most=MAX_READ,
+        limit=MAX_READ,
     )
 
 
-def _is_used(use: Use) -> bool:
+def _is_used(use: TagUse) -> bool:
     return use.entry is not None and not use.problem
 
 
@@ -115,68 +119,69 @@ def _tokenizer(folder: Path) -> Tokenize | None:
         return None
 
 
-def _whole(text: str) -> Sequence[Unit]:
-    """A text in one piece, where nobody can count."""
+def _one_unit(text: str) -> Sequence[Unit]:
+    """A text as one unit, where there is no tokenizer."""
     return [Unit((0,), text)] if text.strip() else []
 
 
-def _use(studio: AppState, tag: LoraTag, base: str) -> Use:
+def _find_file(app_state: AppState, tag: LoraTag, base: str) -> TagUse:
     try:
-        entry = studio.library.find(tag.name)
+        entry = app_state.library.find(tag.name)
     except LoraFileError as error:
-        return Use(tag, problem=error.message)
-    said = entry.facts.problem
-    if not said and base and entry.family not in ("", base):
-        said = Message(
+        return TagUse(tag, problem=error.message)
+    problem = entry.facts.problem
+    if not problem and base and entry.family not in ("", base):
+        problem = Message(
             "{name} is for {base}, not for this model",
             name=entry.name, base=BASES[entry.family].title,
         )  # fmt: skip
-    return Use(tag, entry, said)
+    return TagUse(tag, entry, problem)
 
 
-def counter(reading: PromptReading, asked: PreviewRequest) -> str:
-    """One line under the prompt."""
-    if not asked.prompt.strip() and not asked.negative_prompt.strip():
+def counter_line(reading: ParsedPrompts, request: PreviewRequest) -> str:
+    """Line under the prompt with its token and LoRA counts."""
+    if not request.prompt.strip() and not request.negative_prompt.strip():
         return ""
     parts = [_counts(reading.positive.stages)] if reading.counted else []
     if reading.counted and reading.negative:
         parts.append(f"negative {_counts(reading.negative.stages)}")
-    found = [use for use in reading.uses if _is_used(use)]
-    parts += [f"{len(found)} LoRA{'s' * (len(found) != 1)}"] if reading.uses else []
+    used = [use for use in reading.uses if _is_used(use)]
+    parts += [f"{len(used)} LoRA{'s' * (len(used) != 1)}"] if reading.uses else []
     chosen = esc(json.dumps(reading.chosen))
     line = " · ".join(parts)
     return f'<p class="count" role="status" data-chosen="{chosen}">{line}</p>'
 
 
-def unused(reading: PromptReading) -> str:
-    """What will not be used as it was meant; no alert while it is typed."""
+def unused_notice(reading: ParsedPrompts) -> str:
+    """Notice of the parts of the prompts that will not be used; without an alert while they are
+    typed."""
     lines = dict.fromkeys(map(sentence, reading.problems))
-    said = "".join(f"<p>{esc(line)}</p>" for line in lines)
-    return f'<div class="notice">{said}</div>' if said else ""
+    paragraphs = "".join(f"<p>{esc(line)}</p>" for line in lines)
+    return f'<div class="notice">{paragraphs}</div>' if paragraphs else ""
 
 
 def _counts(stages: Iterable[PreviewStage]) -> str:
-    """'12/75', or '75/75 + 3/75' of several chunks: of the text that has the most."""
-    most = max(stages, key=lambda stage: stage.tokens)
-    chunks = [chunk for part in most.parts for chunk in part.chunks]
+    """'12/75', or '75/75 + 3/75' of several chunks, of the longest text of the schedule."""
+    longest = max(stages, key=lambda stage: stage.tokens)
+    chunks = [chunk for part in longest.parts for chunk in part.chunks]
     return " + ".join(f"{chunk.tokens}/{chunk.room}" for chunk in chunks[:8]) + " tokens"
 
 
-def parsed(reading: PromptReading, asked: PreviewRequest) -> str:
-    """The whole of it: every text with its steps and chunks, every tag with its file."""
-    shown = _view("Prompt", reading.positive, reading)
+def preview_html(reading: ParsedPrompts, request: PreviewRequest) -> str:
+    """HTML of the whole preview: every text with its steps and chunks, every tag with its file."""
+    shown = _prompt_section("Prompt", reading.positive, reading)
     if reading.negative:
-        shown += _view("Negative prompt", reading.negative, reading)
-    rows = "".join(_row(use, reading.steps) for use in reading.uses)
+        shown += _prompt_section("Negative prompt", reading.negative, reading)
+    rows = "".join(_tag_row(use, reading.steps) for use in reading.uses)
     tags = f"<h3>LoRAs</h3><dl>{rows}</dl>" if rows else ""
     hints = [] if reading.counted else ["Tokens are counted once the model is on this machine."]
-    if asked.seed < 0 and ("{" in asked.prompt or "__" in asked.prompt):
-        hints.append("With a random seed wildcards are drawn anew; these are those of seed 0.")
+    if request.seed < 0 and ("{" in request.prompt or "__" in request.prompt):
+        hints.append("With a random seed, wildcards differ each time; shown here for seed 0.")
     hint = f'<p class="hint">{" ".join(hints)}</p>' if hints else ""
     return f'<div class="parsed">{shown}{tags}{hint}</div>'
 
 
-def _view(title: str, seen: PromptPreview, reading: PromptReading) -> str:
+def _prompt_section(title: str, seen: PromptPreview, reading: ParsedPrompts) -> str:
     stages = "".join(_stage(stage, len(seen.stages) > 1, reading.counted) for stage in seen.stages)
     return f"<h3>{title}</h3>{stages}"
 
@@ -202,23 +207,23 @@ def _chunk(chunk: ChunkView, counted: bool) -> str:
     return f'<p class="chunk">{pieces or "<i>nothing</i>"}{count}</p>'
 
 
-def _row(use: Use, steps: int) -> str:
+def _tag_row(use: TagUse, steps: int) -> str:
     if use.problem or use.entry is None:
         return f'<dt>{esc(use.tag.name)}</dt><dd class="bad">{esc(sentence(use.problem))}</dd>'
-    said = f"{weights(use.tag, steps)} · {use.entry.full_name}"
-    other = [f"; {beside(path)} has the same name" for path in use.entry.also]
-    return f"<dt>{esc(use.tag.name)}</dt><dd>{esc(said + ''.join(other))}</dd>"
+    text = f"{weights(use.tag, steps)} · {use.entry.full_name}"
+    other = [f"; {name_with_folder(path)} has the same name" for path in use.entry.also]
+    return f"<dt>{esc(use.tag.name)}</dt><dd>{esc(text + ''.join(other))}</dd>"
 
 
 def weights(tag: LoraTag, steps: int) -> str:
-    """How strongly a tag acts, in words."""
+    """Weights of a tag over the steps, as text."""
     pairs = [tag.at(step, steps) for step in range(steps)]
     unet = [pair[0] for pair in pairs]
     if len(set(unet)) > 1:
         top = max(unet, key=abs)
-        most = f", {top:g} at most" if top not in (unet[0], unet[-1]) else ""
-        return f"weight {unet[0]:g} at first, {unet[-1]:g} at last{most}"
+        extreme = f", {top:g} at most" if top not in (unet[0], unet[-1]) else ""
+        return f"weight {unet[0]:g} at first, {unet[-1]:g} at last{extreme}"
     both = pairs[0][0] == pairs[0][1]
     text = "" if both else f", text encoder {pairs[0][1]:g}"
-    hires = f", {tag.hires:g} in the second pass" if tag.hires is not None else ""
+    hires = f", {tag.hires:g} in the hires fix pass" if tag.hires is not None else ""
     return f"weight {unet[0]:g}{text}{hires}"

@@ -1,7 +1,7 @@
-"""LoRA tags of a prompt for the cards: which are there, one put in, one taken out.
+"""LoRA tags of a prompt for the LoRA cards: found, inserted, removed.
 
-Read by the prompt's own scanner and the library's own `find`, so that a card and the picture agree
-on what a tag means, and where a comment hides one.
+Read by the prompt's own scanner and the library's own `find`, so that cards and generation agree on
+the file of a tag and on tags inside comments.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.prompt.expansion import strip_comments
 from sdlora.prompt.scanner import Token, tokens, without_escapes
 from sdlora.prompt.tags import format_tag, parse_prompt
-from webui.lora_details import prompt_words
+from webui.lora_details import prompt_trigger_words
 
 _HASH_LETTERS = 12
 _BEFORE = re.compile(r"[ \t]*,?\s*\Z")
 
 
-def own_tags(text: str) -> Iterator[Token]:
-    """Every tag of the text that no # comment hides, where it stands."""
+def visible_tags(text: str) -> Iterator[Token]:
+    """Every tag of the text outside # comments, with its position."""
     place = 0
     while place < len(text):
         for token in tokens(text, place):
@@ -35,25 +35,25 @@ def own_tags(text: str) -> Iterator[Token]:
             return
 
 
-def name_in(token: Token) -> str:
-    """The name that a tag says, whether or not the rest of it can be understood."""
+def tag_name(token: Token) -> str:
+    """Name in a tag, even when the rest of the tag cannot be parsed."""
     return token.text.strip("<>").split(":")[1].strip()
 
 
-def meaning(library: Library, token: Token) -> str:
-    """The full name of the file that a tag means; '' for none."""
+def file_of_tag(library: Library, token: Token) -> str:
+    """Full name of the file of a tag; '' for none."""
     try:
-        return library.find(name_in(token)).full_name
+        return library.find(tag_name(token)).full_name
     except LoraFileError:
         return ""
 
 
-def with_tag(prompt: str, name: str, words: Sequence[str], weight: float) -> str:
-    """The prompt with a LoRA's tag and the words that call it, each unless it is there already; on
-    a line of their own where a comment would hide them."""
+def with_tag(prompt: str, name: str, trigger_words: Sequence[str], weight: float) -> str:
+    """The prompt with a LoRA's tag and trigger words, each unless it is there already; on a new
+    line where a comment would hide them."""
     spoken = strip_comments(prompt)
-    said = without_escapes(spoken).lower()
-    missing = [word for word in words if without_escapes(word).lower() not in said]
+    plain = without_escapes(spoken).lower()
+    missing = [word for word in trigger_words if without_escapes(word).lower() not in plain]
     if name.lower() not in {lora.name.lower() for lora in parse_prompt(spoken).loras}:
         missing.append(format_tag(name, weight))
     if not missing:
@@ -64,51 +64,53 @@ def with_tag(prompt: str, name: str, words: Sequence[str], weight: float) -> str
     return f"{prompt.rstrip()}\n{', '.join(missing)}"
 
 
-def toggled(library: Library, prompt: str, entry: LoraEntry, weight: float) -> str:
-    """The prompt with this file's tag and words, or, where it is used already, without them. A tag
-    of it that cannot be understood is put right. LoraFileError: no tag can mean the file."""
-    own = [token for token in own_tags(prompt) if meaning(library, token) == entry.full_name]
+def toggle_tag(library: Library, prompt: str, entry: LoraEntry, weight: float) -> str:
+    """The prompt with this file's tag and trigger words, or without them where it is used already.
+    A tag of the file that cannot be parsed is replaced. LoraFileError: no tag can name the file."""
+    own = [
+        token for token in visible_tags(prompt) if file_of_tag(library, token) == entry.full_name
+    ]
     if any(parse_prompt(token.text).loras for token in own):
         for token in reversed(own):
-            prompt = _without(prompt, token, prompt_words(entry))
+            prompt = _remove_tag(prompt, token, prompt_trigger_words(entry))
         return prompt
-    name = callable_name(library, entry)
+    name = usable_name(library, entry)
     if own:
         return prompt[: own[0].start] + format_tag(name, weight) + prompt[own[0].end :]
-    return with_tag(prompt, name, prompt_words(entry), weight)
+    return with_tag(prompt, name, prompt_trigger_words(entry), weight)
 
 
-def callable_name(library: Library, entry: LoraEntry) -> str:
-    """A name that, written in a tag, means this file: its own, the one it was trained under, else
+def usable_name(library: Library, entry: LoraEntry) -> str:
+    """Name that finds this file when written in a tag: its own, the one it was trained under, else
     its hash. LoraFileError: there is none."""
     for name in (entry.full_name, entry.name, entry.alias):
         for lora in parse_prompt(format_tag(name, 1)).loras:
-            if _is(library, lora.name, entry):
+            if _finds(library, lora.name, entry):
                 return lora.name
     start = library.hashes(entry).sha256[:_HASH_LETTERS]
-    if start and _is(library, start, entry):
+    if start and _finds(library, start, entry):
         return start
     raise LoraFileError("no tag can mean {name!r}; give the file another name", name=entry.name)
 
 
-def _is(library: Library, name: str, entry: LoraEntry) -> bool:
+def _finds(library: Library, name: str, entry: LoraEntry) -> bool:
     try:
         return library.find(name).path == entry.path
     except LoraFileError:
         return False
 
 
-def _without(prompt: str, token: Token, words: Sequence[str]) -> str:
-    """The prompt without a tag, and without the words right before it that call its LoRA."""
+def _remove_tag(prompt: str, token: Token, trigger_words: Sequence[str]) -> str:
+    """The prompt without a tag and without its LoRA's trigger words right before it."""
     before = _BEFORE.sub("", prompt[: token.start])
-    while word := next((word for word in words if _ends_with(before, word)), ""):
+    while word := next((word for word in trigger_words if _ends_with(before, word)), ""):
         before = _BEFORE.sub("", before[: -len(word)])
     after = prompt[token.end :]
     return before + after if before else after.lstrip(" ,\t\n")
 
 
 def _ends_with(text: str, word: str) -> bool:
-    """Whether the last of what stands between commas is `word`."""
+    """True if the last of the comma-separated parts is `word`."""
     start = len(text) - len(word)
     whole = start <= 0 or text[:start].rstrip(" \t")[-1:] in ("", ",", "\n")
     return bool(word) and start >= 0 and whole and text[start:].lower() == word.lower()

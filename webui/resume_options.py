@@ -1,4 +1,5 @@
-"""Beside Resume: more steps for a finished training, other pictures for one whose own are gone."""
+"""Options beside Resume: more steps for a finished training, another folder for one whose pictures
+are gone."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from webui.app_state import AppState, Run
 from webui.markup import sentence
 from webui.notice import Updates
 
-NO_NUMBER = (
-    "{setting} = {given!r}: a whole number is expected, of all steps together; the training has "
+NOT_A_NUMBER = (
+    "{setting} = {given!r}: a whole number is expected, the total of the steps; the training has "
     "taken {done}"
 )
 
 
 class ResumeOptions:
-    """The components, each on the page only where a training can make use of it."""
+    """Components of the options, each visible only where the training can use it."""
 
     def __init__(self) -> None:
         self.pictures = gr.Dropdown(
@@ -34,17 +35,17 @@ class ResumeOptions:
         )
         with gr.Row(visible=False, elem_classes="row-fields more") as self.place:
             self.steps = fields.component(
-                TrainSettings, "steps", compact=True, label="Steps in all", min_width=110,
+                TrainSettings, "steps", compact=True, label="Total steps", min_width=110,
                 elem_id="steps-in-all",
             )  # fmt: skip
             self.more = gr.Button("More steps", elem_id="more-steps")
 
     @property
     def views(self) -> list[Component]:
-        """What changes with the training on screen."""
+        """Components that change with the training on screen."""
         return [self.pictures, self.place, self.steps]
 
-    def show(self, studio: AppState, run: Run | None) -> Updates:
+    def show(self, app_state: AppState, run: Run | None) -> Updates:
         """Updates for the training on screen."""
         can_go_on = run is not None and run.state.status == "done" and run.state.checkpoint
         gone = missing_pictures(run) if run and run.state.ended else None
@@ -54,36 +55,39 @@ class ResumeOptions:
             self.place: gr.Row(visible=bool(can_go_on)),
             self.steps: str(2 * run.state.step) if run and can_go_on else "",
             self.pictures: gr.Dropdown(
-                sorted(studio.workspace.dataset_folders()) if asks else [],
+                sorted(app_state.workspace.dataset_folders()) if asks else [],
                 value=None,
-                info=fields.plain(sentence(Message(info, folder=gone))) if gone and asks else None,
+                info=fields.escape_markdown(sentence(Message(info, folder=gone)))
+                if gone and asks
+                else None,
                 visible=bool(asks),
             ),
         }
 
-    def moved(self, studio: AppState, sent: Mapping[Component, Any]) -> dict[str, Any]:
-        """The pictures that were chosen in place of those that are gone, as a change of settings.
-        DataError: they are none of the sets."""
+    def changed_data(self, app_state: AppState, sent: Mapping[Component, Any]) -> dict[str, Any]:
+        """The set chosen in place of the missing pictures, as changed settings; {} where none is.
+        DataError: it is not one of the sets."""
         chosen = sent[self.pictures]
-        return {"data": dataset_upload.named(studio.workspace, chosen)} if chosen else {}
+        return {"data": dataset_upload.set_path(app_state.workspace, chosen)} if chosen else {}
 
-    def longer(self, run: Run, sent: Mapping[Component, Any]) -> dict[str, Any]:
-        """The length that was asked for, as a change of settings. SettingsError: it is none."""
-        steps = fields.parsed_field(sent[self.steps])
+    def changed_steps(self, run: Run, sent: Mapping[Component, Any]) -> dict[str, Any]:
+        """The number of steps asked for, as changed settings. SettingsError: it is not a whole
+        number."""
+        steps = fields.parse_field(sent[self.steps])
         if not isinstance(steps, int):
             given = "" if steps is None else str(steps)
             raise SettingsError(
-                NO_NUMBER, setting=Setting("steps"), given=given[:80], done=run.state.step
+                NOT_A_NUMBER, setting=Setting("steps"), given=given[:80], done=run.state.step
             )
         return {"steps": steps}
 
 
 def missing_pictures(run: Run) -> Path | None:
-    """The folder that a training would resume with, where it is gone; else None."""
+    """Folder of the pictures of a training, where it is gone; else None."""
     try:
         settings = TrainSettings.load(run.folder / run_folder.SETTINGS_FILE)
         data = str(read_changes(run.folder).get("data", settings.data))
     except SdloraError:
-        return None  # Resume says what is wrong
+        return None  # resuming reports the error
     named = [Path(text).expanduser() for text in (data, data.rpartition("*")[2])]
     return None if any(folder.exists() for folder in named) else named[-1]

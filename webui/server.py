@@ -1,7 +1,8 @@
-"""Serve the page on this machine: our own app, the guard outermost, Gradio inside.
+"""Server of the page on this machine: our own app with the guard outermost and Gradio inside.
 
-One page per workspace: a second one points to the first. The port is ours before anything else
-starts, so a taken one is said at once. No torch here: what needs a device is the worker's.
+One page per workspace: a second one points to the first. The port is bound before anything else
+starts, so that a taken port is reported at once. No torch here: the worker does what needs a
+device.
 """
 
 from __future__ import annotations
@@ -36,25 +37,25 @@ HOST = "127.0.0.1"
 PORT = 7860
 PORTS_TRIED = 20
 HIGHEST_PORT = 65_535
-MAX_SESSIONS = 64  # opened pages that Gradio remembers, each with a copy of every field
-PORT_TAKEN = 3  # the exit code, when the user insisted on a port
+MAX_SESSIONS = 64  # open pages whose state Gradio keeps, each with a copy of every field
+PORT_TAKEN = 3  # exit code when the requested port is taken
 
 
-def make_app(studio: AppState) -> FastAPI:
-    """The app with every switch of Gradio that would do more than we use turned off; its uploads
-    are empty."""
-    empty_uploads(studio.workspace.uploads)  # first: Gradio asks once where they go
-    app, blocks = FastAPI(openapi_url=None, docs_url=None, redoc_url=None), page.build(studio)
+def make_app(app_state: AppState) -> FastAPI:
+    """The app, with every feature of Gradio that is not used turned off; the uploads folder is
+    emptied."""
+    empty_uploads(app_state.workspace.uploads)  # before Gradio reads the folder's path, once
+    app, blocks = FastAPI(openapi_url=None, docs_url=None, redoc_url=None), page.build(app_state)
     blocks.state_session_capacity = MAX_SESSIONS
-    # Gradio's own check of files is off in a mounted page unless it takes it for launched
+    # without it a mounted page skips Gradio's own check of files
     blocks.has_launched = True
     # A CORS policy of our own keeps Gradio from adding one that reflects the caller's origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
-    app.add_middleware(FirstPaint, make=partial(panel, studio, page.HEAD))
-    app.add_middleware(CallCheck, page=blocks, folder=studio.workspace.uploads)
-    app.add_middleware(UploadCheck, folder=studio.workspace.uploads)
+    app.add_middleware(FirstPaint, make=partial(panel, app_state, page.HEAD))
+    app.add_middleware(CallCheck, page=blocks, folder=app_state.workspace.uploads)
+    app.add_middleware(UploadCheck, folder=app_state.workspace.uploads)
     app.add_middleware(RequestGuard)  # added last: outermost
-    app.include_router(studio.media.router)
+    app.include_router(app_state.media.router)
     return gr.mount_gradio_app(
         app,
         blocks,
@@ -77,10 +78,14 @@ def make_app(studio: AppState) -> FastAPI:
 
 
 def bind(port: int | None) -> socket.socket:
-    """A listening socket at `port`, or at 7860 or the next free one. BusyError: it is taken;
-    SettingsError: it is none, or not for this user."""
+    """Listening socket at `port`, or at 7860 or the next free port. BusyError: it is taken;
+    SettingsError: it is not a port, or not permitted to this user."""
     if port is not None and not 1 <= port <= HIGHEST_PORT:
-        raise SettingsError("port {port} is none; use 1024 to {most}", port=port, most=HIGHEST_PORT)
+        raise SettingsError(
+            "port {port} is not a port number; use 1024 to {highest}",
+            port=port,
+            highest=HIGHEST_PORT,
+        )
     ports = [port] if port is not None else range(PORT, PORT + PORTS_TRIED)
     for number in ports:
         listener = _listen(number)
@@ -99,8 +104,8 @@ def bind(port: int | None) -> socket.socket:
 
 def _listen(port: int) -> socket.socket | None:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Windows lets two programs share a port unless one says no; Linux says no by itself, but keeps
-    # a port for a minute after its program has gone unless one says yes.
+    # Windows lets two programs share a port without SO_EXCLUSIVEADDRUSE; Linux does not, but keeps
+    # a port for a minute after its program has ended without SO_REUSEADDR.
     exclusive: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
     listener.setsockopt(socket.SOL_SOCKET, exclusive, 1)
     try:
@@ -109,7 +114,9 @@ def _listen(port: int) -> socket.socket | None:
     except PermissionError:
         listener.close()
         raise SettingsError(
-            "port {port} is not for this user; use 1024 to {most}", port=port, most=HIGHEST_PORT
+            "port {port} is not permitted to this user; use 1024 to {highest}",
+            port=port,
+            highest=HIGHEST_PORT,
         ) from None
     except OSError:
         listener.close()
@@ -128,29 +135,29 @@ def _is_free(port: int) -> bool:
 
 
 def serve(workspace: Workspace, port: int | None = None, open_browser: bool = False) -> int:
-    """Serve until Ctrl+C; returns the exit code. A training goes on without the page."""
-    studio = AppState(workspace)
+    """Serve until Ctrl+C; returns the exit code. A training continues without the page."""
+    app_state = AppState(workspace)
     try:
         listener = bind(port)
     except BusyError as error:
-        first = studio.queue.holder("page")
+        first = app_state.queue.holder("page")
         if first is None:
             print(f"error: {error}", file=sys.stderr)
             return PORT_TAKEN
         return _point_to(first.note, open_browser)
     address = f"http://{HOST}:{listener.getsockname()[1]}"
-    first = studio.queue.acquire_lock("page", address)
+    first = app_state.queue.acquire_lock("page", address)
     if first:
         listener.close()
         return _point_to(first.note, open_browser)
     ended = threading.Event()
     try:
         sweep_for_ever(workspace.uploads)
-        server = _Server(_config(make_app(studio)))
-        studio.wake()
-        tending = (TIMES.beat, ended)
-        threading.Thread(target=studio.tend, args=tending, daemon=True).start()
-        print(f"sdlora is at {address}\nCtrl+C ends the page; a training goes on.", flush=True)
+        server = _Server(_config(make_app(app_state)))
+        app_state.wake()
+        keep = partial(app_state.keep_worker_running, TIMES.beat, ended)
+        threading.Thread(target=keep, daemon=True).start()
+        print(f"sdlora is at {address}\nCtrl+C stops the page; a training continues.", flush=True)
         if open_browser:
             _open(address)
         with suppress(KeyboardInterrupt):
@@ -158,13 +165,14 @@ def serve(workspace: Workspace, port: int | None = None, open_browser: bool = Fa
     finally:
         ended.set()
         with suppress(RunError):  # the workspace may be gone
-            studio.queue.release_lock("page")
+            app_state.queue.release_lock("page")
         listener.close()
     return 0
 
 
 class _Server(uvicorn.Server):
-    """Ends without a word about open tabs: each keeps a request open for as long as it lives."""
+    """Server that shuts down without warnings about open tabs, each of which keeps a request
+    open."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
@@ -192,5 +200,5 @@ def _point_to(address: str, open_browser: bool) -> int:
 
 
 def _open(address: str) -> None:
-    # The socket listens already, so the browser waits for the answer; some browsers block us.
+    # The socket listens already, so the browser waits; in a thread, for some browsers block.
     threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

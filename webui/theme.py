@@ -1,4 +1,5 @@
-"""How the page looks: Gradio's variables set to the colours of page.css, system fonts, no CDN."""
+"""Look of the page: Gradio's theme variables set to the colours of page.css, system fonts, no
+CDN."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """What goes into <head>: our scripts, and an icon that needs no request."""
+    """Content of <head>: our scripts, and an icon that needs no request."""
     icon = "data:image/svg+xml," + ICON.replace("#", "%23").replace("\n", "").replace('"', "'")
     scripts = "".join(f"<script>{script}</script>" for script in SCRIPTS)
     return f'<link rel="icon" href="{icon}">{scripts}'

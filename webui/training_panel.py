@@ -1,4 +1,5 @@
-"""A training on screen: where it stands, its curves, samples and checkpoints; what it is asked."""
+"""A training on screen: status, loss curve, samples and checkpoints, and the buttons that control
+it."""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ EMPTY = '<div class="empty"><p>A training appears here,<br>with its progress and
 
 
 class TrainingPanel:
-    """The components, built where it stands, and what they do."""
+    """Components of the panel, built where it stands, and their events."""
 
-    def __init__(self, studio: AppState) -> None:
+    def __init__(self, app_state: AppState) -> None:
         self.history = gr.Dropdown([], label="Trainings", visible=False, elem_id="history")
         self.card, self.curve = html(EMPTY, elem_id="run-card"), html(elem_id="curve")
         with gr.Row(elem_classes="row-fields"):
-            self.use = gr.Button("Use it", variant="primary", visible=False, elem_id="use")
+            self.use = gr.Button("Use this LoRA", variant="primary", visible=False, elem_id="use")
             self.resume = gr.Button("Resume", visible=False, elem_id="resume")
             self.pause = gr.Button("Pause", visible=False, elem_id="pause")
-            self.stop = gr.Button("Stop and keep", visible=False, elem_id="stop")
+            self.stop = gr.Button("Stop and save", visible=False, elem_id="stop")
         self.options = ResumeOptions()
         with gr.Row(elem_classes="row-fields"):
             self.save = gr.Button("Save now", size="sm", visible=False, elem_id="save-now")
@@ -41,28 +42,28 @@ class TrainingPanel:
         self.notice = Notice("run-notice")
         self.samples = html(elem_id="samples")
         self.checkpoints = html(elem_id="checkpoints")
-        self.finish = CheckpointPicker(studio)
+        self.checkpoint_picker = CheckpointPicker(app_state)
         self.shown, self.seen = gr.State(""), gr.State("")
         self.timer = gr.Timer(1.0, active=False)
 
     @property
     def views(self) -> list[Component]:
-        """What changes when the training on screen does."""
+        """Components that change with the training on screen."""
         buttons = (self.use, self.resume, self.pause, self.stop, self.save, self.sample)
         own = (self.card, self.curve, self.samples, self.checkpoints, self.history)
-        beside = (*self.options.views, *self.finish.views)
+        beside = (*self.options.views, *self.checkpoint_picker.views)
         return [*buttons, *own, *beside, self.shown, self.seen, self.timer]
 
-    def wire(self, studio: AppState, follower: JobPoller) -> None:
-        """What the buttons ask of the training on screen."""
+    def wire(self, app_state: AppState, poller: JobPoller) -> None:
+        """Connect the buttons to the training on screen."""
 
-        def ask(wish: Request) -> Callable[[str], Updates]:
+        def ask(request: Request) -> Callable[[str], Updates]:
             return lambda name: self._act(
-                follower, name, lambda run: run_folder.request(run.folder, wish)
+                poller, name, lambda run: run_folder.request(run.folder, request)
             )
 
         def choose(name: str) -> Updates:
-            return self._act(follower, name, lambda run: None)
+            return self._act(poller, name, lambda run: None)
 
         def answer(event: Callable[..., Any], act: Callable[[str], Updates]) -> None:
             self.notice.answer(event, act, [self.shown], self.views)
@@ -72,69 +73,79 @@ class TrainingPanel:
             (self.save, "save"),
             (self.sample, "sample"),
         )
-        for button, wish in asks:
-            answer(button.click, ask(wish))
-        self._wire_resume(studio, follower)
-        answer(self.stop.click, follower.stop)
+        for button, request in asks:
+            answer(button.click, ask(request))
+        self._wire_resume(app_state, poller)
+        answer(self.stop.click, poller.stop)
         self.notice.answer(self.history.input, choose, [self.history], self.views)
-        self.finish.wire(self.shown)
-        self.timer.tick(follower.tick, [self.shown, self.seen], self.views, **QUICK)
+        self.checkpoint_picker.wire(self.shown)
+        self.timer.tick(poller.tick, [self.shown, self.seen], self.views, **QUICK)
 
-    def _wire_resume(self, studio: AppState, follower: JobPoller) -> None:
-        """Resume as it was, with its pictures in another place, or with more steps."""
+    def _wire_resume(self, app_state: AppState, poller: JobPoller) -> None:
+        """Connect the buttons that resume: unchanged, with another folder of pictures, or with more
+        steps."""
         options = self.options
 
         def resume(sent: Mapping[Component, Any]) -> Updates:
             def act(run: Run) -> None:
-                studio.resume(run, options.moved(studio, sent))
+                app_state.resume(run, options.changed_data(app_state, sent))
 
-            return self._act(follower, sent[self.shown], act)
+            return self._act(poller, sent[self.shown], act)
 
         def take_more(sent: Mapping[Component, Any]) -> Updates:
             def act(run: Run) -> None:
-                changes = {**options.longer(run, sent), **options.moved(studio, sent)}
-                studio.resume(run, changes)
+                changes = {
+                    **options.changed_steps(run, sent),
+                    **options.changed_data(app_state, sent),
+                }
+                app_state.resume(run, changes)
 
-            return self._act(follower, sent[self.shown], act)
+            return self._act(poller, sent[self.shown], act)
 
         asked = {self.shown, options.pictures, options.steps}
         self.notice.answer(self.resume.click, resume, asked, self.views)
         self.notice.answer(options.more.click, take_more, asked, self.views)
 
-    def _act(self, follower: JobPoller, name: str, act: Callable[[Run], None]) -> Updates:
-        run = follower.find(name)
+    def _act(self, poller: JobPoller, name: str, act: Callable[[Run], None]) -> Updates:
+        run = poller.find(name)
         if run is None:
             raise RunError("there is no training {name!r} any more", name=name)
         act(run)
-        return follower.view(follower.find(name))
+        return poller.view(poller.find(name))
 
-    def show(self, studio: AppState, run: Run | None) -> Updates:
-        """Updates that bring a training onto the screen; None: there has been none."""
+    def show(self, app_state: AppState, run: Run | None) -> Updates:
+        """Updates that show a training; None: there has been none."""
         if run is None:
             off = {self.card: EMPTY, self.timer: gr.Timer(active=False)}
-            return {**off, **self.options.show(studio, None), **self.finish.show(None)}
+            return {
+                **off,
+                **self.options.show(app_state, None),
+                **self.checkpoint_picker.show(None),
+            }
         state = run.state
-        names = [(markup.run_label(one), one.name) for one in studio.trainings()]
+        names = [(markup.run_label(training), training.name) for training in app_state.trainings()]
         return {
             **self._buttons(run),
             self.card: markup.run_card(run, run.name),
             self.curve: markup.loss_curve(state.losses, state.validations),
-            self.samples: markup.gallery(state.samples, studio.media, small=True, by_step=True),
+            self.samples: markup.gallery(state.samples, app_state.media, small=True, by_step=True),
             self.checkpoints: _checkpoints(run),
             self.history: gr.Dropdown(names, value=run.name, visible=len(names) > 1),
-            **self.options.show(studio, run),
-            **self.finish.show(run),
+            **self.options.show(app_state, run),
+            **self.checkpoint_picker.show(run),
             self.shown: run.name,
             self.seen: run.version,
             self.timer: gr.Timer(active=run.live),
         }
 
     def _buttons(self, run: Run) -> Updates:
-        """What can be asked of a training as it stands, and no more than that."""
+        """Updates that show only the buttons that apply to the training's status."""
         state, works = run.state, run.state.status == "running" and not run.stopping
-        stop = _STOP[state.status in ("queued", "loading"), run.stopping]
+        stop = _STOP_LABELS[state.status in ("queued", "loading"), run.stopping]
         again = "Resume" if state.checkpoint is not None else "Start again"
-        pausing, saving, sampling = (wish in run.asked for wish in ("pause", "save", "sample"))
+        pausing, saving, sampling = (
+            request in run.asked for request in ("pause", "save", "sample")
+        )
         return {
             self.use: gr.Button(visible=not run.live and bool(state.result)),
             self.resume: gr.Button(again, visible=state.ended and state.status != "done"),
@@ -151,11 +162,11 @@ class TrainingPanel:
         }
 
 
-# By whether there is nothing yet that could be kept, and whether it was asked to stop before
-_STOP = {
+# (nothing to save yet, stop was requested before) -> label of the stop button
+_STOP_LABELS = {
     (True, False): "Cancel",
     (True, True): "Cancel at once",
-    (False, False): "Stop and keep",
+    (False, False): "Stop and save",
     (False, True): "Stop now, without the last steps",
 }
 

@@ -1,4 +1,5 @@
-"""What the browser sends: files alone, into one private folder, bounded in sum, for some hours."""
+"""Uploads of the browser: files only, in one private folder, with a limit on their total size,
+deleted after some hours."""
 
 from __future__ import annotations
 
@@ -17,29 +18,29 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from webui.calls import failed_disk
+from webui.calls import disk_error
 
 PATH = "/gradio_api/upload"
 MIB = 1024 * 1024
-MAX_UPLOAD_MIB = 512  # of one request
-MAX_WAITING_MIB = 4096  # of all that nobody has used yet
-FREE_MIB = 256  # what uploads leave free on the disk
+MAX_UPLOAD_MIB = 512  # per request
+MAX_WAITING_MIB = 4096  # total of the uploads not used yet
+FREE_MIB = 256  # disk space that uploads leave free
 UNUSED_S = 2 * 3600.0
 SWEEP_EVERY_S = 600.0
 
 
 class UploadParser(route_utils.GradioMultiPartParser):
-    """Gradio's parser, which keeps a field without a file in memory, however long it is, and
-    leaves behind what was sent of an upload that was cut off."""
+    """Gradio's multipart parser, which keeps a field without a file in memory at any length, and
+    leaves the files of an interrupted upload behind; this one does neither."""
 
     def on_headers_finished(self) -> None:
-        """Refuse a field that is no file."""
+        """Refuse a field that is not a file."""
         super().on_headers_finished()
         if self._current_part.file is None:
             raise route_utils.MultiPartException("only files are taken here, each with its name")
 
     async def parse(self) -> FormData:
-        """The form; nothing stays on the disk of one that does not come to its end."""
+        """The form; the files of an interrupted upload are deleted."""
         begun = self._files_to_close_on_error
         try:
             form = await super().parse()
@@ -55,23 +56,23 @@ route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]
 
 
 def empty_uploads(folder: Path) -> None:
-    """A private folder for what the browser sends, without what an earlier page left in it."""
+    """Make the private folder for uploads, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
 
 
 def sweep_uploads(folder: Path, unused_s: float = UNUSED_S) -> None:
-    """Take away what nobody has used for so long, and folders that are empty."""
+    """Delete uploads that were not used for `unused_s` seconds, and empty folders."""
     before = time.time() - unused_s
-    for path in sorted(folder.rglob("*"), reverse=True):  # what lies in a folder before it
-        with suppress(OSError):  # used or taken away in this moment
+    for path in sorted(folder.rglob("*"), reverse=True):  # contents of a folder before the folder
+        with suppress(OSError):  # used or deleted meanwhile
             if path.lstat().st_mtime < before:
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sweep_for_ever(folder: Path) -> None:
-    """Sweep now and then, in a thread that ends with the page."""
+    """Sweep at intervals, in a thread that ends with the page."""
 
     def sweeping() -> None:
         while True:
@@ -82,7 +83,7 @@ def sweep_for_ever(folder: Path) -> None:
 
 
 def discard(paths: Iterable[Path], folder: Path) -> None:
-    """Take away uploads that have been used."""
+    """Delete uploads that have been used."""
     for path in paths:
         if path.is_relative_to(folder):
             with suppress(OSError):
@@ -91,7 +92,7 @@ def discard(paths: Iterable[Path], folder: Path) -> None:
 
 
 def waiting_bytes(folder: Path) -> int:
-    """The size of all uploads together."""
+    """Total size of all uploads in bytes."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -100,15 +101,15 @@ def waiting_bytes(folder: Path) -> int:
 
 
 class UploadCheck:
-    """ASGI middleware before Gradio's upload: it takes what there is room for, and says what it
-    does not take."""
+    """ASGI middleware before Gradio's upload route: it refuses uploads that exceed the limits or
+    the disk space."""
 
     def __init__(self, app: ASGIApp, folder: Path) -> None:
         self.app, self.folder = app, folder
-        self._expected = 0  # bytes of the uploads on their way
+        self._expected = 0  # bytes of the uploads in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take an upload; everything else passes."""
+        """Check an upload; pass every other request on."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self.app(scope, receive, send)
             return
@@ -124,31 +125,36 @@ class UploadCheck:
         except ClientDisconnect:
             pass
         except OSError as error:
-            await PlainTextResponse(failed_disk(error), 507)(scope, receive, send)
+            await PlainTextResponse(disk_error(error), 507)(scope, receive, send)
         finally:
             self._expected -= length
 
     def _refusal(self, expected: int) -> tuple[str, int] | None:
-        """Why `expected` more bytes are not taken, and the status to answer with."""
+        """Reason for refusing `expected` more bytes, and the status of the response; None: they are
+        accepted."""
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)  # without those that it lies in
+            self.folder.mkdir(mode=0o700, exist_ok=True)  # without its parents
             free = shutil.disk_usage(self.folder).free
         except OSError:
-            return "the workspace is not where it was; start sdlora again", 507
+            return "the workspace folder is gone; start sdlora again", 507
         if free < expected + FREE_MIB * MIB:
-            return f"the disk has {free // MIB} MiB left; make room, then choose them anew", 507
+            return (
+                f"the disk has {free // MIB} MiB left; free some, then choose the files again",
+                507,
+            )
         sweep_uploads(self.folder)
         if expected + waiting_bytes(self.folder) <= MAX_WAITING_MIB * MIB:
             return None
         return (
-            f"{MAX_WAITING_MIB} MiB of files wait here already; add those to a set first, or wait: "
-            f"what is not used goes after {UNUSED_S / 3600:g} hours",
+            f"there are {MAX_WAITING_MIB} MiB of unused uploads already; add those to a set first, "
+            f"or wait: unused uploads are deleted after {UNUSED_S / 3600:g} hours",
             413,
         )
 
 
 class _HeldBack:
-    """Holds a server's error back until it is known whether there are words for it."""
+    """Sender that holds a response with status 500 until `release`, so that a better answer may
+    replace it."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -1,4 +1,4 @@
-"""What every tab builds with: events that answer at once, and HTML that does nothing by itself."""
+"""Building blocks of every tab: options of events that answer at once, and HTML without scripts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-# Work goes into our own queue, so handlers answer at once and need none of Gradio's; none of them
-# is part of an API.
+# Long work goes into our own queue, so handlers answer at once without Gradio's queue; none of
+# them is part of Gradio's API.
 QUICK: dict[str, Any] = {
     "queue": False,
     "show_progress": "hidden",
@@ -16,5 +16,5 @@ QUICK: dict[str, Any] = {
 
 
 def html(value: str = "", **look: Any) -> gr.HTML:
-    """A place for what `webui.markup` makes."""
+    """HTML component for the fragments of `webui.markup`."""
     return gr.HTML(value, js_on_load=None, apply_default_css=False, padding=False, **look)

@@ -37,13 +37,15 @@ class CaptionSettings(Settings):
 
     data: str = Field(min_length=1, description="Folder of pictures, or the name of a set")
     find: str = Field("", description="Text to find in captions")
-    replace: str = Field("", description="What stands in its place")
-    regex: bool = Field(False, description="The text to find is a regular expression")
+    replace: str = Field("", description="Replacement for the text found")
+    regex: bool = Field(False, description="Treat the text to find as a regular expression")
     prefix: str = Field("", description="Text to put before captions that do not begin with it")
     suffix: str = Field("", description="Text to put after captions that do not end with it")
-    remove_tag: tuple[str, ...] = Field((), description="Tags to take out of captions")
-    write: bool = Field(False, description="Write the changes; undo takes them back")
-    undo: bool = Field(False, description="Take the last written change back")
+    remove_tag: tuple[str, ...] = Field(
+        (), title="Tags to remove", description="Tags to remove from captions"
+    )
+    write: bool = Field(False, description="Write the changes; --undo restores the old captions")
+    undo: bool = Field(False, description="Undo the last written change")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Table of sd-scripts' keys: our setting, the reader of its value, and the default."""
+"""sd-scripts' keys as a table: our setting, how a value is read, and what leaving it out means."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ ALWAYS: dict[str, tuple[str, ...]] = {
 # Keys whose effect is not here, and what is done instead
 INSTEAD: dict[str, str] = {
     "vae": "the model's own VAE is used",
-    "network_weights": "the LoRA starts untrained",
+    "network_weights": "the LoRA begins from nothing",
     "dim_from_weights": "the rank is network_dim's",
     "base_weights": "the base model is used as it is",
     "base_weights_multiplier": "the base model is used as it is",
@@ -161,8 +161,8 @@ INSTEAD: dict[str, str] = {
     "caption_dropout_every_n_epochs": "captions are left out by caption_dropout_rate alone",
     "token_warmup_min": "all tags are read from the first step",
     "token_warmup_step": "all tags are read from the first step",
-    "face_crop_aug_range": "faces are not detected",
-    "weighted_captions": "captions are trained on as they are",
+    "face_crop_aug_range": "faces are not looked for",
+    "weighted_captions": "captions are learnt as they stand",
     "lr_scheduler_type": "lr_scheduler is used",
     "lr_scheduler_args": "the scheduler runs without further arguments",
     "lr_scheduler_timescale": "the scheduler runs without it",
@@ -175,8 +175,8 @@ INSTEAD: dict[str, str] = {
     "scale_v_pred_loss_like_noise_pred": "min_snr_gamma weighs the loss",
     "v_pred_like_loss": "it is not added",
     "huber_scale": "it is 1",
-    "full_fp16": "trained weights are float32, beside a base in mixed_precision",
-    "full_bf16": "trained weights are float32, beside a base in mixed_precision",
+    "full_fp16": "weights that learn are float32, beside a base in mixed_precision",
+    "full_bf16": "weights that learn are float32, beside a base in mixed_precision",
     "fp8_base": "the base model is kept in mixed_precision",
     "fp8_base_unet": "the base model is kept in mixed_precision",
     "cpu_offload_checkpointing": "offload keeps activations in main memory",
@@ -184,12 +184,12 @@ INSTEAD: dict[str, str] = {
     "save_n_epoch_ratio": "checkpoints are kept as save_every says",
     "sample_at_first": "samples begin with the first that is due",
     "sample_sampler": "samples use the program's own sampler",
-    "validation_seed": "the validation split depends on the pictures' content",
+    "validation_seed": "the validation split follows from the pictures' content",
     "max_validation_steps": "all validation pictures are measured",
     "in_json": "captions are read from files beside the pictures, and from tables in their folder",
     "dataset_repeats": "folders named 10_NAME and 3*FOLDER repeat pictures",
-    "debug_dataset": "the command `dataset check` lists everything that is trained on",
+    "debug_dataset": "the command `dataset check` shows all that is learnt",
     "disable_mmap_load_safetensors": "files are mapped into memory",
-    "train_inpainting": "the whole picture is trained on",
+    "train_inpainting": "pictures are learnt whole",
     "weighting_scheme": "it is for other models than those of sd-scripts' train_network.py",
 }

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdlora.errors import SettingsError, did_you_mean
-from sdlora.messages import Message, Setting, as_message
+from sdlora.messages import Message, Setting, add_label, as_message
 from sdlora.text_files import json_value
 
 MAX_TEXT = 100_000  # letters of any text, prompts too
@@ -65,6 +65,14 @@ class Settings(BaseModel):
     )
     # Title -> the fields that forms and --help show under it; those in no group come under MORE
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Register the labels (`title`) of the fields, for the page's forms and messages."""
+        super().__pydantic_init_subclass__(**options)
+        for name, field in cls.model_fields.items():
+            if field.title:
+                add_label(name, field.title)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:

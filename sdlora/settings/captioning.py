@@ -1,4 +1,4 @@
-"""Settings of captioning by a model; no torch."""
+"""What can be asked of a model that describes pictures; no torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,27 @@ class DescribeSettings(Settings):
 
     data: str = Field(min_length=1, description="Folder of pictures, or the name of a set")
     by: Literal["blip", "florence2", "qwen_vl", "wd14"] = Field(
-        "blip", description="Kind of model: sentences by the first three, tags by wd14"
+        "blip",
+        title="Captioning model",
+        description="Kind of captioning model: blip, florence2 and qwen_vl write sentences, "
+        "wd14 writes tags",
     )
-    model: str = Field("", description="Folder or hub id of the model; empty: the usual one")
-    every: bool = Field(False, description="Describe pictures that have a caption as well")
+    model: str = Field(
+        "", description="Folder or Hugging Face id of the model; empty: the default one"
+    )
+    every: bool = Field(False, description="Caption pictures that already have a caption as well")
     prefix: str = Field("", description="Text before every caption, such as the trigger word")
     question: str = Field(
         "Describe this picture in one sentence. Name what is to be seen, not its style.",
-        description="Question to a model that takes one",
+        description="Question for a model that takes one (qwen_vl)",
     )
-    threshold: float = Field(0.35, gt=0, lt=1, description="Lowest confidence of a tag")
-    most_tokens: int = Field(75, ge=1, le=500, description="Longest caption, in tokens")
-    batch_size: int = Field(4, ge=1, le=64, description="Pictures per batch")
-    write: bool = Field(False, description="Write the captions; dataset captions --undo undoes it")
+    threshold: float = Field(
+        0.35, gt=0, lt=1, title="Tag threshold", description="Lowest confidence of a tag (wd14)"
+    )
+    most_tokens: int = Field(
+        75, ge=1, le=500, title="Max tokens", description="Maximum length of a caption in tokens"
+    )
+    batch_size: int = Field(4, ge=1, le=64, description="Pictures captioned at once")
+    write: bool = Field(
+        False, description="Write the captions; dataset captions --undo restores the old ones"
+    )

@@ -13,16 +13,18 @@ class GridSettings(Settings):
 
     run: str = Field(min_length=1, description="Name of the training")
     prompts: tuple[str, ...] = Field(
-        (), max_length=8, description="What to show; empty: the prompts that were sampled"
+        (),
+        max_length=8,
+        description="Prompts of the images; empty: the sample prompts of the training",
     )
     checkpoints: tuple[int, ...] = Field(
-        (), max_length=100, description="Steps of the LoRAs to show; empty: all that there are"
+        (), max_length=100, description="Steps of the checkpoints to compare; empty: all"
     )
     strengths: tuple[float, ...] = Field(
-        (0.5, 0.75, 1.0), min_length=1, max_length=12, description="Weights of the LoRA"
+        (0.5, 0.75, 1.0), min_length=1, max_length=12, description="Weights of the LoRA to compare"
     )
-    seed: int = Field(7, ge=0, lt=SEEDS, description="Start of the noise, the same everywhere")
-    steps: int = Field(20, ge=1, le=500, description="Denoising steps")
+    seed: int = Field(7, ge=0, lt=SEEDS, description="Random seed, the same for every image")
+    steps: int = Field(20, ge=1, le=500, description="Sampling steps")
 
     @field_validator("run")
     @classmethod

@@ -1,4 +1,4 @@
-"""Settings of an image request, from the prompt to the file format."""
+"""Request for images: its settings, from the prompt to the kind of file."""
 
 from __future__ import annotations
 
@@ -18,60 +18,81 @@ class ImageRequest(Settings):
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
-    prompt: str = Field("", description="What to show; LoRA tags included")
-    negative_prompt: str = Field("", description="Negative prompt: what not to show")
-    model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
-    steps: int = Field(20, ge=1, le=500, description="Denoising steps")
-    guidance: float = Field(
-        5.0, ge=0, le=50, description="Guidance scale: how closely to follow the prompt"
+    prompt: str = Field("", description="Prompt, with LoRA tags such as <lora:name:0.8>")
+    negative_prompt: str = Field("", description="Negative prompt: what the image should not show")
+    model: str = Field(
+        "starter", description="Base model: starter, a name in models/, or a Hugging Face id"
     )
-    seed: int = Field(-1, ge=-1, lt=SEEDS, description="Seed of the noise; -1: a random one")
-    count: int = Field(1, ge=1, le=64, description="Images; image i uses seed + i")
+    steps: int = Field(20, ge=1, le=500, description="Sampling steps")
+    guidance: float = Field(
+        5.0,
+        ge=0,
+        le=50,
+        description="Classifier-free guidance (CFG) scale: how closely to follow the prompt",
+    )
+    seed: int = Field(-1, ge=-1, lt=SEEDS, description="Random seed; -1: a new one each time")
+    count: int = Field(1, ge=1, le=64, description="Number of images; image i uses seed + i")
     width: int | None = Field(
-        None,
-        ge=64,
-        le=4096,
-        multiple_of=8,
-        description="Pixels; empty: what the model was made for",
+        None, ge=64, le=4096, multiple_of=8, description="Width in pixels; empty: the model's own"
     )
     height: int | None = Field(
-        None,
-        ge=64,
-        le=4096,
-        multiple_of=8,
-        description="Pixels; empty: what the model was made for",
+        None, ge=64, le=4096, multiple_of=8, description="Height in pixels; empty: the model's own"
     )
     sampler: Literal[
         "ddim", "euler", "euler_a", "dpm++_2m", "dpm++_2m_karras", "unipc", "dpm++_2m_sde"
-    ] = Field("dpm++_2m", description="Sampler: the method of denoising")
+    ] = Field("dpm++_2m", description="Sampling method")
     zero_terminal_snr: bool = Field(
         False,
-        description="Zero terminal SNR: begin from pure noise, for models and LoRAs trained so",
+        title="Zero terminal SNR",
+        description="Rescale the noise schedule to zero terminal SNR, for models and LoRAs "
+        "trained with it",
     )
-    batch_size: int = Field(4, ge=1, le=64, description="Images per batch")
+    batch_size: int = Field(4, ge=1, le=64, description="Images generated at once")
     styles: tuple[str, ...] = Field(
-        (), max_length=16, description="Names of styles in styles.csv, put around both prompts"
+        (),
+        max_length=16,
+        description="Names of styles in styles.csv, added to the prompt and the negative prompt",
     )
     emphasis: Literal["original", "no_norm"] = Field(
-        "original", description="How (words:1.2) are weighed: with the mean restored, or without"
+        "original",
+        description="Weighting of (words:1.2): original restores the mean of the embedding, "
+        "no_norm does not",
     )
     clip_skip: int = Field(
-        1, ge=1, le=12, description="Layer of the text encoder to read, counted from the last"
+        1,
+        ge=1,
+        le=12,
+        title="CLIP skip",
+        description="CLIP skip: text encoder layer to use, counted from the last",
     )
     hires_scale: float = Field(
-        1, ge=1, le=4, description="Hires fix: a second pass at so many times the size; 1: none"
+        1,
+        ge=1,
+        le=4,
+        title="Hires fix scale",
+        description="Hires fix: upscale by this factor and refine in a second pass; 1: off",
     )
     hires_steps: int = Field(
-        0, ge=0, le=500, description="Steps of the second pass; 0: as many as the first's"
+        0,
+        ge=0,
+        le=500,
+        title="Hires fix steps",
+        description="Hires fix: sampling steps of the second pass; 0: as many as the first",
     )
     hires_strength: float = Field(
-        0.6, gt=0, le=1, description="Denoising strength of the second pass"
+        0.6,
+        gt=0,
+        le=1,
+        title="Hires fix denoising strength",
+        description="Hires fix: denoising strength of the second pass",
     )
     hires_upscaler: Literal["latent", "lanczos"] = Field(
-        "latent", description="Upscale the latents, or the picture (lanczos)"
+        "latent",
+        title="Hires fix upscaler",
+        description="Hires fix: upscale the latents, or the decoded image with lanczos",
     )
     image_format: Literal["png", "jpeg", "webp"] = Field(
-        "png", description="File format; a JPEG or WebP holds less metadata"
+        "png", description="File format; JPEG and WebP hold less metadata"
     )
 
     @field_validator("count")

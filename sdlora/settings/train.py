@@ -1,8 +1,8 @@
-"""Settings of a training, each written once: its default, its bounds and its description.
+"""Settings of a training, each written once: its default, its bounds and its sentence.
 
-Validation, command-line flags, the page's form and the docs are all made from these fields. An
-unknown name is an error with a suggestion. Defaults of a goal and a model family are in
-`preset_values/`; a value that the user set is never overridden.
+Checks, command-line flags, the page's form and the docs are all read from these fields. An unknown
+name is an error with a suggestion. What a goal and a model family want different from the defaults
+stands in `preset_values/`; what the user set is never overridden.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
     GROUPS = {
-        "What to learn": ("data", "name", "model", "goal", "effort", "trigger_word"),
+        "Basics": ("data", "name", "model", "goal", "effort", "trigger_word"),
         "Steps": ("steps", "epochs", "batch_size", "gradient_accumulation", "seed"),
-        "Learning": (
+        "Optimizer": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
             *("lora_plus_ratio", "optimizer", "schedule", "schedule_cycles", "schedule_power"),
             *("warmup_steps", "weight_decay", "max_grad_norm", "ema_decay"),
@@ -41,7 +41,7 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
             *("train_unet", "train_text_encoder", "group_rank", "group_alpha", "group_dropout"),
             *("lokr_factor", "dora_axis", "max_norm"),
         ),
-        "Objective": (
+        "Loss and noise": (
             *("loss", "loss_weighting", "min_snr_gamma", "huber_threshold", "huber_schedule"),
             *("noise_offset", "multires_noise", "multires_discount", "input_perturbation"),
             *("zero_terminal_snr", "min_timestep", "max_timestep", "timestep_density"),
@@ -65,186 +65,299 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
         ),
         "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
-    data: str = Field(
-        min_length=1, description="Folder or zip of pictures with captions to learn from"
-    )
+    data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
-    model: str = Field("starter", description="Base model: starter, a name in models/, or a hub id")
-    goal: Goal = Field("style", description="What the pictures have in common")
+    model: str = Field(
+        "starter", description="Base model: starter, a name in models/, or a Hugging Face id"
+    )
+    goal: Goal = Field(
+        "style",
+        description="Subject of the pictures: style, character or object; selects the preset",
+    )
     effort: Effort = Field(
         "balanced",
-        description="Length of the training: fast for a first look, quality for the best result",
+        description="Length of the preset: fast for a first look, quality for the best result",
     )
     trigger_word: str = Field(
-        "", description="Trigger word of the LoRA in prompts; empty: what all captions begin with"
+        "",
+        description="Trigger word: words that activate the LoRA in a prompt; empty: the words "
+        "that all captions begin with",
     )
-    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps to take")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Optimizer steps")
     epochs: int | None = Field(
-        None, ge=1, le=100_000, description="Times through all pictures and their repeats, in place"
-        " of steps; empty: as many as the steps make",
-    )  # fmt: skip
+        None,
+        ge=1,
+        le=100_000,
+        description="Epochs: passes through all pictures and their repeats, in place of steps; "
+        "empty: train for the given steps",
+    )
     batch_size: int = Field(2, ge=1, le=256, description="Pictures per step")
     gradient_accumulation: int = Field(
-        1, ge=1, le=256, description="Batches added up per optimizer step"
+        1, ge=1, le=256, description="Batches whose gradients are added up for one optimizer step"
     )
     resolution: int | None = Field(
-        None, ge=64, le=4096, description="Pixels a side; empty: what the model was made for"
+        None,
+        ge=64,
+        le=4096,
+        description="Training resolution in pixels per side; empty: the model's own",
     )
     more_data: tuple[str, ...] = Field(
         (),
         max_length=32,
-        description="Further folders or zips; 3*FOLDER counts thrice",
+        title="More pictures",
+        description="Additional folders or zips; 3*FOLDER repeats one three times",
     )
     regularisation: tuple[str, ...] = Field(
         (),
         max_length=32,
-        description="Folders of other pictures of the same kind, to keep the model as it was",
+        title="Regularisation pictures",
+        description="Folders of regularisation pictures: the same class without the subject, so "
+        "that the model keeps it",
     )
     regularisation_weight: float = Field(
         1.0, ge=0, le=10, description="Weight of the loss on regularisation pictures"
     )
     masks: str = Field(
-        "", description="Folder of masks, named as their pictures; empty: NAME-masklabel.png"
+        "",
+        description="Folder of loss masks with the names of their pictures; empty: "
+        "NAME-masklabel.png beside each",
     )
     unmasked_weight: float = Field(
-        0.0, ge=0, le=1, description="Weight of the loss where a mask is black"
+        0.0, ge=0, le=1, description="Weight of the loss where the mask is black"
     )
     transparency: Transparency = Field(
-        "white", description="See-through parts: on white, on black, or a mask that hides them"
+        "white", description="Transparent areas: filled white, filled black, or used as a loss mask"
     )
     missing_captions: MissingCaptions = Field(
         "folder",
-        description="Pictures without a caption: the words of a folder such as 10_zibo, the "
-        "trigger word alone, the file's name, leave them out, or refuse to train",
+        description="Pictures without a caption: use the words of a folder name such as "
+        "10_zibo, the trigger word alone, or the file name; leave them out; or "
+        "refuse to train",
     )
     caption_lines: CaptionLines = Field(
-        "joined", description="Captions of several lines: joined, the first, or one drawn per step"
+        "joined",
+        title="Multi-line captions",
+        description="Captions of several lines: joined, the first line, or a random line per step",
     )
     caption_prefix: str = Field("", description="Text before every caption")
     caption_suffix: str = Field("", description="Text after every caption")
     clip_skip: int = Field(
-        1, ge=1, le=12, description="Layer of the text encoder that captions are read from, counted"
-        " from the last; 2 for models that were made so",
-    )  # fmt: skip
+        1,
+        ge=1,
+        le=12,
+        title="CLIP skip",
+        description="CLIP skip: text encoder layer to use, counted from the last; 2 for models "
+        "trained so",
+    )
     caption_dropout: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Share of captions replaced by an empty one, for classifier-free guidance",
+        description="Share of captions replaced by an empty one, so that classifier-free "
+        "guidance keeps working",
     )
     shuffle_tags: bool = Field(
-        False, description="Shuffle what stands between commas in captions, anew in every step"
+        False, description="Shuffle the comma-separated tags of a caption at every step"
     )
     keep_tags: int = Field(
-        1, ge=0, le=100, description="First tags that are neither shuffled nor left out"
+        1, ge=0, le=100, description="Number of leading tags that are neither shuffled nor dropped"
     )
-    tag_dropout: float = Field(0.0, ge=0, le=1, description="Share of the other tags left out")
+    tag_dropout: float = Field(
+        0.0, ge=0, le=1, description="Probability that each other tag is dropped"
+    )
     caption_wildcards: bool = Field(
         False,
-        description="Draw one of {a|b} and, for __name__, a line of wildcards/name.txt in "
-        "captions, anew in every step",
+        description="Wildcards in captions: a random choice of {a|b}, and for __name__ a random "
+        "line of wildcards/name.txt, at every step",
     )
     caption_variants: int = Field(
         8,
         ge=0,
         le=1000,
-        description="Augmented texts cached per caption; 0: a new one in every step",
+        title="Cached variants per caption",
+        description="Cached variants per caption that changes between steps; 0: a new one at "
+        "every step, uncached",
     )
-    upscale: bool = Field(False, description="Scale small pictures up to the whole resolution")
-    flip: bool = Field(False, description="Mirror half of the pictures, left to right")
+    upscale: bool = Field(
+        False,
+        title="Upscale small pictures",
+        description="Upscale pictures that are smaller than the resolution",
+    )
+    flip: bool = Field(
+        False,
+        title="Random flip",
+        description="Mirror pictures horizontally at random, half of the time",
+    )
     crop_jitter: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Random crop: how far it may move off the middle; 1: to the edges",
+        title="Random crop",
+        description="Random crop offset from the centre; 1: up to the edges",
     )
     colour_jitter: float = Field(
-        0.0, ge=0, le=1, description="How far brightness, contrast and colour may change"
+        0.0,
+        ge=0,
+        le=1,
+        title="Colour jitter",
+        description="Strength of random changes of brightness, contrast and saturation",
     )
     picture_variants: int = Field(
-        4, ge=1, le=64, description="Augmented crops and colours cached per picture"
+        4,
+        ge=1,
+        le=64,
+        title="Cached variants per picture",
+        description="Cached variants per picture with random crops and colours",
     )
     cache_gib: float = Field(
-        20.0, ge=0, le=10_000, description="Disk space for encoded pictures and captions; 0: none"
+        20.0,
+        ge=0,
+        le=10_000,
+        title="Cache size (GiB)",
+        description="Disk space in GiB for cached latents and prompt embeddings; 0: no cache",
     )
     optimizer: str = Field("adamw", description="Optimizer, such as adamw, lion or prodigy")
     schedule: Schedule = Field(
-        "cosine", description="Learning-rate scheduler: the change of the rate over the steps"
+        "cosine",
+        title="Learning rate scheduler",
+        description="Learning rate scheduler: course of the learning rate over the steps",
     )
     schedule_cycles: int = Field(
-        3, ge=1, le=1000, description="Times that cosine_restarts begins at the peak"
+        3, ge=1, le=1000, title="Scheduler cycles", description="Cycles of cosine_restarts"
     )
-    schedule_power: float = Field(2.0, gt=0, le=10, description="Power of the schedule polynomial")
+    schedule_power: float = Field(
+        2.0, gt=0, le=10, title="Scheduler power", description="Power of the polynomial scheduler"
+    )
     warmup_steps: float = Field(
-        20, ge=0, le=10_000, description="Steps over which the rate rises; below 1, a share of all"
+        20,
+        ge=0,
+        le=10_000,
+        description="Warmup steps of the learning rate; below 1, a share of all steps",
     )
-    weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay of the adapter")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Weight decay of the optimizer")
     max_grad_norm: float = Field(
-        1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0: never"
+        1.0,
+        ge=0,
+        le=1000,
+        title="Max gradient norm",
+        description="Clip gradients to this norm; 0: no clipping",
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="EMA of the adapter's weights, such as 0.99; 0: none"
+        0.0,
+        ge=0,
+        lt=1,
+        title="EMA decay",
+        description="Decay of the exponential moving average of the weights, such as 0.99; 0: none",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Same seed, same LoRA")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Random seed; the same seed gives the same LoRA"
+    )
     sample_every: int | None = Field(
-        None, ge=0, le=100_000, description="Steps between samples, the last step included; 0: "
-        "none; empty: about four times in a run",
-    )  # fmt: skip
+        None,
+        ge=0,
+        le=100_000,
+        title="Sample every N steps",
+        description="Steps between sample images, the last step included; 0: none; empty: about "
+        "four times in a run",
+    )
     sample_every_epochs: int | None = Field(
-        None, ge=1, le=100_000, description="Epochs between samples, in place of steps"
+        None,
+        ge=1,
+        le=100_000,
+        title="Sample every N epochs",
+        description="Epochs between sample images, in place of steps",
     )
     sample_prompts: tuple[str, ...] = Field(
-        (), max_length=16, description="Prompts to sample with; empty: from the captions"
+        (),
+        max_length=16,
+        description="Prompts of the sample images; empty: taken from the captions",
     )
     save_every: int | None = Field(
-        None, ge=0, le=100_000, description="Steps between checkpoints, the last step included; 0: "
-        "only when it ends early; empty: about eight times in a run, every 100 steps at least",
-    )  # fmt: skip
+        None,
+        ge=0,
+        le=100_000,
+        title="Save every N steps",
+        description="Steps between checkpoints, the last step included; 0: only when the run "
+        "ends early; empty: about eight times in a run, at least every 100 steps",
+    )
     save_every_epochs: int | None = Field(
-        None, ge=1, le=100_000, description="Epochs between checkpoints, in place of steps"
+        None,
+        ge=1,
+        le=100_000,
+        title="Save every N epochs",
+        description="Epochs between checkpoints, in place of steps",
     )
     keep_checkpoints: int = Field(
-        3, ge=1, le=1000, description="Newest checkpoints to keep, beside the best"
+        3,
+        ge=1,
+        le=1000,
+        title="Checkpoints to keep",
+        description="Number of newest checkpoints to keep, in addition to the best",
     )
     validate_every: int | None = Field(
-        None, ge=0, le=100_000, description="Steps between validations, the last step included; 0: "
-        "none; empty: about eight times in a run",
-    )  # fmt: skip
+        None,
+        ge=0,
+        le=100_000,
+        title="Validate every N steps",
+        description="Steps between validations, the last step included; 0: none; empty: about "
+        "eight times in a run",
+    )
     validate_every_epochs: int | None = Field(
-        None, ge=1, le=100_000, description="Epochs between validations, in place of steps"
+        None,
+        ge=1,
+        le=100_000,
+        title="Validate every N epochs",
+        description="Epochs between validations, in place of steps",
     )
     validation_share: float = Field(
-        0.0, ge=0, le=0.5, description="Validation split: share of the pictures that are held out"
+        0.0,
+        ge=0,
+        le=0.5,
+        title="Validation split",
+        description="Validation split: share of the pictures kept out of training to measure "
+        "the validation loss",
     )
     validation_data: str = Field(
-        "", description="Folder of further pictures to validate with, in place of a share"
+        "",
+        title="Validation pictures",
+        description="Folder of separate pictures for the validation loss, in place of a "
+        "validation split",
     )
     patience: int = Field(
         0,
         ge=0,
         le=1000,
-        description="Early stopping: validations without a new best loss to end after; 0: never",
+        title="Early stopping patience",
+        description="Early stopping: end the run after so many validations without a new best; "
+        "0: off",
     )
     measure_drift: bool = Field(
         True,
-        description="Measure with every validation how far pictures of other things move from "
-        "what the base model makes of them",
+        description="With every validation, measure drift: the change of images with unrelated "
+        "prompts against the base model",
     )
     drift_prompts: tuple[str, ...] = Field(
         (),
         max_length=16,
-        description="Prompts of such other things; empty: three everyday ones, where pictures are "
-        "held out",
+        description="Unrelated prompts for measuring drift; empty: three everyday ones, where "
+        "there is a validation split",
     )
-    precision: Precision = Field("auto", description="Number format; auto fits the device")
+    precision: Precision = Field(
+        "auto", description="Number format; auto: the best that the device supports"
+    )
     gradient_checkpointing: bool = Field(
-        False, description="Trade a fifth of the speed for much less memory"
+        False, description="Use much less memory for about a fifth of the speed"
     )
     compile_blocks: bool = Field(
-        False, description="Compile the UNet's blocks: a slow start, then faster steps on a GPU"
+        False,
+        title="Compile UNet blocks",
+        description="Compile the UNet's blocks with torch.compile: a slow start, then faster "
+        "steps on a GPU",
     )
     offload: bool = Field(
-        False, description="Keep activations in main memory: slow, for small GPUs"
+        False,
+        title="Offload activations",
+        description="Keep activations in main memory (RAM): slow, for GPUs with little memory",
     )
 
     @field_validator("name")
@@ -286,6 +399,6 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
 
     @property
     def warmup(self) -> int:
-        """Number of warm-up steps; a share is of all steps, rounded."""
+        """Steps of the warm-up; a share of the steps is rounded, and all of them are the most."""
         share = self.warmup_steps < 1
         return min(round(self.warmup_steps * (self.steps if share else 1)), self.steps)

@@ -160,7 +160,7 @@ def test_every_setting_is_seen_changed_and_sent(
                 expect(page.locator("#train-steps input")).to_have_value(str(usual["steps"]))
                 page.wait_for_timeout(700)  # for what the model changes
             rest = batch(settings, (n for n in form if n not in first), {**first, **usual})
-            held = {n: fields.shown(settings.model_fields[n], v) for n, v in rest.items()}
+            held = {n: fields.to_component(settings.model_fields[n], v) for n, v in rest.items()}
             change(page, form, held)
             page.wait_for_timeout(200)
             sent = new_settings(workspace, page, button)
@@ -193,6 +193,8 @@ def test_what_is_wrong_is_marked_and_found(browser: Browser, fake_site: str) -> 
         page.locator("#generate").click()
         steps, scale = page.locator("#generate-steps"), page.locator("#generate-hires-scale")
         expect(steps.locator(".wrong")).to_contain_text("2.7")
+        answer = page.locator("#generate-notice .notice")
+        expect(answer).to_have_text("2 fields need attention: Steps, Hires fix scale.")
         expect(scale.locator(".wrong")).to_be_visible()
         expect(scale.locator("input")).to_have_attribute("aria-invalid", "true")
         expect(steps.locator("input")).to_be_focused()

@@ -36,7 +36,7 @@ def start_training(page: Page, name: str, steps: int, sample_every: int) -> None
     page.get_by_role("button", name="Advanced").click()
     page.locator("#train-steps input").fill(str(steps))
     find = page.locator("#advanced").get_by_role("searchbox")
-    find.fill("samples none")
+    find.fill("sample images none")
     expect(page.locator("#train-steps")).to_be_hidden()
     page.locator("#train-sample-every input").fill(str(sample_every))
     find.fill("")
@@ -57,7 +57,7 @@ def whole_loop(
         expect(card(page, "run-card", "done")).to_be_visible(timeout=PATIENT_MS)
         expect(page.locator("#samples img").first).to_be_visible()
         expect(page.locator("#curve polyline").first).to_be_attached()
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Use this LoRA").click()
         prompt = page.locator("#prompt textarea")
         expect(prompt).to_be_visible()
         expect(prompt).to_have_value("neon lighting, <lora:my neon:0.8>")
@@ -118,7 +118,7 @@ def test_a_training_is_back_on_screen_at_once(browser: Browser, shared_site: str
     with tab(browser, shared_site) as page:
         expect(page.locator('#run-card [data-run="long"]')).to_be_visible()
     with tab(browser, shared_site) as page:
-        page.get_by_role("button", name="Stop and keep").click()
+        page.get_by_role("button", name="Stop and save").click()
         expect(card(page, "run-card", "stopped")).to_be_visible()
 
 
@@ -163,11 +163,11 @@ def test_captions_that_change_are_looked_at_again(
         trigger = page.locator("#trigger-word textarea, #trigger-word input")
         expect(trigger).to_have_value("moggy")
         page.locator("#lora-name textarea, #lora-name input").fill("my own name")
-        page.get_by_role("button", name="Change captions").click()
+        page.get_by_role("button", name="Edit captions").click()
         page.locator("#change-captions").get_by_label("Prefix").first.fill("zibo, ")
-        page.get_by_role("button", name="Change them").click()
+        page.get_by_role("button", name="Apply").click()
         expect(trigger).to_have_value("zibo")
-        page.get_by_role("button", name="Take back").first.click()
+        page.get_by_role("button", name="Undo", exact=True).first.click()
         expect(trigger).to_have_value("moggy")
         named = page.locator("#lora-name textarea, #lora-name input")
         expect(named).to_have_value("my own name")

@@ -85,7 +85,7 @@
     box.dispatchEvent(new Event("input", { bubbles: true }));
   };
 
-  // Marks: a notice carries {id of a field: what is wrong with it}.
+  // Marks: a notice carries {id of a field: error message}, shown under the field.
   const unmark = (field) => {
     if (!field?.hasAttribute("data-wrong")) return;
     field.removeAttribute("data-wrong");
@@ -110,11 +110,11 @@
     const fold = document.getElementById(id);
     if (fold && !fold.querySelector(".find-setting")?.offsetParent) fold.querySelector("button")?.click();
   };
-  const markAll = (wrong, fold, triesLeft) => {
+  const markAll = (notice, wrong, fold, triesLeft) => {
     const fields = Object.keys(wrong).map((id) => document.getElementById(id));
     if (fields.some((field) => !field || !(field.closest(".group") ?? field).offsetParent) && triesLeft) {
       if (triesLeft === TRIES) openFold(fold);
-      setTimeout(markAll, 50, wrong, fold, triesLeft - 1);
+      setTimeout(markAll, 50, notice, wrong, fold, triesLeft - 1);
       return;
     }
     const there = fields.filter(Boolean);
@@ -123,13 +123,20 @@
       mark(field, wrong[field.id]);
     }
     if (there.length) reveal(there[0]);
+    // A sentence whose field is not on the page goes into the notice.
+    for (const [id, sentence] of Object.entries(wrong)) {
+      if (document.getElementById(id)) continue;
+      const line = document.createElement("p");
+      line.textContent = sentence;
+      notice.previousElementSibling?.append(line);
+    }
   };
   const readMarks = () => {
     const notice = document.querySelector("[data-marks]:not([data-read])");
     if (!notice) return;
     notice.setAttribute("data-read", "");
     for (const field of panelOf(notice).querySelectorAll("[data-wrong]")) unmark(field);
-    markAll(JSON.parse(notice.dataset.marks), notice.dataset.fold, TRIES);
+    markAll(notice, JSON.parse(notice.dataset.marks), notice.dataset.fold, TRIES);
   };
 
   document.addEventListener("click", (event) => {

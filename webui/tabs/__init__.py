@@ -1,1 +1,1 @@
-"""One module per tab, each with one `build`."""
+"""Tabs of the page, one module each, with one `build`."""

@@ -1,4 +1,4 @@
-"""The tab *Generate*: a prompt, the LoRAs to name in it, a few settings; the pictures beside it."""
+"""The Generate tab: prompt, LoRA browser and settings; the images beside them."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from sdlora.settings.image_request import ImageRequest
 from webui import markup, prompt_preview
 from webui.app_state import AppState, Run
 from webui.drafts import Draft, lost, recall
-from webui.form import Form, marker
+from webui.form import Form, error_renderer
 from webui.job_poller import JobPoller
 from webui.lora_browser import LoraBrowser
-from webui.metadata_import import MetadataImporter, reads_as_settings
+from webui.metadata_import import MetadataImporter, has_infotext
 from webui.notice import Notice, Reply
 from webui.widgets import QUICK, html
 
 PLACEHOLDER = (
-    "What shall be in the picture? For example:\n"
+    "What should the picture show? For example:\n"
     "impressionist style, a red house by the sea, <lora:impressionist_style:0.8>"
 )
-SEED_WIDTH = 215  # pixels, for the twenty digits of 64 bits
-# While it waits, what is typed meanwhile waits too, and only the last of it is read.
+SEED_WIDTH = 215  # pixels, for the 20 digits of a 64-bit seed
+# Debounce: of the texts typed within 150 ms only the last is sent.
 DEBOUNCED = "(...values) => new Promise((done) => setTimeout(() => done(values), 150))"
-SETTINGS_ARE_WORDS = (
-    "the settings in this text, such as Steps and Seed, are read as words of the prompt; Take the "
-    "settings of this text sets them instead"
+PASTED_SETTINGS = (
+    "the settings in this text, such as Steps and Seed, are read as words of the prompt; press "
+    "Import the settings in this text to set them instead"
 )
 EMPTY = '<div class="empty"><p>Your pictures appear here.<br>Ctrl + Enter makes one.</p></div>'
 
 
 @dataclass(frozen=True)
 class GenerateTab:
-    """The components that others reach for."""
+    """Components of the tab that other modules use."""
 
     form: Form
     prompt: Component
     counter: Component
     unused: Component
     parsed: Component
-    chooser: LoraBrowser
-    restorer: MetadataImporter
+    lora_browser: LoraBrowser
+    metadata_importer: MetadataImporter
     draft: Draft
     generate: Component
     cancel: Component
@@ -62,13 +62,13 @@ class GenerateTab:
 
     @property
     def views(self) -> list[Component]:
-        """What changes when the request on screen does."""
+        """Components that change with the request on screen."""
         own = (self.card, self.pictures, self.earlier, self.cancel)
         return [*own, self.shown, self.seen, self.timer]
 
 
-def build(studio: AppState) -> GenerateTab:
-    """The tab's components and what they do, inside an open `gr.Tab`."""
+def build(app_state: AppState) -> GenerateTab:
+    """Build the tab inside an open `gr.Tab`, with its events."""
     form = Form(ImageRequest, "generate", "more-settings")
     with gr.Row(equal_height=False, elem_classes="making"):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
@@ -81,38 +81,41 @@ def build(studio: AppState) -> GenerateTab:
                 )
             notice, restored = Notice("generate-notice"), Notice("restored-notice")
             unused = html(elem_id="unused")
-            with gr.Accordion("What the prompt becomes", open=False, elem_id="becomes"):
+            with gr.Accordion("Parsed prompt", open=False, elem_id="becomes"):
                 parsed = html(elem_id="parsed")
             offer = gr.Button(
-                "Take the settings of this text", size="sm", visible=False, elem_id="take-settings"
+                "Import the settings in this text",
+                size="sm",
+                visible=False,
+                elem_id="take-settings",
             )
-            chooser = LoraBrowser()
-            restorer, draft = _settings(studio, form, restored, offer)
+            lora_browser = LoraBrowser()
+            metadata_importer, draft = _settings(app_state, form, restored, offer)
         with gr.Column(scale=6, min_width=320, elem_classes="made"):
             card, pictures = html(EMPTY, elem_id="generate-card"), html(elem_id="pictures")
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = GenerateTab(
-        form, form.fields["prompt"], counter, unused, parsed, chooser, restorer, draft, generate,
-        cancel, notice, card, pictures, earlier, shown, seen, timer,
+        form, form.fields["prompt"], counter, unused, parsed, lora_browser, metadata_importer,
+        draft, generate, cancel, notice, card, pictures, earlier, shown, seen, timer,
     )  # fmt: skip
-    _wire(studio, tab)
+    _wire(app_state, tab)
     return tab
 
 
 def _settings(
-    studio: AppState, form: Form, restored: Notice, offer: Component
+    app_state: AppState, form: Form, restored: Notice, offer: Component
 ) -> tuple[MetadataImporter, Draft]:
     with gr.Row(elem_classes="row-fields"):
         form.add("steps", "guidance", "count", compact=True, min_width=80)
         form.add("seed", compact=True, min_width=SEED_WIDTH, elem_id="seed")
     with gr.Row(elem_classes="row-fields"):
-        restorer = MetadataImporter(restored, offer)
+        metadata_importer = MetadataImporter(restored, offer)
         dice = gr.Button("Random seed", size="sm", elem_id="dice")
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         form.add("negative_prompt", lines=2, elem_id="negative-prompt")
-        models = studio.workspace.model_names()
+        models = app_state.workspace.model_names()
         form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         with gr.Row(elem_classes="row-fields"):
             form.add("width", "height", compact=True, min_width=90)
@@ -122,81 +125,81 @@ def _settings(
         draft = Draft("generate")
     draft.usual.value = json.dumps(form.held({}))
     dice.click(lambda: "-1", outputs=form.fields["seed"], **QUICK)
-    same.click(lambda: _last_seed(studio), outputs=form.fields["seed"], **QUICK)
-    return restorer, draft
+    same.click(lambda: _last_seed(app_state), outputs=form.fields["seed"], **QUICK)
+    return metadata_importer, draft
 
 
-def _last_seed(studio: AppState) -> str:
-    newest = studio.recent_pictures(None, most=1)
+def _last_seed(app_state: AppState) -> str:
+    newest = app_state.recent_pictures(None, limit=1)
     return str(newest[0].seed if newest else -1)
 
 
 def refilled(tab: GenerateTab, stored: Mapping[str, Any]) -> dict[Component, Any]:
-    """Updates that bring a draft back into the form. The other fields stay as they are: somebody
-    may be typing already."""
+    """Updates that restore a draft into the form. Other fields stay: the user may be typing
+    already."""
     recalled, problems = recall(stored, tab.form)
     return {**recalled, tab.draft.lost: lost(problems)}
 
 
-def _wire(studio: AppState, tab: GenerateTab) -> None:
-    follower = JobPoller(studio, studio.request, lambda run: view(studio, tab, run))
+def _wire(app_state: AppState, tab: GenerateTab) -> None:
+    poller = JobPoller(app_state, app_state.request, lambda run: view(app_state, tab, run))
 
     def generate(sent: Mapping[Component, Any]) -> Reply:
-        return follower.start(ImageRequest.from_values(tab.form.read(sent)), card="generate-card")
+        return poller.start(ImageRequest.from_values(tab.form.read(sent)), card="generate-card")
 
     fields = set(tab.form.fields.values())
-    marks = marker(tab.form)
-    tab.notice.answer(tab.generate.click, generate, fields, tab.views, marks=marks)
-    tab.notice.answer(tab.cancel.click, follower.stop, [tab.shown], tab.views)
-    tab.chooser.wire(studio, tab.form.fields["model"])
-    tab.restorer.wire(studio, tab.form)
+    error_html = error_renderer(tab.form)
+    tab.notice.answer(tab.generate.click, generate, fields, tab.views, error_html=error_html)
+    tab.notice.answer(tab.cancel.click, poller.stop, [tab.shown], tab.views)
+    tab.lora_browser.wire(app_state, tab.form.fields["model"])
+    tab.metadata_importer.wire(app_state, tab.form)
     tab.draft.wire(
         tab.form.fields,
         tab.form.fields.values(),
         lambda stored: {**tab.form.show({}), **refilled(tab, stored)},
     )
-    _wire_reading(studio, tab)
-    tab.timer.tick(follower.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
+    _wire_preview(app_state, tab)
+    tab.timer.tick(poller.tick, inputs=[tab.shown, tab.seen], outputs=tab.views, **QUICK)
 
 
-def _wire_reading(studio: AppState, tab: GenerateTab) -> None:
-    """Tell while it is typed what the prompt becomes."""
+def _wire_preview(app_state: AppState, tab: GenerateTab) -> None:
+    """Update the prompt preview while the user types."""
     fields = tab.form.fields
     names = ("prompt", "negative_prompt", "model", "steps", "seed", "styles")
 
-    def look(sent: Mapping[Component, Any]) -> dict[Component, Any]:
-        asked = prompt_preview.PreviewRequest(**tab.form.acceptable(sent, *names))
-        seen = prompt_preview.read(studio, asked)
-        pasted = reads_as_settings(asked.prompt)
-        if pasted:
-            seen = replace(seen, problems=(*seen.problems, SETTINGS_ARE_WORDS))
+    def update_preview(sent: Mapping[Component, Any]) -> dict[Component, Any]:
+        request = prompt_preview.PreviewRequest(**tab.form.valid_values(sent, *names))
+        preview = prompt_preview.parse_prompts(app_state, request)
+        has_settings = has_infotext(request.prompt)
+        if has_settings:
+            preview = replace(preview, problems=(*preview.problems, PASTED_SETTINGS))
         return {
-            tab.counter: prompt_preview.counter(seen, asked),
-            tab.unused: prompt_preview.unused(seen),
-            tab.parsed: prompt_preview.parsed(seen, asked),
-            tab.restorer.offer: gr.Button(visible=pasted),
+            tab.counter: prompt_preview.counter_line(preview, request),
+            tab.unused: prompt_preview.unused_notice(preview),
+            tab.parsed: prompt_preview.preview_html(preview, request),
+            tab.metadata_importer.offer: gr.Button(visible=has_settings),
         }
 
     gr.on(
         [fields[name].change for name in names],
-        look,
+        update_preview,
         {fields[name] for name in names},
-        [tab.counter, tab.unused, tab.parsed, tab.restorer.offer],
+        [tab.counter, tab.unused, tab.parsed, tab.metadata_importer.offer],
         trigger_mode="always_last",
         js=DEBOUNCED,
         **QUICK,
     )
 
 
-def view(studio: AppState, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
-    """Updates that bring a request onto the screen; None: nothing has been asked for yet."""
-    old = markup.gallery(studio.recent_pictures(run), studio.media, small=True, reuse=True)
+def view(app_state: AppState, tab: GenerateTab, run: Run | None) -> dict[Component, Any]:
+    """Updates that show a request; None: there has been none yet."""
+    old = markup.gallery(app_state.recent_pictures(run), app_state.media, small=True, reuse=True)
     earlier = f'<div class="legend">Earlier</div>{old}' if old else ""
     if run is None:
         return {tab.card: EMPTY, tab.earlier: earlier, tab.timer: gr.Timer(active=False)}
     return {
         tab.card: markup.run_card(run, _title(run)),
-        tab.pictures: markup.gallery(run.state.samples, studio.media, reuse=True),
+        tab.pictures: markup.gallery(run.state.samples, app_state.media, reuse=True),
         tab.earlier: earlier,
         tab.cancel: gr.Button(interactive=run.live and not run.stopping),
         tab.shown: run.name,
