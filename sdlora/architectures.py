@@ -77,6 +77,13 @@ class FamilySpec:
     text_targets: str = CLIP_TARGETS
     reads_emphasis: bool = True  # (words:1.2) and BREAK have a meaning to its text encoders
     size_multiple: int = 8  # pixels; a picture's sides are multiples of it
+    presets: str = ""  # the family whose presets fit; empty: its own
+    sample_size: int | None = None  # latent cells of its pictures; None: the denoiser's config says
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the pipeline's component that is trained."""
+        return "unet" if "unet" in self.components else "transformer"
 
     @property
     def pipeline_class(self) -> str:
@@ -102,7 +109,7 @@ FAMILIES: dict[str, FamilySpec] = {
         ),
         FamilySpec(
             name="sd2", title="Stable Diffusion 2", width=1024,
-            version="sd_v2", architecture="stable-diffusion-v2-768-v",
+            version="sd_v2", architecture="stable-diffusion-v2-768-v", presets="sd1",
             components=_SD, target_groups=UNET_TARGETS, classes=_SD_CLASSES,
         ),
         FamilySpec(
@@ -124,7 +131,7 @@ FAMILIES: dict[str, FamilySpec] = {
             name="flux", title="FLUX.1", width=4096,
             version="flux1", architecture="flux-1-dev",
             implementation="https://github.com/black-forest-labs/flux",
-            classes=("flux", "Flux", "FluxPipeline"),
+            classes=("flux", "Flux", "FluxPipeline"), sample_size=128,
             components=_FLUX, target_groups=JOINT_TARGETS, reads_emphasis=False, size_multiple=16,
         ),
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from sdlora.errors import DataError, RunError, SettingsError
 from sdlora.files import make_folder
 from sdlora.messages import PerSurface, readable
-from sdlora.text_files import json_value
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -25,25 +24,6 @@ SHIPPED_SETS = {
 }
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
-# Pipeline class in model_index.json -> the family whose presets fit
-_PIPELINES = {"StableDiffusionXL": "sdxl", "StableDiffusionPipeline": "sd1"}
-
-
-def is_built_as(folder: Path, model: Path) -> bool:
-    """Return True if a diffusers folder has a UNet of the same configuration as `model`, whatever
-    its weights: so the same LoRAs fit it, as they fit a model that LoRAs were fused into."""
-    config, expected = (_unet_config(path) for path in (folder, model))
-    return bool(expected) and all(config.get(key) == value for key, value in expected.items())
-
-
-def _unet_config(folder: Path) -> dict[str, object]:
-    try:
-        config = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    # with an underscore: who wrote it, and where it lay
-    table = config if isinstance(config, dict) else {}
-    return {key: value for key, value in table.items() if not key.startswith("_")}
 
 
 def _lora_places(folder: Path) -> list[Path]:
@@ -268,17 +248,6 @@ class Workspace:
             return str(STARTER_MODEL)
         named = self.models / model
         return str(named) if named.exists() else model
-
-    def preset_family(self, model: str) -> str:
-        """Return the family whose presets fit a model, as far as its folder tells without being
-        opened; 'any': unknown."""
-        folder = Path(self.model_source(model))
-        if model == "starter" or is_built_as(folder, STARTER_MODEL):
-            return "starter"
-        index = folder / "model_index.json"
-        pipeline = index.read_text(encoding="utf-8", errors="replace") if index.is_file() else ""
-        rows = ((name, family) for name, family in _PIPELINES.items() if name in pipeline)
-        return next((family for _, family in rows), "any")
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""

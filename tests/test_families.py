@@ -26,7 +26,7 @@ from sdlora.lora.library.library import Library
 from sdlora.models import hub, registry
 from sdlora.models.base import ModelFamily, NetworkInputs
 from sdlora.models.clip_family import ClipFamily
-from sdlora.models.registry import detect_family, open_family
+from sdlora.models.registry import detect_family, open_family, preset_family
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch
@@ -305,10 +305,10 @@ def test_a_model_made_from_the_starter_is_one(tmp_path: Path) -> None:
     assert detect_family(tmp_path / "fused") == family.name == "starter"
     workspace = Workspace.open(tmp_path)
     (tmp_path / "fused").rename(tmp_path / "models" / "mine")
-    assert workspace.preset_family("mine") == "starter"
+    assert preset_family(workspace.model_source("mine")) == "starter"
     edit(tmp_path / "models" / "mine" / "unet" / "config.json", block_out_channels=[64, 96, 320])
     assert detect_family(tmp_path / "models" / "mine") == "sd1"
-    assert workspace.preset_family("mine") == "sd1"
+    assert preset_family(workspace.model_source("mine")) == "sd1"
 
 
 def test_a_model_with_its_guidance_distilled_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from sdlora.files import (
     write_if_absent,
     write_to_free_path,
 )
+from sdlora.models.registry import preset_family
 from sdlora.starter.sets import SETS
 from sdlora.workspace import SHIPPED_SETS, TRAINING_DATA, Workspace
 
@@ -164,8 +165,8 @@ def test_a_models_presets_are_told_by_its_index(
     folder.mkdir()
     if name:
         (folder / "model_index.json").write_text(json.dumps({"_class_name": name}), "utf-8")
-    assert space.preset_family("mine") == family
-    assert space.preset_family("starter") == "starter"
+    assert preset_family(space.model_source("mine")) == family
+    assert preset_family(space.model_source("starter")) == "starter"
 
 
 def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

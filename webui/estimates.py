@@ -9,6 +9,7 @@ from sdlora.errors import SettingsError
 from sdlora.events import Measured
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings
+from sdlora.models.registry import preset_family
 from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
 from webui.app_state import AppState, Run
@@ -66,7 +67,7 @@ def _is_comparable(app_state: AppState, run: Run, settings: TrainSettings) -> bo
     kind = MeasureSettings if run.state.measured else TrainSettings
     try:
         given = kind.load(run.folder / run_folder.SETTINGS_FILE)
-        past = with_preset(given, app_state.workspace.preset_family(given.model))
+        past = with_preset(given, preset_family(app_state.workspace.model_source(given.model)))
     except SettingsError:
         return False
     return all(getattr(past, name) == getattr(settings, name) for name in COST_SETTINGS)

@@ -28,6 +28,7 @@ from sdlora.data.folder import Problem
 from sdlora.data.report import CaptionRow, Preflight, check_dataset
 from sdlora.events import Measured, Warned
 from sdlora.messages import readable
+from sdlora.models.registry import preset_family
 from sdlora.settings.base import Settings
 from sdlora.settings.captioning import DescribeSettings
 from sdlora.settings.presets import with_preset
@@ -66,7 +67,7 @@ def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iter
         {k: v for k, v in settings.given().items() if k != "measure"}
     )
     report = check_dataset(
-        with_preset(training, workspace.preset_family(training.model)), workspace
+        with_preset(training, preset_family(workspace.model_source(training.model))), workspace
     )
     for row in report.rows:
         yield OutputLine(_row(row), row.as_json)

@@ -23,6 +23,7 @@ from sdlora.jobs.resume import MAY_CHANGE
 from sdlora.jobs.review import copy_lora, draw_curves, suggest_lora
 from sdlora.jobs.supervise import WorkerKeeper, end_now
 from sdlora.messages import COMMAND, as_message, readable
+from sdlora.models.registry import preset_family
 from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.train import TrainSettings
@@ -225,7 +226,7 @@ def toml(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int
 
     settings = TrainSettings.load(folder / run_folder.SETTINGS_FILE)
     try:
-        settings = with_preset(settings, workspace.preset_family(settings.model))
+        settings = with_preset(settings, preset_family(workspace.model_source(settings.model)))
     except SettingsError as error:
         raise SettingsError(
             "the settings of {run!r} are not valid: {why}", run=folder.name, why=error

@@ -18,11 +18,11 @@ from sdlora.data.validation_split import split_dataset
 from sdlora.errors import ModelError
 from sdlora.lora.format.metadata import count_tags
 from sdlora.messages import Message, Setting
+from sdlora.models.registry import model_facts
 from sdlora.prompt.chunks import Tokenize, Unit, chunked
 from sdlora.prompt.tokenizer import open_tokenizer
 from sdlora.settings.cadence import in_steps
 from sdlora.settings.train import TrainSettings
-from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
 
 UNKNOWN_PX = 512  # the resolution of a model that is not here yet
@@ -209,12 +209,12 @@ class _Model:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[Problem] = []
-        self.resolution, self.tokenize = UNKNOWN_PX, None
-        unet, vae = self._config("unet"), self._config("vae")
+        self.resolution, self.vocabulary, self.tokenize = UNKNOWN_PX, 0, None
         try:
-            self.resolution = int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+            facts = model_facts(folder)
+            self.resolution, self.vocabulary = facts.resolution, facts.vocabulary
             self.tokenize = open_tokenizer(folder)
-        except (KeyError, TypeError, ModelError):
+        except ModelError:
             template = "is not on this computer: {size} pixels are taken, tokens not counted"
             message = Message(template, size=UNKNOWN_PX)
             self.problems.append(Problem(folder, message, "they are known once it is downloaded"))
@@ -230,18 +230,8 @@ class _Model:
     def is_common(self, trigger: str) -> bool:
         """Return True if the trigger is one token, and a frequent one in the text that the
         tokenizer was made from."""
-        units, vocabulary_size = (
-            self._units(trigger),
-            self._config("text_encoder").get("vocab_size", 0),
-        )
-        return len(units) == 1 and units[0].numbers[0] < COMMON_SHARE * vocabulary_size
+        units = self._units(trigger)
+        return len(units) == 1 and units[0].numbers[0] < COMMON_SHARE * self.vocabulary
 
     def _units(self, text: str) -> Sequence[Unit]:
         return self.tokenize(text) if self.tokenize else ()
-
-    def _config(self, part: str) -> dict[str, Any]:
-        try:
-            config = json_value((self.folder / part / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return config if isinstance(config, dict) else {}

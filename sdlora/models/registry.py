@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.text_files import json_value
-from sdlora.workspace import STARTER_MODEL, is_built_as
+from sdlora.workspace import STARTER_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,62 @@ def detect_family(path: str | Path) -> str:
     # an unusual width: what sets the two apart besides is that SD 2 predicts v
     prediction = _read(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
     return "sd2" if prediction == "v_prediction" else "sd1"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's family, and the resolution and the text vocabulary that it was made for."""
+
+    family: str
+    resolution: int  # pixels along a side
+    vocabulary: int  # tokens
+
+
+def model_facts(path: str | Path) -> ModelFacts:
+    """Read the facts of a diffusers folder, unopened. ModelError: it is of no known family."""
+    folder, family = Path(path), detect_family(path)
+    spec = FAMILIES[family]
+    vae = _read(folder / "vae" / "config.json")
+    cells = spec.sample_size or _read(folder / spec.denoiser / "config.json").get("sample_size")
+    vocabulary = _read(folder / "text_encoder" / "config.json").get("vocab_size", 0)
+    try:
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        return ModelFacts(family, int(cells * scale), int(vocabulary))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            "the configuration of the model in {folder} is damaged: {why}", folder=folder, why=error
+        ) from None
+
+
+def preset_family(source: str | Path) -> str:
+    """Return the family whose presets fit a model, as far as its folder tells without being opened;
+    'any': unknown."""
+    folder = Path(source)
+    if is_built_as(folder, STARTER_MODEL):
+        return "starter"
+    try:
+        pipeline = _checked_index(folder / INDEX)
+    except ModelError:
+        return "any"
+    name = next(name for name in _families_of(pipeline) if name != "starter")
+    return FAMILIES[name].presets or name
+
+
+def is_built_as(folder: Path, model: Path) -> bool:
+    """Return True if a diffusers folder has a UNet of the same configuration as `model`, whatever
+    its weights: so the same LoRAs fit it, as they fit a model that LoRAs were fused into."""
+    config, expected = (_unet_config(path) for path in (folder, model))
+    return bool(expected) and all(config.get(key) == value for key, value in expected.items())
+
+
+def _unet_config(folder: Path) -> dict[str, object]:
+    try:
+        config = json_value((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # with an underscore: who wrote it, and where it lay
+    table = config if isinstance(config, dict) else {}
+    return {key: value for key, value in table.items() if not key.startswith("_")}
 
 
 def open_family(source: str, dtype: torch.dtype, device: torch.device) -> ModelFamily:

@@ -16,6 +16,7 @@ from sdlora.data.report import check_dataset
 from sdlora.events import Captioned, Done, Event, RunState, Stopped
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import Kind, MeasureSettings
+from sdlora.models.registry import preset_family
 from sdlora.settings.captioning import DescribeSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.presets import with_preset
@@ -31,7 +32,7 @@ def train(folder: Path, workspace: Workspace) -> Iterator[Event]:
     from sdlora.training.train import train as training
 
     settings = TrainSettings.load(folder / run_folder.SETTINGS_FILE)
-    settings = with_preset(settings, workspace.preset_family(settings.model))
+    settings = with_preset(settings, preset_family(workspace.model_source(settings.model)))
     yield from training(settings, workspace, folder, lambda: run_folder.stop_asked(folder))
 
 
@@ -41,7 +42,7 @@ def measure(folder: Path, workspace: Workspace) -> Iterator[Event]:
 
     settings = MeasureSettings.load(folder / run_folder.SETTINGS_FILE)
     report = check_dataset(
-        with_preset(settings, workspace.preset_family(settings.model)), workspace
+        with_preset(settings, preset_family(workspace.model_source(settings.model))), workspace
     )
     yield from measuring(report, workspace)
 

@@ -19,6 +19,7 @@ from sdlora.errors import LoraFileError, SdloraError
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings
 from sdlora.messages import Message
+from sdlora.models.registry import preset_family
 from sdlora.prompt.scanner import escaped
 from sdlora.settings.presets import preset, with_preset
 from sdlora.settings.train import TrainSettings
@@ -243,7 +244,9 @@ def _wire_captions(app_state: AppState, tab: TrainTab, edits: list[Any]) -> None
 
 def family_of(app_state: AppState, tab: TrainTab, sent: Mapping[Component, Any]) -> str:
     """Model family whose presets apply to the chosen model."""
-    return app_state.workspace.preset_family(sent[tab.form.fields["model"]] or "starter")
+    return preset_family(
+        app_state.workspace.model_source(sent[tab.form.fields["model"]] or "starter")
+    )
 
 
 def preset_values(
