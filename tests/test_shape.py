@@ -14,7 +14,7 @@ from shape import Source, sources
 
 TOP_LEVEL = {
     *("sdlora", "webui", "training_data", "tests", "benchmarks", "docs", ".ci", ".git"),
-    *("launch.py", "requirements.txt", "pyproject.toml", "README.md", "CHANGELOG.md"),
+    *("launch.py", "requirements.txt", "requirements.lock", "pyproject.toml", "README.md", "CHANGELOG.md"),
     *("LICENSE", ".gitignore"),
 }
 PRODUCT = ("sdlora", "webui", "launch.py", "benchmarks")
