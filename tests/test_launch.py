@@ -370,41 +370,28 @@ def test_an_unreachable_index_is_one_paragraph(app: App) -> None:
     assert "Preparing" not in app.run("train")[1]
 
 
-@pytest.fixture
-def locked(app: App) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The lock file of the copy, and an environment whose index alone has the wheel."""
+def test_the_lock_is_used_and_told_unless_packages_of_ones_own_are_named(tmp_path: Path) -> None:
+    app = App(tmp_path)
     wheel = next(app.wheels.iterdir())
-    project = app.root.parent / "index" / "launch-probe"
+    project = tmp_path / "index" / "launch-probe"
     project.mkdir(parents=True)
     shutil.copy(wheel, project)
     (project / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>', "utf-8")
-    lock = app.root / "requirements.lock"
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    lock.write_text(f"launch-probe==1.0 \\\n    --hash=sha256:{digest}\n", encoding="utf-8")
-    shutil.rmtree(app.root / ".venv")
-    yield lock, {"PIP_INDEX_URL": project.parent.as_uri(), "PIP_FIND_LINKS": ""}
-    lock.unlink()
-    shutil.rmtree(project.parent)
-
-
-def test_the_lock_is_used_and_told(app: App, locked: tuple[Path, dict[str, str]]) -> None:
-    lock, index = locked
-    good = lock.read_text("utf-8")
-    lock.write_text(f"{good[:-4]}beef\n", encoding="utf-8")
-    code, output = app.run("hello", **index)
-    assert code == 1 and "delete requirements.lock" in output, output
-    lock.write_text(good, encoding="utf-8")
-    code, output = app.run("hello", **index)
-    assert code == 7 and "Installing from requirements.lock, checked by hashes." in output
-    assert "ran hello" in app.run("hello", **index)[1]
-
-
-def test_packages_of_ones_own_are_preferred_to_the_lock(
-    app: App, locked: tuple[Path, dict[str, str]]
-) -> None:
-    code, output = app.run("hello")
-    assert code == 7 and "from requirements.txt, without hashes: pip's settings" in output
-    assert "find-links" in output
+    index = {"PIP_INDEX_URL": project.parent.as_uri(), "PIP_FIND_LINKS": ""}
+    for digest, code, words in (
+        ("0" * 64, 1, "delete requirements.lock"),
+        (hashlib.sha256(wheel.read_bytes()).hexdigest(), 7, "ran hello"),
+    ):
+        row = f"launch-probe==1.0 \\\n    --hash=sha256:{digest}\n"
+        (app.root / "requirements.lock").write_text(row, encoding="utf-8")
+        returned, output = app.run("hello", **index)
+        assert returned == code and words in output, output
+        assert "Installing from requirements.lock, checked by hashes." in output
+    assert app.run("hello", **index)[1].startswith("ran hello")
+    (app.root / ".venv" / "requirements.stamp").unlink()
+    returned, output = app.run("hello")  # with the wheels beside, as PIP_FIND_LINKS says
+    assert returned == 7 and "from requirements.txt, without hashes: pip's settings" in output
+    assert "(find-links)" in output
 
 
 @posix
