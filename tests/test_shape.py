@@ -22,7 +22,8 @@ TOP_LEVEL = {
         "README.md",
         "CHANGELOG.md",
     ),
-    *("README.md", "CHANGELOG.md", "LICENSE", ".gitignore"),
+    *("README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".github"),
+    ".pre-commit-config.yaml",
 }
 PRODUCT = ("sdlora", "webui", "launch.py", "benchmarks")
 RULES: dict[str, tuple[Callable[[Source], list[str]], tuple[str, ...]]] = {
