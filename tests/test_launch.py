@@ -391,7 +391,7 @@ def test_the_lock_is_used_and_told_unless_packages_of_ones_own_are_named(tmp_pat
     (app.root / ".venv" / "requirements.stamp").unlink()
     returned, output = app.run("hello")  # with the wheels beside, as PIP_FIND_LINKS says
     assert returned == 7 and "from requirements.txt, without hashes: pip's settings" in output
-    assert "(find-links)" in output
+    assert "(find-links, no-index)" in output
 
 
 @posix
