@@ -85,6 +85,7 @@ def test_drafts_come_back(unpacked: Path) -> None:
         assert len(updates) == len(texts[place]) and not problems
 
 
+@pytest.mark.slow
 def test_the_paused_run_ends_as_it_would_have(
     unpacked: Path, old: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
