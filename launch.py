@@ -4,8 +4,10 @@
     python launch.py VERB ...        train, generate, lora, runs, ...; VERB --help says more
     python launch.py test [ARGS]     style, types and tests; ARGS go to pytest
 
-The first start installs requirements.txt into .venv beside this file; later starts see the stamp
-left there and go straight on. An environment that already meets every pin is used as it is.
+The first start installs requirements.lock into .venv beside this file, every package checked by
+its hash, or requirements.txt where builds of your own are to be used, and says which. Later starts
+see the stamp left there and go straight on. An environment that already meets every pin is used as
+it is.
 Standard library only, in syntax that an old Python can read, so that it can say what it needs.
 """
 
@@ -39,7 +41,6 @@ VENV = ROOT / ".venv"
 LOG = VENV / "install.log"
 REQUIREMENTS = ROOT / "requirements.txt"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
-OPEN_PAGE = ["serve", "--open"]
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -51,9 +52,9 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 class Installer(NamedTuple):
     """How one operating system gets the pinned packages; {python} stands for .venv's Python."""
 
-    tool: str  # pip installs this first, when named
+    tool: str  # pip installs this first, when named; PyTorch then comes by `command`
     command: tuple[str, ...]
-    mirror: str  # the environment variable that names another package index
+    mirror: str  # the environment variables that name another package index
     room_gib: int  # about 6 for a PyTorch with CUDA, 3 for one without
 
 
@@ -63,7 +64,7 @@ INSTALLERS = {
     "linux": Installer("", PIP, "PIP_INDEX_URL", 6),
     "darwin": Installer("", PIP, "PIP_INDEX_URL", 3),
     # The index serves Windows a PyTorch without CUDA; uv takes the build for the graphics card.
-    "win32": Installer("uv==0.13.9", UV, "UV_DEFAULT_INDEX", 6),
+    "win32": Installer("uv==0.13.9", UV, "PIP_INDEX_URL or UV_DEFAULT_INDEX", 6),
 }
 FAILURES = (  # pattern in the installer's last lines -> what to do; the first match counts
     (
@@ -75,6 +76,11 @@ FAILURES = (  # pattern in the installer's last lines -> what to do; the first m
         r"(?i)connect|timed? ?out|name resolution|dns error|error sending request|SSLError",
         "The package index could not be reached. Check the network and run the same command "
         "again; it goes on where it stopped. The variable {mirror} may name a mirror.",
+    ),
+    (
+        r"DO NOT MATCH THE HASHES|--require-hashes",
+        "The index gave a file that is not the one named in requirements.lock. Try another network "
+        "or index; if you trust the files of this one, delete requirements.lock, and",
     ),
     (
         r"No matching distribution|No solution found",
@@ -89,12 +95,47 @@ class LaunchError(Exception):
     """Something the user can put right; the message says how."""
 
 
-def install_commands(platform: str, python: Path, requirements: Path) -> list[list[str]]:
-    """The commands that install one requirements file into the environment of `python`."""
+def install_commands(
+    platform: str, python: Path, requirements: Path, locked: bool = False
+) -> list[list[str]]:
+    """The commands that install one requirements file into the environment of `python`; `locked`:
+    by the lock file beside it."""
     row = INSTALLERS.get(platform, INSTALLERS["linux"])
-    main_step = [part.format(python=python) for part in row.command] + ["-r", str(requirements)]
-    steps = [[*PIP, row.tool], main_step] if row.tool else [main_step]
+    steps = [[*PIP, row.tool]] if row.tool else []
+    main_step = [part.format(python=python) for part in row.command]
+    if locked:
+        # The build for a graphics card has no hash in the lock; pip leaves it where it is in place
+        # (uv would refuse it).
+        torch = f"torch=={pins(requirements).get('torch', '')}"
+        steps += [[*main_step, "--no-deps", torch]] if row.tool else []
+        steps.append([*PIP, "--require-hashes", "-r", str(requirements.with_suffix(".lock"))])
+    else:
+        steps.append([*main_step, "-r", str(requirements)])
     return [[str(python), "-m", *step] for step in steps]
+
+
+def why_unlocked(requirements: Path) -> str:
+    """Why the lock file beside a requirements file cannot be used; empty when it can."""
+    lock = requirements.with_suffix(".lock")
+    if not lock.exists():
+        return f"there is no {lock.relative_to(ROOT).as_posix()}"
+    pattern = "Lib/site-packages" if os.name == "nt" else "lib/python*/site-packages"
+    for build in VENV.glob(f"{pattern}/torch-*+*.dist-info"):
+        return f".venv holds a PyTorch of your own, {build.stem}"
+    listed = subprocess.run(
+        [str(venv_python()), "-m", "pip", "config", "list"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+    )
+    own = re.findall(r"\.(find-links|extra-index-url|no-index)=(?!'')", listed.stdout)
+    if own:
+        return (
+            f"pip's settings name packages of your own ({', '.join(sorted(set(own)))}), "
+            "whose builds have other hashes"
+        )
+    return ""
 
 
 def pins(requirements: Path) -> dict[str, str]:
@@ -126,7 +167,9 @@ def in_venv() -> bool:
 def stamp_of(requirements: Path) -> tuple[Path, str]:
     """The stamp's file, and the text it has once this requirements file is installed."""
     name = "-".join(requirements.relative_to(ROOT).with_suffix(".stamp").parts)
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    files = (requirements, requirements.with_suffix(".lock"))
+    content = b"".join(file.read_bytes() for file in files if file.exists())
+    digest = hashlib.sha256(content).hexdigest()
     return VENV / name, "{} python {}.{}\n".format(digest, *sys.version_info)
 
 
@@ -223,6 +266,14 @@ def make_venv() -> None:
         raise LaunchError(f"{VENV} could not be made: {why[0]}\nDelete it and start again.")
 
 
+def source_line(requirements: Path, why_not_locked: str) -> str:
+    """The line that says which file the packages are installed from, and why."""
+    name = requirements.relative_to(ROOT).as_posix()
+    if why_not_locked:
+        return f"Installing from {name}, without hashes: {why_not_locked}."
+    return f"Installing from {Path(name).with_suffix('.lock').as_posix()}, checked by hashes."
+
+
 def install(needed: list[Path]) -> Path:
     """Install what .venv lacks, leave a stamp for each file done; returns .venv's Python."""
     row = INSTALLERS.get(sys.platform, INSTALLERS["linux"])
@@ -236,7 +287,9 @@ def install(needed: list[Path]) -> Path:
             stamp.unlink(missing_ok=True)  # half an update is not the old state either
             names = {name.lower().replace("_", "-") for name in pins(file)}
             show = partial(progress, names=names, seen=set[str]())
-            for command in install_commands(sys.platform, venv_python(), file):
+            why = why_unlocked(file)
+            print(source_line(file, why), flush=True)
+            for command in install_commands(sys.platform, venv_python(), file, locked=not why):
                 tail = run_logged(command, log, show)
                 if tail:
                     raise LaunchError(explain(tail, row))
@@ -283,7 +336,7 @@ def run_tests(arguments: list[str]) -> int:
 
 def run_here(argv: list[str]) -> int:
     """Run the verb in this process, which has everything it needs."""
-    if argv[0] == "test":
+    if argv[:1] == ["test"]:
         return run_tests(argv[1:])
     from sdlora.cli.main import main as run_verb
 
@@ -309,12 +362,10 @@ def main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     needed = [REQUIREMENTS, TEST_REQUIREMENTS] if argv[:1] == ["test"] else [REQUIREMENTS]
-    if not argv or argv[0].startswith("--") and argv[0] not in ("--help", "--version"):
-        argv = [*OPEN_PAGE, *argv]
     python = None
     try:
         python = ready_python(needed)
-        if python is None and argv[0] in ("-h", "--help"):
+        if python is None and argv[:1] in (["-h"], ["--help"]):
             print(__doc__)
             return 0
         python = python or install(needed)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
 
+from sdlora import PROGRAM
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -48,7 +50,7 @@ class Surface:
         if isinstance(value, Setting):
             return self.setting(value.name)
         if isinstance(value, PerSurface):
-            return value.page if self.page else value.command
+            return value.page if self.page else _by_program(value.command)
         if isinstance(value, PurePath):
             return self.path(value)
         if isinstance(value, (list, tuple)):
@@ -164,10 +166,16 @@ def _sentence(text: str, template: str) -> str:
 
 
 def _filled(template: str, values: Mapping[str, Any], surface: Surface) -> str:
+    template = _by_program(template)
     if values:
         texts = {name: surface.value_text(value) for name, value in values.items()}
         template = template.format_map(texts)
     return readable(str(template))
+
+
+def _by_program(text: str) -> str:
+    """Return text that names commands, with the program as it is called where it runs."""
+    return text.replace("python launch.py", PROGRAM)
 
 
 def _storable(value: Any) -> Any:

@@ -8,13 +8,30 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora import IS_CHECKOUT
 from sdlora.errors import DataError, RunError, SettingsError
 from sdlora.files import make_folder
 from sdlora.messages import PerSurface, readable
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
-TRAINING_DATA = Path(__file__).parent.parent / "training_data"
+
+
+def user_data_folder() -> Path:
+    """The folder of what an installed sdlora keeps, where the system wants such things to be."""
+    import platformdirs  # here, for a checkout has no need of it
+
+    return Path(platformdirs.user_data_dir("sdlora", appauthor=False))
+
+
+def default_workspace(is_checkout: bool = IS_CHECKOUT) -> str:
+    """The workspace without --workspace: `./workspace` in a checkout, else in the user's data."""
+    return "workspace" if is_checkout else str(user_data_folder() / "workspace")
+
+
+TRAINING_DATA = (
+    Path(__file__).parent.parent if IS_CHECKOUT else user_data_folder()
+) / "training_data"
 # The sets that ship, and the goal that each is for
 SHIPPED_SETS = {
     "cyberpunk_architecture": "object",

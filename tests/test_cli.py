@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlora.cli.main import build_parser, given, main
+from sdlora.cli.main import build_parser, given, main, with_verb
 from sdlora.events import Done, Event, Failed, SampleReady, Started, Step
 from sdlora.jobs.control_files import write_request
 from sdlora.jobs.run_folder import EVENTS_FILE, new_folder, record
@@ -209,3 +209,28 @@ def pause_when_there(folder: Path) -> None:
     while not folder.exists():
         time.sleep(0.001)
     write_request(folder, "pause")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb"),
+    [
+        ([], ["serve", "--open"]),
+        (["--workspace", "x"], ["serve", "--open", "--workspace", "x"]),
+        (["runs", "list"], ["runs", "list"]),
+        (["--version"], ["--version"]),
+        (["-h"], ["-h"]),
+    ],
+)
+def test_flags_without_a_verb_open_the_page(arguments: list[str], verb: list[str]) -> None:
+    assert with_verb(arguments) == verb
+
+
+def test_ctrl_c_is_one_line(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdlora.cli.main.Workspace.open", interrupted)
+    assert main(["worker", "--workspace", str(workspace)]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"

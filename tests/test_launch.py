@@ -1,7 +1,9 @@
 """launch.py: what it decides, and real starts of a copy of it with a stub of the program."""
 
 import ast
+import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +27,7 @@ def main(argv):
         time.sleep(60)
     return 7
 """
+TORCH = launch.pins(launch.REQUIREMENTS)["torch"]
 posix = pytest.mark.skipif(os.name == "nt", reason="Ctrl+C is sent as a POSIX signal here")
 
 
@@ -61,6 +64,28 @@ def test_windows_installs_with_uv_for_the_graphics_card() -> None:
     assert get_uv[-1].startswith("uv==")
     assert command[:5] == ["py", "-m", "uv", "pip", "install"]
     assert {"--python=py", "--torch-backend=auto"} <= set(command)
+
+
+def test_the_lock_is_installed_by_hashes() -> None:
+    (command,) = launch.install_commands("linux", Path("py"), launch.REQUIREMENTS, locked=True)
+    assert command[-3:] == ["--require-hashes", "-r", str(launch.ROOT / "requirements.lock")]
+
+
+def test_windows_takes_pytorch_for_the_graphics_card_and_the_rest_by_hashes() -> None:
+    _, torch, rest = launch.install_commands("win32", Path("py"), launch.REQUIREMENTS, locked=True)
+    assert "--torch-backend=auto" in torch and torch[-2:] == ["--no-deps", f"torch=={TORCH}"]
+    assert rest[2] == "pip" and "--require-hashes" in rest
+
+
+def test_the_lock_has_every_pin_and_hashes_for_each_system() -> None:
+    text = (launch.ROOT / "requirements.lock").read_text("utf-8")
+    rows = re.findall(r"^([\w.-]+)==(\S+?)( ;.*?)? \\\n((?:    --hash=.*\n)+)", text, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^[^\s#]", text, re.MULTILINE))
+    pinned = {name.replace("_", "-"): pin for name, pin in launch.pins(launch.REQUIREMENTS).items()}
+    locked = {name: version for name, version, _, _ in rows}
+    assert {name: locked.get(name) for name in pinned} == pinned
+    assert "+cpu" not in text and "://" not in text and "sys_platform == 'win32'" in text
+    assert text.splitlines()[1].strip("# ").startswith("uv pip compile --universal")
 
 
 def test_pins_skip_comments(tmp_path: Path) -> None:
@@ -182,6 +207,14 @@ def test_an_unreachable_index_is_not_called_a_missing_package() -> None:
     tail = ["connection broken by NewConnectionError", "ERROR: No matching distribution found"]
     message = launch.explain(tail, launch.INSTALLERS["win32"])
     assert "Check the network" in message and "UV_DEFAULT_INDEX" in message
+
+
+def test_a_pytorch_of_ones_own_keeps_its_place(house: Path) -> None:
+    packages = "Lib/site-packages" if os.name == "nt" else "lib/python3.11/site-packages"
+    assert launch.why_unlocked(launch.REQUIREMENTS) == "there is no requirements.lock"
+    (house / "requirements.lock").touch()
+    (house / ".venv" / packages / "torch-2.13.0+cu126.dist-info").mkdir(parents=True)
+    assert launch.why_unlocked(launch.REQUIREMENTS).endswith("of your own, torch-2.13.0+cu126")
 
 
 def test_little_room_is_a_warning_in_gib() -> None:
@@ -323,7 +356,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 def test_a_later_start_goes_straight_on(app: App) -> None:
-    assert app.run() == (7, f"ran serve --open in {app.root / '.venv'}\n")
+    assert app.run() == (7, f"ran in {app.root / '.venv'}\n")
 
 
 def test_an_unreachable_index_is_one_paragraph(app: App) -> None:
@@ -335,6 +368,30 @@ def test_an_unreachable_index_is_one_paragraph(app: App) -> None:
     assert "launch-missing" in (app.root / ".venv" / "install.log").read_text("utf-8")
     assert "Preparing" in app.run("train")[1]  # half an update does not count as the old state
     assert "Preparing" not in app.run("train")[1]
+
+
+def test_the_lock_is_used_and_told_unless_packages_of_ones_own_are_named(tmp_path: Path) -> None:
+    app = App(tmp_path)
+    wheel = next(app.wheels.iterdir())
+    project = tmp_path / "index" / "launch-probe"
+    project.mkdir(parents=True)
+    shutil.copy(wheel, project)
+    (project / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>', "utf-8")
+    index = {"PIP_INDEX_URL": project.parent.as_uri(), "PIP_FIND_LINKS": ""}
+    for digest, code, words in (
+        ("0" * 64, 1, "delete requirements.lock"),
+        (hashlib.sha256(wheel.read_bytes()).hexdigest(), 7, "ran hello"),
+    ):
+        row = f"launch-probe==1.0 \\\n    --hash=sha256:{digest}\n"
+        (app.root / "requirements.lock").write_text(row, encoding="utf-8")
+        returned, output = app.run("hello", **index)
+        assert returned == code and words in output, output
+        assert "Installing from requirements.lock, checked by hashes." in output
+    assert app.run("hello", **index)[1].startswith("ran hello")
+    (app.root / ".venv" / "requirements.stamp").unlink()
+    returned, output = app.run("hello")  # with the wheels beside, as PIP_FIND_LINKS says
+    assert returned == 7 and "from requirements.txt, without hashes: pip's settings" in output
+    assert "(find-links, no-index)" in output
 
 
 @posix
@@ -365,21 +422,3 @@ def test_where_exec_is_missing_the_exit_code_comes_through(
     (house / "launch.py").write_text("import sys; sys.exit(len(sys.argv))", encoding="utf-8")
     monkeypatch.setattr(launch, "os", SimpleNamespace(name="nt"))
     assert launch.hand_over(Path(sys.executable), ["train", "a b"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("argv", "verb"),
-    [
-        ([], ["serve", "--open"]),
-        (["--workspace", "x"], ["serve", "--open", "--workspace", "x"]),
-        (["runs", "list"], ["runs", "list"]),
-        (["--version"], ["--version"]),
-    ],
-)
-def test_flags_without_a_verb_open_the_page(
-    argv: list[str], verb: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "ready_python", lambda needed: Path(sys.executable))
-    monkeypatch.setattr(launch, "run_here", lambda argv: asked.append(argv) or 0)
-    asked: list[list[str]] = []
-    assert launch.main(argv) == 0 and asked == [verb]

@@ -11,6 +11,7 @@ from peft.utils import merge_utils
 from torch import Tensor, nn
 
 import architectures
+from sdlora.architectures import UNET_TARGETS
 from sdlora.device import generator_for
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
@@ -19,7 +20,6 @@ from sdlora.lora.format.layer_groups import GROUPS, Losses, group_of
 from sdlora.lora.format.name_map import build_name_map
 from sdlora.lora.tools.merge import MergeMethod, merge, resize
 from sdlora.lora.tools.svd import Spectrum, distance
-from sdlora.models.base import TARGETS
 from sdlora.settings.layer_groups import WIDER
 
 FP32 = torch.float32
@@ -96,7 +96,9 @@ def test_groups_agree_with_what_training_calls_so() -> None:
     said = {"attention": "attention", "feed forward": "feed_forward", "convolution": "conv"}
     for path in architectures.read_keys("sdxl")["denoiser"]:
         group = group_of("lora_unet_" + path.replace(".", "_"))
-        trained = [name for name, pattern in TARGETS.items() if re.search(rf"\b({pattern})$", path)]
+        trained = [
+            name for name, pattern in UNET_TARGETS.items() if re.search(rf"\b({pattern})$", path)
+        ]
         if trained:
             (narrow,) = trained
             assert said[group] == WIDER.get(narrow, narrow), path

@@ -14,8 +14,16 @@ from shape import Source, sources
 
 TOP_LEVEL = {
     *("sdlora", "webui", "training_data", "tests", "benchmarks", "docs", ".ci", ".git"),
-    *("launch.py", "requirements.txt", "pyproject.toml", "README.md", "CHANGELOG.md"),
-    *("LICENSE", ".gitignore"),
+    *(
+        "launch.py",
+        "requirements.txt",
+        "requirements.lock",
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+    ),
+    *("README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".github"),
+    ".pre-commit-config.yaml",
 }
 PRODUCT = ("sdlora", "webui", "launch.py", "benchmarks")
 RULES: dict[str, tuple[Callable[[Source], list[str]], tuple[str, ...]]] = {

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from sdlora.settings.base import MORE, Settings
+from sdlora.workspace import default_workspace
 
 _METAVARS = {int: "N", float: "X"}
 
@@ -51,7 +52,10 @@ def add_operands(
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every verb has."""
     parser.add_argument(
-        "--workspace", default="workspace", metavar="DIR", help="folder of all you make"
+        "--workspace",
+        default=default_workspace(),
+        metavar="DIR",
+        help="folder of all you make (default: %(default)s)",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per line, for programs"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdlora import __version__
+from sdlora import IS_CHECKOUT, __version__
 from sdlora.cli.dataset import add_tools as add_dataset_tools
 from sdlora.cli.dataset import dataset
 from sdlora.cli.flags import add_flags, add_shared_flags, given
@@ -32,7 +32,9 @@ from sdlora.files import write_to_free_path
 from sdlora.messages import COMMAND, Message
 from sdlora.settings.image_request import ImageRequest
 from sdlora.terminal import OnInterrupt, Printer, follow
-from sdlora.workspace import Workspace
+from sdlora.workspace import TRAINING_DATA, Workspace
+
+OPEN_PAGE = ("serve", "--open")
 
 # Verbs
 
@@ -131,9 +133,14 @@ def demo(options: argparse.Namespace) -> int:
     return DONE
 
 
+# The verbs that need the picture sets that ship
+READ_PICTURE_SETS = (serve, demo, train, dataset)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="launch.py", description=__import__("sdlora").__doc__)
+    name = "launch.py" if IS_CHECKOUT else "sdlora"
+    parser = argparse.ArgumentParser(prog=name, description=__import__("sdlora").__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
@@ -170,18 +177,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def with_verb(arguments: Sequence[str]) -> list[str]:
+    """Return the command line with its verb: without one, or with flags alone, to open the page."""
+    first = arguments[0] if arguments else "--open"
+    if first.startswith("--") and first not in ("--help", "--version"):
+        return [*OPEN_PAGE, *arguments]
+    return list(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; an error that the user can fix is one sentence, not a traceback."""
+    """Run the command; a user's mistake is one sentence, not a traceback. Ctrl+C gives 130."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text, nor fit the terminal
         sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = with_verb(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(arguments)
     try:
+        if options.act in READ_PICTURE_SETS:
+            _draw_shipped_sets()
         return int(options.act(options))
     except (SdloraError, OSError) as error:  # an OSError names the file and the system's reason
         if options.json:
             print(to_line(Failed(_message(error))), flush=True)
         print(f"error: {_message(error).on(COMMAND)}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def _draw_shipped_sets() -> None:
+    """Draw the picture sets that ship where they are absent: pip installs the program alone."""
+    if not TRAINING_DATA.exists():
+        from sdlora.starter.sets import draw_shipped_sets
+
+        print(f"Drawing the picture sets into {TRAINING_DATA}, once ...", file=sys.stderr)
+        draw_shipped_sets(TRAINING_DATA)
 
 
 def _message(error: SdloraError | OSError) -> Message:

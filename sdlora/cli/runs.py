@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sdlora import kohya
+from sdlora import PROGRAM, kohya
 from sdlora.cli.flags import add_flags, add_shared_flags, given
 from sdlora.cli.train import DONE, FAILED, train_in
 from sdlora.errors import RunError, SdloraError, SettingsError
@@ -166,7 +166,7 @@ def resume(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
     if queue.holder("worker"):  # it owns the device
         run_folder.resume(folder, queue, changes)
         WorkerKeeper(workspace, queue).replace_silent()
-        print(f"{folder.name} waits in the queue; python launch.py runs show {folder.name}")
+        print(f"{folder.name} waits in the queue; {PROGRAM} runs show {folder.name}")
         return DONE
     run_folder.reopen(folder, queue, changes)
     return train_in(folder, workspace, options.json)

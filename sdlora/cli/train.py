@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from sdlora import kohya
+from sdlora import PROGRAM, kohya
 from sdlora.cli.flags import add_flags, given
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.jobs import run_folder
@@ -73,7 +73,7 @@ def train_in(folder: Path, workspace: Workspace, as_json: bool) -> int:
     with OnInterrupt(lambda: run_folder.stop(folder)):
         state = tasks.run_task("train", folder, workspace, as_json)
     if state.status in ENDED_WELL and not as_json:
-        print(state.result or f"paused at step {state.step}: python launch.py runs resume "
+        print(state.result or f"paused at step {state.step}: {PROGRAM} runs resume "
               f"{folder.name}")  # fmt: skip
     return DONE if state.status in ENDED_WELL else FAILED
 

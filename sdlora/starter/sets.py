@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "SETS",
     "ShippedSet",
     "cyberpunk",
+    "draw_shipped_sets",
     "draw_zibo",
     "impressionist",
     "neon",
@@ -136,6 +138,20 @@ def write_sets(folder: Path) -> int:
             if not sidecar.exists():
                 sidecar.write_text(text + "\n", encoding="utf-8")
     return new
+
+
+def draw_shipped_sets(folder: Path) -> None:
+    """Write the sets into `folder`, which appears whole or not at all. Another process may do the
+    same meanwhile: the first one's stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder.parent) as temporary:
+        drawn = Path(temporary) / folder.name
+        write_sets(drawn)
+        try:
+            drawn.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
 
 
 if __name__ == "__main__":
