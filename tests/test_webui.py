@@ -338,6 +338,7 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     assert "The same waits in the queue already." in browser.value("measure-notice")
     browser.set("trigger-word", "another word")
     browser.click("measure")
+    assert browser.value("measure-notice") == "", "a start takes away what was wrong before"
     waiting = [run.state.status for run in studio.latest("measure")]
     assert waiting == ["queued", "stopped", "done"], "one at a time"
     browser.click("measure-cancel")
