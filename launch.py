@@ -2,7 +2,7 @@
 
     python launch.py                 open the browser page
     python launch.py VERB ...        train, generate, lora, runs, ...; VERB --help says more
-    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest
+    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest, --fast is a minute
 
 The first start installs requirements.txt into .venv beside this file; later starts see the stamp
 left there and go straight on. An environment that already meets every pin is used as it is.
@@ -271,9 +271,12 @@ def ensure_chromium() -> bool:
 
 
 def run_tests(arguments: list[str]) -> int:
-    """Style, types and tests, all of them even when one fails; non-zero when any failed."""
-    failed = [] if ensure_chromium() or not os.environ.get("CI") else ["chromium"]
-    for check in (*CHECKS, ("pytest", "-n", "2", *arguments)):
+    """Style, types and tests, all of them even when one fails; non-zero when any failed. With
+    `--fast`, style and the tests that are not slow (tests/lanes.py)."""
+    is_fast = "--fast" in arguments
+    failed = [] if is_fast or ensure_chromium() or not os.environ.get("CI") else ["chromium"]
+    checks = [check for check in CHECKS if check[0] != "mypy" or not is_fast]
+    for check in (*checks, ("pytest", "-n", "2", *arguments)):
         print(f"== {' '.join(check)}", flush=True)
         if subprocess.run([sys.executable, "-m", *check], cwd=ROOT).returncode:
             failed.append(check[0])

@@ -21,6 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+import lanes  # noqa: E402
 import launch  # noqa: E402
 from sdlora.workspace import Workspace  # noqa: E402
 
@@ -41,6 +42,18 @@ def repository_entries(root: Path) -> set[str]:
     except FileNotFoundError:
         return entries
     return entries | set(status.stdout.splitlines())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the fast lane; see lanes.py."""
+    group = parser.getgroup("lanes")
+    group.addoption("--fast", action="store_true", help="leave out what slow_tests.txt names")
+    group.addoption("--write-slow-tests", action="store_true", help="write slow_tests.txt anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the lanes select the tests, and measure them."""
+    config.pluginmanager.register(lanes.Lanes(config))
 
 
 def is_worker(session: pytest.Session) -> bool:

@@ -26,7 +26,7 @@ from surfing import StudioWithoutWorker
 from webui import fields
 from webui.tabs import generate, train
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 # What the pictures suggest
 SUGGESTED = {"data", "name", "trigger_word", "goal"}
 # What presets go by is chosen first

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from driving import PATIENT_MS, SCREENSHOTS, site, tab
 from sdlora.workspace import STARTER_MODEL
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 HAS_MODEL = (STARTER_MODEL / "model_index.json").exists()
 
 
