@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Event, Progress, Warned
-from sdlora.files import publish_new
+from sdlora.files import DISK_FULL, publish_new
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.plan import GenerationPlan
@@ -22,7 +21,6 @@ from sdlora.prompt.tags import RULES
 from sdlora.settings.image_request import ImageRequest
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
@@ -42,7 +40,7 @@ def written_when_room(
                 "the picture of seed {seed} could not be saved in {folder}: {why}",
                 seed=seed, folder=folder, why=why,
             )  # fmt: skip
-            if error.errno not in _FULL or should_stop():
+            if error.errno not in DISK_FULL or should_stop():
                 raise RunError(message) from None
         if not waits:
             waits = True
