@@ -23,6 +23,7 @@ import pytest  # noqa: E402
 
 import lanes  # noqa: E402
 import launch  # noqa: E402
+from sdlora.jobs.queue import Queue  # noqa: E402
 from sdlora.workspace import Workspace  # noqa: E402
 
 # No example database and no clock: the same run every time, on a busy machine too.
@@ -114,15 +115,21 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Workspace:
+def space(workspace: Path) -> Workspace:
     """An open workspace of a test's own."""
-    return Workspace.open(tmp_path / "workspace")
+    return Workspace.open(workspace)
+
+
+@pytest.fixture
+def queue(space: Workspace) -> Queue:
+    """The queue of that workspace."""
+    return Queue(space.database)
 
 
 @pytest.fixture
 def run(pictures: Path, space: Workspace, tmp_path: Path) -> object:
-    """A `trainings.Run` over those pictures."""
-    from trainings import Run
+    """A `training_runs.Run` over those pictures."""
+    from training_runs import Run
 
     return Run(pictures, space, tmp_path)
 
@@ -141,8 +148,8 @@ def engine(space: Workspace) -> Iterator[object]:
 
 @pytest.fixture
 def browser(studio: object) -> object:
-    """A `surfing.Browser` on the page of the test's own `studio`, opened."""
-    from surfing import Browser
+    """A `page_client.Browser` on the page of the test's own `studio`, opened."""
+    from page_client import Browser
 
     browser = Browser(studio)
     browser.open()

@@ -12,9 +12,9 @@ import gradio as gr
 import pytest
 from starlette.testclient import TestClient
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.errors import RunError
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui import page, server
 from webui.calls import INPUTS, CallError, Page, judged
 from webui.uploads import empty_uploads

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from page_client import StudioWithoutWorker
 from sdlora.workspace import Workspace
-from surfing import StudioWithoutWorker
 from webui import connections, guards, server, uploads
 from webui.uploads import MIB, discard, empty_uploads, sweep_uploads, waiting_bytes
 

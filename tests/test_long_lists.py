@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from awkward import scene
+from page_client import Browser, StudioWithoutWorker
+from picture_files import scene
 from sdlora.data.caption_editing import CaptionSettings
 from sdlora.data.report import check
 from sdlora.events import Captioned, Done
@@ -18,7 +19,6 @@ from sdlora.settings.captioning import DescribeSettings
 from sdlora.settings.train import TrainSettings
 from sdlora.training.dataset_fingerprint import changes
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui import caption_editor, dataset_report, markup
 from webui.lora_details import LoraFilter, LoraMatches
 from webui.media import Media

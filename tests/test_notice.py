@@ -6,12 +6,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.errors import SettingsError
 from sdlora.jobs import run_folder
 from sdlora.messages import Message, Setting
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui.app_state import AppState
 from webui.notice import PLACE, Notice, Reply
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.data.caption_editing import CaptionSettings, editing, planned, undo, write
 from sdlora.data.caption_files import CaptionFiles
 from sdlora.data.caption_tables import read_table

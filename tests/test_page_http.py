@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from page_client import Browser, StudioWithoutWorker, working
 from sdlora.events import Measured, RunState, Started
 from sdlora.jobs import control_files, run_folder
 from sdlora.jobs.kinds import MeasureSettings
@@ -19,7 +20,6 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import preset, with_preset
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker, working
 from webui import dataset_report, markup, server
 from webui.app_state import AppState, Run
 from webui.estimates import Cost, known_cost

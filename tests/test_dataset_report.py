@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from awkward import BAD, GOOD, make_folder, scene
+from picture_files import BAD, GOOD, make_folder, scene
 from sdlora.cli.main import main
 from sdlora.data.folder import grouped
 from sdlora.data.report import Preflight, check
