@@ -45,6 +45,9 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("mypy", "sdlora", "webui", "launch.py"),
 )
+# Three workers for two cores, for many tests wait for another process, a browser or a clock
+PYTEST = ("pytest", "-n", "3", "--dist", "worksteal")
+FAST_PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # they only compute
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -276,7 +279,7 @@ def run_tests(arguments: list[str]) -> int:
     is_fast = "--fast" in arguments
     failed = [] if is_fast or ensure_chromium() or not os.environ.get("CI") else ["chromium"]
     checks = [check for check in CHECKS if check[0] != "mypy" or not is_fast]
-    for check in (*checks, ("pytest", "-n", "2", *arguments)):
+    for check in (*checks, (*(FAST_PYTEST if is_fast else PYTEST), *arguments)):
         print(f"== {' '.join(check)}", flush=True)
         if subprocess.run([sys.executable, "-m", *check], cwd=ROOT).returncode:
             failed.append(check[0])

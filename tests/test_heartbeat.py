@@ -142,6 +142,8 @@ def events(folder):
     yield Step(1, 9)
     if not (folder / 'once').exists() or 'always' in sys.argv:
         (folder / 'once').touch()
+        while not (folder / runs.HEARTBEAT_FILE).exists():  # else it would have longer
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGSTOP)
     yield Done('x')
 folder = Path(sys.argv[1])
