@@ -2,7 +2,8 @@
 
     python launch.py                 open the browser page
     python launch.py VERB ...        train, generate, lora, runs, ...; VERB --help says more
-    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest, --fast is a minute
+    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest; --fast: a minute,
+                                     --coverage: what the tests ran, by package
 
 The first start installs requirements.txt into .venv beside this file; later starts see the stamp
 left there and go straight on. An environment that already meets every pin is used as it is.
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple, TextIO  # noqa: UP035 - an old Python must get past this
@@ -279,12 +281,26 @@ def run_tests(arguments: list[str]) -> int:
     is_fast = "--fast" in arguments
     failed = [] if is_fast or ensure_chromium() or not os.environ.get("CI") else ["chromium"]
     checks = [check for check in CHECKS if check[0] != "mypy" or not is_fast]
-    for check in (*checks, (*(FAST_PYTEST if is_fast else PYTEST), *arguments)):
-        print(f"== {' '.join(check)}", flush=True)
-        if subprocess.run([sys.executable, "-m", *check], cwd=ROOT).returncode:
-            failed.append(check[0])
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "coverage.json"
+        for check in (*checks, pytest_command(arguments, report)):
+            print(f"== {' '.join(check)}", flush=True)
+            env = {**os.environ, "COVERAGE_FILE": str(report.with_name(".coverage"))}
+            if subprocess.run([sys.executable, "-m", *check], cwd=ROOT, env=env).returncode:
+                failed.append(check[0])
+        if report.exists():
+            subprocess.run([sys.executable, "tests/coverage_by_package.py", str(report)], cwd=ROOT)
     print(f"FAILED: {', '.join(failed)}" if failed else "All checks passed.", flush=True)
     return 1 if failed else 0
+
+
+def pytest_command(arguments: list[str], report: Path) -> tuple[str, ...]:
+    """Return pytest and its arguments; `--coverage` is for us, and has it write a `report`."""
+    command = [*(FAST_PYTEST if "--fast" in arguments else PYTEST), *arguments]
+    if "--coverage" in command:
+        place = command.index("--coverage")
+        command[place : place + 1] = "--cov=sdlora", "--cov=webui", f"--cov-report=json:{report}"
+    return tuple(command)
 
 
 def run_here(argv: list[str]) -> int:

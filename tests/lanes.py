@@ -56,14 +56,12 @@ class Lanes:
         self.fast: bool = config.getoption("fast")
         self.write: bool = config.getoption("write_slow_tests")
         self.table = read_table()
+        self.slow_files = {TABLE.parent / name for name in self.table}
         self.seconds: dict[str, float] = defaultdict(float)
 
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Leave out files whose tests are all slow."""
-        if not self.fast or collection_path.suffix != ".py":
-            return None
-        file = collection_path.relative_to(TABLE.parent).as_posix()
-        return True if file in self.table else None
+        return True if self.fast and collection_path in self.slow_files else None
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]

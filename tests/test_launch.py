@@ -232,6 +232,13 @@ def test_the_fast_lane_is_style_and_fast_tests(monkeypatch: pytest.MonkeyPatch) 
     assert commands[-1][3:] == [*launch.FAST_PYTEST[1:], "--fast", "-x"]
 
 
+def test_coverage_is_measured_when_asked_for(tmp_path: Path) -> None:
+    command = launch.pytest_command(["-x", "--coverage", "-k", "a"], tmp_path / "a.json")
+    coverage = ("--cov=sdlora", "--cov=webui", f"--cov-report=json:{tmp_path / 'a.json'}")
+    assert command == (*launch.PYTEST, "-x", *coverage, "-k", "a")
+    assert not any("--cov" in part for part in launch.pytest_command(["-x"], tmp_path))
+
+
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
 def test_no_chromium_fails_in_ci_only(
     ci: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
