@@ -2,7 +2,8 @@
 
     python launch.py                 open the browser page
     python launch.py VERB ...        train, generate, lora, runs, ...; VERB --help says more
-    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest
+    python launch.py test [ARGS]     style, types and tests; ARGS go to pytest; --fast: a minute,
+                                     --coverage: what the tests ran, by package
 
 The first start installs requirements.lock into .venv beside this file, every package checked by
 its hash, or requirements.txt where builds of your own are to be used, and says which. Later starts
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple, TextIO  # noqa: UP035 - an old Python must get past this
@@ -46,6 +48,9 @@ CHECKS = (
     ("ruff", "format", "--check", "."),
     ("mypy", "sdlora", "webui", "launch.py"),
 )
+# Three workers for two cores, for many tests wait for another process, a browser or a clock
+PYTEST = ("pytest", "-n", "3", "--dist", "worksteal")
+FAST_PYTEST = ("pytest", "-n", "2", "--dist", "worksteal")  # they only compute
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -324,14 +329,31 @@ def ensure_chromium() -> bool:
 
 
 def run_tests(arguments: list[str]) -> int:
-    """Style, types and tests, all of them even when one fails; non-zero when any failed."""
-    failed = [] if ensure_chromium() or not os.environ.get("CI") else ["chromium"]
-    for check in (*CHECKS, ("pytest", "-n", "2", *arguments)):
-        print(f"== {' '.join(check)}", flush=True)
-        if subprocess.run([sys.executable, "-m", *check], cwd=ROOT).returncode:
-            failed.append(check[0])
+    """Style, types and tests, all of them even when one fails; non-zero when any failed. With
+    `--fast`, style and the tests that are not slow (tests/lanes.py)."""
+    is_fast = "--fast" in arguments
+    failed = [] if is_fast or ensure_chromium() or not os.environ.get("CI") else ["chromium"]
+    checks = [check for check in CHECKS if check[0] != "mypy" or not is_fast]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "coverage.json"
+        for check in (*checks, pytest_command(arguments, report)):
+            print(f"== {' '.join(check)}", flush=True)
+            env = {**os.environ, "COVERAGE_FILE": str(report.with_name(".coverage"))}
+            if subprocess.run([sys.executable, "-m", *check], cwd=ROOT, env=env).returncode:
+                failed.append(check[0])
+        if report.exists():
+            subprocess.run([sys.executable, "tests/coverage_by_package.py", str(report)], cwd=ROOT)
     print(f"FAILED: {', '.join(failed)}" if failed else "All checks passed.", flush=True)
     return 1 if failed else 0
+
+
+def pytest_command(arguments: list[str], report: Path) -> tuple[str, ...]:
+    """Return pytest and its arguments; `--coverage` is for us, and has it write a `report`."""
+    command = [*(FAST_PYTEST if "--fast" in arguments else PYTEST), *arguments]
+    if "--coverage" in command:
+        place = command.index("--coverage")
+        command[place : place + 1] = "--cov=sdlora", "--cov=webui", f"--cov-report=json:{report}"
+    return tuple(command)
 
 
 def run_here(argv: list[str]) -> int:

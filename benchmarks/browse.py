@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
-    from surfing import Browser, StudioWithoutWorker  # type: ignore[import-not-found]
+    from page_client import Browser, StudioWithoutWorker  # type: ignore[import-not-found]
     from webui.lora_details import ANY_BASE
 
     with tempfile.TemporaryDirectory(prefix="sdlora-browse-") as name:

@@ -70,10 +70,10 @@ def originals() -> dict[str, dict[str, Any]]:
     """Other programs' records, as the tests have them."""
     if str(TESTS) not in sys.path:
         sys.path.insert(0, str(TESTS))
-    import recorded
+    import recorded_metadata
 
     names = ("INVOKE", "INVOKE_2", "SWARM", "FOOOCUS", "NOVELAI", "COMFY", "COMFY_FLUX", "WORKFLOW")
-    return {name: getattr(recorded, name) for name in names}
+    return {name: getattr(recorded_metadata, name) for name in names}
 
 
 def broken_text(dice: random.Random) -> Case:

@@ -40,7 +40,7 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
 from fakes import fake_worker, write_lora  # noqa: E402
-from surfing import Browser, StudioWithoutWorker  # noqa: E402
+from page_client import Browser, StudioWithoutWorker  # noqa: E402
 from webui import markup  # noqa: E402
 from webui.first_paint import panel  # noqa: E402
 from webui.lora_details import LoraFilter  # noqa: E402

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: there is no room, or no more allowed
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file with `write(temporary)` beside `path`, flush it, then rename it. An existing

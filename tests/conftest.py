@@ -21,7 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+import lanes  # noqa: E402
 import launch  # noqa: E402
+from sdlora.jobs.queue import Queue  # noqa: E402
 from sdlora.workspace import Workspace  # noqa: E402
 
 # No example database and no clock: the same run every time, on a busy machine too.
@@ -41,6 +43,18 @@ def repository_entries(root: Path) -> set[str]:
     except FileNotFoundError:
         return entries
     return entries | set(status.stdout.splitlines())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the fast lane; see lanes.py."""
+    group = parser.getgroup("lanes")
+    group.addoption("--fast", action="store_true", help="leave out what slow_tests.txt names")
+    group.addoption("--write-slow-tests", action="store_true", help="write slow_tests.txt anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the lanes select the tests, and measure them."""
+    config.pluginmanager.register(lanes.Lanes(config))
 
 
 def is_worker(session: pytest.Session) -> bool:
@@ -101,15 +115,21 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Workspace:
+def space(workspace: Path) -> Workspace:
     """An open workspace of a test's own."""
-    return Workspace.open(tmp_path / "workspace")
+    return Workspace.open(workspace)
+
+
+@pytest.fixture
+def queue(space: Workspace) -> Queue:
+    """The queue of that workspace."""
+    return Queue(space.database)
 
 
 @pytest.fixture
 def run(pictures: Path, space: Workspace, tmp_path: Path) -> object:
-    """A `trainings.Run` over those pictures."""
-    from trainings import Run
+    """A `training_runs.Run` over those pictures."""
+    from training_runs import Run
 
     return Run(pictures, space, tmp_path)
 
@@ -128,8 +148,8 @@ def engine(space: Workspace) -> Iterator[object]:
 
 @pytest.fixture
 def browser(studio: object) -> object:
-    """A `surfing.Browser` on the page of the test's own `studio`, opened."""
-    from surfing import Browser
+    """A `page_client.Browser` on the page of the test's own `studio`, opened."""
+    from page_client import Browser
 
     browser = Browser(studio)
     browser.open()

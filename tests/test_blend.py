@@ -9,7 +9,7 @@ from types import FrameType
 import pytest
 import torch
 
-from mixed import FILES, mixed_lora, mixed_loras
+from mixed_loras import FILES, mixed_lora, mixed_loras
 from sdlora.adapters import Blend, fit, merged_weights
 from sdlora.adapters.matching import Place
 from sdlora.errors import LoraFileError

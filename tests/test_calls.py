@@ -12,9 +12,9 @@ import gradio as gr
 import pytest
 from starlette.testclient import TestClient
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.errors import RunError
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui import page, server
 from webui.calls import INPUTS, CallError, Page, checked_value
 from webui.uploads import empty_uploads
@@ -182,14 +182,7 @@ def test_what_is_no_call_is_refused(
     assert "Traceback" not in capfd.readouterr().err
 
 
-IN_BRIEF = {"null", "list", "zero", "nul", "surrogate", "template", "device"}
-
-
-def brief(name: str) -> object:
-    return pytest.param(name, marks=[] if name in IN_BRIEF else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("name", [*map(brief, ODD_VALUES)])
+@pytest.mark.parametrize("name", ODD_VALUES)
 def test_every_handler_answers_odd_values_in_words(
     browser: Browser, name: str, capfd: pytest.CaptureFixture[str], no_network: list[Any]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recorded import COMFY
+from recorded_metadata import COMFY
 from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.prompt import parse_prompt

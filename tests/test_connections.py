@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from page_client import StudioWithoutWorker
 from sdlora.workspace import Workspace
-from surfing import StudioWithoutWorker
 from webui import connections, guards, server, uploads
 from webui.uploads import MIB, discard, empty_uploads, sweep_uploads, waiting_bytes
 
@@ -78,9 +78,7 @@ HALF_SENT = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["head", *(pytest.param(kind, marks=pytest.mark.slow) for kind in HALF_SENT)]
-)
+@pytest.mark.parametrize("kind", HALF_SENT)
 def test_half_sent_requests_never_keep_a_browser_out(port: int, kind: str) -> None:
     """1,100 of them: more than a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -86,16 +86,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 }
 
 
-@pytest.fixture
-def space(workspace: Path) -> Workspace:
-    return Workspace.open(workspace)
-
-
-@pytest.fixture
-def queue(space: Workspace) -> Queue:
-    return Queue(space.database)
-
-
 def images(space: Workspace, queue: Queue, prompt: str = "a ball") -> Path:
     return run_folder.start(
         ImageRequest.from_values({"prompt": prompt, "steps": 2, "seed": 7}), space, queue

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import ROOT
+from page_client import Browser, StudioWithoutWorker
 from sdlora.cli.main import main
 from sdlora.errors import ModelError, SettingsError
 from sdlora.events import (
@@ -37,7 +38,6 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.text_files import json_value
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from test_events import ONE_OF_EACH
 from webui.app_state import Run
 from webui.markup import run_card
@@ -78,11 +78,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no template": a_line({"event": "Failed", "message": "m", "templates": [{"message": 3}]}),
     "no number": a_line({"event": "Step", "step": 1, "total": 2, "seconds_left": float("nan")}),
 }
-
-
-@pytest.fixture
-def space(workspace: Path) -> Workspace:
-    return Workspace.open(workspace)
 
 
 def damaged_workspace(space: Workspace) -> None:

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.events import Done, Started, Step
 from sdlora.jobs import run_folder
 from sdlora.jobs.processes import identity
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 
 
 def test_the_training_that_goes_on_is_in_the_first_answer(workspace: Path) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from filled_in import another
+from page_client import Browser, StudioWithoutWorker
 from sdlora.errors import SettingsError
 from sdlora.messages import label
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import preset
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
+from setting_values import another
 from webui import fields, theme
 from webui.app_state import AppState
 from webui.drafts import recall

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,26 +25,10 @@ from sdlora.jobs.supervise import WorkerKeeper, end_now
 from sdlora.settings.train import TrainSettings
 from sdlora.worker.worker import Worker
 from sdlora.workspace import Workspace
+from waiting import wait_until
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="stops by signal")
 QUICK = replace(FAST, silence=0.5)
-
-
-@pytest.fixture
-def space(workspace: Path) -> Workspace:
-    return Workspace.open(workspace)
-
-
-@pytest.fixture
-def queue(space: Workspace) -> Queue:
-    return Queue(space.database)
-
-
-def wait_until(true: Callable[[], object], within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 class Clock:
@@ -158,6 +142,8 @@ def events(folder):
     yield Step(1, 9)
     if not (folder / 'once').exists() or 'always' in sys.argv:
         (folder / 'once').touch()
+        while not (folder / runs.HEARTBEAT_FILE).exists():  # else it would have longer
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGSTOP)
     yield Done('x')
 folder = Path(sys.argv[1])

@@ -251,8 +251,25 @@ def test_every_check_runs_and_counts(
     monkeypatch.setattr(launch, "find_chromium", lambda: "/bin/chromium")
     assert launch.run_tests(["-k", "shape"]) == code
     assert [command[2] for command in commands] == ["ruff", "ruff", "mypy", "pytest"]
-    assert commands[-1][3:] == ["-n", "2", "-k", "shape"]
+    assert commands[-1][3:] == [*launch.PYTEST[1:], "-k", "shape"]
     assert f"FAILED: {failing}" in capsys.readouterr().out or not failing
+
+
+def test_the_fast_lane_is_style_and_fast_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No types, and no Chromium is looked for."""
+    commands = recorded(monkeypatch)
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("SDLORA_CHROMIUM", "/no/such/program")
+    assert launch.run_tests(["--fast", "-x"]) == 0
+    assert [command[2] for command in commands] == ["ruff", "ruff", "pytest"]
+    assert commands[-1][3:] == [*launch.FAST_PYTEST[1:], "--fast", "-x"]
+
+
+def test_coverage_is_measured_when_asked_for(tmp_path: Path) -> None:
+    command = launch.pytest_command(["-x", "--coverage", "-k", "a"], tmp_path / "a.json")
+    coverage = ("--cov=sdlora", "--cov=webui", f"--cov-report=json:{tmp_path / 'a.json'}")
+    assert command == (*launch.PYTEST, "-x", *coverage, "-k", "a")
+    assert not any("--cov" in part for part in launch.pytest_command(["-x"], tmp_path))
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])

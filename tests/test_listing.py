@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.data import listing
 from sdlora.data.dataset import read_dataset
 from sdlora.data.folder import list_captions, scan_folder

@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from kind_cases import by_input, make_loha, make_lokr, make_lora, random
+from adapter_cases import by_input, make_loha, make_lokr, make_lora, random
 from launch import ROOT
 from sdlora.cli.lora import TOOLS
 from sdlora.cli.main import main

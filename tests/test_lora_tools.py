@@ -154,6 +154,7 @@ def in_peft(files: Sequence[LoraFile], rank: int) -> peft.LoraModel:
         ("ties", "ties_svd", {"svd_rank": 5, "density": 1.0}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The density 1.0 is greater:UserWarning:peft")
 def test_merge_means_what_peft_means(method: str, theirs: str, options: dict) -> None:
     files = [file_of(2, 10), file_of(2, 20), file_of(2, 30)]
     weights = [1.0, 0.5, -0.75]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from page_client import StudioWithoutWorker
 from sdlora.errors import DataError, SdloraError, SettingsError
 from sdlora.events import (
     Failed,
@@ -19,7 +20,6 @@ from sdlora.events import (
 )
 from sdlora.messages import Setting
 from sdlora.workspace import Workspace
-from surfing import StudioWithoutWorker
 from webui import markup
 from webui.app_state import AppState, Run
 from webui.media import Media

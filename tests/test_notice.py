@@ -6,12 +6,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.errors import SettingsError
 from sdlora.jobs import run_folder
 from sdlora.messages import Message, Setting
 from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui.app_state import AppState
 from webui.notice import NOTICE_CLASS, Notice, Reply
 
@@ -119,6 +119,36 @@ def test_the_same_seed_twice_is_one_request_and_a_drawn_seed_two(
         assert len(studio.requests()) == before + queued
     for run in studio.requests():
         run_folder.cancel(run.folder, studio.queue)
+
+
+@pytest.mark.parametrize(
+    ("button", "notice", "steps", "shown"),
+    [
+        ("generate", "generate-notice", 0, "Queued."),
+        ("start", "train-notice", 1, "Queued as"),
+        ("measure", "measure-notice", 1, ""),  # the card says the rest
+    ],
+)
+def test_a_start_takes_away_the_problem_of_the_start_before(
+    studio: AppState, button: str, notice: str, steps: int, shown: str
+) -> None:
+    """An error stands until the next start, and no longer: it was about something else."""
+    page = Browser(studio)
+    page.set("pictures-choice", "zibo")
+    page.fire(page.ids["pictures-choice"], "change")
+    field = [i for i, p in page.parts.items() if p["props"].get("label") == "Steps"][steps]
+    good = page.values[field]
+    page.values[field] = "0"
+    page.click(button)
+    assert 'role="alert"' in page.value(notice) and "Steps" in page.value(notice)
+    page.values[field] = good
+    page.click(button)
+    answer = page.value(notice)
+    assert "alert" not in answer and shown in answer and bool(answer) == bool(shown)
+    for kind in ("generate", "train", "measure"):
+        for run in studio.latest(kind):
+            if run.live:
+                run_folder.cancel(run.folder, studio.queue)
 
 
 def test_a_form_says_how_its_errors_are_shown() -> None:

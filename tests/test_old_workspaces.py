@@ -63,7 +63,9 @@ def test_pictures_are_listed(old: Workspace) -> None:
     (job,) = (job for job in Queue(old.database).latest("generate") if not job.waits)
     (picture,) = read(job.folder).samples
     assert Path(picture.path).is_relative_to(old.outputs) and picture.seed == 5
-    request, problems = request_of(read_parameters(Path(picture.path)), Library.for_workspace(old), old)
+    request, problems = request_of(
+        read_parameters(Path(picture.path)), Library.for_workspace(old), old
+    )
     assert ImageRequest.from_values(request).seed == 5 and not problems
 
 

@@ -27,7 +27,7 @@ from sdlora.training.optim import (
     set_rates,
     unused,
 )
-from trainings import Run
+from training_runs import Run
 
 
 def plan(schedule: str, steps: int = 100, warmup: int = 10, **more: object) -> TrainSettings:

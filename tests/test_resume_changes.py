@@ -15,7 +15,7 @@ from sdlora.jobs.resume import RESUME_FILE, apply_changes, write_changes
 from sdlora.settings.train import TrainSettings
 from sdlora.training.train import train
 from sdlora.workspace import Workspace
-from trainings import Run, learnt, numbers_of, only
+from training_runs import Run, learnt, numbers_of, only
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from page_client import Browser, StudioWithoutWorker
 from sdlora.jobs import run_folder
 from sdlora.jobs.resume import read_changes
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
-from test_webui import trained_with_checkpoints
+from test_page_http import trained_with_checkpoints
 from webui.app_state import AppState
 
 

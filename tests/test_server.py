@@ -67,7 +67,6 @@ def test_serve_ends_with_3_when_its_fixed_port_is_taken(
     assert "is taken by another program" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_two_pages_one_workspace(workspace: Path) -> None:
     """The real command: the second start names the address of the first; Ctrl+C ends the first."""
     code = (

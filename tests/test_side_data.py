@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from awkward import scene
 from benchmarks.fuzz_datasets import jpeg, png, webp
+from picture_files import scene
 from sdlora.data.folder import scan_folder
 from sdlora.data.foreign_files import ForeignDataError, parsing
 from sdlora.data.image_files import read_picture

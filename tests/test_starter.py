@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,12 @@ def pipeline() -> StableDiffusionPipeline:
     )
     stock.set_progress_bar_config(disable=True)
     return stock
+
+
+@pytest.fixture(scope="module")
+def axis_of(pipeline: StableDiffusionPipeline) -> Callable[[str], StyleAxis]:
+    """The axis of a style, made once: it draws and encodes a hundred pictures."""
+    return functools.cache(partial(StyleAxis, pipeline.vae))
 
 
 def pixels_of(engine: Engine, prompt: str, **settings: object) -> np.ndarray:
@@ -86,7 +95,9 @@ def test_shipped_loras_are_listed_small_and_have_their_trigger_words() -> None:
 
 
 @pytest.mark.parametrize("name", STYLES)
-def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, name: str) -> None:
+def test_style_rises_with_the_weight_from_the_very_base_picture(
+    engine: Engine, axis_of: Callable[[str], StyleAxis], name: str
+) -> None:
     made: dict[float, list[Image.Image]] = {0: [], 1: []}
     for words in ("a big red house, meadow background", "a big green house in the snow"):
         prompt = f"{SETS[name].trigger}, {words}"
@@ -96,19 +107,12 @@ def test_style_rises_with_the_weight_from_the_very_base_picture(engine: Engine, 
             assert (image == base).all() == (weight == 0)
             images.append(Image.fromarray(image.astype(np.uint8)))
         assert (pixels_of(engine, prompt, steps=10) == base).all()
-    axis = StyleAxis(engine_vae(engine), name)
-    plain, styled = (axis.score(images).mean().item() for images in made.values())
+    plain, styled = (axis_of(name).score(images).mean().item() for images in made.values())
     assert styled > plain + 0.2
 
 
-def engine_vae(engine: Engine) -> object:
-    """The autoencoder of the model that the engine has open."""
-    assert engine._pipeline is not None
-    return engine._pipeline.family.vae
-
-
-def test_style_axis_tells_plain_from_styled(pipeline: StableDiffusionPipeline) -> None:
-    axis = StyleAxis(pipeline.vae, "neon_lighting")
+def test_style_axis_tells_plain_from_styled(axis_of: Callable[[str], StyleAxis]) -> None:
+    axis = axis_of("neon_lighting")
     scenes = [scene for _, _, scene in pictures("neon_lighting")]
     plain = axis.score([draw(scene) for scene in scenes])
     styled = axis.score([SETS["neon_lighting"].draw(scene) for scene in scenes])
@@ -134,7 +138,7 @@ def test_a_shipped_lora_gives_the_same_picture_in_stock_diffusers(
     assert np.abs((stock * 255).round() - ours).max() <= 2
 
 
-def test_two_tags_both_act(engine: Engine) -> None:
+def test_two_tags_both_act(engine: Engine, axis_of: Callable[[str], StyleAxis]) -> None:
     """How much of each style is in the picture is measured by benchmarks/strength.py."""
     tags = ["lora:cyberpunk_architecture:0.7", "lora:neon_lighting:0.5"]
     cyberpunk, neon, both = (
@@ -142,7 +146,7 @@ def test_two_tags_both_act(engine: Engine) -> None:
     )
     assert np.abs(both - cyberpunk).mean() > 2
     assert np.abs(both - neon).mean() > 2
-    axis = StyleAxis(engine_vae(engine), "neon_lighting")
+    axis = axis_of("neon_lighting")
     without, beside = axis.score([Image.fromarray(p.astype(np.uint8)) for p in (cyberpunk, both)])
     assert beside > without + 0.1
 

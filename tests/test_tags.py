@@ -173,6 +173,8 @@ OVER_THE_STEPS = [
     ("<lora:a:1@0.5,0@0>", ["0 .2 .4 .6 .8 1 1 1 1 1"]),  # in any order
     ("<lora:a:.5@3>", [".5 .5 .5 .5 .5 .5 .5 .5 .5 .5"]),
     ("<lora:a:te=0.3:unet=0@0,1@0.5>", ["0 .2 .4 .6 .8 1 1 1 1 1"]),
+    ("<lora:a:-1@0,0.2@0.5>", ["-1 -.76 -.52 -.28 -.04 .2 .2 .2 .2 .2"]),
+    ("<lora:a:0.5@0,-0.5@0.5>", [".5 .3 .1 -.1 -.3 -.5 -.5 -.5 -.5 -.5"]),
     ("[<lora:a:1>:0.5]", ["0 0 0 0 0 1 1 1 1 1"]),
     ("[<lora:a:.8>:3]", ["0 0 0 .8 .8 .8 .8 .8 .8 .8"]),
     ("[<lora:a:1>::0.25]", ["1 1 0 0 0 0 0 0 0 0"]),
@@ -207,6 +209,26 @@ def test_text_encoder_keeps_one_weight_unless_its_text_comes_and_goes() -> None:
     assert [switched.at(step, 10) for step in (4, 5)] == [(0, 0), (0.8, 0.3)]
     assert len(switched.points) == 2 and not switched.is_constant
     assert parse_prompt("<lora:a:1>").loras[0].is_constant
+
+
+@pytest.mark.parametrize(
+    ("tag", "strongest"),
+    [
+        ("<lora:a:-1@0,0.2@0.5>", (-1.0, -1.0, None)),
+        ("<lora:a:0.2@0,-0.8@1>", (-0.8, -0.8, None)),
+        ("<lora:a:-0.8@0,-0.2@1>", (-0.8, -0.8, None)),
+        ("<lora:a:te=0.3:unet=0@0,-1@0.5>", (-1.0, 0.3, None)),
+        ("<lora:a:1:hr=0.5>", (1.0, 1.0, 0.5)),
+        ("<lora:a:1:hr=-0.5>", (1.0, 1.0, -0.5)),
+        ("[<lora:a:-0.8>:0.5]", (-0.8, -0.8, None)),
+    ],
+)
+def test_the_strongest_weight_is_the_one_farthest_from_zero(
+    tag: str, strongest: tuple[float, float, float | None]
+) -> None:
+    """A weight that changes over the steps from -1 to 0.2 is -1 at its strongest, not 0.2."""
+    [lora] = parse_prompt(tag).loras
+    assert (lora.unet, lora.text_encoder, lora.hires) == strongest
 
 
 def test_second_pass_of_hires_fix() -> None:

@@ -33,7 +33,7 @@ from sdlora.starter.draw import draw, random_scene
 from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from tiny import KINDS, open_tiny
-from trainings import Run, learnt, numbers_of, only
+from training_runs import Run, learnt, numbers_of, only
 
 
 @pytest.mark.parametrize("kind", KINDS)

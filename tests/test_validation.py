@@ -21,7 +21,7 @@ from sdlora.settings.train import TrainSettings
 from sdlora.starter.draw import caption, random_scene
 from sdlora.training import validation
 from sdlora.training.validation import MOST_UNRELATED, Validation, difference, unrelated_prompts
-from trainings import Run, only
+from training_runs import Run, only
 
 
 def figures(losses: list[float], **settings: Any) -> tuple[Validation, list[str]]:

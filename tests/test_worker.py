@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,25 +25,9 @@ from sdlora.settings.train import TrainSettings
 from sdlora.worker.tasks import WORK
 from sdlora.worker.worker import JOB_PROCESSES
 from sdlora.workspace import Workspace
+from waiting import wait_until
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="kills by signal")
-
-
-@pytest.fixture
-def space(workspace: Path) -> Workspace:
-    return Workspace.open(workspace)
-
-
-@pytest.fixture
-def queue(space: Workspace) -> Queue:
-    return Queue(space.database)
-
-
-def wait_until(true: Callable[[], object], within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def train(space: Workspace, queue: Queue, name: str = "neon", **values: object) -> Path:

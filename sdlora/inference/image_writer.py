@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from sdlora import __version__
 from sdlora.errors import RunError, SettingsError
 from sdlora.events import Event, Progress, Warned
-from sdlora.files import write_to_free_path
+from sdlora.files import DISK_FULL, write_to_free_path
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.image_pipeline import ImageDone
@@ -21,7 +20,6 @@ from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
@@ -49,7 +47,7 @@ def saved_when_room(
                 "the picture of seed {seed} could not be saved in {folder}: {why}",
                 seed=seed, folder=folder, why=why,
             )  # fmt: skip
-            if error.errno not in _FULL or should_stop():
+            if error.errno not in DISK_FULL or should_stop():
                 raise RunError(message) from None
         if not waits:
             waits = True

@@ -9,7 +9,6 @@ training needs to resume lies in `state/`. Every other job has such a folder too
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import traceback
@@ -20,7 +19,7 @@ from typing import Any
 
 from sdlora.errors import BusyError, RunError, SdloraError, SettingsError, did_you_mean
 from sdlora.events import Event, Failed, Queued, RunState, Stopped, to_line
-from sdlora.files import make_folder, sync_folder, write_atomically
+from sdlora.files import DISK_FULL, make_folder, sync_folder, write_atomically
 from sdlora.jobs.control_files import (
     REQUESTS,
     Request,
@@ -63,7 +62,6 @@ __all__ = [
 ]  # fmt: skip
 _OF_A_DEVICE = re.compile(r"(CUDA|HIP|cuDNN|MPS|NCCL)\b.*\b(error|failed)", re.IGNORECASE)
 _NOW = "now"  # text of the file `stop` when the run must not finish its step
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def start(settings: Settings, workspace: Workspace, queue: Queue) -> Path:
@@ -88,7 +86,7 @@ def new_folder(settings: Settings, workspace: Workspace) -> Path:
             root=workspace.root,
             why=getattr(error, "strerror", None) or error,
             advice="make room on that disk and try again"
-            if getattr(error, "errno", 0) in _FULL
+            if getattr(error, "errno", 0) in DISK_FULL
             else "see to that and try again",
         ) from None
     return folder
@@ -185,7 +183,7 @@ def failure(error: Exception, log: Path | None, folder: Path) -> Failed:
     if name == "AcceleratorError" or _OF_A_DEVICE.match(str(error)):
         message = Message("the device failed: {why}", why=error)
         return Failed(message, "a training goes on from its last checkpoint")
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         file = Path(os.fsdecode(error.filename)) if error.filename else folder
         message = Message("the disk is full: {file} could not be written", file=file)
         return Failed(message, "make room; a training goes on from its last checkpoint")

@@ -7,7 +7,6 @@ waits in memory with it.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,12 +17,12 @@ from typing import TypeVar
 from sdlora.cache import Cache
 from sdlora.errors import RunError
 from sdlora.events import Event, Progress, Warned
+from sdlora.files import DISK_FULL
 from sdlora.messages import Message, Setting
 from sdlora.settings.cadence import times_left
 from sdlora.settings.train import TrainSettings
 from sdlora.training.checkpoints import checkpoint_folders
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 LOOK_EVERY_S = 2.0
 ResultT = TypeVar("ResultT")
 
@@ -52,7 +51,7 @@ class DiskSpace:
             try:
                 return write()
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL:
                     raise
                 reason = Message(
                     "{why}: the disk of {folder} has {free} free",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from driving import CHROMIUM_FLAGS, process, site
+from chromium_page import CHROMIUM_FLAGS, process, site
 from sdlora.jobs import run_folder
 
 

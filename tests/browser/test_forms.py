@@ -15,18 +15,18 @@ import pytest
 from gradio.components import Component
 from playwright.sync_api import Browser, Page, expect
 
-from driving import site, tab
-from filled_in import WORDS, another
+from chromium_page import site, tab
+from page_client import StudioWithoutWorker
 from sdlora.jobs import run_folder
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import preset
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
-from surfing import StudioWithoutWorker
+from setting_values import WORDS, another
 from webui import fields
 from webui.tabs import generate, train
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 # What the pictures suggest
 SUGGESTED = {"data", "name", "trigger_word", "goal"}
 # What presets go by is chosen first

@@ -13,10 +13,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.numpy import save_file
 
-from driving import PATIENT_MS, SCREENSHOTS, site, tab
+from chromium_page import PATIENT_MS, SCREENSHOTS, site, tab
 from sdlora.workspace import STARTER_MODEL
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 HAS_MODEL = (STARTER_MODEL / "model_index.json").exists()
 
 

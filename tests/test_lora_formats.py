@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tiny_transformers
-from kind_cases import CASES, Tensors, error, random
+from adapter_cases import CASES, Tensors, error, random
 from sdlora.adapters import fit
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.adapter_types import KINDS as KINDS_OF_ADAPTER

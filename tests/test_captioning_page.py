@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import tiny_describers
-from awkward import scene
+import tiny_captioners
+from page_client import Browser, StudioWithoutWorker
+from picture_files import scene
 from sdlora.jobs import run_folder
 from sdlora.settings.captioning import DescribeSettings
 from sdlora.worker import tasks
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui.app_state import AppState
 
 
@@ -35,7 +35,7 @@ def mine(studio: AppState) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BLIP, which knows few words and says them at random."""
     folder = tmp_path_factory.mktemp("blip")
-    tiny_describers.blip(folder)
+    tiny_captioners.blip(folder)
     return folder
 
 

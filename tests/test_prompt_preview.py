@@ -10,6 +10,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from page_client import Browser, StudioWithoutWorker, working
 from raw_lora import lora
 from sdlora.errors import SettingsError
 from sdlora.image_metadata.infotext import infotext, write_png
@@ -17,7 +18,6 @@ from sdlora.prompt import parse_prompt
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import STARTER_MODEL, Workspace
-from surfing import Browser, StudioWithoutWorker, working
 from webui import prompt_preview
 from webui.app_state import AppState
 from webui.form import Form

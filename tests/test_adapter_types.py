@@ -1,4 +1,4 @@
-"""Kinds of adapters: what is not in test_file_table, and the layers of peft."""
+"""Kinds of adapters: what is not in test_lora_formats, and the layers of peft."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kind_cases import (
+from adapter_cases import (
     CASES,
     CELLS,
     IN,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from page_client import Browser, StudioWithoutWorker
 from raw_lora import beside, lora, shapes_of
 from sdlora.lora.library.index import LoraEntry
 from sdlora.lora.library.library import Library
 from sdlora.lora.library.scan import ScannedFile as SearchableLora
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui import lora_browser, lora_details, markup
 from webui.app_state import AppState
 from webui.lora_details import ANY_BASE, FITTING, LoraFilter, LoraSearch, prompt_trigger_words

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.cli.main import main
 from sdlora.data import caption_editing
 from sdlora.data.caption_editing import (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from page_client import Browser, StudioWithoutWorker, working
 from sdlora.events import Measured, RunState, Started
 from sdlora.jobs import control_files, run_folder
 from sdlora.jobs.kinds import MeasureSettings
@@ -19,7 +20,6 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.presets import preset, with_preset
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker, working
 from webui import dataset_report, markup, server
 from webui.app_state import AppState, Run
 from webui.estimates import Cost, known_cost
@@ -341,6 +341,7 @@ def test_time_and_memory_are_measured_on_the_page_and_known_from_then_on(
     assert "The same waits in the queue already." in browser.value("measure-notice")
     browser.set("trigger-word", "another word")
     browser.click("measure")
+    assert browser.value("measure-notice") == "", "a start takes away what was wrong before"
     waiting = [run.state.status for run in studio.latest("measure")]
     assert waiting == ["queued", "stopped", "done"], "one at a time"
     browser.click("measure-cancel")

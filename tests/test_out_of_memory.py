@@ -16,7 +16,7 @@ from sdlora.starter.draw import draw, random_scene
 from sdlora.training.train import prepare
 from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
-from trainings import Run, learnt, numbers_of, result_of
+from training_runs import Run, learnt, numbers_of, result_of
 
 
 @pytest.mark.parametrize("rung", [1, 2, 3])

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import tiny_describers
-from awkward import scene
+import tiny_captioners
+from picture_files import scene
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings, kind_of
 from sdlora.settings.base import Settings
@@ -38,7 +38,7 @@ def test_captions_are_told_and_not_written(tmp_path: Path, space: Workspace) -> 
     model, folder = tmp_path / "blip", tmp_path / "set"
     for place in (model, folder):
         place.mkdir()
-    tiny_describers.blip(model)
+    tiny_captioners.blip(model)
     for name, number in ((0, 0), (1, 3)):  # of which it says something
         scene(number).save(folder / f"{name}.png")
     (folder / "1.txt").write_text("by hand")

@@ -3,14 +3,13 @@
 import json
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recorded import A1111, COMFY, FOOOCUS, INVOKE, SWARM
+from recorded_metadata import A1111, COMFY, FOOOCUS, INVOKE, SWARM
 from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.image_metadata.sampler_names import SAMPLER_TITLES, sampler_of
@@ -22,11 +21,6 @@ from sdlora.settings.image_request import ImageRequest
 from sdlora.workspace import Workspace
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-@pytest.fixture
-def space(workspace: Path) -> Workspace:
-    return Workspace.open(workspace)
 
 
 def lora(space: Workspace, name: str, seed: int = 0) -> str:

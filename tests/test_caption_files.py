@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.data.caption_editing import (
     CaptionSettings,
     caption_editor,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recorded import A1111, COMFY, DREAM, FOOOCUS, INVOKE, INVOKE_2, NOVELAI, SWARM
+from recorded_metadata import A1111, COMFY, DREAM, FOOOCUS, INVOKE, INVOKE_2, NOVELAI, SWARM
 from sdlora.errors import DataError
 from sdlora.image_metadata.reader import parse_infotext, read_parameters
 from sdlora.image_metadata.to_request import request_of

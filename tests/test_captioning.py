@@ -15,9 +15,9 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import tiny_describers
-from awkward import scene
+import tiny_captioners
 from onnx_file import write_tagger
+from picture_files import scene
 from sdlora.cli.main import main
 from sdlora.data.caption_editing import undo
 from sdlora.data.captioning import (
@@ -31,11 +31,11 @@ from sdlora.errors import ModelError
 from sdlora.settings.captioning import DescribeSettings
 
 MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "blip": ("blip", tiny_describers.blip),
-    "florence2": ("florence2", tiny_describers.florence2),
-    "qwen2_vl": ("qwen_vl", tiny_describers.qwen("Qwen2VL")),
-    "qwen2_5_vl": ("qwen_vl", tiny_describers.qwen("Qwen2_5_VL")),
-    "qwen3_vl": ("qwen_vl", tiny_describers.qwen("Qwen3VL")),
+    "blip": ("blip", tiny_captioners.blip),
+    "florence2": ("florence2", tiny_captioners.florence2),
+    "qwen2_vl": ("qwen_vl", tiny_captioners.qwen("Qwen2VL")),
+    "qwen2_5_vl": ("qwen_vl", tiny_captioners.qwen("Qwen2_5_VL")),
+    "qwen3_vl": ("qwen_vl", tiny_captioners.qwen("Qwen3VL")),
 }
 LENGTH = 12
 SIZES = (96, 64), (200, 90), (60, 130), (300, 40)

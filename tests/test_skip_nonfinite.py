@@ -22,7 +22,7 @@ from sdlora.training.optim import OPTIMIZERS, make_optimizer
 from sdlora.training.skip_nonfinite import NonFiniteSkip
 from sdlora.training.validation import BaseLossCheck
 from sdlora.workspace import Workspace
-from trainings import Breaks, Run, learnt, numbers_of, only
+from training_runs import Breaks, Run, learnt, numbers_of, only
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "schedule_free", "prodigy", "came"])

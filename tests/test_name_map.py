@@ -1,6 +1,6 @@
 """Every layer that files name for the real architectures finds its modules, and its rows of them.
 
-What files name comes from first_code.py, what modules there are from the stock classes on the meta
+The names in files come from original_layers.py, the modules from the stock classes on the meta
 device; which belong together is also asked of diffusers' own converters.
 """
 
@@ -25,7 +25,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, BASES, read_keys, shapes
-from first_code import FIRST_CODE
+from original_layers import FIRST_CODE
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.name_map import Slot, build_name_map, fused, original_layer_names, unfused
 from sdlora.lora.format.original_names import Rows

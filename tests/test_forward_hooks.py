@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixed import FILES, mixed_lora, mixed_loras
+from mixed_loras import FILES, mixed_lora, mixed_loras
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile

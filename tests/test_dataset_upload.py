@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from awkward import BAD, GOOD, make_folder
+from page_client import Browser, StudioWithoutWorker
+from picture_files import BAD, GOOD, make_folder
 from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DataError, SettingsError
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
-from surfing import Browser, StudioWithoutWorker
 from webui import dataset_upload
 from webui.app_state import AppState
 from webui.form import label

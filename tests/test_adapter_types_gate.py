@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kind_cases import CASES, CELLS, IN, LAYER, OUT, SHAPES, Tensors, random
+from adapter_cases import CASES, CELLS, IN, LAYER, OUT, SHAPES, Tensors, random
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.adapter_types import Shapes, layers_of
 from sdlora.lora.format.errors import REFUSALS

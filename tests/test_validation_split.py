@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.data.folder import Example, scan_folder
 from sdlora.data.validation_split import Split, exclude_duplicates, hold_out
 from sdlora.events import Started, Validated, Warned
-from trainings import Run, only
+from training_runs import Run, only
 
 Make = Callable[..., list[Example]]
 HERE = Path("set")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from awkward import BAD, GOOD, make_folder, scene
+from picture_files import BAD, GOOD, make_folder, scene
 from sdlora.cli.main import main
 from sdlora.data.folder import to_warnings
 from sdlora.data.report import Preflight, check_dataset
@@ -171,6 +171,30 @@ def test_the_command_shows_every_picture_and_the_whole(
     assert whole["pictures"] == 1 and whole["left_out"][0]["file"].endswith("b.png")
     assert main(["dataset", "check", str(tmp_path / "x"), *flags]) == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_every_mark_of_a_picture_is_shown_by_the_command_and_on_the_page(
+    tmp_path: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each mark is on the picture that it is true of, and on no other."""
+    own, reg = tmp_path / "3_zibo", tmp_path / "reg"
+    for number, (folder, name) in enumerate([(own, "a"), (own, "b"), (reg, "c")]):
+        folder.mkdir(exist_ok=True)
+        scene(number, (96, 96)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"zibo, {name}" if folder == own else "a robot")
+    Image.new("L", (96, 96), 255).save(own / "b-masklabel.png")
+    marks = {"a": {"3 times"}, "b": {"3 times", "masked"}, "c": {"regularisation"}}
+    line = ["dataset", "check", str(tmp_path), "--workspace", str(workspace)]
+    assert main(line) == 0
+    shown = [row for row in capsys.readouterr().out.splitlines() if ".png: 96 x 96" in row]
+    page = report(checked(workspace, tmp_path), Media((tmp_path,)), None)
+    cards = {
+        name: page.partition(f"<b>{name}.png</b>")[2].partition("</figure>")[0] for name in marks
+    }
+    assert [row[0] for row in shown] == [*marks]
+    for row in shown:
+        for mark in ("3 times", "masked", "regularisation"):
+            assert (mark in row) == (mark in cards[row[0]]) == (mark in marks[row[0]]), (row, mark)
 
 
 def test_lists_of_words_are_drawn_from_and_missing_ones_are_named(

@@ -179,6 +179,7 @@ def test_problems_are_told_and_the_rest_is_used(family: Family, loras: Path) -> 
     assert np.abs(pixels(images[0]) - alone).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning:diffusers")
 def test_more_problems(family: Family, loras: Path, tmp_path: Path) -> None:
     (tmp_path / "neon.safetensors").write_bytes((loras / "neon.safetensors").read_bytes())
     asked = request(

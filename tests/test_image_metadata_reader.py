@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recorded import A1111, COMFY, COMFY_FLUX, FOOOCUS, INVOKE, SWARM, WORKFLOW
+from recorded_metadata import A1111, COMFY, COMFY_FLUX, FOOOCUS, INVOKE, SWARM, WORKFLOW
 from sdlora.errors import DataError, SettingsError
 from sdlora.image_metadata.a1111 import parse_hashes
 from sdlora.image_metadata.infotext import infotext, write_exif, write_png

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixed import mixed_loras
+from mixed_loras import mixed_loras
 from sdlora.adapters import Blend, merged_weights
 from sdlora.adapters.merged_weights import ROOMS, room_for
 from sdlora.models.registry import open_family

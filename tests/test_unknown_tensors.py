@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kind_cases import error, make_blocks, make_lokr, make_lora, random
+from adapter_cases import error, make_blocks, make_lokr, make_lora, random
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.layer import Adapter

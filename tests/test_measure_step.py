@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from awkward import scene
+from picture_files import scene
 from sdlora.cli.main import main
 from sdlora.data.report import Preflight, check_dataset
 from sdlora.errors import DeviceError

@@ -33,7 +33,7 @@ from sdlora.noise_schedule import (
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch
 from sdlora.training.loss import DiffusionLoss, NoisedLatents, loss_of
-from test_noise import CONFIG, alpha_bar
+from test_noise_schedule import CONFIG, alpha_bar
 from tiny import open_tiny
 
 SHAPE = torch.Size((4, 4, 8, 8))

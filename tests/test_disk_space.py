@@ -18,7 +18,7 @@ from sdlora.training.checkpoints import checkpoint_path
 from sdlora.training.optim import OPTIMIZERS
 from sdlora.training.train import prepare, train
 from test_resume import Interrupted, read_body, sums
-from trainings import result_of
+from training_runs import result_of
 
 
 @pytest.fixture(scope="module")
