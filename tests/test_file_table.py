@@ -24,11 +24,11 @@ import tiny_transformers
 from kind_cases import CASES, Tensors, error, random
 from sdlora.adapters import fit
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import KINDS as KINDS_OF_ADAPTER
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
+from sdlora.lora.format.adapter_types.oft import NO_LIMIT
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.keys import GRAMMARS, ROLES
 from sdlora.lora.format.name_map import vocabulary
-from sdlora.lora.format.writer import NO_LIMIT
 from tiny import CPU, KINDS, open_tiny
 
 TRANSFORMERS = ("sd3", "flux")
@@ -235,7 +235,7 @@ def test_cell(form: str, base: str, case: str, monkeypatch: pytest.MonkeyPatch) 
 def test_all_formats_and_all_kinds_are_in_the_table() -> None:
     for base in FAMILIES:
         cells = [(form, CASES[case][0]) for form, its, case in CELLS if its == base]
-        assert {kind for _, kind in cells} == {kind.name for kind in KINDS_OF_ADAPTER}
+        assert {kind for _, kind in cells} == set(ADAPTER_TYPES)
         assert {form for form, _ in cells} >= FORMATS.keys() - {"OneTrainer"}
     starts = [its.denoiser.format("unet") for its in FORMATS.values()]
     for grammar in GRAMMARS:

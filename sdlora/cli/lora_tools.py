@@ -20,8 +20,8 @@ from sdlora.device import DTYPES, pick_device
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.file_names import checked_name
 from sdlora.files import publish
-from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.identify import unread_note
 from sdlora.lora.library.describe import find_file
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare as compared

@@ -9,9 +9,9 @@ from pathlib import Path
 from sdlora.adapters import Blend, LoraMatch
 from sdlora.errors import LoraFileError
 from sdlora.inference.plan import GenerationPlan, SelectedLora, also_named, listed
-from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora
 from sdlora.lora.format.hashes import read_hashes
+from sdlora.lora.format.identify import unread_note
 from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
 from sdlora.lora.library.library import Library, LoraEntry, stamp
 from sdlora.messages import Message

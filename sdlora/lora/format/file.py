@@ -1,6 +1,6 @@
 """A LoRA in memory, and its way from and to a safetensors file.
 
-Reading passes the gate of `header`, `keys` and `adapter_types` before a tensor is allocated, then a
+Reading passes the gate of `header`, `keys` and `identify` before a tensor is allocated, then a
 scan for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers
 and the others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
 """
@@ -24,17 +24,18 @@ from torch import Tensor
 from sdlora.architectures import base_of
 from sdlora.errors import LoraFileError
 from sdlora.files import publish, publish_exactly
-from sdlora.lora.format.adapter_types import Layer, layers_of, unread_in
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.header import Header, read_header, without_metadata
+from sdlora.lora.format.identify import Layer, identify_layers, unread_keys
 from sdlora.lora.format.keys import embedding_key, embeddings_of
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.writer import (
     ADAPTER_METADATA,
     kohya_tensors,
+    peft_alphas,
     peft_metadata,
     peft_tensors,
-    said_alphas,
 )
 from sdlora.messages import Setting
 
@@ -67,8 +68,8 @@ def read_lora(path: Path) -> LoraFile:
     """The LoRA in `path`, on the CPU, in its own number format. LoraFileError: what is wrong."""
     header = read_header(path)
     try:
-        layers = layers_of(header.shapes)
-        unread = unread_in(header.shapes, layers)
+        layers = identify_layers(header.shapes)
+        unread = unread_keys(header.shapes, layers)
         with _opened(path) as file:
             adapters = _adapters(file, layers, header)
             return LoraFile(adapters, header.metadata, _bundled(file), unread)
@@ -100,13 +101,11 @@ def _opened(path: Path) -> Any:
 
 def _adapters(file: Any, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
     ranks = {it.keys["down"]: it.rank for it in layers.values() if "down" in it.keys}
-    alphas = said_alphas(header.metadata, ranks)
+    alphas = peft_alphas(header.metadata, ranks)
     adapters: dict[str, Adapter] = {}
     for name, layer in layers.items():
         tensors = {role: _finite(file.get_tensor(key), name) for role, key in layer.keys.items()}
-        if "up" in tensors:  # DyLoRA of LyCORIS leaves out the window of a convolution
-            missing = tensors["down"].dim() - tensors["up"].dim()
-            tensors["up"] = tensors["up"][(..., *(None,) * missing)]
+        tensors = dict(ADAPTER_TYPES[layer.kind].read(tensors))
         if "alpha" not in tensors and (said := alphas.get(layer.keys.get("down", ""))) is not None:
             tensors["alpha"] = _finite(torch.tensor(said), name)
         adapters[name] = Adapter(layer.kind, tensors)

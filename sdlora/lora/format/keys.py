@@ -1,8 +1,9 @@
-"""How LoRA files name their tensors: kohya's, diffusers' and PEFT's, ComfyUI's grammar; no torch.
+"""Key formats of LoRA files: kohya's, diffusers', PEFT's and ComfyUI's names of tensors; no torch.
 
 Every key becomes (layer name, role). A layer name is `lora_unet_` (UNet or transformer), or
 `lora_te_`, `lora_te1_`, `lora_te2_` or `lora_te3_`, and the layer's path with `_` for `.`. The path
-stays as the file spells it; which module of a model it means is told by `name_map`.
+stays as the file spells it; `name_map` knows which module of a model it means. Roles are those of
+`adapter_types`.
 
 Sources: kohya-ss/sd-scripts, networks/lora.py; diffusers, loaders/lora_conversion_utils.py; peft,
 utils/save_and_load.py; ComfyUI, comfy/lora.py; LyCORIS, lycoris/wrapper.py.
@@ -15,35 +16,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.errors import refusal
 
-_LYCORIS = (
-    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("oft_blocks", "rescale", "on_input", "weight", "diff", "diff_b", "w_norm", "b_norm"),
-    *("alpha", "dora_scale", "scalar", "reshape_weight"),
-)
-# how a key ends -> its tensor's role in the layer; of several ends of a role kohya writes the first
+# how a key ends -> role of its tensor in the layer; of several endings of a role kohya writes the
+# first
 ROLES: dict[str, str] = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    **{f".{role}.weight": role for role in ("a1", "a2", "b1", "b2", "bm")},
-    **{f".{role}": role for role in _LYCORIS},
+    suffix: role for row in ADAPTER_TYPES.values() for suffix, role in row.key_suffixes.items()
 }
-# a part of a key -> what has it, and is not read
+# a part of a key -> the format that has it, which is not read
 _UNREAD = {
     "lora_embedding_": "a LoRA of an embedding table",
     "lora_B.bias": "a LoRA with biases of its own",
@@ -162,7 +143,7 @@ def canonical(keys: Collection[str]) -> dict[str, tuple[str, str]]:
 
 
 def is_known(key: str) -> bool:
-    """Whether a key is that of a layer's tensor."""
+    """Return whether a key is that of a layer's tensor."""
     stem, role = _cut(key)
     return bool(role) and any(grammar.read(stem) for grammar in GRAMMARS)
 

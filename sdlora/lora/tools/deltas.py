@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import KIND, MAX_RANK
+from sdlora.lora.format.adapter_types.stored_type import MAX_RANK
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import group_of
 from sdlora.lora.tools.svd import Spectrum
 from sdlora.messages import PerSurface
 
 Pristine = Callable[[str], Tensor]
-_STANDALONE = ("LoRA", "LoHa", "LoKr", "full", "norm")  # with `dora_scale` they are not
-_BIASES = ("diff_b", "b_norm")
 
 
 def no_weights(name: str) -> Tensor:
@@ -41,7 +39,7 @@ def has_matrix(adapter: Adapter) -> bool:
 
 def weight_shape(adapter: Adapter, name: str, pristine: Pristine) -> tuple[int, ...]:
     """(out, in[,k,k]) of the weight that a matrix is changed of."""
-    is_open = KIND[adapter.kind].flat and len(adapter.shape) == 2
+    is_open = adapter.type.open_window and len(adapter.shape) == 2
     if adapter.shape and not (is_open and group_of(name) == "convolution"):
         return adapter.shape
     return tuple(pristine(name).shape)
@@ -50,9 +48,9 @@ def weight_shape(adapter: Adapter, name: str, pristine: Pristine) -> tuple[int, 
 def change(adapter: Adapter, name: str, parameter: str, pristine: Pristine) -> Tensor:
     """The change of one parameter in float32, in the parameter's shape."""
     shape = adapter.shape
-    if parameter == "bias":
-        shape = next(its.shape for role, its in adapter.tensors.items() if role in _BIASES)
-    elif adapter.kind not in _STANDALONE or "dora_scale" in adapter.tensors:
+    if parameter == "bias" and adapter.bias is not None:
+        shape = tuple(adapter.bias.shape)
+    elif adapter.needs_weight:
         return adapter.delta(pristine(name), parameter)
     return adapter.delta(torch.zeros(()).expand(shape), parameter)  # only its shape counts
 
