@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from launch import ROOT
-from sdlora.adapters import attach, collect, detach
+from sdlora.adapters import attach, detach, extract_lora
 from sdlora.errors import ModelError
 from sdlora.lora.format.file import read_lora, write_lora
 from sdlora.models import hub, registry
@@ -87,7 +87,7 @@ def test_encode_then_predict(family: Family, tmp_path: Path) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.98 * losses[0]
 
-    learnt = collect(family)
+    learnt = extract_lora(family)
     detach(family)
     assert weights_hash(family) == before
     again = read_lora(write_lora(learnt, tmp_path / "a.safetensors", torch.float32))

@@ -14,7 +14,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from sdlora.adapters import attach, collect, detach
+from sdlora.adapters import attach, detach, extract_lora
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.inference.engine import Engine, render
@@ -142,11 +142,11 @@ def test_live_training_is_sampled_and_left_as_it_was(family: Family) -> None:
     family.denoiser.train()
     for parameter in parameters:
         parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    before = collect(family)
+    before = extract_lora(family)
     first, second = (picture(family, prompt="a cat") for _ in range(2))
     assert (first == second).all() and (first != base).any()  # no dropout, and the LoRA shows
     assert family.denoiser.training and all(p.requires_grad for p in parameters)
-    after = collect(family)
+    after = extract_lora(family)
     assert all(
         torch.equal(it.tensors["up"], after.layers[name].tensors["up"])
         for name, it in before.layers.items()

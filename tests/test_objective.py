@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.functional import interpolate
 
 from sdlora.adapters import attach, detach
-from sdlora.adapters.layers import ADAPTER
+from sdlora.adapters.types import ADAPTER
 from sdlora.errors import SettingsError
 from sdlora.models.base import Family
 from sdlora.noise_schedule import (

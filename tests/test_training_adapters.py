@@ -13,15 +13,14 @@ from sdlora.adapters import (
     Blend,
     ParamGroup,
     attach,
-    collect,
     compile_blocks,
     detach,
+    extract_lora,
     inject,
-    layers,
     limit_norms,
     trainable_report,
 )
-from sdlora.adapters.layers import ADAPTER, KINDS
+from sdlora.adapters.types import ADAPTER, TRAINABLE_TYPES, lora
 from sdlora.errors import SettingsError
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, training_metadata
@@ -44,7 +43,7 @@ FILE_KIND = {
 
 
 BY_OUTPUT = "dora by output"  # what --dora-axis output asks for
-WAYS = (*KINDS, BY_OUTPUT)
+WAYS = (*TRAINABLE_TYPES, BY_OUTPUT)
 
 
 def asked(way: str, **more: Any) -> TrainSettings:
@@ -116,7 +115,7 @@ def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: 
     layer by layer its delta is that of peft."""
     before = answers(family)
     random_numbers(attach(family, asked(kind)))
-    trained, file = answers(family), collect(family)
+    trained, file = answers(family), extract_lora(family)
     for name, adapter in file.layers.items():
         part, path = family.module_names()[name]
         layer: Any = family.parts[part].get_submodule(path)
@@ -141,7 +140,7 @@ def test_in_stock_diffusers(family: Family, kind: str, tmp_path: Path) -> None:
     """kohya's names for LoRA; DoRA needs PEFT's, for diffusers drops the norms of kohya's, and the
     output's axis, which is peft's."""
     random_numbers(attach(family, asked(kind)))
-    trained, file = answers(family), collect(family)
+    trained, file = answers(family), extract_lora(family)
     detach(family)
     names: Any = "peft" if kind == BY_OUTPUT else "kohya"
     path = write_lora(file, tmp_path / "a.safetensors", torch.float32, names)
@@ -169,7 +168,7 @@ def test_half_numbers_keep_what_pissa_learnt(family: Family, tmp_path: Path) -> 
     for its in attach(family, asked("pissa")):
         for parameter in its.parameters:
             parameter.data += 1e-4 * torch.randn(parameter.shape, generator=rng)
-    file = collect(family)
+    file = extract_lora(family)
     detach(family)
     again = read_lora(write_lora(file, tmp_path / "a.safetensors", torch.float16))
     weight = family.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
@@ -185,7 +184,7 @@ def test_groups_have_their_own(family: Family) -> None:
         "group_learning_rate": ["self_attention=1e-4"], "group_dropout": ["conv=0.5"],
     })  # fmt: skip
     learning = attach(family, settings)
-    file = collect(family)
+    file = extract_lora(family)
     dropouts = {
         name: family.parts[part].get_submodule(path).lora_dropout[ADAPTER]
         for name, (part, path) in family.module_names().items()
@@ -206,9 +205,9 @@ def test_groups_have_their_own(family: Family) -> None:
             0.5 if "resnets" in name or "sampl" in name else 0
         )
     attach(family, settings.model_copy(update={"targets": ("self_attention",)}))
-    assert {name.split("_to_")[0][-5:] for name in collect(family).layers if "unet" in name} == {
-        "attn1"
-    }
+    assert {
+        name.split("_to_")[0][-5:] for name in extract_lora(family).layers if "unet" in name
+    } == {"attn1"}
     detach(family)
 
 
@@ -229,9 +228,9 @@ def test_max_norm(family: Family, kind: str) -> None:
     """Afterwards every delta is its own direction, no longer than allowed."""
     settings = asked(kind, max_norm=0.5)
     random_numbers(attach(family, settings))
-    deltas = [collect(family)]
+    deltas = [extract_lora(family)]
     limit_norms(family, settings)
-    deltas.append(collect(family))
+    deltas.append(extract_lora(family))
     detach(family)
     seen = set()
     for name, (part, path) in family.module_names().items():
@@ -251,7 +250,7 @@ def test_gaussian_start_depends_on_the_seed_only(family: Family) -> None:
     for seed in (1, 1, 2):
         torch.manual_seed(len(starts))
         attach(family, SETTINGS.model_copy(update={"seed": seed}))
-        starts.append(collect(family).layers[UNET].tensors["down"])
+        starts.append(extract_lora(family).layers[UNET].tensors["down"])
         detach(family)
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     assert starts[0].std() == pytest.approx(1 / 4, rel=0.3)
@@ -259,7 +258,7 @@ def test_gaussian_start_depends_on_the_seed_only(family: Family) -> None:
 
 def test_ranks_and_scale(family: Family) -> None:
     attach(family, SETTINGS.model_copy(update={"rank": 20, "alpha": 10.0}))
-    for name, pair in collect(family).layers.items():
+    for name, pair in extract_lora(family).layers.items():
         out, width = pair.shape[0], pair.tensors["down"][0].numel()
         is_conv = "resnets" in name or "samplers" in name
         assert pair.rank == min(2 if is_conv else 20, out, width), name
@@ -272,7 +271,7 @@ def test_blending_under_a_training_adapter(family: Family) -> None:
     lora = tiny_lora(family, 1)
     pristine = weights_hash(family)
     attach(family, SETTINGS)
-    learnt, blend = tensors(collect(family)), Blend(family)
+    learnt, blend = tensors(extract_lora(family)), Blend(family)
     layer = family.denoiser.mid_block.attentions[0].proj_in
     x = torch.randn(1, 32, 4, 4)
     before = layer(x)
@@ -284,7 +283,7 @@ def test_blending_under_a_training_adapter(family: Family) -> None:
     assert (merged - before).abs().max() > 1e-2
     blend.clear()
     assert torch.equal(layer(x), before)
-    assert all(map(torch.equal, tensors(collect(family)), learnt))
+    assert all(map(torch.equal, tensors(extract_lora(family)), learnt))
     detach(family)
     assert weights_hash(family) == pristine
 
@@ -299,7 +298,7 @@ def test_learning_at_once_is_learning_beside(
     """The short way of a processor and peft's own give the same answer and gradients."""
     found = []
     for most in (4, 0):
-        monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+        monkeypatch.setattr(lora, "MAX_WEIGHT_RATIO", most)
         learning = attach(family, asked("lora"))
         random_numbers(learning)
         family.denoiser.train()
@@ -329,9 +328,10 @@ def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family)
 
 def test_other_programs_are_told_the_kind() -> None:
     facts = TrainingFacts("sd1", "epsilon", 512, 1, 1)
-    said = {kind: training_metadata(asked(kind), facts) for kind in KINDS}
+    said = {kind: training_metadata(asked(kind), facts) for kind in TRAINABLE_TYPES}
     arguments = {kind: json.loads(its["ss_network_args"]) for kind, its in said.items()}
-    assert {kind for kind in KINDS if said[kind]["ss_network_module"] == "lycoris.kohya"} == {
+    modules = {kind: its["ss_network_module"] for kind, its in said.items()}
+    assert {kind for kind in modules if modules[kind] == "lycoris.kohya"} == {
         "dora", "loha", "lokr", "oft",
     }  # fmt: skip
     assert arguments["loha"]["algo"] == "loha" and arguments["oft"]["algo"] == "diag-oft"
@@ -345,7 +345,7 @@ def test_other_programs_are_told_the_kind() -> None:
 
 def test_report_counts(family: Family) -> None:
     attach(family, SETTINGS)
-    report, file = trainable_report(family), collect(family)
+    report, file = trainable_report(family), extract_lora(family)
     detach(family)
     halves = [pair.tensors[half] for pair in file.layers.values() for half in ("down", "up")]
     assert report.trained == sum(half.numel() for half in halves)
@@ -370,7 +370,7 @@ def test_what_is_collected_has_the_names_that_kohya_writes(
         lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
     )  # fmt: skip
     attach(family, asked("lora", targets=("feed_forward",)))
-    names = list(collect(family).layers)
+    names = list(extract_lora(family).layers)
     detach(family)
     assert names and all(name.endswith("_renamed") for name in names)
 
@@ -379,7 +379,7 @@ def test_the_text_encoder_alone_can_learn(family: Family) -> None:
     groups = attach(family, asked("lora", train_unet=False))
     try:
         assert {group.part for group in groups} == {"te"}
-        assert all(name.startswith("lora_te_") for name in collect(family).layers)
+        assert all(name.startswith("lora_te_") for name in extract_lora(family).layers)
     finally:
         detach(family)
 

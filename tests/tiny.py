@@ -25,7 +25,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from sdlora.adapters import attach, collect, detach
+from sdlora.adapters import attach, detach, extract_lora
 from sdlora.lora.format.file import LoraFile
 from sdlora.models.base import Family
 from sdlora.models.registry import open_family
@@ -60,7 +60,7 @@ def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: An
     for learning in attach(family, TrainSettings(data="x", name="x", **asked)):
         for parameter in learning.parameters:
             parameter.data = scale * torch.randn(parameter.shape, generator=rng)
-    file = collect(family)
+    file = extract_lora(family)
     detach(family)
     return file
 

@@ -10,9 +10,9 @@ from sdlora.adapters.blend import Blend
 from sdlora.adapters.inject import (
     ParamGroup,
     attach,
-    collect,
     compile_blocks,
     detach,
+    extract_lora,
     limit_norms,
     trainable_report,
 )
@@ -23,9 +23,9 @@ __all__ = [
     "LoraMatch",
     "ParamGroup",
     "attach",
-    "collect",
     "compile_blocks",
     "detach",
+    "extract_lora",
     "fit",
     "limit_norms",
     "trainable_report",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import collect, trainable_report
+from sdlora.adapters import extract_lora, trainable_report
 from sdlora.errors import DataError, SdloraError
 from sdlora.eta import Pace
 from sdlora.events import Checkpoint, Event, Progress, Resumed, Saved, Started, Step, Warned
@@ -324,7 +324,7 @@ class Trainer:
         said = training_metadata(named, facts)
         said |= recipe_metadata(self.settings, digest(self.prints))
         with self.learner.as_kept():
-            return replace(collect(self.family), metadata=said)
+            return replace(extract_lora(self.family), metadata=said)
 
     def keep(self, early: bool = False) -> Generator[Event, None, str]:
         """Write the LoRA into the run's folder and, under a name that is free, where prompts find
