@@ -126,10 +126,10 @@ def _placed(half: Tensor, rows: Rows) -> Tensor:
 def with_one_alpha(file: LoraFile) -> LoraFile:
     """`file`, of LoRAs alone, with one alpha for all layers and the difference in their ups:
     diffusers 0.42 takes one for all attention layers of a file with kohya's names."""
-    ranks = [adapter.rank for adapter in file.layers.values() if adapter.kind == "LoRA"]
+    ranks = [adapter.rank for adapter in file.layers.values() if adapter.type.factors]
     alpha = float(max(ranks, default=1))
     layers = {
-        name: _of_alpha(adapter, alpha) if adapter.kind == "LoRA" else adapter
+        name: _of_alpha(adapter, alpha) if adapter.type.factors else adapter
         for name, adapter in file.layers.items()
     }
     return replace(file, layers=layers)
