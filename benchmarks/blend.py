@@ -193,7 +193,7 @@ def keep_freed_memory() -> None:
 
 def floor_s(family: Family, files: Sequence[LoraFile], clock: Clock) -> dict[str, float]:
     """Copying every touched weight once, and the products of all factors, written to one place."""
-    places = Blend(family).fit(files[0]).places
+    places = Blend(family).match(files[0]).places
     weights = [family.layers[part][path].weight.data for part, path, _ in places]
     copies = [weight.clone() for weight in weights]
     products: list[tuple[Tensor, Tensor, Tensor]] = []

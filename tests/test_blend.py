@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mixed import FILES, mixed_lora, mixed_loras
-from sdlora.adapters import Blend, fit, merged_weights
-from sdlora.adapters.matching import Place
+from sdlora.adapters import Blend, match_layers, merged_weights
+from sdlora.adapters.matching import ParameterPath
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
@@ -45,7 +45,7 @@ def weight(family: Family, name: str) -> torch.Tensor:
     return family.parts[part].get_submodule(path).weight
 
 
-def parameter(family: Family, place: Place) -> torch.Tensor:
+def parameter(family: Family, place: ParameterPath) -> torch.Tensor:
     part, path, name = place
     return getattr(family.parts[part].get_submodule(path), name)
 
@@ -80,12 +80,12 @@ def test_sum_of_mixed_kinds_is_cast_once(
     monkeypatch.setattr(merged_weights, "VALUES_AT_ONCE", at_once)
     family = open_tiny("sd1", dtype)
     files, blend = mixed_loras(family), Blend(family)
-    every = {place for file in files for place in blend.fit(file).places}
+    every = {place for file in files for place in blend.match(file).places}
     assert {place[2] for place in every} == {"weight", "bias"}
     before = {p: parameter(family, p).clone() for p in every}
     blend.apply([(file, 0.6, 0.6) for file in files])
     for place, was in before.items():
-        its = [places[place] for f in files if place in (places := blend.fit(f).places)]
+        its = [places[place] for f in files if place in (places := blend.match(f).places)]
         total = was.double() + sum(0.6 * one.delta(was, place[2]).double() for one in its)
         now = parameter(family, place)
         assert not torch.equal(now, was)
@@ -132,7 +132,7 @@ def test_a_thousand_switches_leave_no_trace(dtype: torch.dtype) -> None:
 def test_a_thousand_switches_on_the_starter_model(dtype: torch.dtype) -> None:
     family = open_family(str(STARTER_MODEL), dtype, CPU)
     files = mixed_loras(family)
-    places = sorted({place for file in files for place in fit(file, family).places})
+    places = sorted({place for file in files for place in match_layers(file, family).places})
 
     def touched() -> str:
         values = (parameter(family, p) for p in places)
@@ -310,15 +310,15 @@ def test_stability_names_and_spellings_of_te_find_the_same_layers(
 ) -> None:
     one, text = loras[0].layers[UNET], loras[0].layers[TEXT]
     stability = UNET.replace("mid_block_attentions_0", "middle_block_1")
-    found = fit(LoraFile({stability: one, TEXT.replace("_te_", "_te1_"): text}), family)
-    assert found.places == fit(LoraFile({UNET: one, TEXT: text}), family).places
+    found = match_layers(LoraFile({stability: one, TEXT.replace("_te_", "_te1_"): text}), family)
+    assert found.places == match_layers(LoraFile({UNET: one, TEXT: text}), family).places
 
 
 def test_matrices_are_kept_on_the_device_and_numbers_are_not(
     family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(family, "device", torch.device("meta"))
-    for adapter in fit(loras[0], family).places.values():
+    for adapter in match_layers(loras[0], family).places.values():
         assert adapter.tensors["down"].is_meta and adapter.tensors["up"].is_meta
         assert adapter.tensors["alpha"].device == CPU
 
@@ -329,27 +329,27 @@ def test_few_strays_are_told_and_many_refused(family: Family, loras: list[LoraFi
     def with_strays(count: int, of: dict[str, Adapter] = known) -> LoraFile:
         return LoraFile({**of, **{f"lora_unet_astray_{i}": known[UNET] for i in range(count)}})
 
-    found = fit(with_strays(12), family)
+    found = match_layers(with_strays(12), family)
     assert found.layers == len(known) and len(found.unmatched) == 12
     assert found.unmatched[0] == "lora_unet_astray_0"
     with pytest.raises(LoraFileError, match="12 of its .* layers .*lora_unet_astray_0"):
-        fit(with_strays(12), family, strict=True)
+        match_layers(with_strays(12), family, strict=True)
     for file in (with_strays(13), with_strays(2, {UNET: known[UNET]}), with_strays(1, {})):
         with pytest.raises(LoraFileError, match="do not fit the open model, Stable Diffusion 1"):
-            fit(file, family)
+            match_layers(file, family)
 
 
 def test_two_names_of_one_layer_are_refused(family: Family, loras: list[LoraFile]) -> None:
     one = loras[0].layers[UNET]
     twice = {UNET: one, UNET.replace("mid_block_attentions_0", "middle_block_1"): one}
     with pytest.raises(LoraFileError, match="stands twice"):
-        fit(LoraFile(twice), family)
+        match_layers(LoraFile(twice), family)
 
 
 def test_a_bias_that_the_layer_lacks_is_a_misfit(family: Family) -> None:
     file = LoraFile({UNET: Adapter("full", {"diff_b": torch.ones(32)})})
     with pytest.raises(LoraFileError, match="do not fit"):
-        fit(file, family)
+        match_layers(file, family)
 
 
 @pytest.mark.parametrize(
@@ -367,9 +367,9 @@ def test_wrong_base_names_both(width: int, title: str, family: Family) -> None:
 
 def test_same_base_of_another_size_is_told_too(loras: list[LoraFile]) -> None:
     with pytest.raises(LoraFileError, match="do not fit the open model, Stable Diffusion 2"):
-        fit(loras[0], open_tiny("sd2"))
+        match_layers(loras[0], open_tiny("sd2"))
 
 
 def test_every_row_of_mixed_files_fits(family: Family) -> None:
     for name in FILES:
-        assert fit(mixed_lora(family, name), family, strict=True).layers >= 2, name
+        assert match_layers(mixed_lora(family, name), family, strict=True).layers >= 2, name

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdlora.adapters import Blend, fit
+from sdlora.adapters import Blend, match_layers
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.models.base import Family
@@ -86,7 +86,7 @@ def test_words_leave_no_trace(kind: str) -> None:
         blend.apply([(file, 1.0, 1.0) for file in loras])
         same = torch.equal(family.encode_prompts(["a zibo cat"])["context"], plain)
         assert same == (first not in loras)
-    blend.vary([(second, [1.0], [1.0])])
+    blend.set_row_weights([(second, [1.0], [1.0])])
     blend.apply([])
     assert "zork" in family.pipeline.tokenizer.get_added_vocab()
     blend.clear()
@@ -116,7 +116,7 @@ def test_words_that_cannot_be_used_are_told() -> None:
     assert len(blend.notes) == 2
     assert "'a' is not used: the model has one" in blend.notes[0]
     assert "two LoRAs bring the word 'zibo'" in blend.notes[1]
-    assert fit(bundle("sdxl", "zibo"), family).unmatched == ("bundle_emb.zibo",)
+    assert match_layers(bundle("sdxl", "zibo"), family).unmatched == ("bundle_emb.zibo",)
     blend.clear()
 
 

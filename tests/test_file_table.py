@@ -22,7 +22,7 @@ from torch import Tensor
 
 import tiny_transformers
 from kind_cases import CASES, Tensors, error, random
-from sdlora.adapters import fit
+from sdlora.adapters import match_layers
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.adapter_types.oft import NO_LIMIT
@@ -212,9 +212,9 @@ def test_cell(form: str, base: str, case: str, monkeypatch: pytest.MonkeyPatch) 
     mixes_outputs = kind in ("IA3", "OFT", "BOFT") or case.endswith("by input")
     if mixes_outputs and any(len(modules) > 1 for modules, _, _ in made.layers):
         with pytest.raises(LoraFileError, match="cannot be taken apart"):
-            fit(file, model(base))
+            match_layers(file, model(base))
         return
-    places = dict(fit(file, model(base), strict=True).places)
+    places = dict(match_layers(file, model(base), strict=True).places)
     for modules, weight, tensors in made.layers:
         expected = oracle({"b_norm": weight, **tensors}, weight).view(weight.shape)
         biases = [tensors[role] for role in ("diff_b", "b_norm") if role in tensors]

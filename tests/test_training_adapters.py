@@ -278,7 +278,7 @@ def test_blending_under_a_training_adapter(family: Family) -> None:
     blend.apply([(lora, 1.0, 1.0)])
     merged = layer(x)
     blend.clear()
-    blend.vary([(lora, [1.0], [1.0])])
+    blend.set_row_weights([(lora, [1.0], [1.0])])
     torch.testing.assert_close(layer(x), merged)
     assert (merged - before).abs().max() > 1e-2
     blend.clear()

@@ -1,4 +1,4 @@
-"""LoRAs for good: added to a base model's weights, which are saved as a model of their own."""
+"""Fuse LoRAs into a base model's weights, which are saved as a model of their own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdlora.adapters import fit
-from sdlora.adapters.matching import Place
+from sdlora.adapters import match_layers
+from sdlora.adapters.matching import ParameterPath
 from sdlora.errors import LoraFileError, SettingsError
 from sdlora.files import publish
 from sdlora.lora.format.file import LoraFile
@@ -33,18 +33,18 @@ def fuse(
     What the cast misses of the sum, and the layers that the model does not have. LoraFileError when
     a file does not fit, or the sum overflows: the family is to be thrown away then.
     """
-    terms: dict[Place, list[tuple[Adapter, float]]] = {}
+    terms: dict[ParameterPath, list[tuple[Adapter, float]]] = {}
     unmatched: list[str] = []
     for file, weight in loras:
-        its = fit(file, family)
-        unmatched += its.unmatched
-        for place, adapter in its.places.items():
+        match = match_layers(file, family)
+        unmatched += match.unmatched
+        for place, adapter in match.places.items():
             terms.setdefault(place, []).append((adapter, weight))
     losses = Losses()
-    for (part, path, parameter), its_terms in terms.items():
+    for (part, path, parameter), changes in terms.items():
         value = getattr(family.parts[part].get_submodule(path), parameter)
         delta = torch.zeros_like(value, dtype=torch.float32)
-        for adapter, weight in its_terms:
+        for adapter, weight in changes:
             delta += weight * adapter.delta(value, parameter)
         fused = (value.float() + delta).to(dtype)
         if not bool(fused.isfinite().all()):
@@ -61,7 +61,7 @@ def fuse(
     return losses, unmatched
 
 
-def weights_of(family: Family) -> Pristine:
+def pristine_weights(family: Family) -> Pristine:
     """The family's own weights by layer name, for tools that read kinds which build on them."""
 
     def pristine(name: str) -> Tensor:
@@ -76,14 +76,14 @@ def weights_of(family: Family) -> Pristine:
     return pristine
 
 
-def save_model(family: Family, path: Path, overwrite: bool, said: Mapping[str, str]) -> Path:
-    """Save as one file where `path` ends in .safetensors, with `said` as its metadata; else as a
+def save_model(family: Family, path: Path, overwrite: bool, metadata: Mapping[str, str]) -> Path:
+    """Save as one file where `path` ends in .safetensors, with this metadata; else as a
     diffusers folder. Complete or not at all. SettingsError when it exists, see `overwrite`."""
     if path.exists() and not overwrite:
         raise SettingsError("{file} exists; choose another --output or add --overwrite", file=path)
     if path.suffix == ".safetensors":
         tensors = single_file(family)
-        return publish(path, lambda file: save_file(tensors, file, {**said, "format": "pt"}))
+        return publish(path, lambda file: save_file(tensors, file, {**metadata, "format": "pt"}))
     if path.exists() and not (path / INDEX).is_file():
         raise SettingsError("{file} is not a model's folder, and is not replaced by one", file=path)
     path.parent.mkdir(parents=True, exist_ok=True)

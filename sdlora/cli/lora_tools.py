@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from sdlora.adapters import fit
-from sdlora.adapters.extract import extract as extracted
+from sdlora.adapters import match_layers
+from sdlora.adapters.extract import extract_from_models as extracted
 from sdlora.adapters.fuse import fuse as fused
-from sdlora.adapters.fuse import save_model, weights_of
+from sdlora.adapters.fuse import pristine_weights, save_model
 from sdlora.architectures import BASES
 from sdlora.device import DTYPES, pick_device
 from sdlora.errors import LoraFileError, ModelError, SettingsError
@@ -81,7 +81,7 @@ def _checked(name: str, model: str, families: dict[str, Family], workspace: Work
             return Report(f"{name}: usable, as far as the file tells", facts, notes)
         if model not in families:
             families[model] = _open(model, workspace)
-        its = fit(file, families[model])
+        its = match_layers(file, families[model])
     except LoraFileError as error:
         return Report(f"{name}: not usable", {**facts, "problem": str(error)}, good=False)
     facts |= {"unmatched": list(its.unmatched)}
@@ -329,7 +329,7 @@ def _exists(path: Path, setting: str) -> SettingsError:
 
 
 def _pristine(model: str, workspace: Workspace) -> Pristine:
-    return weights_of(_open(model, workspace)) if model else no_weights
+    return pristine_weights(_open(model, workspace)) if model else no_weights
 
 
 def _open(model: str, workspace: Workspace, dtype: torch.dtype | None = None) -> Family:

@@ -80,7 +80,9 @@ class ConditioningCache:
         ]
         if table != self._standing:
             files = (one.file for one in self.moving)
-            self.blend.vary((file, row, (0.0,)) for file, row in zip(files, table, strict=True))
+            self.blend.set_row_weights(
+                (file, row, (0.0,)) for file, row in zip(files, table, strict=True)
+            )
             self._standing = table
 
     def _weights(self, image: int, negative: bool, when: When) -> tuple[float, ...]:
@@ -91,7 +93,7 @@ class ConditioningCache:
         if key not in self._read:
             if self.moving:
                 pairs = zip(self.moving, weights, strict=True)
-                self.blend.vary((one.file, (0.0,), (weight,)) for one, weight in pairs)
+                self.blend.set_row_weights((one.file, (0.0,), (weight,)) for one, weight in pairs)
                 self._standing = []
             family = self.blend.family
             with torch.no_grad():

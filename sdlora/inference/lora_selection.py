@@ -43,7 +43,7 @@ class LoraSelector:
         merged: list[Weighted] = [(one.file, *one.strongest(0, False)) for one in still]
         try:
             fits = self.blend.apply([*merged, *((word, 1.0, 1.0) for word in words)])[: len(still)]
-            fits += self.blend.vary([(one.file, (0.0,), (0.0,)) for one in moving])
+            fits += self.blend.set_row_weights([(one.file, (0.0,), (0.0,)) for one in moving])
             sheet.still, sheet.moving, sheet.fits = still, moving, fits
             sheet.tell(self.blend.notes)
         except LoraFileError as error:
@@ -76,7 +76,7 @@ class LoraSelector:
         try:
             entry = self.library.find(name)
             file, its_hash = self._opened(entry.path, read_lora, partial(self._autov3, entry))
-            its: LoraMatch = self.blend.fit(file)
+            its: LoraMatch = self.blend.match(file)
         except LoraFileError as error:
             sheet.unused[name] = error.message
             return None
@@ -97,7 +97,7 @@ class LoraSelector:
         for name, path in self.book.embeddings_in("\n".join(dict.fromkeys(texts))).items():
             try:
                 file, its_hash = self._opened(path, read_inversion, partial(_sha256, path))
-                if self.blend.fit(file).words.keys() != file.embeddings.keys():
+                if self.blend.match(file).embeddings.keys() != file.embeddings.keys():
                     raise LoraFileError(
                         "it is for {base}; the open model is {model}",
                         base=inversion_base(file), model=self.blend.family.title,
