@@ -41,7 +41,7 @@ from sdlora.adapters import Blend
 from sdlora.device import DTYPES, free_memory_gib, pick_device, pick_dtype
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.sd import StableDiffusion
 from sdlora.models.sdxl import StableDiffusionXL
 
@@ -75,7 +75,7 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
-def open_unet(kind: str, device: torch.device, dtype: torch.dtype) -> Family:
+def open_unet(kind: str, device: torch.device, dtype: torch.dtype) -> ModelFamily:
     """A family with a random UNet of that shape; what is around it is as small as it can be."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, **UNETS[kind])
@@ -107,13 +107,13 @@ def _text_config() -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=2, num_hidden_layers=1, num_attention_heads=1, **sizes)
 
 
-def random_lora(family: Family, rank: int, seed: int) -> LoraFile:
+def random_lora(family: ModelFamily, rank: int, seed: int) -> LoraFile:
     """On the layers that kohya's trainer takes by default, in float16."""
     rng = torch.Generator().manual_seed(seed)
     targets = family.lora_targets(("attention", "feed_forward"))["denoiser"]
     layers = {}
     for path in [path for paths in targets.values() for path in paths]:
-        out, *inner = family.layers["denoiser"][path].weight.shape
+        out, *inner = family.adaptable_layers["denoiser"][path].weight.shape
         down = torch.randn(rank, *inner, generator=rng) / rank
         up = 0.02 * torch.randn(out, rank, *(1 for _ in inner[1:]), generator=rng)
         name = "lora_unet_" + path.replace(".", "_")
@@ -191,10 +191,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def floor_s(family: Family, files: Sequence[LoraFile], clock: Clock) -> dict[str, float]:
+def floor_s(family: ModelFamily, files: Sequence[LoraFile], clock: Clock) -> dict[str, float]:
     """Copying every touched weight once, and the products of all factors, written to one place."""
-    places = Blend(family).fit(files[0]).places
-    weights = [family.layers[part][path].weight.data for part, path, _ in places]
+    places = Blend(family).match(files[0]).places
+    weights = [family.adaptable_layers[part][path].weight.data for part, path, _ in places]
     copies = [weight.clone() for weight in weights]
     products: list[tuple[Tensor, Tensor, Tensor]] = []
     targets: dict[tuple[int, int], Tensor] = {}
@@ -223,7 +223,7 @@ def matmul_rate(device: torch.device, clock: Clock) -> float:
     return 2 * side**3 / clock.best_s(lambda: torch.mm(square, square))
 
 
-def step_inputs(family: Family, latent: int) -> dict[str, Any]:
+def step_inputs(family: ModelFamily, latent: int) -> dict[str, Any]:
     """Of one call of the UNet for one image with guidance."""
     config = family.denoiser.config
     numbers: dict[str, Any] = {"device": family.device, "dtype": family.dtype}
@@ -242,7 +242,7 @@ def step_inputs(family: Family, latent: int) -> dict[str, Any]:
 
 
 def measure_ours(
-    family: Family, paths: Sequence[Path], clock: Clock, step: Callable[[], object]
+    family: ModelFamily, paths: Sequence[Path], clock: Clock, step: Callable[[], object]
 ) -> dict[str, Any]:
     """Switching between sets of so many LoRAs, from memory and from the disk, and a step then."""
     files, memory, blend = [read_lora(path) for path in paths], Memory(family.device), Blend(family)
@@ -274,7 +274,7 @@ def measure_ours(
 
 
 def measure_diffusers(
-    family: Family, paths: Sequence[Path], clock: Clock, step: Callable[[], object]
+    family: ModelFamily, paths: Sequence[Path], clock: Clock, step: Callable[[], object]
 ) -> dict[str, Any]:
     """load_lora_weights + set_adapters, a step unfused, fuse_lora, and the way back."""
     pipeline, memory = family.pipeline, Memory(family.device)
@@ -299,7 +299,7 @@ def measure_diffusers(
     return times | {"held_gib": memory.held_gib, "peak_gib": memory.peak_gib}
 
 
-def measure(family: Family, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(family: ModelFamily, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One row for each number of LoRAs."""
     clock = Clock(family.device, options.repeats)
     inputs = step_inputs(family, options.latent)

@@ -29,7 +29,7 @@ from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.errors import REFUSALS
 from sdlora.lora.format.file import read_lora
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.workspace import STARTER_MODEL
 
@@ -226,10 +226,10 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
         yield blob
 
 
-def weights_hash(family: Family) -> str:
+def weights_hash(family: ModelFamily) -> str:
     """Of every bit of what a LoRA can change."""
     digest = hashlib.sha256()
-    for part in family.parts.values():
+    for part in family.components.values():
         for value in part.state_dict().values():
             digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -36,7 +36,7 @@ from benchmarks.blend import UNETS, open_unet
 from benchmarks.report import show
 from sdlora.adapters import detach
 from sdlora.device import DTYPES, generator_for, pick_device, pick_dtype
-from sdlora.models.base import Conditioning, Family
+from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch
 from sdlora.training.train_state import TrainState
@@ -61,7 +61,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 class Encoded:
     """Stands for a dataset: latents and conditioning of random pictures, encoded once."""
 
-    family: Family
+    family: ModelFamily
     batch_size: int
     pixels: int
     texts: bool = True
@@ -81,7 +81,7 @@ class Encoded:
         return LatentBatch(latents, Conditioning(cond), sizes.repeat(self.batch_size, 1))
 
 
-def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step]:
+def ours_and_bare(family: ModelFamily, options: argparse.Namespace) -> dict[str, Step]:
     """A step of ours; and the network alone, with the adapters of that step."""
     settings = TrainSettings(
         data="random", name="random", rank=options.rank, alpha=options.rank, steps=100_000,
@@ -111,7 +111,7 @@ def ours_and_bare(family: Family, options: argparse.Namespace) -> dict[str, Step
     return {"bare": bare, "ours": ours}
 
 
-def diffusers_step(family: Family, options: argparse.Namespace) -> Step:
+def diffusers_step(family: ModelFamily, options: argparse.Namespace) -> Step:
     """The work of the script's step, on pictures and tokens that are in memory already."""
     device, dtype, unet = family.device, family.dtype, family.denoiser
     mixed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
@@ -173,7 +173,7 @@ def peak_gib(device: torch.device) -> float | None:
     return peak
 
 
-def measure(family: Family, options: argparse.Namespace) -> dict[str, Any]:
+def measure(family: ModelFamily, options: argparse.Namespace) -> dict[str, Any]:
     """Rounds of all that is measured, in turn, because a machine is not equally fast all the time;
     a ratio is the median of the rounds' own."""
     rounds: list[dict[str, float]] = []

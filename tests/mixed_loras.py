@@ -8,7 +8,7 @@ from torch import Tensor
 from sdlora.adapters.matching import weight_shape
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
 RANK = 2
 LINEAR = ("attentions_0_transformer_blocks_0_attn1_to_q", "attentions_0_proj_in")
@@ -92,12 +92,12 @@ FILES: dict[str, tuple[tuple[str, Maker, tuple[str, ...]], ...]] = {
 }  # fmt: skip
 
 
-def mixed_loras(family: Family) -> list[LoraFile]:
+def mixed_loras(family: ModelFamily) -> list[LoraFile]:
     """One file per row of FILES."""
     return [mixed_lora(family, name) for name in FILES]
 
 
-def mixed_lora(family: Family, name: str) -> LoraFile:
+def mixed_lora(family: ModelFamily, name: str) -> LoraFile:
     """The file of one row of FILES, on the middle of the UNet and the text encoder; the same
     numbers every time."""
     rng = torch.Generator().manual_seed(list(FILES).index(name))
@@ -110,6 +110,6 @@ def mixed_lora(family: Family, name: str) -> LoraFile:
     for kind, make, ends in FILES[name]:
         for layer, (slot, *_) in family.vocabulary.items():
             if layer.startswith(starts) and layer.endswith(ends):
-                shape = weight_shape(family.layers[slot.part][slot.path])
+                shape = weight_shape(family.adaptable_layers[slot.part][slot.path])
                 layers[layer] = Adapter(kind, make(shape, rand))
     return LoraFile(layers)

@@ -32,7 +32,7 @@ from adapter_cases import (
     random,
 )
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import KINDS
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.file import read_lora
 from sdlora.lora.format.layer import Adapter
 
@@ -51,7 +51,7 @@ def test_half_of_the_bits(case: str) -> None:
 
 
 def test_every_kind_has_a_case() -> None:
-    assert {row[0] for row in CASES.values()} == {kind.name for kind in KINDS}
+    assert {row[0] for row in CASES.values()} == set(ADAPTER_TYPES)
 
 
 def test_bias_deltas() -> None:

@@ -5,8 +5,9 @@ import torch
 
 from adapter_cases import CASES, CELLS, IN, LAYER, OUT, SHAPES, Tensors, random
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import Shapes, layers_of
+from sdlora.lora.format.adapter_types.stored_type import Shapes
 from sdlora.lora.format.errors import REFUSALS
+from sdlora.lora.format.identify import identify_layers
 from sdlora.lora.format.layer import Adapter
 
 
@@ -20,13 +21,13 @@ def shapes_of(of: Tensors) -> Shapes:
 def test_a_layer_without_one_of_its_tensors_is_refused(case: str, layer: str) -> None:
     kind, make, _, _ = CASES[case]
     made = make(SHAPES[layer], random())
-    told = layers_of(shapes_of(made))[LAYER]
+    told = identify_layers(shapes_of(made))[LAYER]
     assert told.kind == kind and set(told.keys) == made.keys()
     assert told.shape in ((), SHAPES[layer], (OUT, torch.Size(SHAPES[layer][1:]).numel()))
     for role in made.keys() - {"alpha", "dora_scale", "rescale", "mid", "bm", "diff", "diff_b",
                                "b_norm", "hada_t1", "hada_t2", "lokr_t2"}:  # fmt: skip
         with pytest.raises(LoraFileError) as refused:
-            layers_of(shapes_of({r: t for r, t in made.items() if r != role}))
+            identify_layers(shapes_of({r: t for r, t in made.items() if r != role}))
         assert refused.value.code == "incomplete" and refused.value.code in REFUSALS
 
 
@@ -39,7 +40,7 @@ def test_a_tensor_of_another_shape_is_refused(case: str, layer: str) -> None:
     for key, shape in shapes.items():
         for longer in ((*shape, 2), *(_longer(shape, axis) for axis in range(len(shape)))):
             try:
-                told = layers_of({**shapes, key: longer})[LAYER]
+                told = identify_layers({**shapes, key: longer})[LAYER]
             except LoraFileError as error:
                 assert error.code in ("unfit_tensors", "rank")
                 continue
@@ -88,7 +89,7 @@ REFUSED: dict[str, tuple[Shapes, str]] = {
 def test_unfit_shapes_are_refused_by_name(what: str) -> None:
     shapes, code = REFUSED[what]
     with pytest.raises(LoraFileError) as refused:
-        layers_of(shapes)
+        identify_layers(shapes)
     assert refused.value.code == code
     assert "{" not in str(refused.value)  # the sentence is filled in
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mixed_loras import FILES, mixed_lora, mixed_loras
-from sdlora.adapters import Blend, fit, merged_weights
-from sdlora.adapters.matching import Place
+from sdlora.adapters import Blend, match_layers, merged_weights
+from sdlora.adapters.matching import ParameterPath
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.workspace import STARTER_MODEL
 from tiny import CPU, open_tiny, prompt_embeds, tiny_lora, weights_hash
@@ -26,12 +26,12 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
+def family() -> ModelFamily:
     return open_tiny("sd1")
 
 
 @pytest.fixture(scope="module")
-def loras(family: Family) -> list[LoraFile]:
+def loras(family: ModelFamily) -> list[LoraFile]:
     return [
         tiny_lora(family, 1),
         tiny_lora(family, 2, targets=("attention",)),
@@ -40,14 +40,14 @@ def loras(family: Family) -> list[LoraFile]:
     ]
 
 
-def weight(family: Family, name: str) -> torch.Tensor:
+def weight(family: ModelFamily, name: str) -> torch.Tensor:
     part, path = family.module_names()[name]
-    return family.parts[part].get_submodule(path).weight
+    return family.components[part].get_submodule(path).weight
 
 
-def parameter(family: Family, place: Place) -> torch.Tensor:
+def parameter(family: ModelFamily, place: ParameterPath) -> torch.Tensor:
     part, path, name = place
-    return getattr(family.parts[part].get_submodule(path), name)
+    return getattr(family.components[part].get_submodule(path), name)
 
 
 def product(adapter: Adapter) -> torch.Tensor:
@@ -56,7 +56,7 @@ def product(adapter: Adapter) -> torch.Tensor:
     return (up @ down) * (adapter.tensors["alpha"].item() / len(down))
 
 
-def test_sum_is_that_of_float64(family: Family, loras: list[LoraFile]) -> None:
+def test_sum_is_that_of_float64(family: ModelFamily, loras: list[LoraFile]) -> None:
     first, second = loras[0], loras[3]
     before = {name: weight(family, name).double() for name in first.layers}
     blend = Blend(family)
@@ -80,12 +80,12 @@ def test_sum_of_mixed_kinds_is_cast_once(
     monkeypatch.setattr(merged_weights, "VALUES_AT_ONCE", at_once)
     family = open_tiny("sd1", dtype)
     files, blend = mixed_loras(family), Blend(family)
-    every = {place for file in files for place in blend.fit(file).places}
+    every = {place for file in files for place in blend.match(file).places}
     assert {place[2] for place in every} == {"weight", "bias"}
     before = {p: parameter(family, p).clone() for p in every}
     blend.apply([(file, 0.6, 0.6) for file in files])
     for place, was in before.items():
-        its = [places[place] for f in files if place in (places := blend.fit(f).places)]
+        its = [places[place] for f in files if place in (places := blend.match(f).places)]
         total = was.double() + sum(0.6 * one.delta(was, place[2]).double() for one in its)
         now = parameter(family, place)
         assert not torch.equal(now, was)
@@ -95,7 +95,9 @@ def test_sum_of_mixed_kinds_is_cast_once(
     assert all(torch.equal(was, parameter(family, p)) for p, was in before.items())
 
 
-def switches(family: Family, files: list[LoraFile], count: int, look: Callable[[], str]) -> None:
+def switches(
+    family: ModelFamily, files: list[LoraFile], count: int, look: Callable[[], str]
+) -> None:
     """Random blends; `look` gives the same hash after every return to none and at the end."""
     pristine, blend, rng = look(), Blend(family), random.Random(0)
     returns = 0
@@ -111,7 +113,7 @@ def switches(family: Family, files: list[LoraFile], count: int, look: Callable[[
     assert look() == pristine and returns > count / 10
 
 
-def picture(family: Family) -> bytes:
+def picture(family: ModelFamily) -> bytes:
     """Two steps without any LoRA."""
     texts = prompt_embeds(family, ["a cat"], [""])
     pipeline, rng = family.pipeline, torch.Generator().manual_seed(1)
@@ -132,7 +134,7 @@ def test_a_thousand_switches_leave_no_trace(dtype: torch.dtype) -> None:
 def test_a_thousand_switches_on_the_starter_model(dtype: torch.dtype) -> None:
     family = open_family(str(STARTER_MODEL), dtype, CPU)
     files = mixed_loras(family)
-    places = sorted({place for file in files for place in fit(file, family).places})
+    places = sorted({place for file in files for place in match_layers(file, family).places})
 
     def touched() -> str:
         values = (parameter(family, p) for p in places)
@@ -144,7 +146,7 @@ def test_a_thousand_switches_on_the_starter_model(dtype: torch.dtype) -> None:
     assert weights_hash(family) == pristine and picture(family) == before
 
 
-def test_the_way_to_a_blend_does_not_matter(family: Family, loras: list[LoraFile]) -> None:
+def test_the_way_to_a_blend_does_not_matter(family: ModelFamily, loras: list[LoraFile]) -> None:
     """Nor do the layers that are computed with one: they hang on the blend, not on what changed."""
     blend = Blend(family)
     wanted = [(loras[0], 0.7, 0.7), (loras[1], 0.5, 0.0)]
@@ -158,7 +160,7 @@ def test_the_way_to_a_blend_does_not_matter(family: Family, loras: list[LoraFile
 
 
 def test_weight_zero_is_no_lora(
-    family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pristine, blend = weights_hash(family), Blend(family)
     monkeypatch.setattr(merged_weights, "merge", None)  # not called
@@ -168,7 +170,7 @@ def test_weight_zero_is_no_lora(
 
 
 def test_only_what_changed_is_computed(
-    family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[list[torch.Tensor]] = []
     merge = merged_weights.merge
@@ -188,7 +190,7 @@ def test_only_what_changed_is_computed(
 
 
 def test_pristine_weights_are_kept_of_touched_layers_only(
-    family: Family, loras: list[LoraFile]
+    family: ModelFamily, loras: list[LoraFile]
 ) -> None:
     blend = Blend(family)
     blend.apply([(loras[2], 1.0, 1.0)])
@@ -197,7 +199,7 @@ def test_pristine_weights_are_kept_of_touched_layers_only(
     assert not blend._merged._pristine
 
 
-def test_same_lora_twice_adds_up(family: Family, loras: list[LoraFile]) -> None:
+def test_same_lora_twice_adds_up(family: ModelFamily, loras: list[LoraFile]) -> None:
     blend = Blend(family)
     blend.apply([(loras[0], 0.5, 0.5), (loras[0], 0.3, 0.3)])
     twice = weight(family, UNET).clone()
@@ -209,7 +211,7 @@ def test_same_lora_twice_adds_up(family: Family, loras: list[LoraFile]) -> None:
 @pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("after", [0, 1, 10])
 def test_interrupted_in_the_middle_the_model_is_pristine(
-    after: int, failure: type[BaseException], family: Family, monkeypatch: pytest.MonkeyPatch
+    after: int, failure: type[BaseException], family: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a weight: what is written stays, then the failure comes."""
     loras = [tiny_lora(family, 1), mixed_lora(family, "DoRA")]
@@ -234,7 +236,7 @@ def test_interrupted_in_the_middle_the_model_is_pristine(
     assert weights_hash(family) == pristine
 
 
-def test_interrupted_at_any_line_it_is_nothing_or_all(family: Family) -> None:
+def test_interrupted_at_any_line_it_is_nothing_or_all(family: ModelFamily) -> None:
     files = [mixed_lora(family, name) for name in ("LoCon", "DoRA", "full and norm")]
     wanted = [(file, 0.7, 0.7) for file in files]
     pristine, blend = weights_hash(family), Blend(family)
@@ -293,7 +295,7 @@ def test_large_is_not_overflow() -> None:
     blend.clear()
 
 
-def test_one_by_one_convolution_fits_a_linear_layer(family: Family) -> None:
+def test_one_by_one_convolution_fits_a_linear_layer(family: ModelFamily) -> None:
     down, up = torch.randn(2, 32), torch.randn(32, 2)
     blend = Blend(family)
     mixed = []
@@ -306,57 +308,57 @@ def test_one_by_one_convolution_fits_a_linear_layer(family: Family) -> None:
 
 
 def test_stability_names_and_spellings_of_te_find_the_same_layers(
-    family: Family, loras: list[LoraFile]
+    family: ModelFamily, loras: list[LoraFile]
 ) -> None:
     one, text = loras[0].layers[UNET], loras[0].layers[TEXT]
     stability = UNET.replace("mid_block_attentions_0", "middle_block_1")
-    found = fit(LoraFile({stability: one, TEXT.replace("_te_", "_te1_"): text}), family)
-    assert found.places == fit(LoraFile({UNET: one, TEXT: text}), family).places
+    found = match_layers(LoraFile({stability: one, TEXT.replace("_te_", "_te1_"): text}), family)
+    assert found.places == match_layers(LoraFile({UNET: one, TEXT: text}), family).places
 
 
 def test_matrices_are_kept_on_the_device_and_numbers_are_not(
-    family: Family, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, loras: list[LoraFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(family, "device", torch.device("meta"))
-    for adapter in fit(loras[0], family).places.values():
+    for adapter in match_layers(loras[0], family).places.values():
         assert adapter.tensors["down"].is_meta and adapter.tensors["up"].is_meta
         assert adapter.tensors["alpha"].device == CPU
 
 
-def test_few_strays_are_told_and_many_refused(family: Family, loras: list[LoraFile]) -> None:
+def test_few_strays_are_told_and_many_refused(family: ModelFamily, loras: list[LoraFile]) -> None:
     known = loras[0].layers
 
     def with_strays(count: int, of: dict[str, Adapter] = known) -> LoraFile:
         return LoraFile({**of, **{f"lora_unet_astray_{i}": known[UNET] for i in range(count)}})
 
-    found = fit(with_strays(12), family)
+    found = match_layers(with_strays(12), family)
     assert found.layers == len(known) and len(found.unmatched) == 12
     assert found.unmatched[0] == "lora_unet_astray_0"
     with pytest.raises(LoraFileError, match="12 of its .* layers .*lora_unet_astray_0"):
-        fit(with_strays(12), family, strict=True)
+        match_layers(with_strays(12), family, strict=True)
     for file in (with_strays(13), with_strays(2, {UNET: known[UNET]}), with_strays(1, {})):
         with pytest.raises(LoraFileError, match="do not fit the open model, Stable Diffusion 1"):
-            fit(file, family)
+            match_layers(file, family)
 
 
-def test_two_names_of_one_layer_are_refused(family: Family, loras: list[LoraFile]) -> None:
+def test_two_names_of_one_layer_are_refused(family: ModelFamily, loras: list[LoraFile]) -> None:
     one = loras[0].layers[UNET]
     twice = {UNET: one, UNET.replace("mid_block_attentions_0", "middle_block_1"): one}
     with pytest.raises(LoraFileError, match="occurs twice"):
-        fit(LoraFile(twice), family)
+        match_layers(LoraFile(twice), family)
 
 
-def test_a_bias_that_the_layer_lacks_is_a_misfit(family: Family) -> None:
+def test_a_bias_that_the_layer_lacks_is_a_misfit(family: ModelFamily) -> None:
     file = LoraFile({UNET: Adapter("full", {"diff_b": torch.ones(32)})})
     with pytest.raises(LoraFileError, match="do not fit"):
-        fit(file, family)
+        match_layers(file, family)
 
 
 @pytest.mark.parametrize(
     ("width", "title"),
     [(1024, "Stable Diffusion 2"), (2048, "Stable Diffusion XL"), (128, "the starter model")],
 )
-def test_wrong_base_names_both(width: int, title: str, family: Family) -> None:
+def test_wrong_base_names_both(width: int, title: str, family: ModelFamily) -> None:
     name = UNET.replace("attn1_to_q", "attn2_to_k")
     file = LoraFile({name: Adapter.lora(torch.ones(2, width), torch.ones(32, 2), 2.0)})
     pristine = weights_hash(family)
@@ -367,9 +369,9 @@ def test_wrong_base_names_both(width: int, title: str, family: Family) -> None:
 
 def test_same_base_of_another_size_is_told_too(loras: list[LoraFile]) -> None:
     with pytest.raises(LoraFileError, match="do not fit the open model, Stable Diffusion 2"):
-        fit(loras[0], open_tiny("sd2"))
+        match_layers(loras[0], open_tiny("sd2"))
 
 
-def test_every_row_of_mixed_files_fits(family: Family) -> None:
+def test_every_row_of_mixed_files_fits(family: ModelFamily) -> None:
     for name in FILES:
-        assert fit(mixed_lora(family, name), family, strict=True).layers >= 2, name
+        assert match_layers(mixed_lora(family, name), family, strict=True).layers >= 2, name

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from sdlora.adapters import layers
-from sdlora.adapters.layers import ADAPTER, KINDS, AdapterSpec
+from sdlora.adapters.types import ADAPTER, TRAINABLE_TYPES, AdapterSpec, lora
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.training_metadata import (
@@ -34,7 +33,7 @@ def learnt(axis: Any, base: str, dtype: torch.dtype = torch.float32, spread: flo
     more = {"kernel_size": shape[2], "padding": shape[2] // 2} if len(shape) == 4 else {}
     torch.manual_seed(1)
     plain = kind(IN, OUT, **more).to(dtype).requires_grad_(False)
-    layer = KINDS["dora"].build(plain, AdapterSpec(4, 4 * SCALE, 0.0, -1, axis)).train()
+    layer = TRAINABLE_TYPES["dora"].build(plain, AdapterSpec(4, 4 * SCALE, 0.0, -1, axis)).train()
     for parameter in layer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float() + spread * torch.randn(parameter.shape)
@@ -68,12 +67,12 @@ def inputs(base: str) -> Tensor:
     return torch.randn((5, IN) if base == "linear" else (2, IN, 4, 4), generator=rng)
 
 
-@pytest.mark.parametrize("most", [layers.MOST_WEIGHT, 0])  # at once, and beside the base
+@pytest.mark.parametrize("most", [lora.MAX_WEIGHT_RATIO, 0])  # at once, and beside the base
 @pytest.mark.parametrize(("axis", "base"), CELLS)
 def test_answer_and_gradients_are_those_of_the_paper(
     axis: str, base: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+    monkeypatch.setattr(lora, "MAX_WEIGHT_RATIO", most)
     layer, x = learnt(axis, base), inputs(base).requires_grad_()
     of, same = parts(layer), x.detach().double().requires_grad_()
     ours, theirs = layer(x), by_paper(layer, axis, same, of)
@@ -86,16 +85,16 @@ def test_answer_and_gradients_are_those_of_the_paper(
         assert (grad - wanted.grad).norm() < 1e-5 * wanted.grad.norm()
 
 
-@pytest.mark.parametrize("most", [layers.MOST_WEIGHT, 0])
+@pytest.mark.parametrize("most", [lora.MAX_WEIGHT_RATIO, 0])
 @pytest.mark.parametrize(("axis", "base"), CELLS)
 def test_nothing_changes_before_the_first_step(
     axis: Any, base: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, as it learns and as it is shown; a large layer rounds its norms somewhere."""
-    monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+    monkeypatch.setattr(lora, "MAX_WEIGHT_RATIO", most)
     kind: Any = nn.Linear if base == "linear" else nn.Conv2d
     plain = kind(IN, 301, *BASES[base][2:3]).requires_grad_(False)
-    layer = KINDS["dora"].build(plain, AdapterSpec(4, 2.0, 0.0, -1, axis))
+    layer = TRAINABLE_TYPES["dora"].build(plain, AdapterSpec(4, 2.0, 0.0, -1, axis))
     layer.lora_B[ADAPTER].weight.data.zero_()
     x = inputs(base).repeat(100, *(1,) * (inputs(base).dim() - 1))
     for mode in (True, False):
@@ -106,7 +105,7 @@ def test_nothing_changes_before_the_first_step(
 def test_file_has_the_form_of_lycoris(axis: str, base: str) -> None:
     """(1,in[,1,1]) or (out,1[,1,1]); and what it changes is what was learnt."""
     layer, ones = learnt(axis, base), (1,) * (len(BASES[base]) - 2)
-    adapter: Adapter = KINDS["dora"].read(layer)
+    adapter: Adapter = TRAINABLE_TYPES["dora"].export(layer)
     shape = (OUT, 1, *ones) if axis == "output" else (1, IN, *ones)
     assert adapter.tensors["dora_scale"].shape == shape
     plain, x = layer.base_layer, inputs(base)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdlora.adapters import Blend, fit
+from sdlora.adapters import Blend, match_layers
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from tiny import open_tiny, weights_hash
 
 VECTORS = {"sd1": {"": (3, 16)}, "sdxl": {"clip_l": (3, 16), "clip_g": (3, 24)}}
@@ -25,7 +25,7 @@ def bundle(kind: str, *words: str, seed: int = 0) -> LoraFile:
     return LoraFile({UNET: nothing}, {}, vectors)
 
 
-def state(family: Family) -> tuple[object, ...]:
+def state(family: ModelFamily) -> tuple[object, ...]:
     """All that words could leave a trace in."""
     tokenizers = [v for k, v in family.pipeline.components.items() if "tokenizer" in k]
     return (
@@ -38,7 +38,7 @@ def state(family: Family) -> tuple[object, ...]:
     )
 
 
-def read_by_hand(family: Family, part: str, vectors: Tensor) -> Tensor:
+def read_by_hand(family: ModelFamily, part: str, vectors: Tensor) -> Tensor:
     """The first layer's input for 'a' and three vectors, put in the place of three letters."""
     tokenizer = family.pipeline.tokenizer if part != "te2" else family.pipeline.tokenizer_2
     model = family.text_encoders[part]
@@ -86,7 +86,7 @@ def test_words_leave_no_trace(kind: str) -> None:
         blend.apply([(file, 1.0, 1.0) for file in loras])
         same = torch.equal(family.encode_prompts(["a zibo cat"]).tensors["context"], plain)
         assert same == (first not in loras)
-    blend.vary([(second, [1.0], [1.0])])
+    blend.set_row_weights([(second, [1.0], [1.0])])
     blend.apply([])
     assert "zork" in family.pipeline.tokenizer.get_added_vocab()
     blend.clear()
@@ -116,7 +116,7 @@ def test_words_that_cannot_be_used_are_told() -> None:
     assert len(blend.notes) == 2
     assert "'a' is not used: the model has one" in blend.notes[0]
     assert "two LoRAs bring the word 'zibo'" in blend.notes[1]
-    assert fit(bundle("sdxl", "zibo"), family).unmatched == ("bundle_emb.zibo",)
+    assert match_layers(bundle("sdxl", "zibo"), family).unmatched == ("bundle_emb.zibo",)
     blend.clear()
 
 

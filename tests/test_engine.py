@@ -14,7 +14,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from sdlora.adapters import attach, collect, detach
+from sdlora.adapters import attach, detach, extract_lora
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.inference.engine import Engine, render
@@ -22,7 +22,7 @@ from sdlora.inference.samplers import SAMPLERS
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.library.library import Library
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
@@ -39,17 +39,19 @@ def request(prompt: str = "a cat", **more: Any) -> ImageRequest:
     )
 
 
-def picture(family: Family, library: Library | None = None, *, prompt: str, **more: Any) -> Any:
+def picture(
+    family: ModelFamily, library: Library | None = None, *, prompt: str, **more: Any
+) -> Any:
     return pixels(render(family, request(prompt, **more), library)[0][0])
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
+def family() -> ModelFamily:
     return open_tiny("sd1")
 
 
 @pytest.fixture(scope="module")
-def loras(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loras(family: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("neon", "soft")):
         file = tiny_lora(family, seed, 0.05)
@@ -84,7 +86,7 @@ def test_stock_pipeline_gives_the_same_image(kind: str, tmp_path: Path) -> None:
     assert np.abs(picture(family, prompt="a cat") - plain).max() <= 2
 
 
-def test_no_tag_or_weight_zero_is_the_base_picture(family: Family, loras: Path) -> None:
+def test_no_tag_or_weight_zero_is_the_base_picture(family: ModelFamily, loras: Path) -> None:
     library, pristine = Library([loras]), weights_hash(family)
     base = picture(family, prompt="a cat")
     for prompt in ("a cat <lora:neon:0>", "a cat lora:neon:0 <lora:soft:0:0>", "a cat"):
@@ -94,14 +96,14 @@ def test_no_tag_or_weight_zero_is_the_base_picture(family: Family, loras: Path) 
     assert (picture(family, prompt="a cat") == base).all()
 
 
-def test_two_weights_of_a_tag(family: Family, loras: Path) -> None:
+def test_two_weights_of_a_tag(family: ModelFamily, loras: Path) -> None:
     library = Library([loras])
     prompts = ["<lora:neon:0:1>", "<lora:neon:1:0>", "<lora:neon:1>", ""]
     images = [picture(family, library, prompt=f"a cat {tag}") for tag in prompts]
     assert all((a != b).any() for a, b in itertools.combinations(images, 2))
 
 
-def test_images_do_not_depend_on_their_batch(family: Family) -> None:
+def test_images_do_not_depend_on_their_batch(family: ModelFamily) -> None:
     together, _ = render(family, request(count=3, batch_size=3, sampler="euler_a"))
     apart, _ = render(family, request(count=3, batch_size=2, sampler="euler_a"))
     for index, (one, other) in enumerate(zip(together, apart, strict=True)):
@@ -112,7 +114,7 @@ def test_images_do_not_depend_on_their_batch(family: Family) -> None:
 
 
 @pytest.mark.parametrize("sampler", get_args(ImageRequest.model_fields["sampler"].annotation))
-def test_every_sampler_paints(sampler: str, family: Family) -> None:
+def test_every_sampler_paints(sampler: str, family: ModelFamily) -> None:
     its_own = family.pipeline.scheduler
     first = picture(family, prompt="a cat", sampler=sampler, steps=4)
     assert first.std() > 1
@@ -124,7 +126,7 @@ def test_samplers_are_the_settings() -> None:
     assert set(SAMPLERS) == set(get_args(ImageRequest.model_fields["sampler"].annotation))
 
 
-def test_size_and_negative_prompt(family: Family) -> None:
+def test_size_and_negative_prompt(family: ModelFamily) -> None:
     images, _ = render(family, request(width=128, height=72))
     assert images[0].size == (128, 72)
     base = picture(family, prompt="a cat")
@@ -132,23 +134,23 @@ def test_size_and_negative_prompt(family: Family) -> None:
     assert (picture(family, prompt="a cat", guidance=1.0) != base).any()
 
 
-def test_seed_left_open_is_drawn(family: Family) -> None:
+def test_seed_left_open_is_drawn(family: ModelFamily) -> None:
     images = [picture(family, prompt="a cat", seed=-1) for _ in range(2)]
     assert (images[0] != images[1]).any()
 
 
-def test_live_training_is_sampled_and_left_as_it_was(family: Family) -> None:
+def test_live_training_is_sampled_and_left_as_it_was(family: ModelFamily) -> None:
     settings = TrainSettings(data="x", name="x", rank=4, alpha=4, dropout=0.5)
     base = picture(family, prompt="a cat")
     parameters = [p for its in attach(family, settings) for p in its.parameters]
     family.denoiser.train()
     for parameter in parameters:
         parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    before = collect(family)
+    before = extract_lora(family)
     first, second = (picture(family, prompt="a cat") for _ in range(2))
     assert (first == second).all() and (first != base).any()  # no dropout, and the LoRA shows
     assert family.denoiser.training and all(p.requires_grad for p in parameters)
-    after = collect(family)
+    after = extract_lora(family)
     assert all(
         torch.equal(it.tensors["up"], after.layers[name].tensors["up"])
         for name, it in before.layers.items()
@@ -157,7 +159,7 @@ def test_live_training_is_sampled_and_left_as_it_was(family: Family) -> None:
     family.denoiser.eval()
 
 
-def test_problems_are_told_and_the_rest_is_used(family: Family, loras: Path) -> None:
+def test_problems_are_told_and_the_rest_is_used(family: ModelFamily, loras: Path) -> None:
     prompt = (
         "a cat <lora:neom:1> <lora:big:1> <lora:broken:1> <lora:soft:high> "
         "<lora:neon:0.5> lora:NEON:0.3"
@@ -180,7 +182,7 @@ def test_problems_are_told_and_the_rest_is_used(family: Family, loras: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning:diffusers")
-def test_more_problems(family: Family, loras: Path, tmp_path: Path) -> None:
+def test_more_problems(family: ModelFamily, loras: Path, tmp_path: Path) -> None:
     (tmp_path / "neon.safetensors").write_bytes((loras / "neon.safetensors").read_bytes())
     asked = request(
         "b <lora:neon:1>", negative_prompt="ugly AND sad <lora:sof:1>", guidance=1, clip_skip=9

@@ -11,7 +11,7 @@ from mixed_loras import FILES, mixed_lora, mixed_loras
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from tiny import LATENT, open_tiny, prompt_embeds, tiny_lora, weights_hash
 
 # per image: the weights of two LoRAs
@@ -19,15 +19,15 @@ ROWS = [(0.8, 0.0), (-0.4, 1.1), (0.0, 0.6)]
 
 
 @pytest.fixture
-def family() -> Iterator[Family]:
+def family() -> Iterator[ModelFamily]:
     family = open_tiny("sd1")
     was = weights_hash(family)
     yield family
     assert weights_hash(family) == was
-    assert not any(m._forward_hooks for part in family.parts.values() for m in part.modules())
+    assert not any(m._forward_hooks for part in family.components.values() for m in part.modules())
 
 
-def answers(family: Family, count: int = 3) -> tuple[Tensor, Tensor]:
+def answers(family: ModelFamily, count: int = 3) -> tuple[Tensor, Tensor]:
     """The text encoder's and the UNet's answer to `count` different inputs."""
     rng = torch.Generator().manual_seed(0)
     noisy = torch.randn(count, 4, LATENT, LATENT, generator=rng)
@@ -45,11 +45,11 @@ def side(files: list[LoraFile]) -> list[tuple[LoraFile, list[float], list[float]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_rows_are_the_images_made_alone(name: str, family: Family) -> None:
+def test_rows_are_the_images_made_alone(name: str, family: ModelFamily) -> None:
     """A different weight for every image: each is what merging its weights gives."""
     files, blend = [mixed_lora(family, name), tiny_lora(family, 1)], Blend(family)
     _, without = answers(family)
-    blend.vary(side(files))
+    blend.set_row_weights(side(files))
     together = answers(family)
     blend.clear()
     for row, (first, second) in enumerate(ROWS):
@@ -62,7 +62,7 @@ def test_rows_are_the_images_made_alone(name: str, family: Family) -> None:
     blend.clear()
 
 
-def test_weights_over_the_steps_are_merged_anew_each_step(family: Family) -> None:
+def test_weights_over_the_steps_are_merged_anew_each_step(family: ModelFamily) -> None:
     """A pipeline's call with guidance, whose batch holds every image twice."""
     files, blend, rows = [tiny_lora(family, 1), mixed_lora(family, "DoRA")], Blend(family), []
     steps = [(0.2, 0.9), (0.5, 0.5), (1.0, -0.3)]
@@ -87,7 +87,7 @@ def test_weights_over_the_steps_are_merged_anew_each_step(family: Family) -> Non
         blend.apply([(f, w, 0.0) for f, w in zip(files, weights, strict=True)])
 
     def varied(weights: tuple[float, float]) -> None:
-        blend.vary([(f, [w], [0.0]) for f, w in zip(files, weights, strict=True)])
+        blend.set_row_weights([(f, [w], [0.0]) for f, w in zip(files, weights, strict=True)])
         rows.append([hook for part in family.denoiser.modules() for hook in part._forward_hooks])
 
     expected = paint(merged)
@@ -98,16 +98,16 @@ def test_weights_over_the_steps_are_merged_anew_each_step(family: Family) -> Non
     blend.clear()
 
 
-def test_varying_stands_over_what_is_merged(family: Family) -> None:
+def test_varying_stands_over_what_is_merged(family: ModelFamily) -> None:
     """A kind that builds on the base's weights builds on them, not on the merged ones."""
     first, second = tiny_lora(family, 1), mixed_lora(family, "OFT")
     blend = Blend(family)
-    blend.vary([(second, [0.7], [0.7])])
+    blend.set_row_weights([(second, [0.7], [0.7])])
     blend.apply([(first, 0.5, 0.5)])
     apart = answers(family)
     blend.clear()
     blend.apply([(first, 0.5, 0.5)])
-    blend.vary([(second, [0.7], [0.7])])
+    blend.set_row_weights([(second, [0.7], [0.7])])
     turned = answers(family)
     blend.clear()
     blend.apply([(first, 0.5, 0.5), (second, 0.7, 0.7)])
@@ -125,21 +125,21 @@ def test_half_precision_is_near() -> None:
     blend.apply([(file, 0.5, 0.5)])
     merged = layer(x)
     blend.clear()
-    blend.vary([(file, [0.5], [0.5])])
+    blend.set_row_weights([(file, [0.5], [0.5])])
     torch.testing.assert_close(layer(x), merged, rtol=0.02, atol=0.02)
     blend.clear()
 
 
-def test_rows_that_do_not_divide_the_batch_are_refused(family: Family) -> None:
+def test_rows_that_do_not_divide_the_batch_are_refused(family: ModelFamily) -> None:
     blend = Blend(family)
-    blend.vary(side([tiny_lora(family, 1), tiny_lora(family, 2)]))
+    blend.set_row_weights(side([tiny_lora(family, 1), tiny_lora(family, 2)]))
     with pytest.raises(ValueError, match="batch of 2 does not divide into 3 rows"):
         answers(family, 2)
     blend.clear()
 
 
 def test_a_failure_while_hooks_are_made_leaves_none(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blend, made = Blend(family), iter(range(3))
     register = nn.Module.register_forward_hook
@@ -152,7 +152,7 @@ def test_a_failure_while_hooks_are_made_leaves_none(
     blend.apply([(tiny_lora(family, 2), 1.0, 1.0)])
     monkeypatch.setattr(nn.Module, "register_forward_hook", failing)
     with pytest.raises(KeyboardInterrupt):
-        blend.vary([(tiny_lora(family, 1), [1.0], [1.0])])
+        blend.set_row_weights([(tiny_lora(family, 1), [1.0], [1.0])])
 
 
 class Int8Linear(nn.Linear):
@@ -170,9 +170,9 @@ class Int8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
 
 
-def quantised(family: Family, eight_bits: bool) -> Family:
+def quantised(family: ModelFamily, eight_bits: bool) -> ModelFamily:
     """All linear layers in eight bits; or in floats, with the values of those eight bits."""
-    for model in family.parts.values():
+    for model in family.components.values():
         for path, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear):
                 small = Int8Linear(layer)
@@ -202,8 +202,8 @@ def test_a_quantised_base_takes_every_kind() -> None:
 def test_a_quantised_convolution_is_refused_by_name() -> None:
     family = open_tiny("sd1")
     file = mixed_lora(family, "DoRA")
-    places = [place for place in Blend(family).fit(file).places if "conv1" in place[1]]
-    conv = family.layers[places[0][0]][places[0][1]]
+    places = [place for place in Blend(family).match(file).places if "conv1" in place[1]]
+    conv = family.adaptable_layers[places[0][0]][places[0][1]]
     conv.weight.requires_grad_(False)
     conv.weight.data = conv.weight.data.to(torch.float8_e4m3fn)
     with pytest.raises(LoraFileError, match="conv1 is quantised"):

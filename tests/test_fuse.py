@@ -7,22 +7,22 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sdlora.adapters import Blend
-from sdlora.adapters.extract import extract
-from sdlora.adapters.fuse import fuse, save_model, weights_of
+from sdlora.adapters.extract import extract_from_models
+from sdlora.adapters.fuse import fuse, pristine_weights, save_model
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.tools.merge import MergeMethod, resize
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
 FP32 = torch.float32
 
 
-def weights(family: Family) -> dict[str, torch.Tensor]:
+def weights(family: ModelFamily) -> dict[str, torch.Tensor]:
     return {
         f"{part}.{name}": tensor.clone()
-        for part, model in family.parts.items()
+        for part, model in family.components.items()
         for name, tensor in model.state_dict().items()
     }
 
@@ -87,13 +87,13 @@ def test_what_was_fused_is_extracted_again(kind: str) -> None:
     file = tiny_lora(base, seed=4)
     fuse(tuned, [(file, 1.0)], FP32)
     before = weights_hash(base)
-    found, losses, others = extract(base, tuned, MergeMethod(rank=4, dtype=FP32))
+    found, losses, others = extract_from_models(base, tuned, MergeMethod(rank=4, dtype=FP32))
     assert weights_hash(base) == before
     assert set(found.layers) == set(file.layers)
     assert not others
     for name, adapter in file.layers.items():
         part, path = base.module_names()[name]
-        weight = base.parts[part].get_submodule(path).weight
+        weight = base.components[part].get_submodule(path).weight
         wanted, its = adapter.delta(weight), found.layers[name].delta(weight)
         assert float((its - wanted).norm() / wanted.norm()) < 1e-4, name
     assert losses.by_group()["all"] < 1e-4
@@ -102,21 +102,21 @@ def test_what_was_fused_is_extracted_again(kind: str) -> None:
 def test_extract_says_what_it_leaves_out() -> None:
     base, tuned = open_tiny("sd1"), open_tiny("sd1")
     with pytest.raises(LoraFileError, match="nothing to extract"):
-        extract(base, tuned, MergeMethod(rank=4))
+        extract_from_models(base, tuned, MergeMethod(rank=4))
     tuned.denoiser.conv_in.weight.data += 0.1
     tuned.denoiser.conv_in.bias.data += 0.1
-    found, _, others = extract(base, tuned, MergeMethod(rank=4, dtype=FP32))
+    found, _, others = extract_from_models(base, tuned, MergeMethod(rank=4, dtype=FP32))
     assert list(found.layers) == ["lora_unet_conv_in"]
     assert found.layers["lora_unet_conv_in"].rank == 4
     assert others == ["denoiser.conv_in.bias"]
     with pytest.raises(ModelError, match="not of one architecture"):
-        extract(base, open_tiny("sd2"), MergeMethod(rank=4))
+        extract_from_models(base, open_tiny("sd2"), MergeMethod(rank=4))
 
 
 def test_the_models_weights_make_a_dora_plain() -> None:
     family = open_tiny("sd1")
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    pristine = weights_of(family)
+    pristine = pristine_weights(family)
     weight = pristine(name)
     rng = torch.Generator().manual_seed(0)
     tensors = {

@@ -13,19 +13,18 @@ from sdlora.adapters import (
     Blend,
     ParamGroup,
     attach,
-    collect,
     compile_blocks,
     detach,
+    extract_lora,
     inject,
-    layers,
     limit_norms,
     trainable_report,
 )
-from sdlora.adapters.layers import ADAPTER, KINDS
+from sdlora.adapters.types import ADAPTER, TRAINABLE_TYPES, lora
 from sdlora.errors import SettingsError
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, training_metadata
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.train import TrainSettings
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
@@ -33,7 +32,7 @@ UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
+def family() -> ModelFamily:
     return open_tiny("sd1")
 
 
@@ -44,7 +43,7 @@ FILE_KIND = {
 
 
 BY_OUTPUT = "dora by output"  # what --dora-axis output asks for
-WAYS = (*KINDS, BY_OUTPUT)
+WAYS = (*TRAINABLE_TYPES, BY_OUTPUT)
 
 
 def asked(way: str, **more: Any) -> TrainSettings:
@@ -65,7 +64,7 @@ def unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def answers(family: Family) -> list[Tensor]:
+def answers(family: ModelFamily) -> list[Tensor]:
     """The UNet's and the text encoder's."""
     latents, t, words = unet_inputs()
     unet = family.denoiser(latents, t, words, return_dict=False)[0]
@@ -79,25 +78,25 @@ SETTINGS = TrainSettings(
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_fresh_adapter_changes_nothing(family: Family, kind: str) -> None:
+def test_fresh_adapter_changes_nothing(family: ModelFamily, kind: str) -> None:
     pristine, before = weights_hash(family), answers(family)
     drops = {} if kind == "oft" else {"dropout": 0.1}
     learning = attach(family, asked(kind, **drops))
     assert all(its.parameters for its in learning)
     for part in {its.part for its in learning}:
-        family.parts[part].train()
+        family.components[part].train()
     # PiSSA's start is taken off by a second product, which rounds otherwise with dropout
     close = {"atol": 1e-5, "rtol": 1e-5} if kind == "pissa" else {"atol": 0, "rtol": 0}
     if kind != "pissa":
         torch.testing.assert_close(answers(family), before, **close)
-    for part in family.parts.values():
+    for part in family.components.values():
         part.eval()
     torch.testing.assert_close(answers(family), before, **close)
     detach(family)
     assert weights_hash(family) == pristine
     assert not any(
         isinstance(module, nn.ModuleDict) or hasattr(module, "peft_config")
-        for part in family.parts.values()
+        for part in family.components.values()
         for module in part.modules()
     )
 
@@ -111,15 +110,15 @@ def random_numbers(learning: list[ParamGroup], seed: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kind", WAYS)
-def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: Path) -> None:
+def test_the_file_is_what_the_adapter_does(family: ModelFamily, kind: str, tmp_path: Path) -> None:
     """Written, read and blended into the pristine weights it gives the trained model's answers; and
     layer by layer its delta is that of peft."""
     before = answers(family)
     random_numbers(attach(family, asked(kind)))
-    trained, file = answers(family), collect(family)
+    trained, file = answers(family), extract_lora(family)
     for name, adapter in file.layers.items():
         part, path = family.module_names()[name]
-        layer: Any = family.parts[part].get_submodule(path)
+        layer: Any = family.components[part].get_submodule(path)
         if kind in ("lora", "rslora", "loha", "lokr"):
             peft_says = layer.get_delta_weight(ADAPTER)
             delta = adapter.delta(layer.base_layer.weight)
@@ -137,11 +136,11 @@ def test_the_file_is_what_the_adapter_does(family: Family, kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "pissa", BY_OUTPUT])
-def test_in_stock_diffusers(family: Family, kind: str, tmp_path: Path) -> None:
+def test_in_stock_diffusers(family: ModelFamily, kind: str, tmp_path: Path) -> None:
     """kohya's names for LoRA; DoRA needs PEFT's, for diffusers drops the norms of kohya's, and the
     output's axis, which is peft's."""
     random_numbers(attach(family, asked(kind)))
-    trained, file = answers(family), collect(family)
+    trained, file = answers(family), extract_lora(family)
     detach(family)
     names: Any = "peft" if kind == BY_OUTPUT else "kohya"
     path = write_lora(file, tmp_path / "a.safetensors", torch.float32, names)
@@ -152,7 +151,7 @@ def test_in_stock_diffusers(family: Family, kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(theirs, trained[0], atol=2e-4, rtol=2e-4)
 
 
-def test_pissa_starts_with_the_largest_singular_values(family: Family) -> None:
+def test_pissa_starts_with_the_largest_singular_values(family: ModelFamily) -> None:
     attach(family, asked("pissa", rank=3))
     layer: Any = family.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
     product = layer.get_delta_weight(ADAPTER)
@@ -163,13 +162,13 @@ def test_pissa_starts_with_the_largest_singular_values(family: Family) -> None:
     detach(family)
 
 
-def test_half_numbers_keep_what_pissa_learnt(family: Family, tmp_path: Path) -> None:
+def test_half_numbers_keep_what_pissa_learnt(family: ModelFamily, tmp_path: Path) -> None:
     """A small change beside a large start survives float16."""
     rng = torch.Generator().manual_seed(0)
     for its in attach(family, asked("pissa")):
         for parameter in its.parameters:
             parameter.data += 1e-4 * torch.randn(parameter.shape, generator=rng)
-    file = collect(family)
+    file = extract_lora(family)
     detach(family)
     again = read_lora(write_lora(file, tmp_path / "a.safetensors", torch.float16))
     weight = family.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
@@ -177,7 +176,7 @@ def test_half_numbers_keep_what_pissa_learnt(family: Family, tmp_path: Path) -> 
     assert (halved - exact).norm() < 0.01 * exact.norm()
 
 
-def test_groups_have_their_own(family: Family) -> None:
+def test_groups_have_their_own(family: ModelFamily) -> None:
     settings = TrainSettings.from_values({
         "data": "x", "name": "x", "rank": 4, "alpha": 2, "conv_rank": 3, "learning_rate": 1e-3,
         "targets": ["attention", "conv"], "train_text_encoder": True,
@@ -185,9 +184,9 @@ def test_groups_have_their_own(family: Family) -> None:
         "group_learning_rate": ["self_attention=1e-4"], "group_dropout": ["conv=0.5"],
     })  # fmt: skip
     learning = attach(family, settings)
-    file = collect(family)
+    file = extract_lora(family)
     dropouts = {
-        name: family.parts[part].get_submodule(path).lora_dropout[ADAPTER]
+        name: family.components[part].get_submodule(path).lora_dropout[ADAPTER]
         for name, (part, path) in family.module_names().items()
         if name in file.layers
     }
@@ -206,13 +205,13 @@ def test_groups_have_their_own(family: Family) -> None:
             0.5 if "resnets" in name or "sampl" in name else 0
         )
     attach(family, settings.model_copy(update={"targets": ("self_attention",)}))
-    assert {name.split("_to_")[0][-5:] for name in collect(family).layers if "unet" in name} == {
-        "attn1"
-    }
+    assert {
+        name.split("_to_")[0][-5:] for name in extract_lora(family).layers if "unet" in name
+    } == {"attn1"}
     detach(family)
 
 
-def test_lora_plus_lets_the_upper_matrix_learn_faster(family: Family) -> None:
+def test_lora_plus_lets_the_upper_matrix_learn_faster(family: ModelFamily) -> None:
     learning = attach(family, asked("dora", lora_plus_ratio=16, targets=("feed_forward",)))
     layer: Any = family.denoiser.mid_block.attentions[0].transformer_blocks[0].ff.net[2]
     detach(family)
@@ -225,18 +224,18 @@ def test_lora_plus_lets_the_upper_matrix_learn_faster(family: Family) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr"])
-def test_max_norm(family: Family, kind: str) -> None:
+def test_max_norm(family: ModelFamily, kind: str) -> None:
     """Afterwards every delta is its own direction, no longer than allowed."""
     settings = asked(kind, max_norm=0.5)
     random_numbers(attach(family, settings))
-    deltas = [collect(family)]
+    deltas = [extract_lora(family)]
     limit_norms(family, settings)
-    deltas.append(collect(family))
+    deltas.append(extract_lora(family))
     detach(family)
     seen = set()
     for name, (part, path) in family.module_names().items():
         if name in deltas[0].layers:
-            weight = family.parts[part].get_submodule(path).weight
+            weight = family.components[part].get_submodule(path).weight
             before, after = (its.layers[name].delta(weight) for its in deltas)
             longest = min(float(before.norm()), 0.5)
             torch.testing.assert_close(
@@ -246,20 +245,20 @@ def test_max_norm(family: Family, kind: str) -> None:
     assert True in seen
 
 
-def test_gaussian_start_depends_on_the_seed_only(family: Family) -> None:
+def test_gaussian_start_depends_on_the_seed_only(family: ModelFamily) -> None:
     starts = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(starts))
         attach(family, SETTINGS.model_copy(update={"seed": seed}))
-        starts.append(collect(family).layers[UNET].tensors["down"])
+        starts.append(extract_lora(family).layers[UNET].tensors["down"])
         detach(family)
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     assert starts[0].std() == pytest.approx(1 / 4, rel=0.3)
 
 
-def test_ranks_and_scale(family: Family) -> None:
+def test_ranks_and_scale(family: ModelFamily) -> None:
     attach(family, SETTINGS.model_copy(update={"rank": 20, "alpha": 10.0}))
-    for name, pair in collect(family).layers.items():
+    for name, pair in extract_lora(family).layers.items():
         out, width = pair.shape[0], pair.tensors["down"][0].numel()
         is_conv = "resnets" in name or "samplers" in name
         assert pair.rank == min(2 if is_conv else 20, out, width), name
@@ -267,24 +266,24 @@ def test_ranks_and_scale(family: Family) -> None:
     detach(family)
 
 
-def test_blending_under_a_training_adapter(family: Family) -> None:
+def test_blending_under_a_training_adapter(family: ModelFamily) -> None:
     """Sampling in a training may use LoRAs: base weights change and come back, adapters stay."""
     lora = tiny_lora(family, 1)
     pristine = weights_hash(family)
     attach(family, SETTINGS)
-    learnt, blend = tensors(collect(family)), Blend(family)
+    learnt, blend = tensors(extract_lora(family)), Blend(family)
     layer = family.denoiser.mid_block.attentions[0].proj_in
     x = torch.randn(1, 32, 4, 4)
     before = layer(x)
     blend.apply([(lora, 1.0, 1.0)])
     merged = layer(x)
     blend.clear()
-    blend.vary([(lora, [1.0], [1.0])])
+    blend.set_row_weights([(lora, [1.0], [1.0])])
     torch.testing.assert_close(layer(x), merged)
     assert (merged - before).abs().max() > 1e-2
     blend.clear()
     assert torch.equal(layer(x), before)
-    assert all(map(torch.equal, tensors(collect(family)), learnt))
+    assert all(map(torch.equal, tensors(extract_lora(family)), learnt))
     detach(family)
     assert weights_hash(family) == pristine
 
@@ -294,12 +293,12 @@ def tensors(file: LoraFile) -> list[Tensor]:
 
 
 def test_learning_at_once_is_learning_beside(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The short way of a processor and peft's own give the same answer and gradients."""
     found = []
     for most in (4, 0):
-        monkeypatch.setattr(layers, "MOST_WEIGHT", most)
+        monkeypatch.setattr(lora, "MAX_WEIGHT_RATIO", most)
         learning = attach(family, asked("lora"))
         random_numbers(learning)
         family.denoiser.train()
@@ -315,7 +314,7 @@ def test_learning_at_once_is_learning_beside(
     assert any(not torch.equal(*pair) for pair in zip(*found, strict=True)), "one way only"
 
 
-def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family) -> None:
+def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: ModelFamily) -> None:
     """By the compiler's front half, which needs no C++: the adapters are seen through."""
     random_numbers(attach(family, SETTINGS))
     before = answers(family)
@@ -329,9 +328,10 @@ def test_compiled_blocks_answer_the_same_and_are_gone_afterwards(family: Family)
 
 def test_other_programs_are_told_the_kind() -> None:
     facts = TrainingFacts("sd1", "epsilon", 512, 1, 1)
-    said = {kind: training_metadata(asked(kind), facts) for kind in KINDS}
+    said = {kind: training_metadata(asked(kind), facts) for kind in TRAINABLE_TYPES}
     arguments = {kind: json.loads(its["ss_network_args"]) for kind, its in said.items()}
-    assert {kind for kind in KINDS if said[kind]["ss_network_module"] == "lycoris.kohya"} == {
+    modules = {kind: its["ss_network_module"] for kind, its in said.items()}
+    assert {kind for kind in modules if modules[kind] == "lycoris.kohya"} == {
         "dora", "loha", "lokr", "oft",
     }  # fmt: skip
     assert arguments["loha"]["algo"] == "loha" and arguments["oft"]["algo"] == "diag-oft"
@@ -343,14 +343,16 @@ def test_other_programs_are_told_the_kind() -> None:
     assert (arguments["lora"]["conv_dim"], arguments["lora"]["conv_alpha"]) == ("3", "1.5")
 
 
-def test_report_counts(family: Family) -> None:
+def test_report_counts(family: ModelFamily) -> None:
     attach(family, SETTINGS)
-    report, file = trainable_report(family), collect(family)
+    report, file = trainable_report(family), extract_lora(family)
     detach(family)
     halves = [pair.tensors[half] for pair in file.layers.values() for half in ("down", "up")]
     assert report.trained == sum(half.numel() for half in halves)
     assert report.layers == len(file.layers)
-    assert report.total == sum(p.numel() for m in family.parts.values() for p in m.parameters())
+    assert report.total == sum(
+        p.numel() for m in family.components.values() for p in m.parameters()
+    )
     assert f"{report.trained:,} parameters in {report.layers} layers learn" in str(report)
     for way, misread in (("dora", False), (BY_OUTPUT, True)):
         attach(family, asked(way, targets=("feed_forward",)))
@@ -359,7 +361,7 @@ def test_report_counts(family: Family) -> None:
 
 
 def test_what_is_collected_has_the_names_that_kohya_writes(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which those are is the vocabulary's: it is asked about all layers of the model, for what some
     of them are called hangs on the others."""
@@ -370,16 +372,16 @@ def test_what_is_collected_has_the_names_that_kohya_writes(
         lambda base, names: renamed if (base, list(names)) == ("sd1", whole) else {},
     )  # fmt: skip
     attach(family, asked("lora", targets=("feed_forward",)))
-    names = list(collect(family).layers)
+    names = list(extract_lora(family).layers)
     detach(family)
     assert names and all(name.endswith("_renamed") for name in names)
 
 
-def test_the_text_encoder_alone_can_learn(family: Family) -> None:
+def test_the_text_encoder_alone_can_learn(family: ModelFamily) -> None:
     groups = attach(family, asked("lora", train_unet=False))
     try:
         assert {group.part for group in groups} == {"te"}
-        assert all(name.startswith("lora_te_") for name in collect(family).layers)
+        assert all(name.startswith("lora_te_") for name in extract_lora(family).layers)
     finally:
         detach(family)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from sdlora.data.folder import scan_folder
 from sdlora.errors import DataError
 from sdlora.events import Event, Progress
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.settings.train import TrainSettings
 from sdlora.training.latent_dataset import LatentBatch, LatentDataset, encode_dataset
@@ -22,7 +22,7 @@ from tiny import open_tiny, tiny
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
+def family() -> ModelFamily:
     return open_family(str(tiny("sd1")), torch.float32, torch.device("cpu"))
 
 
@@ -54,11 +54,13 @@ def finish(job: Generator[Event, None, LatentDataset]) -> tuple[list[Event], Lat
             return events, end.value
 
 
-def encoded(family: Family, folder: Path, **values: Any) -> LatentDataset:
+def encoded(family: ModelFamily, folder: Path, **values: Any) -> LatentDataset:
     return finish(encode_dataset(family, scan_folder(folder)[0], settings(**values)))[1]
 
 
-def test_a_batch_is_what_the_family_says_of_its_pictures(family: Family, pictures: Path) -> None:
+def test_a_batch_is_what_the_family_says_of_its_pictures(
+    family: ModelFamily, pictures: Path
+) -> None:
     events, dataset = finish(encode_dataset(family, scan_folder(pictures)[0], settings()))
     told = [e for e in events if isinstance(e, Progress)]
     assert told[6] == Progress("encoding pictures", 7, 7, at=told[6].at)
@@ -79,7 +81,7 @@ def test_a_batch_is_what_the_family_says_of_its_pictures(family: Family, picture
 
 
 def test_every_round_shows_every_picture_as_often_as_it_repeats(
-    family: Family, pictures: Path
+    family: ModelFamily, pictures: Path
 ) -> None:
     dataset = encoded(family, pictures, batch_size=2)
     rounds = [[dataset.batch(step) for step in range(first, first + 5)] for first in (1, 6)]
@@ -90,7 +92,9 @@ def test_every_round_shows_every_picture_as_often_as_it_repeats(
     assert [b.names for b in rounds[0]] != [b.names for b in rounds[1]]
 
 
-def test_a_step_depends_on_the_seed_and_its_number_only(family: Family, pictures: Path) -> None:
+def test_a_step_depends_on_the_seed_and_its_number_only(
+    family: ModelFamily, pictures: Path
+) -> None:
     first, again, other = (
         encoded(family, pictures, flip=True, caption_dropout=0.5, seed=seed) for seed in (1, 1, 2)
     )
@@ -104,7 +108,7 @@ def test_a_step_depends_on_the_seed_and_its_number_only(family: Family, pictures
 
 
 def test_flip_shows_the_encoded_mirror_image_half_of_the_time(
-    family: Family, pictures: Path
+    family: ModelFamily, pictures: Path
 ) -> None:
     dataset = encoded(family, pictures, flip=True)
     for item in dataset.items[:5]:  # the square ones, which are not scaled
@@ -122,7 +126,7 @@ def test_flip_shows_the_encoded_mirror_image_half_of_the_time(
     assert 0.4 < sum(mirrored) / len(mirrored) < 0.6
 
 
-def test_a_dropped_caption_is_the_empty_prompt(family: Family, pictures: Path) -> None:
+def test_a_dropped_caption_is_the_empty_prompt(family: ModelFamily, pictures: Path) -> None:
     batch = encoded(family, pictures, caption_dropout=1.0).batch(1)
     assert set(batch.captions) == {""}
     assert torch.equal(
@@ -133,7 +137,9 @@ def test_a_dropped_caption_is_the_empty_prompt(family: Family, pictures: Path) -
     assert 0.2 < said.count("") / len(said) < 0.4
 
 
-def test_captions_stay_words_while_the_text_encoder_learns(family: Family, pictures: Path) -> None:
+def test_captions_stay_words_while_the_text_encoder_learns(
+    family: ModelFamily, pictures: Path
+) -> None:
     batch = encoded(family, pictures, train_text_encoder=True).batch(1)
     assert batch.conditioning is None
     assert all(caption.startswith("zibo, picture") for caption in batch.captions)
@@ -174,7 +180,7 @@ def test_a_long_caption_is_read_whole_beside_short_ones(
 
 
 def test_a_picture_that_vanished_or_overflows_is_named(
-    family: Family, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples, _ = scan_folder(pictures)
     examples[1].image.unlink()
@@ -185,7 +191,7 @@ def test_a_picture_that_vanished_or_overflows_is_named(
         finish(encode_dataset(family, examples, settings()))
 
 
-def test_a_slice_and_a_move_keep_the_rows_together(family: Family, pictures: Path) -> None:
+def test_a_slice_and_a_move_keep_the_rows_together(family: ModelFamily, pictures: Path) -> None:
     dataset = encoded(family, pictures, batch_size=4)
     batch = max((dataset.batch(step) for step in range(1, 4)), key=len)
     part = batch[1:3].to(torch.device("cpu"))
@@ -206,7 +212,7 @@ def test_weights_and_masks_go_where_their_rows_go() -> None:
     assert part.weights.tolist() == part.mask[:, 0, 0, 0].tolist() == [1, 2]
 
 
-def counted(family: Family, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def counted(family: ModelFamily, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the family encodes what, from now on."""
     counts: Counter[str] = Counter()
 
@@ -223,7 +229,7 @@ def counted(family: Family, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_what_is_on_disk_is_not_encoded_again_and_only_what_changed_is(
-    family: Family, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
 
@@ -257,7 +263,7 @@ def test_what_is_on_disk_is_not_encoded_again_and_only_what_changed_is(
 
 @pytest.mark.parametrize("variants", [0, 6])
 def test_captions_are_shuffled_and_dropped_from_a_cache_and_without(
-    family: Family, pictures: Path, tmp_path: Path, variants: int
+    family: ModelFamily, pictures: Path, tmp_path: Path, variants: int
 ) -> None:
     for text in pictures.rglob("*.txt"):
         text.write_text(f"zibo, sea, night, moon, {text.stem}", encoding="utf-8")
@@ -279,7 +285,9 @@ def test_captions_are_shuffled_and_dropped_from_a_cache_and_without(
     assert batches[7].captions == dataset.batch(8).captions
 
 
-def test_views_are_drawn_with_what_is_told_of_their_cut(family: Family, tmp_path: Path) -> None:
+def test_views_are_drawn_with_what_is_told_of_their_cut(
+    family: ModelFamily, tmp_path: Path
+) -> None:
     slope = Image.linear_gradient("L").rotate(90).resize((400, 64))
     slope.convert("RGB").save(tmp_path / "a.png")
     dataset = encoded(family, tmp_path, crop_jitter=1.0, flip=True, picture_variants=3)
@@ -296,7 +304,7 @@ def test_views_are_drawn_with_what_is_told_of_their_cut(family: Family, tmp_path
         assert torch.allclose(view, family.encode_images(pixels[None])[0], atol=0.05)
 
 
-def test_masks_and_class_pictures_reach_the_batch(family: Family, tmp_path: Path) -> None:
+def test_masks_and_class_pictures_reach_the_batch(family: ModelFamily, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for name in ("a", "b", "r"):
         noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -326,7 +334,7 @@ def test_masks_and_class_pictures_reach_the_batch(family: Family, tmp_path: Path
 
 
 def test_a_picture_that_was_exchanged_is_not_taken_for_the_one_that_was_found(
-    family: Family, pictures: Path
+    family: ModelFamily, pictures: Path
 ) -> None:
     examples = scan_folder(pictures)[0]
     Image.new("RGB", (64, 64)).save(examples[0].image)
@@ -335,7 +343,7 @@ def test_a_picture_that_was_exchanged_is_not_taken_for_the_one_that_was_found(
 
 
 def test_idle_parts_rest_beside_the_device_and_come_back_to_draw(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves: list[tuple[str, str]] = []
     parts = {"vae": family.vae, **family.text_encoders}

@@ -136,7 +136,7 @@ def test_convert_to_what_every_program_reads(kind: str, run: Run, workspace: Pat
     for name, adapter in before.layers.items():
         part, path = family.module_names()[name]
         layer = (stock.unet if part == "denoiser" else stock.text_encoder).get_submodule(path)
-        weight = family.parts[part].get_submodule(path).weight.detach()
+        weight = family.components[part].get_submodule(path).weight.detach()
         wanted = adapter.delta(weight)
         assert (layer.base_layer.weight - weight - wanted).norm() < 0.02 * wanted.norm(), name
     code, (answer,), _ = run(*asked, "--model", "tiny", "--rank", "1", "--overwrite")

@@ -22,13 +22,13 @@ from torch import Tensor
 
 import tiny_transformers
 from adapter_cases import CASES, Tensors, error, random
-from sdlora.adapters import fit
+from sdlora.adapters import match_layers
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import KINDS as KINDS_OF_ADAPTER
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
+from sdlora.lora.format.adapter_types.oft import NO_LIMIT
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.keys import GRAMMARS, ROLES
 from sdlora.lora.format.name_map import build_name_map
-from sdlora.lora.format.writer import NO_LIMIT
 from tiny import CPU, KINDS, open_tiny
 
 TRANSFORMERS = ("sd3", "flux")
@@ -212,9 +212,9 @@ def test_cell(form: str, base: str, case: str, monkeypatch: pytest.MonkeyPatch) 
     mixes_outputs = kind in ("IA3", "OFT", "BOFT") or case.endswith("by input")
     if mixes_outputs and any(len(modules) > 1 for modules, _, _ in made.layers):
         with pytest.raises(LoraFileError, match="cannot be taken apart"):
-            fit(file, model(base))
+            match_layers(file, model(base))
         return
-    places = dict(fit(file, model(base), strict=True).places)
+    places = dict(match_layers(file, model(base), strict=True).places)
     for modules, weight, tensors in made.layers:
         expected = oracle({"b_norm": weight, **tensors}, weight).view(weight.shape)
         biases = [tensors[role] for role in ("diff_b", "b_norm") if role in tensors]
@@ -235,7 +235,7 @@ def test_cell(form: str, base: str, case: str, monkeypatch: pytest.MonkeyPatch) 
 def test_all_formats_and_all_kinds_are_in_the_table() -> None:
     for base in FAMILIES:
         cells = [(form, CASES[case][0]) for form, its, case in CELLS if its == base]
-        assert {kind for _, kind in cells} == {kind.name for kind in KINDS_OF_ADAPTER}
+        assert {kind for _, kind in cells} == set(ADAPTER_TYPES)
         assert {form for form, _ in cells} >= FORMATS.keys() - {"OneTrainer"}
     starts = [its.denoiser.format("unet") for its in FORMATS.values()]
     for grammar in GRAMMARS:

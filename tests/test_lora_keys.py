@@ -4,7 +4,7 @@ import pytest
 
 from architectures import ARCHITECTURES, read_keys
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import layers_of
+from sdlora.lora.format.identify import identify_layers
 from sdlora.lora.format.keys import (
     GRAMMARS,
     canonical,
@@ -117,7 +117,7 @@ def test_a_layer_in_two_formats_stands_twice() -> None:
     shapes = {f"{UNET}.lora_down.weight": (2, 6), f"{UNET}.lora_up.weight": (5, 2)}
     other = {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (2, 6)}
     with pytest.raises(LoraFileError, match="occurs twice") as refused:
-        layers_of(shapes | other)
+        identify_layers(shapes | other)
     assert refused.value.code == "stands_twice"
 
 

@@ -19,7 +19,7 @@ from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.library.library import Library
 from sdlora.messages import PAGE
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.prompt import PromptResources
 from sdlora.settings.image_request import ImageRequest
@@ -32,7 +32,7 @@ Texts = Callable[[int], tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
-def starter() -> Family:
+def starter() -> ModelFamily:
     return open_family(str(STARTER_MODEL), torch.float32, CPU)
 
 
@@ -42,7 +42,7 @@ def shipped() -> Library:
 
 
 @pytest.fixture(scope="module")
-def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Library]:
+def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFamily, Library]:
     """A tiny model with two LoRAs that change the text encoder as well."""
     family, folder = open_tiny("sd1"), tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("neon", "oil")):
@@ -51,7 +51,7 @@ def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Library]
     return family, Library([folder])
 
 
-def pictures(family: Family, library: Library, prompt: str, **asked: Any) -> np.ndarray:
+def pictures(family: ModelFamily, library: Library, prompt: str, **asked: Any) -> np.ndarray:
     """(N,H,W,3); a problem fails the test."""
     request = ImageRequest.from_values(
         {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", **asked}
@@ -66,7 +66,7 @@ def far(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def by_hand(
-    family: Family, file: LoraFile, weights: Texts, texts: tuple[str, str], steps: int = 4
+    family: ModelFamily, file: LoraFile, weights: Texts, texts: tuple[str, str], steps: int = 4
 ) -> np.ndarray:
     """DDIM with guidance 5, the LoRA merged anew before each answer: `weights(step)` on the
     negative text and on the other one; the text encoder's too."""
@@ -89,7 +89,7 @@ def by_hand(
     return np.asarray(image)[None].astype(int)
 
 
-def test_weights_over_the_steps(starter: Family, shipped: Library) -> None:
+def test_weights_over_the_steps(starter: ModelFamily, shipped: Library) -> None:
     fixed = pictures(starter, shipped, f"{HOUSE} <lora:{NEON}:0.8>")
     plain = pictures(starter, shipped, HOUSE)
     assert far(fixed, plain) > 40
@@ -104,7 +104,7 @@ def test_weights_over_the_steps(starter: Family, shipped: Library) -> None:
     assert far(half, switched) <= 2 and far(half, moving) > 10 and far(half, plain) > 10
 
 
-def test_every_image_has_its_own_tags(starter: Family, shipped: Library) -> None:
+def test_every_image_has_its_own_tags(starter: ModelFamily, shipped: Library) -> None:
     """Drawn from its seed; each equals the picture whose prompt was written out."""
     prompt = f"{HOUSE} {{<lora:{NEON}:0.8>|<lora:{PAINT}:0.8>|, night}}"
     request = ImageRequest.from_values({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
@@ -121,7 +121,7 @@ def test_every_image_has_its_own_tags(starter: Family, shipped: Library) -> None
         assert names == [name for name in (NEON, PAINT) if name in wish.prompt]
 
 
-def test_a_tag_in_the_negative_prompt(starter: Family, shipped: Library) -> None:
+def test_a_tag_in_the_negative_prompt(starter: ModelFamily, shipped: Library) -> None:
     was = weights_hash(starter)
     made = pictures(starter, shipped, HOUSE, negative_prompt=f"dull <lora:{NEON}:1>")
     file = read_lora(shipped.find(NEON).path)
@@ -169,7 +169,7 @@ def test_what_of_a_file_is_not_known_is_told_and_the_rest_used(tmp_path: Path) -
     painter.blend.clear()
 
 
-def test_the_text_encoder_follows_steps_and_sides(tiny_one: tuple[Family, Library]) -> None:
+def test_the_text_encoder_follows_steps_and_sides(tiny_one: tuple[ModelFamily, Library]) -> None:
     family, library = tiny_one
     file = read_lora(library.find("neon").path)
     half = pictures(family, library, "a cat [<lora:neon:0.5>:2]", negative_prompt="dull")
@@ -183,7 +183,7 @@ def test_the_text_encoder_follows_steps_and_sides(tiny_one: tuple[Family, Librar
     assert far(sides, by_hand(family, file, lambda _: (0.5, 0.25), ("dull", "a cat"))) <= 2
 
 
-def test_images_of_a_mixed_batch_are_those_alone(tiny_one: tuple[Family, Library]) -> None:
+def test_images_of_a_mixed_batch_are_those_alone(tiny_one: tuple[ModelFamily, Library]) -> None:
     family, library = tiny_one
     prompt = "a {cat <lora:neon:0.5>|[dog|fox] <lora:oil:te=0:unet=0@0,1@1>|" + "b" * 90 + "}"
     asked = {"count": 4, "negative_prompt": "{x <lora:oil:0.3>|y}"}
@@ -198,7 +198,7 @@ def test_images_of_a_mixed_batch_are_those_alone(tiny_one: tuple[Family, Library
         assert far(together[number], alone[0]) <= 2
 
 
-def test_a_weight_of_its_own_in_the_second_pass(tiny_one: tuple[Family, Library]) -> None:
+def test_a_weight_of_its_own_in_the_second_pass(tiny_one: tuple[ModelFamily, Library]) -> None:
     family, library = tiny_one
     hires = {"hires_scale": 1.5, "hires_steps": 2}
     same = pictures(family, library, "a cat <lora:neon:0.5:hr=0.5>", **hires)
@@ -210,7 +210,7 @@ def test_a_weight_of_its_own_in_the_second_pass(tiny_one: tuple[Family, Library]
     assert (alone == pictures(family, library, "a cat <lora:neon:0.5>")).all()
 
 
-def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library]) -> None:
+def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[ModelFamily, Library]) -> None:
     family, library = tiny_one
     request = ImageRequest.from_values({
         "prompt": "a <lora:NEON:0.5:0.25> <lora:neon:0.5> <lora:nein:1>", "steps": 4, "seed": 1,
@@ -228,7 +228,7 @@ def test_the_report_tells_weights_over_the_steps(tiny_one: tuple[Family, Library
     assert len(report["problems"]) == 2
 
 
-def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Library]) -> None:
+def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[ModelFamily, Library]) -> None:
     family, library = tiny_one
     painter = ImagePipeline(family, library)
     sheet = painter.plan(
@@ -243,7 +243,7 @@ def test_a_name_taken_for_another_is_told_and_used(tiny_one: tuple[Family, Libra
 
 
 def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
-    tiny_one: tuple[Family, Library], tmp_path: Path
+    tiny_one: tuple[ModelFamily, Library], tmp_path: Path
 ) -> None:
     (tmp_path / "x.txt").write_bytes(b"\x00\x01\x02\x03\x00\x00\xff")
     painter = ImagePipeline(tiny_one[0], tiny_one[1], PromptResources(wildcards=tmp_path))

@@ -18,9 +18,9 @@ from torch.func import functional_call
 from torch.nn.functional import interpolate
 
 from sdlora.adapters import attach, detach
-from sdlora.adapters.layers import ADAPTER
+from sdlora.adapters.types import ADAPTER
 from sdlora.errors import SettingsError
-from sdlora.models.base import Conditioning, Family
+from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.noise_schedule import (
     DDPM,
     FLOW_WEIGHTS,
@@ -332,7 +332,7 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
     weights, doubles = {}, {}
     plain = dict(oracle.named_parameters())
     for part, path in family.module_names().values():
-        layer: Any = family.parts[part].get_submodule(path)
+        layer: Any = family.components[part].get_submodule(path)
         if part == "denoiser" and hasattr(layer, "base_layer"):
             of = {
                 n: p.detach().double().requires_grad_() for n, p in learning_tensors(layer).items()
@@ -361,7 +361,7 @@ def test_a_steps_gradient_is_that_of_float64(kind: str) -> None:
 
 def test_objective_of_a_family_in_use() -> None:
     """What a v model is asked: its own noise, and nothing random beyond the generator."""
-    family: Family = open_tiny("sd2")
+    family: ModelFamily = open_tiny("sd2")
     objective = DiffusionLoss.from_settings(
         asked(multires_noise=2, noise_offset=0.05), family.noise
     )

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from launch import ROOT
-from sdlora.adapters import attach, collect, detach
-from sdlora.adapters.matching import fit as match_layers
+from sdlora.adapters import attach, detach, extract_lora, match_layers
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError, SettingsError
 from sdlora.inference.engine import render
@@ -54,7 +53,9 @@ def test_table_and_tiny_models_agree() -> None:
 def test_family_is_recognised(family: ModelFamily, request: pytest.FixtureRequest) -> None:
     assert family.name == request.node.callspec.params["family"]
     assert family.resolution in (PIXELS, 1024)
-    assert not any(p.requires_grad for part in family.parts.values() for p in part.parameters())
+    assert not any(
+        p.requires_grad for part in family.components.values() for p in part.parameters()
+    )
 
 
 def test_encode_then_predict(family: ModelFamily, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_encode_then_predict(family: ModelFamily, tmp_path: Path) -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.99 * losses[0]
 
-    learnt = collect(family)
+    learnt = extract_lora(family)
     detach(family)
     assert weights_hash(family) == before
     again = read_lora(write_lora(learnt, tmp_path / "a.safetensors", torch.float32))
@@ -167,11 +168,11 @@ def test_rows_of_a_batch_do_not_touch(family: ModelFamily) -> None:
 def test_every_group_has_layers_and_no_layer_two(family: ModelFamily) -> None:
     asked = tuple(family.spec.target_groups)
     groups = family.lora_targets(asked, text_encoder=True)
-    assert set(groups) == set(family.parts)
+    assert set(groups) == set(family.components)
     paths = [(part, path) for part, its in groups.items() for some in its.values() for path in some]
     assert len(paths) == len(set(paths)) and set(paths) <= set(family.module_names().values())
     assert all(groups["denoiser"][group] for group in asked)
-    assert all(groups[part]["text_encoder"] for part in family.parts if part in ("te", "te1"))
+    assert all(groups[part]["text_encoder"] for part in family.components if part in ("te", "te1"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdlora.inference.engine import render
 from sdlora.inference.samplers import SAMPLERS
 from sdlora.lora.library.library import Library
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.settings.image_request import ImageRequest
 from tiny import open_tiny, prompt_embeds
 
@@ -22,18 +22,21 @@ PIXEL = 1 / 255
 
 
 @pytest.fixture(scope="module")
-def family() -> Family:
+def family() -> ModelFamily:
     return open_tiny("sd1")
 
 
-def pictures(family: Family, prompt: str = "a cat", **asked: Any) -> np.ndarray:
+def pictures(family: ModelFamily, prompt: str = "a cat", **asked: Any) -> np.ndarray:
     """(N,H,W,3)."""
     request = ImageRequest.from_values({"prompt": prompt, "steps": 4, "seed": 7, **asked})
     return np.stack([np.asarray(image) for image in render(family, request)[0]]).astype(int)
 
 
 def stock(
-    family: Family, sampler: str, options: Mapping[str, Any] = MappingProxyType({}), **call: Any
+    family: ModelFamily,
+    sampler: str,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    **call: Any,
 ) -> np.ndarray:
     """What the family's own pipeline makes of its own text encoding, from seeds 7 and 8."""
     pipeline, its = family.pipeline, family.pipeline.scheduler
@@ -77,7 +80,7 @@ def test_from_noise_alone_is_the_stock_picture_to_the_bit() -> None:
     assert (made != pictures(family, sampler=sampler, count=2)).any()
 
 
-def test_a_model_that_predicts_the_noise_cannot_begin_from_it(family: Family) -> None:
+def test_a_model_that_predicts_the_noise_cannot_begin_from_it(family: ModelFamily) -> None:
     asked = ImageRequest.from_values(
         {"prompt": "a cat", "steps": 2, "seed": 7, "zero_terminal_snr": True}
     )
@@ -86,7 +89,7 @@ def test_a_model_that_predicts_the_noise_cannot_begin_from_it(family: Family) ->
     assert (np.asarray(image) == pictures(family, steps=2)[0]).all()
 
 
-def by_hand(family: Family, texts: Any, guidance: float = 5.0, steps: int = 4) -> np.ndarray:
+def by_hand(family: ModelFamily, texts: Any, guidance: float = 5.0, steps: int = 4) -> np.ndarray:
     """DDIM without guidance's tricks: at step s the answer is u + g * sum of w (c - u) with
     `texts(s)` = (negative, [(text, w)...])."""
     scheduler = DDIMScheduler.from_config(family.pipeline.scheduler.config)
@@ -107,20 +110,20 @@ def by_hand(family: Family, texts: Any, guidance: float = 5.0, steps: int = 4) -
     return np.asarray(image)[None].astype(int)
 
 
-def test_and_is_a_weighted_sum_of_directions(family: Family) -> None:
+def test_and_is_a_weighted_sum_of_directions(family: ModelFamily) -> None:
     made = pictures(family, "a cat AND a dog :0.5 AND fog:-0.25", sampler="ddim")
     expected = by_hand(family, lambda _: ("", [("a cat", 1), (" a dog", 0.5), (" fog", -0.25)]))
     assert np.abs(made - expected).max() <= 1
     assert np.abs(made - pictures(family, "a cat", sampler="ddim")).max() > 5
 
 
-def test_and_without_guidance_still_adds_up(family: Family) -> None:
+def test_and_without_guidance_still_adds_up(family: ModelFamily) -> None:
     made = pictures(family, "a cat AND a dog", sampler="ddim", guidance=1.0)
     expected = by_hand(family, lambda _: ("", [("a cat", 1), (" a dog", 1)]), guidance=1.0)
     assert np.abs(made - expected).max() <= 1
 
 
-def test_texts_change_over_the_steps(family: Family) -> None:
+def test_texts_change_over_the_steps(family: ModelFamily) -> None:
     cases = {
         "a [cat:dog:0.5]": lambda s: ("", [("a cat" if s < 2 else "a dog", 1)]),
         "[cow|horse]": lambda s: ("", [(("cow", "horse")[s % 2], 1)]),
@@ -146,7 +149,7 @@ def test_lengths_do_not_mix_between_images(kind: str) -> None:
     assert report["prompt"].startswith(("a cat", "a long"))
 
 
-def test_emphasis_and_clip_skip_reach_the_picture(family: Family) -> None:
+def test_emphasis_and_clip_skip_reach_the_picture(family: ModelFamily) -> None:
     asked = [
         {"prompt": "a cat"},
         {"prompt": "a (cat:1.5)"},
@@ -159,7 +162,7 @@ def test_emphasis_and_clip_skip_reach_the_picture(family: Family) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm++_2m", "unipc"])
-def test_the_second_pass_is_a_stock_img2img(family: Family, sampler: str) -> None:
+def test_the_second_pass_is_a_stock_img2img(family: ModelFamily, sampler: str) -> None:
     """From the first pass's latents, twice the size: diffusers' own pipeline, our second noise."""
     made = pictures(family, sampler=sampler, hires_scale=2, hires_steps=3, hires_strength=0.5)
     assert made.shape == (1, 128, 128, 3)
@@ -187,7 +190,7 @@ def test_the_second_pass_is_a_stock_img2img(family: Family, sampler: str) -> Non
     assert np.abs(made[0] - np.asarray(expected)).max() <= 1
 
 
-def test_hires_prompts_go_on_where_the_first_pass_ended(family: Family) -> None:
+def test_hires_prompts_go_on_where_the_first_pass_ended(family: ModelFamily) -> None:
     asked = {"hires_scale": 1.5, "hires_steps": 2, "sampler": "ddim"}
     both = pictures(family, "a [cat:dog:1.5]", **asked)
     assert (both != pictures(family, "a cat", **asked)).any()
@@ -198,13 +201,13 @@ def test_hires_prompts_go_on_where_the_first_pass_ended(family: Family) -> None:
     assert pixels.shape == (1, 96, 96, 3) and (pixels != both).any()
 
 
-def test_the_second_pass_does_not_depend_on_the_batch(family: Family) -> None:
+def test_the_second_pass_does_not_depend_on_the_batch(family: ModelFamily) -> None:
     asked = {"hires_scale": 2, "hires_steps": 2, "count": 3, "sampler": "euler_a"}
     apart = pictures(family, batch_size=1, **asked)
     assert np.abs(pictures(family, batch_size=3, **asked) - apart).max() <= 2
     assert (pictures(family, batch_size=1, **asked) == apart).all()
 
 
-def test_a_library_is_not_needed(family: Family, tmp_path: Path) -> None:
+def test_a_library_is_not_needed(family: ModelFamily, tmp_path: Path) -> None:
     _, report = render(family, ImageRequest(prompt="a <lora:x>", steps=1), Library([tmp_path]))
     assert report["unused"] == {"x": "there is no LoRA 'x'."}

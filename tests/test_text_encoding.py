@@ -10,7 +10,7 @@ from torch import Tensor
 from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.text_encoding import TextEncodeOptions
 from tiny import open_tiny
 
@@ -18,7 +18,7 @@ KINDS = ("sd1", "sd2", "sdxl")
 PLAIN = ("a cat", "", "it's 2 cats, 猫", "x" * 75)
 
 
-def read(family: Family, text: str, **manner: object) -> dict[str, Tensor]:
+def read(family: ModelFamily, text: str, **manner: object) -> dict[str, Tensor]:
     with torch.no_grad():
         options = TextEncodeOptions(**manner)  # type: ignore[arg-type]
         encoded = family.encode_prompt(text, options).tensors
@@ -41,7 +41,7 @@ def test_a_plain_text_is_read_as_the_pipeline_does(kind: str, dtype: torch.dtype
             assert torch.equal(ours["pooled"], theirs[2][0])
 
 
-def states(family: Family, text: str, skip: int = 1) -> list[Tensor]:
+def states(family: ModelFamily, text: str, skip: int = 1) -> list[Tensor]:
     """(77,D) of each encoder for a text without signs, its layers run one by one, in our own way
     from the embeddings on: nothing of `hidden_states` is used."""
     found = []

@@ -26,9 +26,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from sdlora.adapters import attach, collect, detach
+from sdlora.adapters import attach, detach, extract_lora
 from sdlora.lora.format.file import LoraFile
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.settings.train import TrainSettings
 
@@ -48,12 +48,12 @@ def tiny(kind: str) -> Path:
     return folder
 
 
-def open_tiny(kind: str, dtype: torch.dtype = torch.float32) -> Family:
+def open_tiny(kind: str, dtype: torch.dtype = torch.float32) -> ModelFamily:
     """A tiny family of its own, opened as the program opens one."""
     return open_family(str(tiny(kind)), dtype, CPU)
 
 
-def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: Any) -> LoraFile:
+def tiny_lora(family: ModelFamily, seed: int = 0, scale: float = 0.15, **settings: Any) -> LoraFile:
     """A LoRA on every kind of layer, as if it had learnt something strong."""
     asked = {
         "rank": 4, "alpha": 2, "conv_rank": 2, "train_text_encoder": True,
@@ -63,12 +63,12 @@ def tiny_lora(family: Family, seed: int = 0, scale: float = 0.15, **settings: An
     for learning in attach(family, TrainSettings(data="x", name="x", **asked)):
         for parameter in learning.parameters:
             parameter.data = scale * torch.randn(parameter.shape, generator=rng)
-    file = collect(family)
+    file = extract_lora(family)
     detach(family)
     return file
 
 
-def prompt_embeds(family: Family, prompts: list[str], negatives: list[str]) -> dict[str, Any]:
+def prompt_embeds(family: ModelFamily, prompts: list[str], negatives: list[str]) -> dict[str, Any]:
     """Arguments for a stock pipeline's call in place of the two texts, read by the family."""
     names = {"context": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
     texts: dict[str, Any] = {}
@@ -83,10 +83,10 @@ def prompt_embeds(family: Family, prompts: list[str], negatives: list[str]) -> d
     return texts
 
 
-def weights_hash(family: Family) -> str:
+def weights_hash(family: ModelFamily) -> str:
     """Of every bit of the parts that a LoRA can change."""
     digest = hashlib.sha256()
-    for part in family.parts.values():
+    for part in family.components.values():
         for name, value in part.state_dict().items():
             digest.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

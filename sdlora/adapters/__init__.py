@@ -1,32 +1,32 @@
-"""LoRA weights on an open family: blended into its weights to generate, beside them to train.
+"""LoRA weights on an open family: blended into its weights to generate, injected to train.
 
-`blend` is the front: which LoRAs are active. `merged_weights` merges what can be merged and keeps
-the weights underneath, `forward_hooks` runs what cannot; `matching` says where a file's layers
-belong, `embeddings` adds the words that files bring along. `inject` attaches the adapters that are
-trained, `layers` knows their types.
+`blend` is the front: the active LoRAs. `merged_weights` merges what can be merged and backs the
+weights up, `forward_hooks` runs what cannot; `matching` assigns a file's layers to modules,
+`embeddings` adds textual inversions that files bring along. `inject` attaches the adapters that are
+trained, `types` has a module for each adapter type.
 """
 
 from sdlora.adapters.blend import Blend
 from sdlora.adapters.inject import (
     ParamGroup,
     attach,
-    collect,
     compile_blocks,
     detach,
+    extract_lora,
     limit_norms,
     trainable_report,
 )
-from sdlora.adapters.matching import LoraMatch, fit
+from sdlora.adapters.matching import LoraMatch, match_layers
 
 __all__ = [
     "Blend",
     "LoraMatch",
     "ParamGroup",
     "attach",
-    "collect",
     "compile_blocks",
     "detach",
-    "fit",
+    "extract_lora",
     "limit_norms",
+    "match_layers",
     "trainable_report",
 ]

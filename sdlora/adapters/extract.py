@@ -1,8 +1,8 @@
-"""What a finetuned model has learnt over its base, as a LoRA.
+"""Difference of a finetuned model from its base, as a LoRA.
 
 The difference of every linear layer and convolution, cut by its singular values, as
 kohya-ss/sd-scripts, networks/extract_lora_from_models.py, does it. What has changed elsewhere, in
-norms, biases and embeddings, no plain LoRA can hold; how much that is, is said.
+norms, biases and embeddings, no plain LoRA can hold; those parameters are named.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import Losses
 from sdlora.lora.tools.deltas import no_weights
 from sdlora.lora.tools.merge import MergeMethod, merge_layer
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
 
 @torch.no_grad()
-def extract(
-    base: Family, tuned: Family, recipe: MergeMethod, device: torch.device | None = None
+def extract_from_models(
+    base: ModelFamily, tuned: ModelFamily, recipe: MergeMethod, device: torch.device | None = None
 ) -> tuple[LoraFile, Losses, list[str]]:
     """`tuned` - `base`, layer by layer, so that one difference at a time is on the `device`.
 
@@ -32,8 +32,10 @@ def extract(
     layers: dict[str, Adapter] = {}
     losses = Losses()
     for name, (part, path) in base.module_names().items():
-        weight, its = (model.parts[part].get_submodule(path).weight for model in (base, tuned))
-        difference = its.to(device, torch.float32) - weight.to(device, torch.float32)
+        before, after = (
+            model.components[part].get_submodule(path).weight for model in (base, tuned)
+        )
+        difference = after.to(device, torch.float32) - before.to(device, torch.float32)
         if difference.any():
             terms = [(Adapter("full", {"diff": difference}), 1.0)]
             lora, missed = merge_layer(name, terms, recipe, no_weights)
@@ -41,14 +43,14 @@ def extract(
             losses.add(name, *missed)
     if not layers:
         raise LoraFileError("the two models have the same layers: there is nothing to extract")
-    return LoraFile(layers), losses, _others(base, tuned)
+    return LoraFile(layers), losses, _other_differences(base, tuned)
 
 
-def _check_alike(base: Family, tuned: Family) -> None:
+def _check_alike(base: ModelFamily, tuned: ModelFamily) -> None:
     shapes = [
-        {f"{part}.{name}": p.shape for part, model in its.parts.items() for name, p in
+        {f"{part}.{name}": p.shape for part, model in family.components.items() for name, p in
          model.named_parameters()}
-        for its in (base, tuned)
+        for family in (base, tuned)
     ]  # fmt: skip
     if shapes[0] != shapes[1]:
         odd = next(iter(dict(shapes[0].items() ^ shapes[1].items())))
@@ -57,14 +59,14 @@ def _check_alike(base: Family, tuned: Family) -> None:
         )
 
 
-def _others(base: Family, tuned: Family) -> list[str]:
+def _other_differences(base: ModelFamily, tuned: ModelFamily) -> list[str]:
     """The parameters that differ and are not weights of linear layers or convolutions."""
     held = {f"{part}.{path}.weight" for part, path in base.module_names().values()}
     return [
         f"{part}.{name}"
-        for part, model in base.parts.items()
-        for (name, its), other in zip(
-            model.named_parameters(), tuned.parts[part].parameters(), strict=True
+        for part, model in base.components.items()
+        for (name, parameter), other in zip(
+            model.named_parameters(), tuned.components[part].parameters(), strict=True
         )
-        if f"{part}.{name}" not in held and not torch.equal(its.float(), other.float())
+        if f"{part}.{name}" not in held and not torch.equal(parameter.float(), other.float())
     ]

@@ -1,9 +1,9 @@
-"""LoRAs beside the weights, for what merging cannot do: one more product per layer and call.
+"""Unmerged LoRAs as forward hooks, for what merging cannot do: one more product per layer call.
 
 y = layer(x) + ((x A^T) * w) B^T, where A and B are the factors of all adapters of the layer, one
 below and beside the other, and w has a weight per row of the batch and adapter. So a quantised
 base stays as it is, and weights that change over the steps or differ between the images of a batch
-cost a small tensor and nothing else. Kinds without factors run as their whole change: every layer
+cost a small tensor and nothing else. Types without factors run as their whole change: every layer
 here is linear in its parameters, so f(x; W0 + sum of w D) = f(x; W0) + sum of w f(x; D).
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from sdlora.adapters.matching import Place, weight_shape
+from sdlora.adapters.matching import ParameterPath, weight_shape
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
-# Which adapters change a parameter, each with its column in the table of weights
+# The adapters that change a parameter, each with its column in the table of weights
 Stack = tuple[tuple[Adapter, int], ...]
 
-# What a layer computes with another weight and no bias
+# The computation of a layer with another weight and no bias
 OPERATIONS: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.Linear: lambda _, x, weight: functional.linear(x, weight),
     nn.Conv2d: lambda layer, x, weight: layer._conv_forward(x, weight, None),
@@ -42,7 +42,7 @@ _CHANNELS_FIRST = nn.Conv2d | nn.GroupNorm
 
 @dataclass(frozen=True)
 class _LayerHook:
-    """What runs beside one layer; `columns` say whose weight each row takes.
+    """The changes of one layer as a forward hook computes them; `columns`: the adapter of each row.
 
     The joined factors, if any: down (R,in[,k,k]), up (out,R[,1,1]); changes of the weight that have
     none; changes of the bias.
@@ -54,7 +54,7 @@ class _LayerHook:
     biases: list[tuple[Tensor, int]]
 
     def answers(self, x: Tensor, weights: Tensor) -> Iterator[Tensor]:
-        """What each adds to the layer's answer to `x` (B,...); `weights` (B,adapters)."""
+        """Yield the terms to add to the layer's answer to `x` (B,...); `weights` (B,adapters)."""
         operation = next(run for kind, run in OPERATIONS.items() if isinstance(self.layer, kind))
         if self.factors:
             down, up, columns = self.factors
@@ -77,38 +77,40 @@ class _LayerHook:
 
 
 @torch.no_grad()
-def seen_weight(family: Family, place: Place) -> Tensor:
-    """What a linear layer multiplies with, however it stores that: its answer to unit vectors."""
+def dequantized_weight(family: ModelFamily, place: ParameterPath) -> Tensor:
+    """Return the weight that a quantised linear layer computes with: its answer to unit vectors."""
     part, path, _ = place
-    layer = family.layers[part][path]
+    layer = family.adaptable_layers[part][path]
     if not isinstance(layer, nn.Linear):
         raise refusal("quantised", layer=path)
     unit = torch.eye(layer.in_features, device=family.device, dtype=family.dtype)
-    # not called but run: what stands beside it is no part of it
+    # `forward`, not the call: hooks on it are no part of it
     return (layer.forward(unit) - layer.forward(torch.zeros_like(unit[:1]))).T
 
 
 class UnmergedLoras:
-    """Adapters that run beside the layers of an open family, and what they weigh now."""
+    """Adapters that run as forward hooks on an open family, and their present weights."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: ModelFamily) -> None:
         self.family = family
-        self._standing: dict[Place, Stack] = {}
+        self._current: dict[ParameterPath, Stack] = {}
         self._hooks: list[RemovableHandle] = []
         self._denoiser = self._text_encoders = torch.ones(1, 0)
 
-    def stand(self, stacks: Mapping[Place, Stack], pristine: Callable[[Place], Tensor]) -> None:
-        """Make exactly these adapters run; `set_weights` says how strongly.
+    def set_adapters(
+        self, stacks: Mapping[ParameterPath, Stack], pristine: Callable[[ParameterPath], Tensor]
+    ) -> None:
+        """Make exactly these adapters run, at the weights of `set_weights`.
 
         `pristine` gives the parameter that changes build on where they are no plain product.
         """
-        if dict(stacks) == self._standing:
+        if dict(stacks) == self._current:
             return
         self.clear()
-        self._standing = dict(stacks)
+        self._current = dict(stacks)
         for part, path in dict.fromkeys(place[:2] for place in stacks):
-            beside = self._beside(part, path, pristine)
-            self._hooks.append(beside.layer.register_forward_hook(self._hook(part, beside)))
+            hook = self._build_hook(part, path, pristine)
+            self._hooks.append(hook.layer.register_forward_hook(self._forward_hook(part, hook)))
 
     def set_weights(self, denoiser: Tensor, text_encoders: Tensor) -> None:
         """(rows,adapters) each: a row per image of a batch, or one for all; nothing is computed.
@@ -119,26 +121,28 @@ class UnmergedLoras:
         self._denoiser, self._text_encoders = denoiser.to(device), text_encoders.to(device)
 
     def clear(self) -> None:
-        """Take all of it away; the layers are what they were."""
+        """Remove all hooks; the layers are what they were."""
         while self._hooks:
             self._hooks[-1].remove()
             self._hooks.pop()
-        self._standing = {}
+        self._current = {}
 
     @torch.no_grad()
-    def _beside(self, part: str, path: str, pristine: Callable[[Place], Tensor]) -> _LayerHook:
+    def _build_hook(
+        self, part: str, path: str, pristine: Callable[[ParameterPath], Tensor]
+    ) -> _LayerHook:
         products: list[tuple[Tensor, Tensor, int]] = []
         changes: dict[str, list[tuple[Tensor, int]]] = {"weight": [], "bias": []}
-        for parameter, its in changes.items():
+        for parameter, rows in changes.items():
             place = (part, path, parameter)
-            for adapter, column in self._standing.get(place, ()):
+            for adapter, column in self._current.get(place, ()):
                 factors = adapter.factors() if parameter == "weight" else None
                 if factors:
                     products.append((*factors, column))
                 else:
                     change = adapter.delta(pristine(place), parameter)
-                    its.append((change.to(self.family.device, self.family.dtype), column))
-        layer = self.family.layers[part][path]
+                    rows.append((change.to(self.family.device, self.family.dtype), column))
+        layer = self.family.adaptable_layers[part][path]
         joined = self._join(layer, products) if products else None
         return _LayerHook(layer, joined, changes["weight"], changes["bias"])
 
@@ -153,7 +157,7 @@ class UnmergedLoras:
         up = up.view(*up.shape, *(1 for _ in inner[1:]))
         return down.to(device, dtype), up.to(device, dtype), columns.to(device)
 
-    def _hook(self, part: str, beside: _LayerHook) -> Callable[..., Tensor]:
+    def _forward_hook(self, part: str, hook: _LayerHook) -> Callable[..., Tensor]:
         def add(_layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             (x, *_) = arguments
             rows = self._denoiser if part == "denoiser" else self._text_encoders
@@ -162,7 +166,7 @@ class UnmergedLoras:
                 raise ValueError(
                     f"a batch of {len(x)} does not divide into {len(rows)} rows of weights"
                 )
-            for answer in beside.answers(x, rows.repeat(times, 1)):
+            for answer in hook.answers(x, rows.repeat(times, 1)):
                 output = output + answer.to(output.dtype)
             return output
 

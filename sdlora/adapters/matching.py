@@ -1,4 +1,4 @@
-"""Where the layers of a LoRA file belong in an open family, and whether it was made for it."""
+"""Match the layers of a LoRA file to modules of an open family; refuse files of other models."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from sdlora.errors import LoraFileError
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
-Place = tuple[str, str, str]  # part of the family, path of a module in it, its parameter
-Words = Mapping[str, Mapping[str, Tensor]]  # word -> text encoder -> (n,width): n tokens' vectors
+ParameterPath = tuple[str, str, str]  # part of the family, path of a module in it, its parameter
+WordEmbeddings = Mapping[
+    str, Mapping[str, Tensor]
+]  # word -> text encoder -> (n,width): n tokens' vectors
 
 # A file fits though some of its layers are not in the model, up to so many or such a share of them
 STRAY_LAYERS, STRAY_SHARE = 12, 1 / 10
@@ -25,11 +27,11 @@ STRAY_LAYERS, STRAY_SHARE = 12, 1 / 10
 
 @dataclass(frozen=True)
 class LoraMatch:
-    """How a LoRA sits on a family: its adapters by place, its words, and what has no place."""
+    """A LoRA matched to a family: adapters by parameter, embeddings, layers without a module."""
 
-    places: Mapping[Place, Adapter]
+    places: Mapping[ParameterPath, Adapter]
     unmatched: tuple[str, ...]
-    words: Words = field(default_factory=dict)
+    embeddings: WordEmbeddings = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
@@ -37,30 +39,30 @@ class LoraMatch:
         return len({(part, path) for part, path, _ in self.places})
 
 
-def fit(file: LoraFile, family: Family, strict: bool = False) -> LoraMatch:
-    """Where the layers of `file` belong.
+def match_layers(file: LoraFile, family: ModelFamily, strict: bool = False) -> LoraMatch:
+    """Return the parameters of `family` that the layers of `file` change.
 
     LoraFileError, naming both bases, when it was made for another model: a layer of another shape,
     or more strays than a file that fits may have; when `strict`, any stray.
     """
-    places: dict[Place, Adapter] = {}
+    places: dict[ParameterPath, Adapter] = {}
     unmatched: list[str] = []
     for name, adapter in file.layers.items():
         slots = family.vocabulary.get(name, ())
         if not slots:
             unmatched.append(name)
         for slot in slots:
-            share = _near(adapter.rows(*slot.rows) if slot.rows else adapter, family.device)
-            module = family.layers[slot.part][slot.path]
+            share = _on_device(adapter.rows(*slot.rows) if slot.rows else adapter, family.device)
+            module = family.adaptable_layers[slot.part][slot.path]
             for parameter in share.parameters:
-                if not _sits(share, module, parameter):
-                    raise _misfit(file, family)
+                if not _can_change(share, module, parameter):
+                    raise _wrong_model(file, family)
                 if (slot.part, slot.path, parameter) in places:
                     raise refusal("stands_twice", layer=name, key=slot.path)
                 places[slot.part, slot.path, parameter] = share
     _check_strays(file, family, unmatched, strict)
-    words, homeless = _words(file, family)
-    return LoraMatch(places, (*unmatched, *homeless), words)
+    embeddings, unused = _match_embeddings(file, family)
+    return LoraMatch(places, (*unmatched, *unused), embeddings)
 
 
 def weight_shape(module: Any) -> tuple[int, ...]:
@@ -70,27 +72,28 @@ def weight_shape(module: Any) -> tuple[int, ...]:
     return tuple(module.weight.shape)
 
 
-def _near(adapter: Adapter, device: torch.device) -> Adapter:
-    """Its matrices on the device; lone numbers stay, for asking for them there has to wait."""
+def _on_device(adapter: Adapter, device: torch.device) -> Adapter:
+    """Return the adapter with matrices on the device; single numbers stay, for reading them there
+    has to wait for it."""
     if device.type == "cpu":
         return adapter
-    near = {role: t if t.numel() == 1 else t.to(device) for role, t in adapter.tensors.items()}
-    return replace(adapter, tensors=near)
+    moved = {role: t if t.numel() == 1 else t.to(device) for role, t in adapter.tensors.items()}
+    return replace(adapter, tensors=moved)
 
 
-def _sits(adapter: Adapter, module: Any, parameter: str) -> bool:
+def _can_change(adapter: Adapter, module: Any, parameter: str) -> bool:
     return getattr(module, parameter, None) is not None and adapter.fits(weight_shape(module))
 
 
-def _check_strays(file: LoraFile, family: Family, strays: list[str], strict: bool) -> None:
+def _check_strays(file: LoraFile, family: ModelFamily, strays: list[str], strict: bool) -> None:
     total, lost = len(file.layers), len(strays)
     if total and lost > min(total // 2, max(STRAY_LAYERS, total * STRAY_SHARE)):
-        raise _misfit(file, family)
+        raise _wrong_model(file, family)
     if lost and strict:
         raise refusal("unmatched", count=lost, of=total, layer=strays[0])
 
 
-def _misfit(file: LoraFile, family: Family) -> LoraFileError:
+def _wrong_model(file: LoraFile, family: ModelFamily) -> LoraFileError:
     theirs = BASES.get(file.base)
     if theirs and theirs.name != family.name:
         return refusal("other_base", theirs=theirs.title, ours=family.title)
@@ -101,20 +104,21 @@ def _misfit(file: LoraFile, family: Family) -> LoraFileError:
 _ENCODERS = {"": ("te",), "clip_l": ("te1", "te"), "clip_g": ("te2",)}
 
 
-def _words(file: LoraFile, family: Family) -> tuple[Words, list[str]]:
-    """The words that the family's text encoders can take, and the names of the others."""
-    words: dict[str, dict[str, Tensor]] = {}
-    homeless: list[str] = []
+def _match_embeddings(file: LoraFile, family: ModelFamily) -> tuple[WordEmbeddings, list[str]]:
+    """The textual inversions that the family's text encoders can take, and the names of others."""
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    unused: list[str] = []
     for word, vectors in file.embeddings.items():
-        homes = {key: _home(family, key, value) for key, value in vectors.items()}
-        if all(homes.values()):
-            words[word] = {homes[key]: value for key, value in vectors.items()}
+        encoders = {key: _encoder_for(family, key, value) for key, value in vectors.items()}
+        if all(encoders.values()):
+            embeddings[word] = {encoders[key]: value for key, value in vectors.items()}
         else:
-            homeless.append(f"bundle_emb.{word}")
-    return words, homeless
+            unused.append(f"bundle_emb.{word}")
+    return embeddings, unused
 
 
-def _home(family: Family, encoder: str, vectors: Tensor) -> str:
+def _encoder_for(family: ModelFamily, encoder: str, vectors: Tensor) -> str:
+    """The family's name of the text encoder that such vectors are for; empty: it has none."""
     for part in _ENCODERS.get(encoder, ()):
         model = family.text_encoders.get(part)
         if model and model.get_input_embeddings().weight.shape[1:] == vectors.shape[1:]:

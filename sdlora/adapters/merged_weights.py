@@ -20,11 +20,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sdlora.adapters.matching import Place
+from sdlora.adapters.matching import ParameterPath
 from sdlora.device import free_memory_gib
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.layer import Adapter
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
 SPARE_GIB = 1.0  # left free wherever weights are put aside
 # what stands before a parameter's name in some files: transformers 5 has dropped it from models
@@ -35,7 +35,7 @@ Pristine = Callable[[], Tensor]  # gives a parameter as it was, bit for bit, on 
 
 @dataclass(frozen=True)
 class WeightStore:
-    """One place to keep weights: whether it takes so many GiB more, and how they are kept.
+    """One place for backups of weights: a test for space, and how they are stored there.
 
     `keep(model, key, parameter)`: `key` is the parameter's name in `model`, a part of a family.
     """
@@ -45,7 +45,7 @@ class WeightStore:
     keep: Callable[[Any, str, Tensor], Pristine]
 
 
-def _beside(_model: Any, _key: str, parameter: Tensor) -> Pristine:
+def _on_device(_model: Any, _key: str, parameter: Tensor) -> Pristine:
     copy = parameter.detach().clone()
     return lambda: copy
 
@@ -60,13 +60,13 @@ def _in_file(model: Any, key: str, parameter: Tensor) -> Pristine:
     """Read again when asked for; kept in memory after all when no file holds just these bits."""
     for spelling in (before + key for before in _BEFORE):
         for path in _holders(Path(model.config._name_or_path)).get(spelling, ()):
-            if _same_bits(_read(path, spelling, parameter.dtype), parameter):
-                return partial(_read, path, spelling, parameter.dtype)
+            if _same_bits(_read_tensor(path, spelling, parameter.dtype), parameter):
+                return partial(_read_tensor, path, spelling, parameter.dtype)
     return _in_memory(model, key, parameter)
 
 
-ROOMS = (
-    WeightStore("device", lambda device, gib: _is_free(device, gib), _beside),
+WEIGHT_STORES = (
+    WeightStore("device", lambda device, gib: _is_free(device, gib), _on_device),
     WeightStore(
         "memory",
         lambda device, gib: device.type != "cpu" and _is_free(torch.device("cpu"), gib),
@@ -76,9 +76,9 @@ ROOMS = (
 )
 
 
-def room_for(device: torch.device, needed_bytes: int) -> WeightStore:
-    """The first room with space for so much, of a model on `device`."""
-    return next(room for room in ROOMS if room.has_space(device, needed_bytes / 2**30))
+def weight_store_for(device: torch.device, needed_bytes: int) -> WeightStore:
+    """Return the first store with space for so much, of a model on `device`."""
+    return next(room for room in WEIGHT_STORES if room.has_space(device, needed_bytes / 2**30))
 
 
 def _is_free(device: torch.device, gib: float) -> bool:
@@ -88,27 +88,28 @@ def _is_free(device: torch.device, gib: float) -> bool:
 @lru_cache(maxsize=4)  # the parts of a family
 def _holders(folder: Path) -> dict[str, list[Path]]:
     """Tensor -> the files of a model's folder that hold it; a folder may hold two precisions."""
-    found: dict[str, list[Path]] = {}
+    holders: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  it is no dict
-                found.setdefault(key, []).append(path)
-    return found
+                holders.setdefault(key, []).append(path)
+    return holders
 
 
-def _read(path: Path, key: str, dtype: torch.dtype) -> Tensor:
+def _read_tensor(path: Path, key: str, dtype: torch.dtype) -> Tensor:
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(key)
     return tensor.to(dtype)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _same_bits(tensor: Tensor, other: Tensor) -> bool:
+    if tensor.shape != other.shape or tensor.dtype != other.dtype:
         return False
-    return torch.equal(*(t.detach().cpu().contiguous().view(torch.uint8) for t in (one, other)))
+    first, second = (t.detach().cpu().contiguous().view(torch.uint8) for t in (tensor, other))
+    return torch.equal(first, second)
 
 
-Recipe = tuple[tuple[Adapter, float], ...]
+WeightedAdapters = tuple[tuple[Adapter, float], ...]
 
 # quantised weights have another type, or too few bits to hold a sum
 MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -117,8 +118,8 @@ MERGEABLE = (torch.float32, torch.float16, torch.bfloat16)
 VALUES_AT_ONCE, VALUES_ELSEWHERE = 2**19, 2**25
 
 
-def is_mergeable(family: Family, place: Place) -> bool:
-    """Whether the parameter is an ordinary one, that can hold the sum."""
+def is_mergeable(family: ModelFamily, place: ParameterPath) -> bool:
+    """Return whether the parameter is an ordinary one, which can hold the sum."""
     parameter = _parameter(family, place)
     return parameter.dtype in MERGEABLE and type(parameter.data) is Tensor
 
@@ -131,43 +132,43 @@ class WeightGroup:
     matrices at once may round otherwise than that of each.
     """
 
-    places: tuple[Place, ...]
-    recipes: tuple[Recipe, ...]
+    places: tuple[ParameterPath, ...]
+    recipes: tuple[WeightedAdapters, ...]
 
 
 class MergedWeights:
-    """What stands in the weights of an open family, and how they were before."""
+    """The LoRAs merged into the weights of an open family, and the backup of these."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: ModelFamily) -> None:
         self.family = family
-        self._standing: dict[Place, WeightGroup] = {}
-        self._pristine: dict[Place, tuple[Pristine, Tensor]] = {}  # with its norm, 0-d
+        self._current: dict[ParameterPath, WeightGroup] = {}
+        self._pristine: dict[ParameterPath, tuple[Pristine, Tensor]] = {}  # with its norm, 0-d
 
-    def original(self, place: Place) -> Tensor:
+    def original(self, place: ParameterPath) -> Tensor:
         """A parameter as the model has it without any LoRA, on the model's device."""
-        kept = self._pristine.get(place)
-        if not kept:
+        backup = self._pristine.get(place)
+        if not backup:
             return _parameter(self.family, place).detach()
-        return kept[0]().to(self.family.device, non_blocking=True)
+        return backup[0]().to(self.family.device, non_blocking=True)
 
     @torch.no_grad()
-    def stand(self, wanted: Mapping[Place, Recipe]) -> None:
-        """Make exactly these recipes stand; what stands already is not touched.
+    def set_adapters(self, changes: Mapping[ParameterPath, WeightedAdapters]) -> None:
+        """Merge exactly these adapters; what is merged already is not touched.
 
         LoraFileError when a sum overflows. Whatever interrupts this, `clear` makes it pristine.
         """
-        for place in [place for place in self._standing if place not in wanted]:
+        for place in [place for place in self._current if place not in changes]:
             self._restore(place)
-        changed = [g for g in self._groups(wanted) if self._standing.get(g.places[0]) != g]
+        changed = [g for g in self._groups(changes) if self._current.get(g.places[0]) != g]
         places = [place for group in changed for place in group.places]
         self._put_aside([place for place in places if place not in self._pristine])
-        changes: list[Tensor] = []
+        bounds: list[Tensor] = []
         for group in changed:
-            self._standing |= dict.fromkeys(group.places, group)
+            self._current |= dict.fromkeys(group.places, group)
             targets = [_parameter(self.family, place).data for place in group.places]
             originals = [self.original(place) for place in group.places]
-            changes.append(merge(targets, group.places[0][2], originals, group.recipes))
-        if changes and not self._is_finite(places, torch.cat(changes)):
+            bounds.append(merge(targets, group.places[0][2], originals, group.recipes))
+        if bounds and not self._is_finite(places, torch.cat(bounds)):
             raise refusal("overflow")
 
     @torch.no_grad()
@@ -176,45 +177,48 @@ class MergedWeights:
         for place in list(self._pristine):
             self._restore(place)
 
-    def _groups(self, wanted: Mapping[Place, Recipe]) -> Iterator[WeightGroup]:
-        most = _values_at_once(self.family.device)
-        alike: dict[Hashable, list[Place]] = defaultdict(list)
-        for place, recipe in wanted.items():
+    def _groups(self, changes: Mapping[ParameterPath, WeightedAdapters]) -> Iterator[WeightGroup]:
+        limit = _values_at_once(self.family.device)
+        alike: dict[Hashable, list[ParameterPath]] = defaultdict(list)
+        for place, recipe in changes.items():
             ranks = _ranks(place[2], recipe)
             shape = _parameter(self.family, place).shape
             alike[(place[0], shape, ranks) if ranks else place].append(place)
         for places in alike.values():
-            count = max(1, most // _parameter(self.family, places[0]).numel())
+            count = max(1, limit // _parameter(self.family, places[0]).numel())
             for first in range(0, len(places), count):
-                some = places[first : first + count]
-                yield WeightGroup(tuple(some), tuple(wanted[place] for place in some))
+                group = places[first : first + count]
+                yield WeightGroup(tuple(group), tuple(changes[place] for place in group))
 
-    def _is_finite(self, places: Sequence[Place], changes: Tensor) -> bool:
+    def _is_finite(self, places: Sequence[ParameterPath], bounds: Tensor) -> bool:
         """No value is larger than the norms' sum; where that is too large each is looked at."""
         norms = torch.stack([self._pristine[place][1] for place in places])
         # asked once, for it waits for the device
-        if (norms + changes).le(torch.finfo(torch.float16).max).all():
+        if (norms + bounds).le(torch.finfo(torch.float16).max).all():
             return True
         return all(bool(_parameter(self.family, place).isfinite().all()) for place in places)
 
-    def _put_aside(self, places: list[Place]) -> None:
+    def _put_aside(self, places: list[ParameterPath]) -> None:
         parameters = {place: _parameter(self.family, place) for place in places}
         needed = sum(parameter.nbytes for parameter in parameters.values())
-        room = room_for(self.family.device, needed)
+        store = weight_store_for(self.family.device, needed)
         for place, parameter in parameters.items():
             part, path, name = place
-            kept = room.keep(self.family.parts[part], f"{path}.{name}", parameter)
+            backup = store.keep(self.family.components[part], f"{path}.{name}", parameter)
             norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
-            self._pristine[place] = (kept, norm)
+            self._pristine[place] = (backup, norm)
 
-    def _restore(self, place: Place) -> None:
+    def _restore(self, place: ParameterPath) -> None:
         _parameter(self.family, place).data.copy_(self._pristine[place][0]())
-        self._standing.pop(place, None)
+        self._current.pop(place, None)
         del self._pristine[place]
 
 
 def merge(
-    targets: Sequence[Tensor], name: str, originals: Sequence[Tensor], recipes: Sequence[Recipe]
+    targets: Sequence[Tensor],
+    name: str,
+    originals: Sequence[Tensor],
+    recipes: Sequence[WeightedAdapters],
 ) -> Tensor:
     """Write original + sum of strength * delta, summed in float32, into each target.
 
@@ -231,10 +235,12 @@ def merge(
     else:
         _merge_product(targets[0], originals[0], down[0], up[0])
     # |sum of b a| is at most |b| |a| (Cauchy and Schwarz)
-    return torch.linalg.vector_norm(down, dim=(1, 2)) * torch.linalg.vector_norm(up, dim=(1, 2))
+    down_norms: Tensor = torch.linalg.vector_norm(down, dim=(1, 2))
+    up_norms: Tensor = torch.linalg.vector_norm(up, dim=(1, 2))
+    return down_norms * up_norms
 
 
-def _merge_deltas(target: Tensor, name: str, original: Tensor, recipe: Recipe) -> Tensor:
+def _merge_deltas(target: Tensor, name: str, original: Tensor, recipe: WeightedAdapters) -> Tensor:
     total = original.to(torch.float32, copy=True)
     change = total.new_zeros(1)
     for adapter, strength in recipe:
@@ -245,7 +251,7 @@ def _merge_deltas(target: Tensor, name: str, original: Tensor, recipe: Recipe) -
     return change
 
 
-def _joined(recipes: Sequence[Recipe], device: torch.device) -> tuple[Tensor, Tensor]:
+def _joined(recipes: Sequence[WeightedAdapters], device: torch.device) -> tuple[Tensor, Tensor]:
     """float32 (recipes,R,in k k) and (recipes,out,R), whose products are the changes."""
     downs, ups = [], []
     for column in zip(*recipes, strict=True):
@@ -284,7 +290,7 @@ def _merge_alike(
     torch._foreach_copy_(list(targets), shaped)
 
 
-def _ranks(name: str, recipe: Recipe) -> tuple[int, ...]:
+def _ranks(name: str, recipe: WeightedAdapters) -> tuple[int, ...]:
     """Of low-rank changes of a weight; () when one is of another kind."""
     products = name == "weight" and all([adapter.is_product for adapter, _ in recipe])
     return tuple([adapter.rank for adapter, _ in recipe]) if products else ()
@@ -294,7 +300,7 @@ def _values_at_once(device: torch.device) -> int:
     return VALUES_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else VALUES_ELSEWHERE
 
 
-def _parameter(family: Family, place: Place) -> Tensor:
+def _parameter(family: ModelFamily, place: ParameterPath) -> Tensor:
     part, path, name = place
-    parameter: Tensor = getattr(family.layers[part][path], name)
+    parameter: Tensor = getattr(family.adaptable_layers[part][path], name)
     return parameter

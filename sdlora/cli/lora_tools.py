@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
-from sdlora.adapters import fit
-from sdlora.adapters.extract import extract as extracted
+from sdlora.adapters import match_layers
+from sdlora.adapters.extract import extract_from_models as extracted
 from sdlora.adapters.fuse import fuse as fused
-from sdlora.adapters.fuse import save_model, weights_of
+from sdlora.adapters.fuse import pristine_weights, save_model
 from sdlora.architectures import BASES
 from sdlora.device import DTYPES, pick_device
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.file_names import checked_name
 from sdlora.files import write_atomically
-from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
+from sdlora.lora.format.identify import unread_note
 from sdlora.lora.library.describe import find_file
 from sdlora.lora.tools import provenance
 from sdlora.lora.tools.compare import compare as compared
@@ -40,7 +40,7 @@ from sdlora.lora.tools.merge import resize as resized
 from sdlora.lora.tools.provenance import base_metadata
 from sdlora.lora.tools.report import Report
 from sdlora.messages import Setting
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import detect_family, open_family
 from sdlora.models.single_file import open_single_file
 from sdlora.settings.lora_tools import (
@@ -71,11 +71,13 @@ WRITTEN_AS_PEFT = ("sd3",)  # what most programs read for it; kohya's names for 
 
 def check(settings: CheckSettings, workspace: Workspace) -> list[Report]:
     """Report for each file if it can be read and if its layers match a base model."""
-    families: dict[str, Family] = {}
+    families: dict[str, ModelFamily] = {}
     return [_check_file(name, settings.model, families, workspace) for name in settings.files]
 
 
-def _check_file(name: str, model: str, families: dict[str, Family], workspace: Workspace) -> Report:
+def _check_file(
+    name: str, model: str, families: dict[str, ModelFamily], workspace: Workspace
+) -> Report:
     facts: dict[str, Any] = {"name": name}
     try:
         file = read_lora(find_file(name, workspace))
@@ -87,7 +89,7 @@ def _check_file(name: str, model: str, families: dict[str, Family], workspace: W
             return Report(f"{name}: usable, as far as the file tells", facts, notes)
         if model not in families:
             families[model] = _open_on_cpu(model, workspace)
-        matching = fit(file, families[model])
+        matching = match_layers(file, families[model])
     except LoraFileError as error:
         return Report(f"{name}: not usable", {**facts, "problem": str(error)}, good=False)
     facts |= {"unmatched": list(matching.unmatched)}
@@ -370,10 +372,10 @@ def _exists_error(path: Path, setting: str) -> SettingsError:
 
 
 def _base_weights(model: str, workspace: Workspace) -> BaseWeight:
-    return weights_of(_open_on_cpu(model, workspace)) if model else no_weights
+    return pristine_weights(_open_on_cpu(model, workspace)) if model else no_weights
 
 
-def _open_on_cpu(model: str, workspace: Workspace, dtype: torch.dtype | None = None) -> Family:
+def _open_on_cpu(model: str, workspace: Workspace, dtype: torch.dtype | None = None) -> ModelFamily:
     """Return a model on the CPU, in the stored number format unless `dtype` is given: nothing here
     runs it."""
     source = workspace.model_source(model)

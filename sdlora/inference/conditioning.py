@@ -90,7 +90,7 @@ class ConditioningCache:
         if key not in self._encoded:
             if self.changing:
                 pairs = zip(self.changing, weights, strict=True)
-                self.blend.vary((lora.file, (0.0,), (weight,)) for lora, weight in pairs)
+                self.blend.set_row_weights((lora.file, (0.0,), (weight,)) for lora, weight in pairs)
             family = self.blend.family
             with torch.no_grad():
                 self._encoded[key] = (

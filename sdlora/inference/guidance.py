@@ -145,7 +145,7 @@ class GuidedDenoiser:
         for group in self.conditioning.groups:
             if self.changing:
                 weights = zip(self.changing, group.lora_weights, strict=True)
-                self.blend.vary((file, numbers, (0.0,)) for file, numbers in weights)
+                self.blend.set_row_weights((file, numbers, (0.0,)) for file, numbers in weights)
             prediction = self.family.predict(
                 x[group.images], t, group.conditioning, self.scale, self.extras
             )

@@ -18,9 +18,9 @@ from sdlora.inference.plan import (
     listed,
     problem,
 )
-from sdlora.lora.format.adapter_types import unread_note
 from sdlora.lora.format.file import LoraFile, read_lora
 from sdlora.lora.format.hashes import read_hashes
+from sdlora.lora.format.identify import unread_note
 from sdlora.lora.format.textual_inversion import inversion_base, read_inversion
 from sdlora.lora.library.library import Library, LoraEntry, stamp
 from sdlora.messages import Message
@@ -63,7 +63,7 @@ class LoraSelector:
         constant = [(lora.file, *lora.strongest(0, False)) for lora in selection.constant]
         try:
             self.blend.apply([*constant, *((file, 1.0, 1.0) for file in selection.inversions)])
-            self.blend.vary([(lora.file, (0.0,), (0.0,)) for lora in selection.changing])
+            self.blend.set_row_weights([(lora.file, (0.0,), (0.0,)) for lora in selection.changing])
         except LoraFileError as error:
             self.blend.clear()
             reason = problem(Message("no LoRA is used: {why}", why=error), everyone)
@@ -118,7 +118,7 @@ class LoraSelector:
         try:
             entry = self.library.find(name)
             file, file_hash = self._open(entry.path, read_lora, partial(self._autov3, entry))
-            return SelectedLora(entry, file, file_hash, self.blend.fit(file), {}), Message("")
+            return SelectedLora(entry, file, file_hash, self.blend.match(file), {}), Message("")
         except LoraFileError as error:
             return None, error.message
 
@@ -138,7 +138,7 @@ class LoraSelector:
         for name, path in named.items():
             try:
                 file, file_hash = self._open(path, read_inversion, partial(_sha256, path))
-                if self.blend.fit(file).words.keys() != file.embeddings.keys():
+                if self.blend.match(file).embeddings.keys() != file.embeddings.keys():
                     raise LoraFileError(
                         "it is for {base}; the open model is {model}",
                         base=inversion_base(file), model=self.blend.family.title,

@@ -19,7 +19,7 @@ from sdlora.inference.engine import render
 from sdlora.jobs.review import grid_strengths, lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import SETTINGS_FILE, find_run, read
 from sdlora.lora.library.library import Library
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
 from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
@@ -47,7 +47,7 @@ class Cell:
         return f"{self.prompt} {format_tag(self.lora, self.strength)}" if self.lora else self.prompt
 
 
-def _opened(run: Path, workspace: Workspace) -> Family:
+def _opened(run: Path, workspace: Workspace) -> ModelFamily:
     """The model that a run learnt on, making pictures as they were learnt."""
     training = TrainSettings.load(run / SETTINGS_FILE)
     device, _ = pick_device()

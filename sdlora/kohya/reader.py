@@ -20,7 +20,7 @@ from sdlora.kohya.keys import ALWAYS, INSTEAD, KEYS, OURS, READ_TOGETHER
 from sdlora.kohya.network import read_network
 from sdlora.kohya.values import flag, number, text, word_list
 from sdlora.messages import Message
-from sdlora.settings.adapter_and_loss import TWO_MATRICES
+from sdlora.settings.adapter_choices import ADAPTER_CHOICES
 from sdlora.settings.train import TrainSettings
 
 DEFAULT_RATE = 2e-6  # sd-scripts' learning_rate when no rate is given at all
@@ -303,10 +303,14 @@ def _make_valid(result: Imported) -> None:
     if values["min_timestep"] >= values["max_timestep"]:
         result.note("min_timestep is not below max_timestep: all noise levels are learnt")
         values["min_timestep"], values["max_timestep"] = 0, 1000
-    if values["adapter"] == "oft" and (values["dropout"] or values["max_norm"]):
-        result.note("network_dropout and scale_weight_norms are not used: oft adds nothing")
-        values["dropout"] = values["max_norm"] = 0.0
-    if values["adapter"] not in TWO_MATRICES and values.pop("lora_plus_ratio", 1) != 1:
+    choice = ADAPTER_CHOICES[values["adapter"]]
+    if any(values[name] for name in choice.unsupported):
+        result.note(
+            "network_dropout and scale_weight_norms are not used: {adapter} adds nothing",
+            adapter=values["adapter"],
+        )
+        values |= dict.fromkeys(choice.unsupported, 0.0)
+    if not choice.has_up_matrix and values.pop("lora_plus_ratio", 1) != 1:
         result.note("LoRA+ is not used: {adapter} has no upper matrix", adapter=values["adapter"])
     for name in ("rank", "alpha", "conv_rank", "lora_plus_ratio", "lokr_factor", "dropout",
                  "group_alpha"):  # fmt: skip

@@ -8,8 +8,6 @@ from typing import Any
 from sdlora.kohya.keys import KEYS
 from sdlora.settings.train import TrainSettings
 
-MODULES = {"loha": "networks.loha", "lokr": "networks.lokr", "oft": "networks.oft"}
-
 
 def write(settings: TrainSettings) -> str:
     """Return these settings as TOML, as far as sd-scripts has keys for them."""
@@ -39,7 +37,7 @@ def _combined_keys(settings: TrainSettings) -> dict[str, Any]:
         "text_encoder_lr": settings.text_encoder_learning_rate,
         "network_train_unet_only": not settings.train_text_encoder,
         "network_train_text_encoder_only": not settings.train_unet,
-        "network_module": MODULES.get(settings.adapter, "networks.lora"),
+        "network_module": settings.adapter_choice.kohya_module,
         "min_snr_gamma": settings.min_snr_gamma or None,
         "debiased_estimation_loss": settings.loss_weighting == "debiased",
         "bucket_no_upscale": not settings.upscale,

@@ -106,13 +106,15 @@ class ModelFamily(ABC):
             for key, attribute in self.text_encoder_names.items()
             if (encoder := getattr(pipeline, attribute)) is not None
         }
-        for part in (self.vae, *self.parts.values()):
+        for part in (self.vae, *self.components.values()):
             part.requires_grad_(False).eval()
         self.cell = int(pipeline.vae_scale_factor)  # pixels along a side of a latent cell
         self.noise: NoiseSchedule = self.noise_schedule().to(device)
-        self.layers: dict[str, dict[str, Any]] = {  # part -> path in it -> what a LoRA can change
+        self.adaptable_layers: dict[
+            str, dict[str, Any]
+        ] = {  # part -> path in it -> what a LoRA can change
             part: {path: m for path, m in model.named_modules() if isinstance(m, CHANGEABLE)}
-            for part, model in self.parts.items()
+            for part, model in self.components.items()
         }
         self._module_names = dict(self._name_modules())
         self._offloaded: list[Any] = []  # parts that lie in main memory
@@ -307,7 +309,7 @@ class ModelFamily(ABC):
     @contextlib.contextmanager
     def eval_mode(self) -> Iterator[None]:
         """Switch dropout off in all that a LoRA can change; then back, for a training may go on."""
-        parts = list(self.parts.values())
+        parts = list(self.components.values())
         modes = [part.training for part in parts]
         for part in parts:
             part.eval()
@@ -351,6 +353,24 @@ class ModelFamily(ABC):
         for encoder in self.text_encoders.values():
             encoder.activation_checkpointing_enable()
 
+    def compile_blocks(self, backend: str) -> None:
+        """Compile the denoiser's repeated blocks, each kind of them once (docs.pytorch.org,
+        regional compilation)."""
+        self.denoiser.compile_repeated_blocks(backend=backend)
+
+    def discard_compiled_blocks(self) -> None:
+        """Run the denoiser's blocks uncompiled again."""
+        for module in self.denoiser.modules():
+            module._compiled_call_impl = None
+
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """Hold all weights in another number format, for good."""
+        self.pipeline.to(dtype=dtype)
+
+    def save(self, folder: Path) -> None:
+        """Save the model as a diffusers folder."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+
     # Identity, for caches
 
     def latent_cache_key(self) -> dict[str, str]:
@@ -381,7 +401,7 @@ class ModelFamily(ABC):
         return self.text_encoder_names[encoder].replace("text_encoder", "tokenizer")
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def components(self) -> dict[str, Any]:
         """The modules a LoRA can change: `denoiser`, and the text encoders by kohya's names."""
         return {"denoiser": self.denoiser, **self.text_encoders}
 
@@ -392,7 +412,7 @@ class ModelFamily(ABC):
     @cached_property
     def vocabulary(self) -> Mapping[str, tuple[Slot, ...]]:
         """Every layer name that a LoRA file may use for this model -> the modules it changes."""
-        return build_name_map(self.name, self.layers)
+        return build_name_map(self.name, self.adaptable_layers)
 
     def lora_targets(
         self, groups: Iterable[str], text_encoder: bool = False
@@ -414,7 +434,7 @@ class ModelFamily(ABC):
         return paths
 
     def _name_modules(self) -> Iterable[tuple[str, tuple[str, str]]]:
-        for part, layers in self.layers.items():
+        for part, layers in self.adaptable_layers.items():
             for path, module in layers.items():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     flat = path.replace(".", "_")
@@ -432,5 +452,3 @@ def _spelling(tokenizer: Any) -> str:
 
 # A scheduler that begins from noise alone (arXiv:2305.08891, sections 3.1 and 3.3)
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-
-Family = ModelFamily

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdlora.errors import ModelError
 from sdlora.lora.format.original_names import to_original_names
-from sdlora.models.base import Family
+from sdlora.models.base import ModelFamily
 
 Tensors = Mapping[str, Tensor]
 Rules = tuple[tuple[str, str], ...]  # pattern in diffusers' name -> the first code's
@@ -64,7 +64,7 @@ _OPEN_CLIP: Rules = (
 _QKV = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
-def single_file(family: Family) -> dict[str, Tensor]:
+def single_file(family: ModelFamily) -> dict[str, Tensor]:
     """Every tensor of an open family by the name it has in a single file, on the CPU.
 
     ModelError for a family that has no such naming here.
@@ -83,7 +83,7 @@ def single_file(family: Family) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def open_single_file(path: Path, like: Family) -> Family:
+def open_single_file(path: Path, like: ModelFamily) -> ModelFamily:
     """The model in the safetensors file `path`, of the architecture of `like`, whose folder tells
     the rest; in its number format. ModelError when the file is another model's, or damaged."""
     try:

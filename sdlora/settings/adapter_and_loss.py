@@ -19,16 +19,20 @@ from pydantic import (
 )
 
 from sdlora.messages import Setting
+from sdlora.settings.adapter_choices import (
+    ADAPTER_CHOICES,
+    WITH_UP_MATRIX,
+    AdapterChoice,
+    AdapterName,
+    DoraAxis,
+)
 from sdlora.settings.base import InvalidValue, Settings, accepted
 from sdlora.settings.layer_groups import TEXT_ENCODER, TargetGroup, by_group, of_group
 
-AdapterKind = Literal["lora", "dora", "rslora", "pissa", "loha", "lokr", "oft"]
-DoraAxis = Literal["input", "output"]
 Loss = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 Weighting = Literal["min_snr", "debiased", "flat"]
 Density = Literal["uniform", "logit_normal"]
-TWO_MATRICES: tuple[AdapterKind, ...] = ("lora", "dora", "rslora", "pissa")  # up · down
 # What single groups of layers can have of their own, and the fields of older files that say it
 _OF_A_GROUP = ("rank", "alpha", "learning_rate", "dropout")
 _OWN_FIELD = {
@@ -40,7 +44,7 @@ _OWN_FIELD = {
 class AdapterSettings(Settings):
     """What learns."""
 
-    adapter: AdapterKind = Field(
+    adapter: AdapterName = Field(
         "lora",
         title="Adapter type",
         description="Adapter type; lora with conv among the targets is also called LoCon",
@@ -143,42 +147,44 @@ class AdapterSettings(Settings):
 
     @model_validator(mode="after")
     def _kind_can(self) -> Self:
-        if self.lora_plus_ratio != 1 and self.adapter not in TWO_MATRICES:
+        if self.lora_plus_ratio != 1 and not self.adapter_choice.has_up_matrix:
             raise InvalidValue(
                 "{setting} is for {kinds}; {adapter} has no upper matrix: leave it at 1",
-                setting=Setting("lora_plus_ratio"), kinds=TWO_MATRICES, adapter=self.adapter,
+                setting=Setting("lora_plus_ratio"), kinds=WITH_UP_MATRIX, adapter=self.adapter,
             )  # fmt: skip
         if not (self.train_unet or self.train_text_encoder):
             raise InvalidValue(
                 "nothing learns: turn {unet} or {text_encoder} on",
                 unet=Setting("train_unet"), text_encoder=Setting("train_text_encoder"),
             )  # fmt: skip
-        drops = self.dropout or any(self._said("dropout").values())
-        if self.adapter == "oft" and (self.max_norm or drops):
-            raise InvalidValue(
-                "oft turns weights and adds nothing: set {dropout} and {max_norm} to 0",
-                dropout=Setting("dropout"), max_norm=Setting("max_norm"),
-            )  # fmt: skip
-        if self.adapter == "pissa" and self.max_norm:
-            raise InvalidValue(
-                "{setting} is not for pissa, whose matrices begin large: leave it at 0",
-                setting=Setting("max_norm"),
-            )
+        if any(map(self._is_set, self.adapter_choice.unsupported)):
+            why = self.adapter_choice.why_unsupported
+            raise InvalidValue(why.template, **why.values)
         return self
 
     @model_validator(mode="after")
     def _record_axis(self) -> Self:
         # a record that lacks it is one of before there was a choice, see `from_record`
-        if self.adapter == "dora":
-            self.model_fields_set.add("dora_axis")
+        self.model_fields_set.update(self.adapter_choice.before)
         return self
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values that a run or a LoRA was recorded with, as they were meant: dora was per output
-        before there was a choice."""
-        before = {"dora_axis": "output"} if values.get("adapter") == "dora" else {}
+        """Values that a run or a LoRA was recorded with, completed with what a setting that they
+        lack was before it existed: dora was per output."""
+        choice = ADAPTER_CHOICES.get(str(values.get("adapter")))
+        before = choice.before if choice else {}
         return {**before, **values}
+
+    def _is_set(self, name: str) -> bool:
+        """Return whether a setting is not 0, of all layers or of a group."""
+        by_groups = self._said(name).values() if name in _OF_A_GROUP else ()
+        return bool(getattr(self, name)) or any(by_groups)
+
+    @property
+    def adapter_choice(self) -> AdapterChoice:
+        """The row of the adapter type."""
+        return ADAPTER_CHOICES[self.adapter]
 
     def of_group(self, name: str, group: str) -> Any:
         """`rank`, `learning_rate` or `dropout` of a group of layers."""

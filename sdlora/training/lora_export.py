@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import collect
+from sdlora.adapters import extract_lora
 from sdlora.events import Event, Saved, Warned
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.metadata import TrainingFacts, count_tags, training_metadata
@@ -51,7 +51,7 @@ class LoraExport:
         metadata = training_metadata(settings.model_copy(update={"name": name}), facts)
         metadata |= reproduction_metadata(settings, digest(self.fingerprints))
         with self.state.ema_weights():
-            return replace(collect(family), metadata=metadata)
+            return replace(extract_lora(family), metadata=metadata)
 
     def write_into_run(self, step: int) -> Path:
         """Write the adapter into the run's folder, named by its step; return the path."""

@@ -62,7 +62,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half)
         self.ema = self._copies() if settings.ema_decay else []
         for part in {group.part for group in groups}:
-            family.parts[part].train()
+            family.components[part].train()
         # captions that are encoded in every step need their encoders
         family.offload({group.part for group in groups} if dataset.texts else family.text_encoders)
         self.apply_settings(settings)

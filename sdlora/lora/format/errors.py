@@ -33,7 +33,7 @@ REFUSALS: dict[str, str] = {
     "incomplete": "layer {layer!r:.82} lacks its {role} tensor; the file is incomplete",
     "mixed": "layer {layer!r:.82} is a {kind} that also has {role}, which do not go together",
     "unfit_tensors": "layer {layer!r:.82} has tensors that do not fit together: {shapes}",
-    "rank": "layer {layer!r:.82} has rank {rank}; its {shape} weight holds 1 to {most}",
+    "rank": "layer {layer!r:.82} has rank {rank}; its {shape} weight holds 1 to {limit}",
     "embedding": "embedding {name!r:.82} has the shape {shape}; it must be vectors by width",
     "not_finite": "{name!r:.82} holds numbers that are not finite; the training broke down",
     # its place in a model

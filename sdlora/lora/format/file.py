@@ -1,6 +1,6 @@
 """LoRA in memory; reading and writing of safetensors files.
 
-A file is checked by `header`, `keys` and `adapter_types` before a tensor is allocated, then its
+A file is checked by `header`, `keys` and `identify` before a tensor is allocated, then its
 tensors for numbers that are not finite. Writing uses kohya's names, which A1111, ComfyUI, diffusers
 and others read (kohya-ss/sd-scripts, networks/lora.py), or PEFT's.
 """
@@ -24,17 +24,18 @@ from torch import Tensor
 from sdlora.architectures import base_of
 from sdlora.errors import LoraFileError
 from sdlora.files import write_atomically, write_if_absent
-from sdlora.lora.format.adapter_types import Layer, layers_of, unread_in
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.header import Header, read_header, without_metadata
+from sdlora.lora.format.identify import Layer, identify_layers, unread_keys
 from sdlora.lora.format.keys import embedding_key, embeddings_of
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.writer import (
     ADAPTER_METADATA,
     kohya_tensors,
+    peft_alphas,
     peft_metadata,
     peft_tensors,
-    said_alphas,
 )
 from sdlora.messages import Setting
 
@@ -67,8 +68,8 @@ def read_lora(path: Path) -> LoraFile:
     """Read the LoRA in `path`: on the CPU, in its own dtype. LoraFileError when it is refused."""
     header = read_header(path)
     try:
-        layers = layers_of(header.shapes)
-        unread = unread_in(header.shapes, layers)
+        layers = identify_layers(header.shapes)
+        unread = unread_keys(header.shapes, layers)
         with _open_tensors(path) as file:
             adapters = _read_adapters(file, layers, header)
             return LoraFile(adapters, header.metadata, _read_embeddings(file), unread)
@@ -100,15 +101,13 @@ def _open_tensors(path: Path) -> Any:
 
 def _read_adapters(file: Any, layers: Mapping[str, Layer], header: Header) -> dict[str, Adapter]:
     ranks = {layer.keys["down"]: layer.rank for layer in layers.values() if "down" in layer.keys}
-    alphas = said_alphas(header.metadata, ranks)
+    alphas = peft_alphas(header.metadata, ranks)
     adapters: dict[str, Adapter] = {}
     for name, layer in layers.items():
         tensors = {
             role: _require_finite(file.get_tensor(key), name) for role, key in layer.keys.items()
         }
-        if "up" in tensors:  # DyLoRA of LyCORIS leaves out the window of a convolution
-            missing = tensors["down"].dim() - tensors["up"].dim()
-            tensors["up"] = tensors["up"][(..., *(None,) * missing)]
+        tensors = dict(ADAPTER_TYPES[layer.kind].read(tensors))
         if "alpha" not in tensors and (alpha := alphas.get(layer.keys.get("down", ""))) is not None:
             tensors["alpha"] = _require_finite(torch.tensor(alpha), name)
         adapters[name] = Adapter(layer.kind, tensors)

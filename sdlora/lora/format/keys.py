@@ -15,33 +15,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.errors import refusal
 
-_LYCORIS = (
-    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("oft_blocks", "rescale", "on_input", "weight", "diff", "diff_b", "w_norm", "b_norm"),
-    *("alpha", "dora_scale", "scalar", "reshape_weight"),
-)
-# end of a key -> the tensor's role in the layer; of several ends of a role the first is kohya's
+# how a key ends -> role of its tensor in the layer; of several endings of a role kohya writes the
+# first
 ROLES: dict[str, str] = {
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    **{f".{role}.weight": role for role in ("a1", "a2", "b1", "b2", "bm")},
-    **{f".{role}": role for role in _LYCORIS},
+    suffix: role for row in ADAPTER_TYPES.values() for suffix, role in row.key_suffixes.items()
 }
 # part of a key -> the adapter type that has it and is not supported
 _UNSUPPORTED = {

@@ -81,26 +81,21 @@ def _kohya_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, s
     return {key: _value_text(value) for key, value in entries.items()}
 
 
-# Adapter -> LyCORIS' name of its algorithm; adapters that sd-scripts has itself are left out
-_ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
-
-
 def _network_entries(settings: TrainSettings) -> dict[str, object]:
     """Entries of the adapter, with the names of sd-scripts and LyCORIS."""
     arguments: dict[str, object] = {}
-    if algorithm := _ALGORITHMS.get(settings.adapter):
-        arguments |= {"algo": algorithm, "dora_wd": settings.adapter == "dora"}
-    if settings.adapter == "dora":
+    choice = settings.adapter_choice
+    if choice.lycoris_algorithm:
+        arguments |= {"algo": choice.lycoris_algorithm, "dora_wd": choice.has_dora_axis}
+    if choice.has_dora_axis:
         arguments |= {"wd_on_output": settings.dora_axis == "output"}
     if "conv" in settings.targets:
         rank = settings.of_group("rank", "conv")
         arguments |= {"conv_dim": rank, "conv_alpha": settings.scale("conv") * rank}
-    # a PiSSA file holds the initial factors besides the trained ones
-    twice = 2 if settings.adapter == "pissa" else 1
     return {
-        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
-        "ss_network_dim": twice * settings.rank,
-        "ss_network_alpha": twice * settings.alpha,
+        "ss_network_module": "lycoris.kohya" if choice.lycoris_algorithm else "networks.lora",
+        "ss_network_dim": choice.rank_factor * settings.rank,
+        "ss_network_alpha": choice.rank_factor * settings.alpha,
         "ss_network_args": {
             name: str(value) for name, value in {**arguments, "dropout": settings.dropout}.items()
         },

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.architectures import BASES, base_of
-from sdlora.lora.format.adapter_types import layers_of, unread_in
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.header import read_header
+from sdlora.lora.format.identify import identify_layers, unread_keys
 from sdlora.lora.format.keys import embeddings_of
 from sdlora.lora.format.layer_groups import in_groups, part_of
 from sdlora.lora.library.file_info import one_line, trigger_words
@@ -51,7 +51,7 @@ def describe(path: Path) -> dict[str, Any]:
     LoraFileError when the header is refused.
     """
     header = read_header(path)
-    layers = layers_of(header.shapes)
+    layers = identify_layers(header.shapes)
     metadata = header.metadata
     base = base_of({name: layer.shape for name, layer in layers.items()}, metadata)
     hashes = read_hashes(path)
@@ -65,7 +65,7 @@ def describe(path: Path) -> dict[str, Any]:
         "ranks": dict(sorted(Counter(layer.rank for layer in layers.values()).items())),
         "parts": dict(Counter(part_of(name) for name in layers)),
         "layers": {group: len(names) for group, names in in_groups(layers).items()},
-        "not used": list(unread_in(header.shapes, layers)),
+        "not used": list(unread_keys(header.shapes, layers)),
         "embeddings": sorted({name for name, _ in embeddings_of(header.shapes).values()}),
         "trigger words": list(trigger_words(metadata)),
         "making": {

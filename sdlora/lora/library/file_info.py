@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from sdlora.architectures import base_of
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import layers_of, unread_in, unread_note
 from sdlora.lora.format.header import RawHeader, checked_shapes, read_raw_header
+from sdlora.lora.format.identify import identify_layers, unread_keys, unread_note
 from sdlora.lora.library.index import Facts
 from sdlora.lora.library.scan import ScannedFile
 from sdlora.messages import Message
@@ -95,13 +95,13 @@ def facts_of(scanned: ScannedFile, layouts: Layouts) -> tuple[Facts, bool]:
 def _stored_layout(head: RawHeader, layouts: Layouts) -> StoredLayout:
     if (key := head.layout) not in layouts:
         shapes = checked_shapes(head)
-        layers = layers_of(shapes)
+        layers = identify_layers(shapes)
         kinds = Counter(layer.kind for layer in layers.values())
         layouts[key] = StoredLayout(
             base_of({name: layer.shape for name, layer in layers.items()}, {}),
             tuple(kind for kind, _ in kinds.most_common()),
             max(layer.rank for layer in layers.values()),
-            unread_in(shapes, layers),
+            unread_keys(shapes, layers),
         )
     return layouts[key]
 

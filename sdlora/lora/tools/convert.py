@@ -130,10 +130,10 @@ def _place_rows(half: Tensor, rows: Rows) -> Tensor:
 def with_one_alpha(file: LoraFile) -> LoraFile:
     """Return `file`, of plain LoRAs, with one alpha for all layers and ups scaled to match:
     diffusers 0.42 uses one alpha for all attention layers of a file with kohya's names."""
-    ranks = [adapter.rank for adapter in file.layers.values() if adapter.kind == "LoRA"]
+    ranks = [adapter.rank for adapter in file.layers.values() if adapter.type.factors]
     alpha = float(max(ranks, default=1))
     layers = {
-        name: _rescale_to_alpha(adapter, alpha) if adapter.kind == "LoRA" else adapter
+        name: _rescale_to_alpha(adapter, alpha) if adapter.type.factors else adapter
         for name, adapter in file.layers.items()
     }
     return replace(file, layers=layers)

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import LoraFileError
-from sdlora.lora.format.adapter_types import KIND, MAX_RANK
+from sdlora.lora.format.adapter_types.stored_type import MAX_RANK
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.format.layer_groups import group_of
 from sdlora.lora.tools.svd import Spectrum
 from sdlora.messages import PerSurface
 
 BaseWeight = Callable[[str], Tensor]
-_STANDALONE = ("LoRA", "LoHa", "LoKr", "full", "norm")  # with `dora_scale` they are not
-_BIASES = ("diff_b", "b_norm")
 
 
 def no_weights(name: str) -> Tensor:
@@ -41,7 +39,7 @@ def has_matrix(adapter: Adapter) -> bool:
 
 def shape_of_weight(adapter: Adapter, name: str, base_weight: BaseWeight) -> tuple[int, ...]:
     """Shape (out, in[,k,k]) of the weight that an adapter with a matrix changes."""
-    is_open = KIND[adapter.kind].flat and len(adapter.shape) == 2
+    is_open = adapter.type.open_window and len(adapter.shape) == 2
     if adapter.shape and not (is_open and group_of(name) == "convolution"):
         return adapter.shape
     return tuple(base_weight(name).shape)
@@ -50,9 +48,9 @@ def shape_of_weight(adapter: Adapter, name: str, base_weight: BaseWeight) -> tup
 def parameter_delta(adapter: Adapter, name: str, parameter: str, base_weight: BaseWeight) -> Tensor:
     """Return the delta of one parameter: float32, of the parameter's shape."""
     shape = adapter.shape
-    if parameter == "bias":
-        shape = next(tensor.shape for role, tensor in adapter.tensors.items() if role in _BIASES)
-    elif adapter.kind not in _STANDALONE or "dora_scale" in adapter.tensors:
+    if parameter == "bias" and adapter.bias is not None:
+        shape = tuple(adapter.bias.shape)
+    elif adapter.needs_weight:
         return adapter.delta(base_weight(name), parameter)
     return adapter.delta(torch.zeros(()).expand(shape), parameter)  # only its shape counts
 
