@@ -22,10 +22,16 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple, TextIO  # noqa: UP035 - an old Python must get past this
+from typing import (  # noqa: UP035 - an old Python must get past this
+    Any,
+    Callable,
+    NamedTuple,
+    TextIO,
+    Tuple,
+)
 
 
-def python_problem(version: tuple) -> str:
+def python_problem(version: Tuple[Any, ...]) -> str:  # noqa: UP006
     """Why this Python cannot be used; empty when it can."""
     if tuple(version[:2]) >= (3, 11):
         return ""

@@ -136,7 +136,6 @@ FAMILIES: dict[str, FamilySpec] = {
         ),
     )
 }  # fmt: skip
-BASES = FAMILIES
 UNETS = tuple(name for name, spec in FAMILIES.items() if "unet" in spec.components)
 _BY_WIDTH = {FAMILIES[name].width: name for name in UNETS}
 # how metadata starts that names a base: "sdxl_base_v0-9", "flux-1-schnell"

@@ -28,7 +28,8 @@ def _number(value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -_LIMIT < value < _LIMIT:  # no NaN is, nor a whole number too large
         raise ValueError("no number")
-    return value
+    number: float = value
+    return number
 
 
 def _truth(value: Any) -> bool:

@@ -289,7 +289,7 @@ def _has_error_message(body: bytes) -> bool:
     return isinstance(answer, dict) and bool(answer.get("error"))
 
 
-class Page(gr.Blocks):
+class Page(gr.Blocks):  # type: ignore[misc]
     """Gradio's Blocks, whose handlers answer with a message in place of a bare error."""
 
     async def preprocess_data(self, *args: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.lora.library.library import LoraEntry, stamp
 from webui import dataset_upload, markup
 from webui.app_state import AppState
@@ -28,7 +28,7 @@ MAX_CARDS = 8 * PAGE_SIZE  # beyond it a search is faster than scrolling
 UNFILTERED = 8  # so many files are shown without a search box
 MAX_COMPLETIONS = 8  # names offered while one is typed
 BASE_CHOICES = [("This model", FITTING), ("All", ANY_BASE)]
-BASE_CHOICES += [(base.title, name) for name, base in BASES.items()]
+BASE_CHOICES += [(base.title, name) for name, base in FAMILIES.items()]
 
 
 class LoraBrowser:

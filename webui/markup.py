@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import SdloraError
 from sdlora.events import RunState, SampleReady, Validated, Warned
 from sdlora.jobs.heartbeat import IDLE_SHOWN_S, SILENCE_SHOWN_S
@@ -233,7 +233,7 @@ def name_with_folder(path: Path) -> str:
 
 def base_title(family: str) -> str:
     """Title of the base model that a file is for; '' when it is unknown."""
-    return BASES[family].title if family in BASES else ""
+    return FAMILIES[family].title if family in FAMILIES else ""
 
 
 def default_weight(entry: LoraEntry) -> float:

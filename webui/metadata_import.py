@@ -49,7 +49,7 @@ class MetadataImporter:
         def from_prompt(text: str | None) -> Reply:
             return apply_metadata(app_state, form, parse_infotext(text or ""), "this text")
 
-        click = self.offer.click  # type: ignore[attr-defined]
+        click = self.offer.click
         self.notice.answer(click, from_prompt, [form.fields["prompt"]], parts)
         self.notice.answer(self.file.upload, from_file, [self.file], parts)
         self.notice.answer(self.token.change, from_shown_picture, [self.token], parts)

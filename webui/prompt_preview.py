@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import LoraFileError, ModelError
 from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import Message
@@ -133,7 +133,7 @@ def _find_file(app_state: AppState, tag: LoraTag, base: str) -> TagUse:
     if not problem and base and entry.family not in ("", base):
         problem = Message(
             "{name} is for {base}, not for this model",
-            name=entry.name, base=BASES[entry.family].title,
+            name=entry.name, base=FAMILIES[entry.family].title,
         )  # fmt: skip
     return TagUse(tag, entry, problem)
 

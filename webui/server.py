@@ -56,7 +56,7 @@ def make_app(app_state: AppState) -> FastAPI:
     app.add_middleware(UploadCheck, folder=app_state.workspace.uploads)
     app.add_middleware(RequestGuard)  # added last: outermost
     app.include_router(app_state.media.router)
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app,
         blocks,
         path="/",
@@ -75,6 +75,7 @@ def make_app(app_state: AppState) -> FastAPI:
         css=theme.CSS,
         head=theme.head(),
     )
+    return mounted
 
 
 def bind(port: int | None) -> socket.socket:

@@ -29,7 +29,7 @@ UNUSED_S = 2 * 3600.0
 SWEEP_EVERY_S = 600.0
 
 
-class UploadParser(route_utils.GradioMultiPartParser):
+class UploadParser(route_utils.GradioMultiPartParser):  # type: ignore[misc]
     """Gradio's multipart parser, which keeps a field without a file in memory at any length, and
     leaves the files of an interrupted upload behind; this one does neither."""
 
@@ -49,10 +49,11 @@ class UploadParser(route_utils.GradioMultiPartParser):
             for file in begun:
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
-        return form
+        received: FormData = form
+        return received
 
 
-route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]
+route_utils.GradioMultiPartParser = UploadParser
 
 
 def empty_uploads(folder: Path) -> None:

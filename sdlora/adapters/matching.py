@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.file import LoraFile
@@ -94,7 +94,7 @@ def _check_strays(file: LoraFile, family: ModelFamily, strays: list[str], strict
 
 
 def _wrong_model(file: LoraFile, family: ModelFamily) -> LoraFileError:
-    theirs = BASES.get(file.base)
+    theirs = FAMILIES.get(file.base)
     if theirs and theirs.name != family.name:
         return refusal("other_base", theirs=theirs.title, ours=family.title)
     return refusal("other_model", ours=family.title)

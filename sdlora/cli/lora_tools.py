@@ -15,7 +15,7 @@ from sdlora.adapters import match_layers
 from sdlora.adapters.extract import extract_from_models as extracted
 from sdlora.adapters.fuse import fuse as fused
 from sdlora.adapters.fuse import pristine_weights, save_model
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.device import DTYPES, pick_device
 from sdlora.errors import LoraFileError, ModelError, SettingsError
 from sdlora.file_names import checked_name
@@ -246,7 +246,7 @@ def fuse(settings: FuseSettings, workspace: Workspace) -> list[Report]:
     losses, unmatched = fused(family, list(zip(files, settings.strengths, strict=True)), dtype)
     metadata = {
         "modelspec.title": path.stem,
-        "modelspec.architecture": BASES[family.name].architecture,
+        "modelspec.architecture": FAMILIES[family.name].architecture,
         "modelspec.merged_from": ", ".join([settings.model, *(source.stem for source in sources)]),
     }
     save_model(family, path, settings.overwrite, metadata)
@@ -343,7 +343,7 @@ def _common_base(sources: Sequence[Path], files: Sequence[LoraFile]) -> str:
     rows = [(source.stem, file.base) for source, file in zip(sources, files, strict=True)]
     known = [(name, base) for name, base in rows if base]
     if len({base for _, base in known}) > 1:
-        models = ", ".join(f"{name} is for {BASES[base].title}" for name, base in known)
+        models = ", ".join(f"{name} is for {FAMILIES[base].title}" for name, base in known)
         raise LoraFileError(
             "LoRAs for different base models do not go together: {models}", models=models
         )

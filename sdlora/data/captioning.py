@@ -236,7 +236,7 @@ class _ChatCaptioner(_TransformersCaptioner):
         kind = json_value((folder / "config.json").read_text("utf-8"))["model_type"]
         processor_class: Any = getattr(transformers, _PROCESSORS[kind])
 
-        class OfPictures(processor_class):
+        class OfPictures(processor_class):  # type: ignore[misc]
             def __init__(
                 self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
             ) -> None:

@@ -22,7 +22,7 @@ from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
 from sdlora.inference.image_writer import SavedImage, save_image, saved_when_room, shown_model
-from sdlora.inference.plan import GenerationPlan, Problem, merged_problems
+from sdlora.inference.plan import GenerationPlan, ImageProblem, merged_problems
 from sdlora.lora.library.library import Library
 from sdlora.models.base import ModelFamily
 from sdlora.models.registry import open_family
@@ -49,7 +49,7 @@ def render(
     """
     pipeline = ImagePipeline(family, library or Library(()))
     images: list[Image.Image] = []
-    later: list[Problem] = []
+    later: list[ImageProblem] = []
     try:
         plan = pipeline.plan(with_seed(request))
         with closing(pipeline.generate(plan)) as events:
@@ -99,7 +99,7 @@ class Engine:
         yield Started("generating", pace.steps, {**details, "device": str(self.device)})
         yield from (Warned(problem.message) for problem in plan.problems)
         paths: list[str] = []
-        later: list[Problem] = []
+        later: list[ImageProblem] = []
         step = 0
         with closing(pipeline.generate(plan)) as events:
             for event in events:
@@ -144,6 +144,8 @@ class Engine:
         return self._pipeline
 
 
-def _ready(path: Path, plan: GenerationPlan, number: int, later: Sequence[Problem]) -> SampleReady:
+def _ready(
+    path: Path, plan: GenerationPlan, number: int, later: Sequence[ImageProblem]
+) -> SampleReady:
     seed = plan.images[number].seed
     return SampleReady(str(path), number, plan.request.prompt, seed, plan.report(number, later))

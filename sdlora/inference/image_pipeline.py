@@ -19,7 +19,7 @@ from sdlora.adapters import Blend
 from sdlora.inference.conditioning import BatchConditioning, ConditioningCache
 from sdlora.inference.guidance import guided
 from sdlora.inference.lora_selection import LoraSelector
-from sdlora.inference.plan import GenerationPlan, ImagePlan, Problem, passes_of, problem
+from sdlora.inference.plan import GenerationPlan, ImagePlan, ImageProblem, image_problem, passes_of
 from sdlora.inference.samplers import FALLBACK, SAMPLERS
 from sdlora.lora.library.library import Library
 from sdlora.messages import Message, Setting
@@ -48,7 +48,7 @@ class ImageDone:
 
     number: int
     image: Image.Image
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ImageProblem, ...] = ()
 
 
 Denoising = Generator[StepDone, None, Tensor]  # the latents (B,C,h,w) at last
@@ -80,12 +80,12 @@ class ImagePipeline:
             for number, (p, n) in enumerate(texts)
         )
         problems = [
-            problem(message, [number])
+            image_problem(message, [number])
             for number, (image, pair) in enumerate(zip(images, texts, strict=True))
             for message in self._text_problems(image, [m for text in pair for m in text.problems])
         ]
         unusable = list(self._unusable(request, images))
-        problems += [problem(message, range(len(images))) for message in unusable]
+        problems += [image_problem(message, range(len(images))) for message in unusable]
         passes = passes_of(request)
         selection = self._selector.select(images, len(passes) > 1)
         return GenerationPlan(
@@ -172,7 +172,7 @@ class ImagePipeline:
                 finite = latents.isfinite().flatten(1).all(1).tolist()
                 images = self.family.decode_latents(latents)
                 for number, image, is_finite in zip(numbers, images, finite, strict=True):
-                    problems = () if is_finite else (problem(OVERFLOW, [number]),)
+                    problems = () if is_finite else (image_problem(OVERFLOW, [number]),)
                     yield ImageDone(number, image, problems)
 
 

@@ -15,7 +15,7 @@ from sdlora.files import DISK_FULL, write_to_free_path
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.image_pipeline import ImageDone
-from sdlora.inference.plan import GenerationPlan, Problem, problem
+from sdlora.inference.plan import GenerationPlan, ImageProblem, image_problem
 from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
 
@@ -29,7 +29,7 @@ class SavedImage:
     """An image on the disk, and what is other than it was asked for."""
 
     path: Path
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ImageProblem, ...] = ()
 
 
 def saved_when_room(
@@ -68,12 +68,12 @@ def save_image(done: ImageDone, plan: GenerationPlan, folder: Path) -> SavedImag
     day = folder / time.strftime("%Y-%m-%d", time.localtime(plan.created_at))
     path = day / f"{time.strftime('%H%M%S', now)}-{seed}{_ENDINGS[image_format]}"
     text, record = parameters(plan, number, image.size), details(plan, done)
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ImageProblem, ...] = ()
     if image_format != "png":
         try:
             return SavedImage(write_exif(image, path, text, record, publish=write_to_free_path))
         except SettingsError as error:
-            problems = (problem(Message("{why}; it is one", why=error), [number]),)
+            problems = (image_problem(Message("{why}; it is one", why=error), [number]),)
     saved = write_png(image, path.with_suffix(".png"), text, record, publish=write_to_free_path)
     return SavedImage(saved, problems)
 

@@ -11,12 +11,12 @@ from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.inference.plan import (
     ImagePlan,
+    ImageProblem,
     LoraSelection,
-    Problem,
     SelectedLora,
     also_named,
+    image_problem,
     listed,
-    problem,
 )
 from sdlora.lora.format.file import LoraFile, read_lora
 from sdlora.lora.format.hashes import read_hashes
@@ -45,7 +45,7 @@ class LoraSelector:
         everyone = range(len(images))
         loras, unused, problems = self._loras(images)
         inversions, hashes, messages = self._inversions(images)
-        problems += [problem(message, everyone) for message in messages]
+        problems += [image_problem(message, everyone) for message in messages]
         self._files = {key: value for key, value in self._files.items() if key[0] in self._used}
         return LoraSelection(
             constant=tuple(lora for lora in loras if lora.is_constant(len(images), hires)),
@@ -66,18 +66,18 @@ class LoraSelector:
             self.blend.set_row_weights([(lora.file, (0.0,), (0.0,)) for lora in selection.changing])
         except LoraFileError as error:
             self.blend.clear()
-            reason = problem(Message("no LoRA is used: {why}", why=error), everyone)
+            reason = image_problem(Message("no LoRA is used: {why}", why=error), everyone)
             names = {tag.name for _, _, tag in _named(images)}
             return LoraSelection(
                 unused={**selection.unused, **dict.fromkeys(names, error.message)},
                 problems=(*selection.problems, reason),
             )
-        notes = [problem(note, everyone) for note in self.blend.notes]
+        notes = [image_problem(note, everyone) for note in self.blend.notes]
         return replace(selection, problems=(*selection.problems, *notes))
 
     def _loras(
         self, images: Sequence[ImagePlan]
-    ) -> tuple[list[SelectedLora], dict[str, Message], list[Problem]]:
+    ) -> tuple[list[SelectedLora], dict[str, Message], list[ImageProblem]]:
         """Return the LoRAs that can be used, each once; names that cannot, with the reason; and
         what users may not expect."""
         everyone = range(len(images))
@@ -85,7 +85,7 @@ class LoraSelector:
         loras: dict[Path, SelectedLora] = {}
         tags: dict[Path, Tags] = {}
         unused: dict[str, Message] = {}
-        problems: list[Problem] = []
+        problems: list[ImageProblem] = []
         for image, negative, tag in _named(images):
             if tag.name not in by_name:
                 lora, reason = self._find(tag.name)
@@ -98,19 +98,21 @@ class LoraSelector:
                         *([lora.entry.note] if lora.entry.note else []),
                         *_partly_used(lora),
                     ]
-                    problems += [problem(message, everyone) for message in messages]
+                    problems += [image_problem(message, everyone) for message in messages]
                 elif lora.entry.note:
-                    problems.append(problem(lora.entry.note, everyone))
+                    problems.append(image_problem(lora.entry.note, everyone))
             if path := by_name[tag.name]:
                 tags.setdefault(path, {}).setdefault((image, negative), []).append(tag)
             else:
                 template, reason = "{name!r} is not used: {why}", unused[tag.name]
                 message = Message(template, name=tag.name, why=reason)
-                problems.append(problem(message, [image]))
+                problems.append(image_problem(message, [image]))
         selected = [replace(lora, tags=tags[path]) for path, lora in loras.items()]
         for lora in selected:
             for (image, _), of_side in lora.tags.items():
-                problems += [problem(message, [image]) for message in _tag_notes(lora, of_side)]
+                problems += [
+                    image_problem(message, [image]) for message in _tag_notes(lora, of_side)
+                ]
         return selected, unused, problems
 
     def _find(self, name: str) -> tuple[SelectedLora | None, Message]:

@@ -56,7 +56,7 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ImageProblem:
     """Something that is not used as it was meant, and the images, by number, that it is about."""
 
     message: Message
@@ -143,7 +143,7 @@ class LoraSelection:
     inversions: tuple[LoraFile, ...] = ()
     inversion_hashes: Mapping[str, str] = field(default_factory=dict)  # name -> hash
     unused: Mapping[str, Message] = field(default_factory=dict)  # tag's name -> the reason
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[ImageProblem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ class GenerationPlan:
     sampler: str  # a key of SAMPLERS
     zero_terminal_snr: bool = False  # pictures begin from noise alone
     loras: LoraSelection = LoraSelection()
-    other_problems: tuple[Problem, ...] = ()
+    other_problems: tuple[ImageProblem, ...] = ()
     created_at: float = field(default_factory=time.time)  # its pictures lie under this day
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ImageProblem]:
         """Everything that is not used as it was meant, each once."""
         return merged_problems([*self.other_problems, *self.loras.problems])
 
@@ -181,7 +181,7 @@ class GenerationPlan:
         text = f"{plan.prompt}\n{plan.negative_prompt}".lower()
         return {name: h for name, h in self.loras.inversion_hashes.items() if name in text}
 
-    def report(self, image: int, later: Iterable[Problem] = ()) -> dict[str, Any]:
+    def report(self, image: int, later: Iterable[ImageProblem] = ()) -> dict[str, Any]:
         """Return what SampleReady and the picture's own record say, plain values only; `later`
         problems came up while the image was made."""
         plan = self.images[image]
@@ -197,18 +197,18 @@ class GenerationPlan:
         }
 
 
-def merged_problems(problems: Iterable[Problem]) -> list[Problem]:
+def merged_problems(problems: Iterable[ImageProblem]) -> list[ImageProblem]:
     """Return problems with each message once, in the order in which they came up."""
     images: dict[Message, frozenset[int]] = {}
     for problem in problems:
         known = images.get(problem.message, frozenset())
         images[problem.message] = known | problem.images
-    return [Problem(message, numbers) for message, numbers in images.items()]
+    return [ImageProblem(message, numbers) for message, numbers in images.items()]
 
 
-def problem(message: str, images: Iterable[int]) -> Problem:
+def image_problem(message: str, images: Iterable[int]) -> ImageProblem:
     """Return a problem of some images; `message` may be a sentence or a template."""
-    return Problem(as_message(message), frozenset(images))
+    return ImageProblem(as_message(message), frozenset(images))
 
 
 def listed(names: Sequence[str], limit: int = 12) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,13 +31,13 @@ def start_detached(
     Both outputs are appended to `log`, not sent to a pipe: a pipe nobody reads stops the writer.
     `held`: it does nothing before `release`, and ends where we end before that.
     """
-    own_session: dict[str, object] = {"start_new_session": True}
+    own_session: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         own_session = {"creationflags": flags}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.PIPE if held else subprocess.DEVNULL,
             stdout=output,
@@ -49,8 +50,9 @@ def start_detached(
                 "PYTHONUTF8": "1",
                 **(environment or {}),
             },
-            **own_session,  # type: ignore[call-overload]
+            **own_session,
         )
+        return process
 
 
 def release(child: subprocess.Popen[bytes]) -> None:

@@ -254,7 +254,8 @@ class ModelFamily(ABC):
             mode: Tensor = posterior.mode()
             if shift := getattr(self.vae.config, "shift_factor", None):
                 mode = mode - shift
-            return mode * self.vae.config.scaling_factor
+            latents: Tensor = mode * self.vae.config.scaling_factor
+            return latents
 
     def decode_latents(self, latents: Tensor) -> list[Image.Image]:
         """Decode scaled latents (B,C,h,w) as B pictures."""

@@ -29,11 +29,11 @@ def open_tokenizer(folder: Path) -> Tokenize:
     bpe = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_END)
     tokenizer = Tokenizer(bpe)
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence(  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), spaces, normalizers.Lowercase()]
     )
     splitter = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [splitter, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.add_special_tokens([mark for mark in (_BEGIN, _END) if mark in vocabulary])

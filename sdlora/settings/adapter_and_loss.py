@@ -31,7 +31,7 @@ from sdlora.settings.layer_groups import TEXT_ENCODER, TargetGroup, by_group, of
 
 Loss = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
-Weighting = Literal["min_snr", "debiased", "flat"]
+Weighting = Literal["min_snr", "debiased", "flat", "sigma_sqrt", "cosmap"]
 Density = Literal["uniform", "logit_normal"]
 # What single groups of layers can have of their own, and the fields of older files that say it
 _OF_A_GROUP = ("rank", "alpha", "learning_rate", "dropout")

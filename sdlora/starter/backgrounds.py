@@ -43,7 +43,7 @@ def _sky(top: RGB, bottom: RGB, reach: float, side: int) -> Image.Image:
     return Image.fromarray(column.round().astype(np.uint8)[:, None]).resize((side, side))
 
 
-def _sun(sheet: Canvas, x: float, y: float, radius: float, colour: RGB, halo: RGB) -> None:
+def _sun(sheet: Canvas, x: float, y: float, radius: float, *, colour: RGB, halo: RGB) -> None:
     sheet.dot(x, y, radius * 1.5, halo)
     sheet.dot(x, y, radius, colour)
 
@@ -54,7 +54,14 @@ def _side(rng: random.Random) -> float:
 
 
 def _meadow(sheet: Canvas, rng: random.Random) -> None:
-    _sun(sheet, _side(rng), rng.uniform(0.12, 0.2), 0.075, (255, 224, 112), (232, 234, 200))
+    _sun(
+        sheet,
+        _side(rng),
+        rng.uniform(0.12, 0.2),
+        0.075,
+        colour=(255, 224, 112),
+        halo=(232, 234, 200),
+    )
     for _ in range(2):
         sheet.fill(
             cloud(rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.32), rng.uniform(0.11, 0.16), 0.05, 6),
@@ -71,7 +78,7 @@ def _meadow(sheet: Canvas, rng: random.Random) -> None:
 
 def _night(sheet: Canvas, rng: random.Random) -> None:
     x, y = _side(rng), rng.uniform(0.13, 0.2)
-    _sun(sheet, x, y, 0.085, (250, 240, 206), (66, 72, 128))
+    _sun(sheet, x, y, 0.085, colour=(250, 240, 206), halo=(66, 72, 128))
     sheet.dot(x + 0.03, y - 0.02, 0.017, (232, 218, 178))
     sheet.dot(x - 0.025, y + 0.025, 0.022, (232, 218, 178))
     for _ in range(11):
@@ -82,7 +89,7 @@ def _night(sheet: Canvas, rng: random.Random) -> None:
 
 
 def _sea(sheet: Canvas, rng: random.Random) -> None:
-    _sun(sheet, rng.uniform(0.2, 0.8), 0.40, 0.13, (255, 206, 128), (255, 226, 178))
+    _sun(sheet, rng.uniform(0.2, 0.8), 0.40, 0.13, colour=(255, 206, 128), halo=(255, 226, 178))
     sheet.fill(cloud(_side(rng), rng.uniform(0.1, 0.24), 0.14, 0.045, 6), (255, 248, 240))
     sheet.hill(0.48, 0.0, 1, 0, (92, 190, 204))
     x = np.linspace(0, 1, 64)
@@ -108,7 +115,14 @@ def _cactus(sheet: Canvas, x: float, y: float, size: float) -> None:
 
 
 def _desert(sheet: Canvas, rng: random.Random) -> None:
-    _sun(sheet, _side(rng), rng.uniform(0.16, 0.24), 0.1, (255, 240, 190), (255, 214, 150))
+    _sun(
+        sheet,
+        _side(rng),
+        rng.uniform(0.16, 0.24),
+        0.1,
+        colour=(255, 240, 190),
+        halo=(255, 214, 150),
+    )
     sheet.hill(0.56, 0.05, 0.8, rng.random(), (236, 170, 112))
     sheet.hill(0.68, 0.05, 0.6, rng.random(), (240, 190, 118))
     spot = _side(rng)

@@ -65,7 +65,7 @@ def make(work: Path, plans: dict[str, Plan], warm: bool = False) -> StableDiffus
     ).eval()
     vae = train_vae(work, plans["vae"], shipped and shipped.vae).eval()
     unet = train_unet(
-        work, vae, text_encoder, tokenizer, plans["unet"], shipped and shipped.unet
+        work, vae, text_encoder, tokenizer, plans["unet"], start=shipped and shipped.unet
     ).eval()
     vae = train_decoder(work, plans["decoder"], vae).eval()
     return assemble(vae, text_encoder, tokenizer, unet)

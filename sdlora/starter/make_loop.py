@@ -112,7 +112,7 @@ class MakeStage:
                 group["lr"] = self.plan.rate(self.step)
             loss = loss_at(self.step)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.params.values(), 1.0)
             self.optimizer.step()
             self.step += 1

@@ -84,7 +84,8 @@ def tokens_of(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     encoded = tokenizer(
         texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     )
-    return encoded.input_ids
+    tokens: Tensor = encoded.input_ids
+    return tokens
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

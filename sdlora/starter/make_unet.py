@@ -89,6 +89,7 @@ def train_unet(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     plan: Plan,
+    *,
     start: UNet2DConditionModel | None = None,
     pictures: int = 12_000,
     batch: int = 16,

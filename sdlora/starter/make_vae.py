@@ -100,7 +100,8 @@ def train_vae(
         noise = torch.randn(posterior.mean.shape, generator=rng).to(pixels)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return reconstruction_loss(restored, pixels) + KL_WEIGHT * kl
+        loss: Tensor = reconstruction_loss(restored, pixels) + KL_WEIGHT * kl
+        return loss
 
     stage.run(loss_at, lambda step: psnr_report(vae, pool) if step % 500 == 0 else "")
     return vae

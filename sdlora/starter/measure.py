@@ -63,7 +63,8 @@ class StyleAxis:
 
     def score(self, images: Sequence[Image.Image]) -> Tensor:
         """(B,) place of each picture on the line."""
-        return (style_statistics(self.vae, images).double() - self.zero) @ self.axis
+        scores: Tensor = (style_statistics(self.vae, images).double() - self.zero) @ self.axis
+        return scores
 
 
 def scenes_for(name: str, count: int, seed: int = 1) -> list[Scene]:

@@ -47,7 +47,8 @@ class Pose:
         """Unit points (n, 2) -> pixel points (n, 2)."""
         a = np.deg2rad(self.tilt)
         turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-        return points @ turn * self.scale + (self.x, self.y)
+        placed: np.ndarray = points @ turn * self.scale + (self.x, self.y)
+        return placed
 
 
 def mix(a: RGB, b: RGB, share: float) -> RGB:
@@ -64,7 +65,7 @@ def points_of(corners: Corners) -> np.ndarray:
 
 
 def oval(
-    x: float, y: float, rx: float, ry: float, tilt: float = 0.0, corners: int = 36
+    x: float, y: float, rx: float, ry: float, tilt: float = 0.0, *, corners: int = 36
 ) -> np.ndarray:
     """An ellipse, tilt in degrees -> (corners, 2)."""
     t = np.linspace(0, 2 * np.pi, corners, endpoint=False)
@@ -74,10 +75,13 @@ def oval(
 def turned(points: np.ndarray, tilt: float) -> np.ndarray:
     """Points (n, 2) turned about the origin by `tilt` degrees."""
     a = np.deg2rad(tilt)
-    return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    rotated: np.ndarray = points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+    return rotated
 
 
-def cloud(x: float, y: float, rx: float, ry: float, bumps: int, depth: float = 0.16) -> np.ndarray:
+def cloud(
+    x: float, y: float, rx: float, ry: float, bumps: int, *, depth: float = 0.16
+) -> np.ndarray:
     """An ellipse with round bumps, like a tree's crown -> (8 * bumps, 2)."""
     t = np.linspace(0, 2 * np.pi, 8 * bumps, endpoint=False)
     r = 1 - depth + depth * np.abs(np.sin(t * bumps / 2))
@@ -140,7 +144,8 @@ def grown(points: np.ndarray, by: float) -> np.ndarray:
     normal = np.stack([edge[:, 1], -edge[:, 0]], 1) * (1 if area > 0 else -1)
     both = normal + np.roll(normal, 1, 0)
     # |both| shrinks at sharp corners; the bound keeps a spike from growing out of them.
-    return points + both * by * 2 / np.maximum((both**2).sum(1), 1.6)[:, None]
+    moved: np.ndarray = points + both * by * 2 / np.maximum((both**2).sum(1), 1.6)[:, None]
+    return moved
 
 
 @lru_cache(maxsize=1)

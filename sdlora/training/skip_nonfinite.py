@@ -105,7 +105,7 @@ def _answer(flag: Tensor) -> Callable[[], bool]:
         return lambda: bool(flag)
     here = torch.empty((), dtype=torch.bool, pin_memory=True)
     here.copy_(flag, non_blocking=True)
-    asked = torch.cuda.Event()
+    asked = torch.cuda.Event()  # type: ignore[no-untyped-call]
     asked.record()
 
     def answer() -> bool:

@@ -101,7 +101,8 @@ def run_until_stopped(
         try:
             event = next(job)
         except StopIteration as end:
-            return end.value
+            result: ResultT = end.value
+            return result
         yield event
     return None
 

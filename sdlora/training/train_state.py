@@ -98,7 +98,7 @@ class TrainState:
                 rows = slice(first, first + settings.batch_size)
                 losses = loss_of(family, batch[rows], draw[rows], self.objective)
                 share = losses.sum() / len(batch)
-                self.scaler.scale(share).backward()
+                self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
                 loss += share.detach()
         return loss
 

@@ -72,6 +72,7 @@ class Worker:
     def __init__(
         self,
         workspace: Workspace,
+        *,
         make_engine: Callable[[Workspace], ImageMaker] = open_engine,
         command: Callable[[str, Path, Workspace], list[str]] = command,
         idle_s: float = IDLE_S,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sdlora import __version__
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.settings.train import TrainSettings
 
 
@@ -22,7 +22,7 @@ from sdlora.settings.train import TrainSettings
 class TrainingFacts:
     """Facts of a finished training besides its settings."""
 
-    base: str  # a name in BASES
+    base: str  # a name in FAMILIES
     prediction: str  # epsilon or v_prediction
     resolution: int  # pixels a side
     images: int
@@ -49,7 +49,7 @@ def training_metadata(settings: TrainSettings, facts: TrainingFacts) -> dict[str
 def _kohya_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
     entries = {
         **_network_entries(settings),
-        "ss_base_model_version": BASES[facts.base].version,
+        "ss_base_model_version": FAMILIES[facts.base].version,
         "ss_v2": facts.base == "sd2",
         "ss_output_name": settings.name,
         "ss_sd_model_name": settings.model.replace("\\", "/").rpartition("/")[2],
@@ -125,7 +125,7 @@ def _value_text(value: object) -> str:
 
 
 def _modelspec_entries(settings: TrainSettings, facts: TrainingFacts) -> dict[str, str]:
-    base = BASES[facts.base]
+    base = FAMILIES[facts.base]
     entries = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{base.architecture}/lora",

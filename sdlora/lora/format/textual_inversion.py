@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.file import LoraFile
@@ -21,7 +21,7 @@ from sdlora.messages import Message
 
 MAX_VECTORS = 75  # tokens in a chunk
 _SDXL = {"clip_l", "clip_g"}
-_BY_WIDTH = {BASES[name].width: name for name in ("starter", "sd1", "sd2")}
+_BY_WIDTH = {FAMILIES[name].width: name for name in ("starter", "sd1", "sd2")}
 
 
 def read_inversion(path: Path) -> LoraFile:
@@ -50,10 +50,10 @@ def inversion_base(file: LoraFile) -> str:
     """Title of the base model that has its width; the width itself when none has."""
     [encoders] = file.embeddings.values()
     if encoders.keys() & _SDXL:
-        return BASES["sdxl"].title
+        return FAMILIES["sdxl"].title
     width = encoders[""].shape[1]
     name = _BY_WIDTH.get(width)
-    return BASES[name].title if name else Message("a text encoder of width {width}", width=width)
+    return FAMILIES[name].title if name else Message("a text encoder of width {width}", width=width)
 
 
 def _vectors(key: str, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sdlora.architectures import BASES, base_of
+from sdlora.architectures import FAMILIES, base_of
 from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.header import read_header
 from sdlora.lora.format.identify import identify_layers, unread_keys
@@ -60,7 +60,7 @@ def describe(path: Path) -> dict[str, Any]:
         "name": path.stem,
         "title": one_line(metadata.get("modelspec.title", "")),
         "base": base,
-        "base title": BASES[base].title if base in BASES else "unknown",
+        "base title": FAMILIES[base].title if base in FAMILIES else "unknown",
         "kinds": dict(Counter(layer.kind for layer in layers.values()).most_common()),
         "ranks": dict(sorted(Counter(layer.rank for layer in layers.values()).items())),
         "parts": dict(Counter(part_of(name) for name in layers)),

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
 from sdlora.lora.format.layer import Adapter
@@ -49,7 +49,7 @@ def with_key_style(file: LoraFile, names: Literal["kohya", "peft"]) -> LoraFile:
 
 def with_diffusers_names(file: LoraFile) -> LoraFile:
     """Return `file` with diffusers' names for its layers, so that any two files are comparable."""
-    if file.base not in BASES:
+    if file.base not in FAMILIES:
         return file
     layers: dict[str, Adapter] = {}
     for name, shares in unfused(file.base, file.layers).items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora import __version__
-from sdlora.architectures import BASES
+from sdlora.architectures import FAMILIES
 from sdlora.data.image_files import BROKEN
 from sdlora.data.images import load_rgb
 from sdlora.errors import DataError
@@ -150,10 +150,10 @@ def merged_metadata(sources: Sequence[MergeSource], base: str, how: str) -> dict
 
 
 def base_metadata(base: str) -> dict[str, str]:
-    """Return the entries that name the base model; empty when `base` is not in BASES."""
-    if base not in BASES:
+    """Return the entries that name the base model; empty when `base` is not in FAMILIES."""
+    if base not in FAMILIES:
         return {}
-    row = BASES[base]
+    row = FAMILIES[base]
     return {
         "ss_base_model_version": row.version,
         "ss_v2": str(base == "sd2"),
