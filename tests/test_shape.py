@@ -15,7 +15,7 @@ from shape import Source, sources
 TOP_LEVEL = {
     *("sdlora", "webui", "training_data", "tests", "benchmarks", "docs", ".ci", ".git"),
     *("launch.py", "requirements.txt", "pyproject.toml", "README.md", "CHANGELOG.md"),
-    *("LICENSE", ".gitignore"),
+    *("LICENSE", ".gitignore", "CONTRIBUTING.md"),
 }
 PRODUCT = ("sdlora", "webui", "launch.py", "benchmarks")
 RULES: dict[str, tuple[Callable[[Source], list[str]], tuple[str, ...]]] = {
