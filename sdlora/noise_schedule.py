@@ -313,10 +313,14 @@ def _unfit_weighting(weighting: LossWeighting, known: tuple[str, ...]) -> Settin
     )  # fmt: skip
 
 
-def flux_shift(tokens: int) -> float:
-    """Return FLUX's shift of the levels for a picture of so many tokens: exp of a line through 0.5
-    at 256 and 1.15 at 4096 (black-forest-labs/flux, sampling.py, get_lin_function)."""
-    return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+def dynamic_shift(
+    tokens: int, *, base: float = 0.5, highest: float = 1.15, low: int = 256, high: int = 4096
+) -> float:
+    """Return mu, the logarithm of the shift of the levels for a picture of so many tokens: on a
+    line through `base` at `low` and `highest` at `high` tokens (black-forest-labs/flux,
+    sampling.py, get_lin_function)."""
+    slope = (highest - base) / (high - low)
+    return tokens * slope + (base - slope * low)
 
 
 def _as_column(vector: Tensor, like: Tensor) -> Tensor:

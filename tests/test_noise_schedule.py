@@ -6,8 +6,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
-from sdlora.errors import ModelError
-from sdlora.noise_schedule import DDPM, LossWeighting
+from sdlora.errors import ModelError, SettingsError
+from sdlora.noise_schedule import (
+    DDPM,
+    UNIFORM,
+    LossWeighting,
+    NoiseSchedule,
+    RectifiedFlow,
+    TimestepSampling,
+)
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -101,3 +108,66 @@ def test_half_precision_latents_keep_their_type() -> None:
 def test_unknown_prediction_is_refused() -> None:
     with pytest.raises(ModelError, match="sample"):
         DDPM.from_config({**CONFIG, "prediction_type": "sample"})
+
+
+CONTRACT: dict[str, NoiseSchedule] = {
+    "epsilon": DDPM.from_config(CONFIG),
+    "v_prediction": DDPM.from_config({**CONFIG, "prediction_type": "v_prediction"}),
+    "flow": RectifiedFlow(),
+}
+WEIGHTINGS = {"flow": ("flat", "sigma_sqrt", "cosmap")}
+
+
+@pytest.mark.parametrize("prediction", CONTRACT)
+def test_a_noise_schedule_keeps_its_contract(prediction: str) -> None:
+    """Every schedule that a family may have: levels, mixtures, targets, weights."""
+    noise, (x0, eps) = CONTRACT[prediction], (rows[:1].expand_as(rows) for rows in latents())
+    assert noise.num_steps == 1000 and noise.prediction == prediction
+    assert noise.to(torch.device("cpu")).prediction == prediction
+    for sampling in (UNIFORM, TimestepSampling(low=0.2, high=0.3), TimestepSampling(True, shift=3)):
+        rng = torch.Generator().manual_seed(3)
+        t = noise.sample_timesteps(500, rng, sampling)
+        assert t.shape == (500,) and t.min() >= 1000 * sampling.low
+        assert t.max() < 1000 * sampling.high and len(t.unique()) > 50
+    levels = torch.tensor([2, 50, 250, 999])
+    t = levels.float() if prediction == "flow" else levels
+    noisy = noise.add_noise(x0, eps, t)
+    # the more noise, the nearer the mixture is to it
+    far = [(row - other).norm() for row, other in zip(noisy, eps, strict=True)]
+    assert far == sorted(far, reverse=True)
+    assert noise.add_noise(x0.half(), eps.half(), t).dtype == torch.float16
+    # the target and the mixture give the latents back
+    target = noise.target(x0, eps, t)
+    assert target.dtype == torch.float32
+    snr = noise.snr(t)
+    assert snr.shape == (len(t),) and (snr.diff() < 0).all() and snr.isfinite().all()
+    if prediction == "flow":
+        back = noisy - (t / 1000).view(-1, 1, 1, 1) * target
+    else:
+        signal, sigma = ((snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt())
+        signal, sigma = signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+        mixture = (noisy - sigma * target) / signal, signal * noisy - sigma * target
+        back = mixture[prediction == "v_prediction"]
+    torch.testing.assert_close(back[:3], x0[:3], atol=1e-3, rtol=1e-3)
+    known = WEIGHTINGS.get(prediction, ("flat", "min_snr", "debiased"))
+    for name in ("flat", "min_snr", "debiased", "sigma_sqrt", "cosmap"):
+        weighting = LossWeighting(name, 5.0)
+        if name not in known:
+            with pytest.raises(SettingsError, match="has no meaning for this model's noise"):
+                noise.check_weighting(weighting)
+            continue
+        noise.check_weighting(weighting)
+        weights = noise.loss_weight(t, weighting)
+        assert weights.shape == (len(t),) and (weights > 0).all()
+    assert noise.loss_weight(t).tolist() == [1.0] * len(t)
+
+
+@pytest.mark.parametrize("prediction", CONTRACT)
+def test_zero_terminal_snr_is_for_models_that_predict_v(prediction: str) -> None:
+    noise = CONTRACT[prediction]
+    if noise.allows_zero_terminal_snr:
+        last = torch.tensor([noise.num_steps - 1])
+        assert noise.zero_terminal_snr().snr(last) == 0 < noise.snr(last)
+        return
+    with pytest.raises(SettingsError, match="Leave it off"):
+        noise.zero_terminal_snr()

@@ -15,15 +15,18 @@ from shape import Source, sources
 TOP_LEVEL = {
     *("sdlora", "webui", "training_data", "tests", "benchmarks", "docs", ".ci", ".git"),
     *(
-        "launch.py",
-        "requirements.txt",
-        "requirements.lock",
-        "pyproject.toml",
-        "README.md",
+        ".github",
+        ".gitignore",
+        ".pre-commit-config.yaml",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "launch.py",
+        "pyproject.toml",
+        "requirements.lock",
+        "requirements.txt",
     ),
-    *("README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".github"),
-    ".pre-commit-config.yaml",
 }
 PRODUCT = ("sdlora", "webui", "launch.py", "benchmarks")
 RULES: dict[str, tuple[Callable[[Source], list[str]], tuple[str, ...]]] = {

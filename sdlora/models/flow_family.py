@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from sdlora.models.base import ModelFamily
 from sdlora.models.stock_sampler import StockSampler
-from sdlora.noise_schedule import RectifiedFlow
+from sdlora.noise_schedule import RectifiedFlow, dynamic_shift
 
 
 class FlowFamily(ModelFamily):
@@ -64,11 +64,11 @@ class FlowFamily(ModelFamily):
         return {} if mu is None else {"mu": mu}
 
     def _mu(self, size: tuple[int, int]) -> float:
-        """Return the logarithm of the shift: a line through two numbers of tokens."""
+        """Return the logarithm of the shift for pictures of this size."""
         w, h = self.latent_size(*size)
-        tokens, config = (w // 2) * (h // 2), self.pipeline.scheduler.config
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, largest = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        slope = (largest - base) / (high - low)
-        mu: float = tokens * slope + (base - slope * low)
-        return mu
+        config = self.pipeline.scheduler.config
+        return dynamic_shift(
+            (w // 2) * (h // 2),
+            base=config.get("base_shift", 0.5), highest=config.get("max_shift", 1.15),
+            low=config.get("base_image_seq_len", 256), high=config.get("max_image_seq_len", 4096),
+        )  # fmt: skip

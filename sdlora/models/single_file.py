@@ -1,7 +1,8 @@
 """A whole Stable Diffusion 1, 2 or XL in one file, its tensors named as in its first code.
 
 A1111, ComfyUI and diffusers' `from_single_file` read such a file. The UNet's names are those that
-LoRA files use as well (lora/format/original_names.py); those of the VAE and the text encoders stand here.
+LoRA files use as well (lora/format/original_names.py); those of the VAE and the text encoders
+stand here.
 
 Sources: CompVis/latent-diffusion, ldm/modules/diffusionmodules/model.py (VAE);
 Stability-AI/generative-models, sgm/modules/encoders/modules.py; mlfoundations/open_clip,
