@@ -61,7 +61,7 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Installer(NamedTuple):
-    """How one operating system gets the pinned packages; {python} stands for .venv's Python."""
+    """Commands that install the pinned packages; {python} stands for .venv's Python."""
 
     tool: str  # pip installs this first, when named; PyTorch then comes by `command`
     command: tuple[str, ...]
@@ -156,7 +156,7 @@ def pins(requirements: Path) -> dict[str, str]:
 
 
 def is_met(name: str, version: str) -> bool:
-    """Whether this interpreter has the pinned version; a build's local part (+cu130) is free."""
+    """Return True if this interpreter has the pinned version; a local part (+cu130) is free."""
     from importlib import metadata
 
     try:
@@ -166,12 +166,12 @@ def is_met(name: str, version: str) -> bool:
 
 
 def venv_python() -> Path:
-    """Where .venv keeps its interpreter."""
+    """Return the path of .venv's interpreter."""
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def in_venv() -> bool:
-    """Whether this interpreter is .venv's."""
+    """Return True if this interpreter is .venv's."""
     return VENV.exists() and os.path.samefile(sys.prefix, VENV)
 
 
@@ -185,7 +185,7 @@ def stamp_of(requirements: Path) -> tuple[Path, str]:
 
 
 def is_stamped(requirements: Path) -> bool:
-    """Whether .venv holds what the requirements file asks for now."""
+    """Return True if .venv holds what the requirements file asks for now."""
     path, text = stamp_of(requirements)
     return venv_python().exists() and path.exists() and path.read_text("utf-8") == text
 
@@ -201,7 +201,7 @@ def ready_python(needed: list[Path]) -> Path | None:
 
 
 def progress(line: str, names: set[str], seen: set[str]) -> str:
-    """What to show for a line the installer wrote; `seen` gathers the pinned packages met."""
+    """Return what to show for a line of the installer; `seen` gathers the pinned packages met."""
     by_name = r"(?:Collecting|Requirement already satisfied:| \+) ([\w.-]+)"
     met = re.match(by_name, line) or re.match(r"Processing .*[/\\]([\w.]+)-.*\.whl", line)
     name = met[1].lower().replace("_", "-") if met else ""
@@ -311,8 +311,8 @@ def install(needed: list[Path]) -> Path:
 def find_chromium() -> str:
     """The Chromium for the browser tests: $SDLORA_CHROMIUM, else one on PATH; empty without."""
     given = os.environ.get("SDLORA_CHROMIUM")
-    found = (shutil.which(name) for name in ([given] if given else CHROMIUM_NAMES))
-    return next((path for path in found if path), "")
+    paths = (shutil.which(name) for name in ([given] if given else CHROMIUM_NAMES))
+    return next((path for path in paths if path), "")
 
 
 def ensure_chromium() -> bool:
@@ -405,8 +405,8 @@ def main(argv: list[str]) -> int:
     except (LaunchError, OSError) as problem:
         if python:
             raise
-        what = "" if isinstance(problem, LaunchError) else f"{VENV} could not be prepared: "
-        print(f"{what}{problem}", file=sys.stderr)
+        context = "" if isinstance(problem, LaunchError) else f"{VENV} could not be prepared: "
+        print(f"{context}{problem}", file=sys.stderr)
         return 1
 
 

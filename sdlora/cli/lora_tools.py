@@ -267,7 +267,7 @@ def compare(settings: CompareSettings, workspace: Workspace) -> list[Report]:
         picture = picture.with_suffix(".png")
         if picture.exists() and not settings.overwrite:
             raise _exists_error(picture, "picture")
-    sources = [find_file(name, workspace) for name in (settings.one, settings.other)]
+    sources = [find_file(name, workspace) for name in (settings.first, settings.second)]
     first_lora, second_lora = (with_diffusers_names(read_lora(source)) for source in sources)
     _common_base(sources, (first_lora, second_lora))
     first, second = (source.stem for source in sources)

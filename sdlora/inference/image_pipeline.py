@@ -153,7 +153,7 @@ class ImagePipeline:
         return request.zero_terminal_snr and self.family.noise.allows_zero_terminal_snr
 
     def _scheduler(self, sampler: str) -> object:
-        return SAMPLERS[sampler].scheduler(self.family.noise)
+        return SAMPLERS[sampler].scheduler_for(self.family.noise)
 
     @torch.no_grad()
     def generate(self, plan: GenerationPlan) -> Generator[StepDone | ImageDone]:
@@ -241,7 +241,7 @@ class ImageBatch:
         return state.x
 
     def _sampler(self, steps: int, latents: Tensor) -> StockSampler:
-        scheduler = SAMPLERS[self.plan.sampler].scheduler(self.family.noise)
+        scheduler = SAMPLERS[self.plan.sampler].scheduler_for(self.family.noise)
         assert scheduler is not None, "the plan names one that fits"
         from_noise = self.plan.zero_terminal_snr
         return self.family.sampler(

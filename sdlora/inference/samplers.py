@@ -30,7 +30,7 @@ class Sampler:
     ddpm: Scheduler
     flow: Scheduler | None = None
 
-    def scheduler(self, noise: NoiseSchedule) -> Scheduler | None:
+    def scheduler_for(self, noise: NoiseSchedule) -> Scheduler | None:
         """Return the scheduler for a model's noise."""
         return self.flow if noise.prediction == "flow" else self.ddpm
 

@@ -42,7 +42,7 @@ _OWN_FIELD = {
 
 
 class AdapterSettings(Settings):
-    """What learns."""
+    """Settings of the adapter: its type, size, layers and dropout."""
 
     adapter: AdapterName = Field(
         "lora",
@@ -136,14 +136,14 @@ class AdapterSettings(Settings):
 
     @field_validator(*(f"group_{name}" for name in _OF_A_GROUP))
     @classmethod
-    def _can_be_read(cls, words: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _can_be_read(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         name = str(info.field_name)
         try:
-            by_group(words, _reader(cls, name.removeprefix("group_")))
+            by_group(texts, _reader(cls, name.removeprefix("group_")))
         except InvalidValue as error:
             why = error.message
             raise InvalidValue("{setting}: {why}", setting=Setting(name), why=why) from None
-        return words
+        return texts
 
     @model_validator(mode="after")
     def _kind_can(self) -> Self:
@@ -178,7 +178,7 @@ class AdapterSettings(Settings):
 
     def _is_set(self, name: str) -> bool:
         """Return whether a setting is not 0, of all layers or of a group."""
-        by_groups = self._said(name).values() if name in _OF_A_GROUP else ()
+        by_groups = self._group_values(name).values() if name in _OF_A_GROUP else ()
         return bool(getattr(self, name)) or any(by_groups)
 
     @property
@@ -189,19 +189,19 @@ class AdapterSettings(Settings):
     def of_group(self, name: str, group: str) -> Any:
         """`rank`, `learning_rate` or `dropout` of a group of layers."""
         general = getattr(self, _OWN_FIELD.get((name, group), name))
-        return of_group(self._said(name), group, general)
+        return of_group(self._group_values(name), group, general)
 
     def scale(self, group: str) -> float:
         """alpha / rank of a group of layers: of all, unless the group has an alpha of its own."""
-        alpha = of_group(self._said("alpha"), group, None)
+        alpha = of_group(self._group_values("alpha"), group, None)
         return self.alpha / self.rank if alpha is None else alpha / self.of_group("rank", group)
 
-    def _said(self, name: str) -> dict[str, Any]:
+    def _group_values(self, name: str) -> dict[str, Any]:
         return by_group(getattr(self, f"group_{name}"), _reader(type(self), name))
 
 
 class ObjectiveSettings(Settings):
-    """What is taught: which noise, and what a wrong answer costs."""
+    """Settings of the loss: noise, timesteps and weighting."""
 
     loss: Loss = Field(
         "l2", description="Loss function: l2 (mean squared error), l1, huber or smooth_l1"
@@ -302,7 +302,7 @@ class ObjectiveSettings(Settings):
 
 @lru_cache
 def _reader(settings: type[AdapterSettings], name: str) -> Any:
-    """What reads text as a value of the field `name`, within its bounds. ValueError."""
+    """Return a reader of text as a value of the field `name`. ValueError: out of bounds."""
     field = settings.model_fields[name]
     bounded: Any = Annotated[field.annotation, *field.metadata]
     adapter: TypeAdapter[Any] = TypeAdapter(bounded)

@@ -1,4 +1,4 @@
-"""What can be asked of a model that describes pictures; no torch."""
+"""Settings of captioning by a model; no torch."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class FuseSettings(Blending, OutputSettings):
 class CompareSettings(InputSettings):
     """Compare two LoRAs: the layers that both change, and the loss of a blend of them."""
 
-    one: str = Field(min_length=1, description="LoRA file, by path or name")
-    other: str = Field(min_length=1, description="LoRA file to blend it with")
+    first: str = Field(min_length=1, description="LoRA file, by path or name")
+    second: str = Field(min_length=1, description="LoRA file to blend it with")
     picture: str = Field("", description="PNG file to draw the comparison into")
     overwrite: bool = Field(False, description="Replace the picture where it exists")
