@@ -73,7 +73,7 @@ def test_captions_that_change(tmp_path: Path, count: int) -> None:
     for number in range(count):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png") if number else None
         (tmp_path / f"{number}.txt").write_text("a red ball", encoding="utf-8")
-    settings = CaptionSettings.of({"data": str(tmp_path), "find": "red", "replace": "blue"})
+    settings = CaptionSettings.from_values({"data": str(tmp_path), "find": "red", "replace": "blue"})
     html = caption_editor.shown(tmp_path, settings)
     assert html.count("<ins>") == 30 and f"{count} captions would change" in html
     assert ("<li>And 1 more.</li>" in html) == (count == 31)
@@ -84,7 +84,7 @@ def test_pictures_of_a_dataset_report(tmp_path: Path, workspace: Path, count: in
     for number in range(2):
         scene(number).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("zibo", encoding="utf-8")
-    settings = TrainSettings.of({"data": str(tmp_path), "name": "n"})
+    settings = TrainSettings.from_values({"data": str(tmp_path), "name": "n"})
     found = check(settings, Workspace.open(workspace))
     rows = (*found.rows, *found.rows[:1] * (count - 2))
     html = dataset_report.report(replace(found, rows=rows), Media((tmp_path,)), None)
@@ -100,7 +100,7 @@ def test_captions_of_a_model(workspace: Path, count: int) -> None:
     scene(1).resize((8, 8)).save(folder / "0.png")
     for number in range(1, count):
         shutil.copy(folder / "0.png", folder / f"{number}.png")
-    run = run_folder.start(DescribeSettings.of({"data": "mine"}), studio.workspace, studio.queue)
+    run = run_folder.start(DescribeSettings.from_values({"data": "mine"}), studio.workspace, studio.queue)
     answers = [Captioned(str(folder / f"{n}.txt"), "", f"answer {n}") for n in range(count)]
     list(run_folder.record(iter([*answers, Done("mine")]), run))
     page = Browser(studio)

@@ -144,7 +144,7 @@ def stems(form: str, base: str, on: tuple[str, ...]) -> list[tuple[str, list[tup
     ]  # fmt: skip
     if its.first_code and base in STACKED and "linear" in on:
         found.append((spelt(its.denoiser, STACKED[base]), [("denoiser", one) for one in SHARES]))
-    for part, layers in model(base).layers.items() if "linear" in on else ():
+    for part, layers in model(base).adaptable_layers.items() if "linear" in on else ():
         if part in its.texts:
             path = next(path for path in layers if path.endswith(TEXT_LAYER))
             found.append((spelt(its.texts[part], TEXT_LAYER), [(part, path)]))
@@ -157,11 +157,11 @@ def cell(form: str, base: str, case: str) -> Cell:
     made = Cell({}, [])
     _, make, _, on = CASES[case]
     for number, (stem, modules) in enumerate(stems(form, base, on)):
-        weights = [model(base).layers[part][path].weight.detach() for part, path in modules]
+        weights = [model(base).adaptable_layers[part][path].weight.detach() for part, path in modules]
         weight = torch.cat(weights)
         tensors = make(tuple(weight.shape), random(number))
         part, path = modules[0]
-        if getattr(model(base).layers[part][path], "bias", None) is None:
+        if getattr(model(base).adaptable_layers[part][path], "bias", None) is None:
             tensors.pop("b_norm", None)  # RMS norms have none
         made.tensors.update({f"{stem}.{ends[role]}": value for role, value in tensors.items()})
         made.layers.append((modules, weight, tensors))

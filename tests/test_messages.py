@@ -89,7 +89,7 @@ def test_settings_errors_name_each_wrong_field():
         steps: int = 2
 
     with pytest.raises(SettingsError) as caught:
-        Sums.of({"batch_size": "many", "steps": "few", "stepz": 1})
+        Sums.from_values({"batch_size": "many", "steps": "few", "stepz": 1})
     assert set(caught.value.fields) == {"batch_size", "steps"}
     assert caught.value.fields["batch_size"].on(PAGE) == (
         "Batch size must be a whole number; 'many' was given"

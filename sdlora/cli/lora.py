@@ -73,7 +73,7 @@ TOOLS = {
     "resize": LoraVerb(ResizeSettings, ("file",), _computing("resize")),
     "extract": LoraVerb(ExtractSettings, ("base", "tuned"), _computing("extract")),
     "fuse": LoraVerb(FuseSettings, ("files",), _computing("fuse")),
-    "compare": LoraVerb(CompareSettings, ("one", "other"), _computing("compare")),
+    "compare": LoraVerb(CompareSettings, ("first", "second"), _computing("compare")),
 }
 
 
