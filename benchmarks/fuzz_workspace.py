@@ -37,7 +37,7 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.heartbeat import TIMES, Beat, Watch, read_beat, silence_and_idleness
 from sdlora.jobs.queue import Job, Queue
 from sdlora.lora.library.library import Library
-from sdlora.models.registry import detect_family
+from sdlora.models.registry import detect_family, preset_family
 from sdlora.prompt import WildcardFolder
 from sdlora.prompt.styles import read_styles
 from sdlora.settings.image_request import ImageRequest
@@ -298,7 +298,7 @@ def models(dice: Dice, folder: Path) -> str:
         if dice.random() < 0.5:
             content = json.dumps(mistyped(json.loads(content), dice)).encode()
         path.write_bytes(content if dice.random() < 0.6 else damaged(content, dice))
-    if "bad" not in space.model_names() or not space.preset_family("bad"):
+    if "bad" not in space.model_names() or not preset_family(space.model_source("bad")):
         return "lost: the model"
     try:
         detect_family(space.model_source("bad"))

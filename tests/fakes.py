@@ -184,7 +184,9 @@ FAST = Times(beat=0.1, silence=2.0, start=30.0, ask_first=0.3, terminate=0.5)
 
 def fake_worker(root: str | Path, idle_s: float = 60, times: Times = FAST) -> Worker:
     space = Workspace.open(root)
-    return Worker(space, FakeEngine, fake_command, idle_s, poll_s=0.02, times=times)
+    return Worker(
+        space, make_engine=FakeEngine, command=fake_command, idle_s=idle_s, poll_s=0.02, times=times
+    )
 
 
 if __name__ == "__main__":

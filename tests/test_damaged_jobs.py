@@ -129,7 +129,14 @@ def test_a_job_damaged_while_it_runs_fails_alone(space: Workspace, queue: Queue,
                 raise RuntimeError("it broke \ud800")
             yield from super().generate(request, should_stop)
 
-    Worker(space, DamagingEngine, fake_command, 0.05, 0.01, FAST).run()
+    Worker(
+        space,
+        make_engine=DamagingEngine,
+        command=fake_command,
+        idle_s=0.05,
+        poll_s=0.01,
+        times=FAST,
+    ).run()
     assert_failed_alone(queue, fine, "")
     assert rows(queue)[0].status == "failed" and rows(queue)[0].reason
 

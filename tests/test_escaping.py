@@ -56,13 +56,13 @@ def test_a_training_samples_its_captions_as_they_are_learnt(
 ) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(
-        trainer, "draw_samples", lambda _, prompts, *rest: drawn.extend(prompts) or ()
+        trainer, "draw_samples", lambda _, prompts, *rest, **more: drawn.extend(prompts) or ()
     )
     training = SimpleNamespace(
         settings=SimpleNamespace(sample_prompts=(), seed=0),
         dataset=SimpleNamespace(captions=["zibo, c# key (x:1.4)"]),
-        folder=tmp_path, step=1, family=None,
-        learner=SimpleNamespace(as_kept=nullcontext), pace=SimpleNamespace(sampled=int),
+        run=trainer.RunFolder(tmp_path), step=1, family=None,
+        state=SimpleNamespace(ema_weights=nullcontext), pace=SimpleNamespace(sampled=int),
     )  # fmt: skip
     assert [*trainer.Trainer.sample(training, bool)] == []  # type: ignore[arg-type]
     assert [read(prompt) for prompt in drawn] == [[("zibo, c# key (x:1.4)", 1.0)]]

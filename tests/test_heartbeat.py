@@ -155,7 +155,9 @@ def child_worker(space: Workspace, *more: str) -> Worker:
     def command(kind: str, folder: Path, workspace: Workspace) -> list[str]:
         return ["-c", BEATING, str(folder), *more]
 
-    return Worker(space, FakeEngine, command, 0.05, 0.02, QUICK)
+    return Worker(
+        space, make_engine=FakeEngine, command=command, idle_s=0.05, poll_s=0.02, times=QUICK
+    )
 
 
 def train(space: Workspace, queue: Queue) -> Path:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdlora import __version__
 from sdlora.cli.main import main
 from sdlora.errors import RunError
 from sdlora.events import Progress, SampleReady, Warned
@@ -77,7 +78,7 @@ def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
         ("Clip skip", "2"), ("RNG", "CPU"), ("Hires upscale", "1.5"), ("Hires steps", "1"),
         ("Hires upscaler", "Latent"),
         ("Lora hashes", f"neon: {first.report['loras'][0]['hash']}"),
-        ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"), ("Version", "sdlora 0.1.0"),
+        ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"), ("Version", f"sdlora {__version__}"),
     ]  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def test_a_full_disk_is_waited_for_with_the_picture(
         return outcome
 
     outcomes.append(tmp_path / "1.png")
-    warned, waits, *more = image_writer.written_when_room(write, tmp_path, 7, lambda: False)
+    warned, waits, *more = image_writer.saved_when_room(write, tmp_path, 7, lambda: False)
     assert isinstance(warned, Warned) and str(tmp_path) in warned.message and not more
     assert isinstance(waits, Progress) and not outcomes
     for error, stops in ((OSError(28, "No space left"), True), (OSError(5, "I/O error"), False)):
@@ -225,4 +226,4 @@ def test_a_full_disk_is_waited_for_with_the_picture(
         with pytest.raises(
             RunError, match=f"of seed 7 could not be saved in {tmp_path}: {error.strerror}"
         ):
-            list(image_writer.written_when_room(write, tmp_path, 7, lambda stops=stops: stops))
+            list(image_writer.saved_when_room(write, tmp_path, 7, lambda stops=stops: stops))

@@ -9,7 +9,7 @@ import pytest
 from page_client import Browser, StudioWithoutWorker
 from picture_files import scene
 from sdlora.data.caption_editing import CaptionSettings
-from sdlora.data.report import check
+from sdlora.data.report import check_dataset
 from sdlora.events import Captioned, Done
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.inference.plan import listed
@@ -22,7 +22,7 @@ from sdlora.workspace import Workspace
 from webui import caption_editor, dataset_report, markup
 from webui.lora_details import LoraFilter, LoraMatches
 from webui.media import Media
-from webui.prompt_preview import PreviewRequest, parsed, read
+from webui.prompt_preview import PreviewRequest, parse_prompts, preview_html
 
 
 @pytest.mark.parametrize(("count", "end"), [(12, "l11"), (13, "l11 and 1 more"), (20, " 8 more")])
@@ -52,7 +52,7 @@ def test_fields_of_other_programs(count: int, end: str) -> None:
 def test_steps_of_a_text_that_alternates(workspace: Path, steps: int, more: str) -> None:
     studio = StudioWithoutWorker(Workspace.open(workspace))
     asked = PreviewRequest("[a cat|a dog]", "", "starter", steps, seed=0)
-    html = parsed(read(studio, asked), asked)
+    html = preview_html(parse_prompts(studio, asked), asked)
     assert f'<p class="when">Steps 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23{more}</p>' in html
     assert f'<p class="when">Steps 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24{more}</p>' in html
 
@@ -73,8 +73,10 @@ def test_captions_that_change(tmp_path: Path, count: int) -> None:
     for number in range(count):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png") if number else None
         (tmp_path / f"{number}.txt").write_text("a red ball", encoding="utf-8")
-    settings = CaptionSettings.from_values({"data": str(tmp_path), "find": "red", "replace": "blue"})
-    html = caption_editor.shown(tmp_path, settings)
+    settings = CaptionSettings.from_values(
+        {"data": str(tmp_path), "find": "red", "replace": "blue"}
+    )
+    html = caption_editor.preview(tmp_path, settings)
     assert html.count("<ins>") == 30 and f"{count} captions would change" in html
     assert ("<li>And 1 more.</li>" in html) == (count == 31)
 
@@ -85,7 +87,7 @@ def test_pictures_of_a_dataset_report(tmp_path: Path, workspace: Path, count: in
         scene(number).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("zibo", encoding="utf-8")
     settings = TrainSettings.from_values({"data": str(tmp_path), "name": "n"})
-    found = check(settings, Workspace.open(workspace))
+    found = check_dataset(settings, Workspace.open(workspace))
     rows = (*found.rows, *found.rows[:1] * (count - 2))
     html = dataset_report.report(replace(found, rows=rows), Media((tmp_path,)), None)
     assert html.count("<figure") == 60
@@ -100,7 +102,9 @@ def test_captions_of_a_model(workspace: Path, count: int) -> None:
     scene(1).resize((8, 8)).save(folder / "0.png")
     for number in range(1, count):
         shutil.copy(folder / "0.png", folder / f"{number}.png")
-    run = run_folder.start(DescribeSettings.from_values({"data": "mine"}), studio.workspace, studio.queue)
+    run = run_folder.start(
+        DescribeSettings.from_values({"data": "mine"}), studio.workspace, studio.queue
+    )
     answers = [Captioned(str(folder / f"{n}.txt"), "", f"answer {n}") for n in range(count)]
     list(run_folder.record(iter([*answers, Done("mine")]), run))
     page = Browser(studio)

@@ -12,15 +12,12 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import tiny_transformers
 from adapter_cases import CASES, Tensors, error, random
 from sdlora.adapters import match_layers
 from sdlora.errors import LoraFileError
@@ -28,8 +25,8 @@ from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.adapter_types.oft import NO_LIMIT
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora
 from sdlora.lora.format.keys import GRAMMARS, ROLES
-from sdlora.lora.format.name_map import build_name_map
-from tiny import CPU, KINDS, open_tiny
+from sdlora.models.base import ModelFamily
+from tiny import KINDS, open_tiny
 
 TRANSFORMERS = ("sd3", "flux")
 FAMILIES = (*KINDS, *TRANSFORMERS)
@@ -104,22 +101,9 @@ SHARES = [f"{_ATTN}.to_{one}" for one in "qkv"]
 
 
 @functools.cache
-def model(base: str) -> Any:
-    """A tiny family; of the transformers, for which there is none, what `fit` asks of one."""
-    if base in KINDS:
-        return open_tiny(base)
-    pipeline = tiny_transformers.make(base)
-    parts = {"denoiser": pipeline.transformer, "te1": pipeline.text_encoder}
-    if pipeline.text_encoder_2 is not None:
-        parts["te2"] = pipeline.text_encoder_2
-    layers = {
-        part: {path: its for path, its in its_model.named_modules() if hasattr(its, "weight")}
-        for part, its_model in parts.items()
-    }
-    return SimpleNamespace(
-        name=base, title=base, device=CPU, layers=layers, vocabulary=build_name_map(base, layers),
-        text_encoders={},
-    )  # fmt: skip
+def model(base: str) -> ModelFamily:
+    """A tiny family."""
+    return open_tiny(base)
 
 
 @dataclass(frozen=True)
@@ -157,7 +141,9 @@ def cell(form: str, base: str, case: str) -> Cell:
     made = Cell({}, [])
     _, make, _, on = CASES[case]
     for number, (stem, modules) in enumerate(stems(form, base, on)):
-        weights = [model(base).adaptable_layers[part][path].weight.detach() for part, path in modules]
+        weights = [
+            model(base).adaptable_layers[part][path].weight.detach() for part, path in modules
+        ]
         weight = torch.cat(weights)
         tensors = make(tuple(weight.shape), random(number))
         part, path = modules[0]

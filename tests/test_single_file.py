@@ -18,10 +18,10 @@ from tiny import KINDS, open_tiny, tiny
 def test_stock_loader_opens_the_file(kind: str, tmp_path: Path) -> None:
     family = open_tiny(kind)
     save_file(single_file(family), tmp_path / "whole.safetensors")
-    pipeline = family.pipeline_class.from_single_file(
-        str(tmp_path / "whole.safetensors"), config=str(tiny(kind)), **family.no_parts
+    pipeline = type(family.pipeline).from_single_file(
+        str(tmp_path / "whole.safetensors"), config=str(tiny(kind)), **family.skip_components
     )
-    for part in ("unet", "vae", *family.text_parts.values()):
+    for part in ("unet", "vae", *family.text_encoder_names.values()):
         ours, theirs = (getattr(its, part).state_dict() for its in (family.pipeline, pipeline))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), part

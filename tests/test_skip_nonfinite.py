@@ -133,7 +133,7 @@ def test_a_loss_that_climbs_only_by_its_noise_levels_is_left_alone(
 def test_what_the_ledger_knows_comes_back_also_from_an_older_one() -> None:
     ledger = LossLog(half_bits=False, unsound=[3], first=[0.1] * SPAN, late=[0.3] * SPAN)
     other = LossLog(half_bits=False)
-    other.restore(json.loads(json.dumps(ledger.state())))
+    other.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
     assert other == ledger and other.climbs() and not other.climbs()
-    other.restore([3, 7])
+    other.load_state_dict([3, 7])
     assert other == LossLog(half_bits=False, unsound=[3, 7]) and not other.climbs()

@@ -65,7 +65,7 @@ def test_patience_counts_validations_without_a_new_best(patience: int, over_at: 
 def test_what_it_knows_comes_back() -> None:
     found, _ = figures([0.9, 0.5, 0.52, 0.54])
     again, _ = figures([])
-    again.restore(found.state())
+    again.load_state_dict(found.state_dict())
     assert [(f.step, f.loss, f.best) for f in again.figures] == [
         (f.step, f.loss, f.best) for f in found.figures
     ]

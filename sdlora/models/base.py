@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import diffusers
 import torch
 import transformers
+from diffusers.models.normalization import RMSNorm
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ from sdlora.settings.layer_groups import TEXT_ENCODER, WIDER
 
 PLAIN = TextEncodeOptions()
 # Modules that a LoRA file can change, of any type
-CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
+CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | RMSNorm
 
 
 @dataclass(frozen=True, eq=False)
