@@ -247,7 +247,7 @@ def test_silence_and_want_of_progress_are_told(capsys: pytest.CaptureFixture[str
     going = RunState(status="running", step=3, total=9, seconds_left=3.0)
     for state, words in (
         (replace(going, idle_s=240.0), "no progress for 4 min"),
-        (replace(going, silent_s=30.0), "oes not answer for 30 s"),
+        (replace(going, silent_s=30.0), "o answer for 30 s"),
     ):
         say_run("neon", state, as_json=False)
         assert words in capsys.readouterr().out and words in status_line(state)

@@ -176,7 +176,8 @@ def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: B
     assert run_folder.stop_asked(run.folder) and not run_folder.stop_asked_now(run.folder)
     assert browser.prop("stop", "value") == "Stop now, without the last steps"
     browser.click("stop")
-    assert run_folder.stop_asked_now(run.folder)
+    ended = run_folder.read(run.folder).ended  # the request is taken away at the end
+    assert ended or run_folder.stop_asked_now(run.folder)
 
 
 def test_a_training_is_paused_saved_and_resumed(studio: AppState, browser: Browser) -> None:
@@ -241,7 +242,7 @@ def test_checkpoints_are_compared_and_one_is_kept(studio: AppState, browser: Bro
     assert not studio.queue.busy(), "refused before the work"
     browser.set_labelled("Prompts", "a house")
     browser.click("before-after")
-    assert "Drawing the comparison" in browser.value("grid-card")
+    assert "Generating the comparison" in browser.value("grid-card")
     with working(studio):
         pass
     browser.tick()

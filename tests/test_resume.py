@@ -156,7 +156,7 @@ def test_what_an_optimizer_remembers_in_bytes_comes_back(
 ) -> None:
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes", reason="43 MB that nothing else needs")
-    monkeypatch.setitem(OPTIMIZERS, "laid_out_alike", OptimizerRow("eight_bits", "EightBits"))
+    monkeypatch.setitem(OPTIMIZERS, "laid_out_alike", OptimizerRow("adam_8bit", "EightBits"))
     wide: dict[str, Any] = {"targets": ("attention", "conv"), "conv_rank": 32}
     compare(runs, {"optimizer": optimizer, "kill": 3, "chance": {}, "ema_decay": 0.9, **wide})
     path = checkpoints.checkpoint_path(runs.root / "runs" / str(next(runs.numbers) - 1), STEPS)

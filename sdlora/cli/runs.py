@@ -98,7 +98,7 @@ def say_run(name: str, state: RunState, as_json: bool) -> None:
 def _signs(state: RunState) -> str:
     """Return a note on a run without heartbeat or without progress; '' for none."""
     if state.silent_s >= SILENCE_SHOWN_S:
-        return f", does not answer for {clock(state.silent_s)}"
+        return f", no answer for {clock(state.silent_s)}"
     return f", no progress for {clock(state.idle_s)}" if state.idle_s >= IDLE_SHOWN_S else ""
 
 
