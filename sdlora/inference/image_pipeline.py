@@ -241,12 +241,13 @@ class ImageBatch:
         return state.x
 
     def _sampler(self, steps: int, latents: Tensor) -> StockSampler:
-        scheduler = SAMPLERS[self.plan.sampler].scheduler_for(self.family.noise)
-        assert scheduler is not None, "the plan names one that fits"
-        from_noise = self.plan.zero_terminal_snr
+        row = SAMPLERS[self.plan.sampler].scheduler_for(self.family.noise)
+        assert row is not None, "the plan names one that fits"
+        scheduler_class, options = row
         return self.family.sampler(
-            *scheduler, steps, self._size(latents), zero_terminal_snr=from_noise
-        )
+            scheduler_class, options, steps, self._size(latents),
+            zero_terminal_snr=self.plan.zero_terminal_snr,
+        )  # fmt: skip
 
     def _size(self, latents: Tensor) -> tuple[int, int]:
         """Return (width, height) in pixels of latents."""

@@ -30,6 +30,7 @@ from sdlora.cache import digest_of
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, build_name_map
+from sdlora.models.protocols import Pipeline, Tokenizer, Vae
 from sdlora.models.stock_sampler import StockSampler
 from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.noise_schedule import NoiseSchedule
@@ -94,14 +95,16 @@ class ModelFamily(ABC):
     caption_clip_skip: int = 1  # the layer that captions are read from, counted from the last
     embeds_guidance: bool = False  # the denoiser reads the guidance scale itself
 
-    def __init__(self, name: str, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str, pipeline: Pipeline, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.spec: FamilySpec = FAMILIES[name]
         self.name, self.title = name, self.spec.title
         self.device, self.dtype = device, dtype
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.denoiser: Any = getattr(pipeline, self.denoiser_name)
-        self.vae: Any = pipeline.vae
+        self.vae: Vae = pipeline.vae
         self.text_encoders: dict[str, Any] = {
             key: encoder
             for key, attribute in self.text_encoder_names.items()
@@ -377,7 +380,7 @@ class ModelFamily(ABC):
 
     def latent_cache_key(self) -> dict[str, str]:
         """Return what latents depend on beside the picture."""
-        return {"vae": digest_of(self.vae)}
+        return {"vae": digest_of(self.pipeline.vae)}
 
     def text_cache_key(self) -> dict[str, str]:
         """Return what a conditioning depends on beside the caption."""
@@ -391,11 +394,12 @@ class ModelFamily(ABC):
 
     # Layers
 
-    def tokenizer(self, encoder: str) -> Any:
+    def tokenizer(self, encoder: str) -> Tokenizer:
         """Return the tokenizer of a text encoder, by kohya's name."""
-        return getattr(self.pipeline, self._tokenizer_attribute(encoder))
+        tokenizer: Tokenizer = getattr(self.pipeline, self._tokenizer_attribute(encoder))
+        return tokenizer
 
-    def set_tokenizer(self, encoder: str, tokenizer: Any) -> None:
+    def set_tokenizer(self, encoder: str, tokenizer: Tokenizer) -> None:
         """Exchange the tokenizer of a text encoder."""
         setattr(self.pipeline, self._tokenizer_attribute(encoder), tokenizer)
 
@@ -445,7 +449,7 @@ class ModelFamily(ABC):
                     yield name, (part, path)
 
 
-def _spelling(tokenizer: Any) -> str:
+def _spelling(tokenizer: Tokenizer) -> str:
     """Return what a tokenizer makes of any text, as JSON; not how long it was last asked to make
     it, which it remembers as well."""
     table = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -74,7 +75,7 @@ def single_file(family: ModelFamily) -> dict[str, Tensor]:
     if places is None:
         raise ModelError("{model} is written as a diffusers folder only", model=family.title)
     tensors = dict(_unet(family.name, family.denoiser.state_dict()))
-    tensors |= _vae(family.vae.state_dict())
+    tensors |= _vae(family.pipeline.vae.state_dict())
     for part, place in places.items():
         bare = {
             name.removeprefix("text_model."): tensor
@@ -99,9 +100,10 @@ def open_single_file(path: Path, like: ModelFamily) -> ModelFamily:
                 count=len(missing),
                 key=min(missing),
             )
-        pipeline = type(like.pipeline).from_single_file(
+        stock: Any = like.pipeline
+        pipeline = type(stock).from_single_file(
             str(path),
-            config=str(like.pipeline.name_or_path),
+            config=str(stock.name_or_path),
             torch_dtype=like.dtype,
             local_files_only=True,
             **like.skip_components,

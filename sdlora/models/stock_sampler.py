@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlora.models.protocols import Scheduler
+
 # (latents as the network reads them, timestep) -> the network's prediction
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,7 +51,7 @@ class StockSampler:
     """One pass by a fresh diffusers scheduler, which remembers the steps before."""
 
     def __init__(
-        self, scheduler: Any, steps: int, device: torch.device, options: Mapping[str, Any]
+        self, scheduler: Scheduler, steps: int, device: torch.device, options: Mapping[str, Any]
     ) -> None:
         self._scheduler = scheduler
         scheduler.set_timesteps(steps, device=device, **options)
@@ -69,12 +71,11 @@ class StockSampler:
     def add_noise(self, x0: Tensor, noise: Tensor, sigmas: Sigmas) -> Tensor:
         """Return latents (B,C,h,w) with noise of the first level of `sigmas`."""
         t = sigmas.timesteps[:1].repeat(len(x0))
-        mix = getattr(self._scheduler, "add_noise", None) or self._mix_flow
-        noised: Tensor = mix(x0, noise, t)
-        return noised
-
-    def _mix_flow(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        noised: Tensor = self._scheduler.scale_noise(x0, t, noise)
+        scheduler: Any = self._scheduler
+        if hasattr(scheduler, "add_noise"):
+            noised: Tensor = scheduler.add_noise(x0, noise, t)
+        else:  # of flows, in this order
+            noised = scheduler.scale_noise(x0, t, noise)
         return noised
 
     def step(
@@ -92,6 +93,7 @@ class StockSampler:
         options = {name: offered[name] for name in offered.keys() & self._step_options}
         taken = scheduler.step(prediction, t, state.x, **options)
         x0 = getattr(taken, "pred_original_sample", None)
-        if x0 is None and getattr(scheduler, "model_outputs", None):
-            x0 = scheduler.model_outputs[-1]  # of the solvers that predict clean latents
+        outputs = getattr(scheduler, "model_outputs", None)
+        if x0 is None and outputs:
+            x0 = outputs[-1]  # of the solvers that predict clean latents
         return StepState(state.step + 1, taken.prev_sample, x0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlora.models.protocols import Tokenizer
 from sdlora.prompt.chunks import CHUNK, Chunk, Unit, chunked
 from sdlora.prompt.emphasis import parse_emphasis
 
@@ -50,7 +51,7 @@ class ClipLayer:
 class ClipEncoder:
     """A CLIP text encoder of an open family, with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Any, layer: ClipLayer) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, layer: ClipLayer) -> None:
         self.model, self.tokenizer, self.layer = model, tokenizer, layer
 
     def chunks(self, text: str) -> list[Chunk]:

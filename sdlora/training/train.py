@@ -126,8 +126,9 @@ def prepare(
     split = split_dataset(pictures, settings, workspace)
     yield from to_warnings(split.problems)
     family = yield from open_model(settings, workspace, dtype, device)
-    cache = workspace.cache, split.lists
-    dataset = yield from encode_dataset(family, split.learnt, settings, *cache)
+    dataset = yield from encode_dataset(
+        family, split.learnt, settings, workspace.cache, split.lists
+    )
     settings = in_steps(settings, dataset.steps_per_round)
     validation = yield from prepare_validation(settings, family, split, workspace, pictures.trigger)
     yield Progress("preparing the adapter")

@@ -88,8 +88,9 @@ class Trainer:
         else:
             self.base_loss.measure_base()
         yield self.started()
-        sizes = self.state.checkpoint_bytes, self.state.lora_bytes
-        yield from self.disk.check(self.settings, self.step, *sizes)
+        yield from self.disk.check(
+            self.settings, self.step, self.state.checkpoint_bytes, self.state.lora_bytes
+        )
         if self.step == 0 and self.validation.is_wanted:
             yield Progress("validating")
             yield from self.validation.measure(0)
