@@ -1,4 +1,4 @@
-"""What the families ask of the stock classes of diffusers and transformers, which have no types."""
+"""Protocols of the untyped classes of diffusers and transformers that the families use."""
 
 from __future__ import annotations
 
