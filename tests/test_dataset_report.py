@@ -238,7 +238,7 @@ def test_what_is_held_out_is_marked_and_is_what_the_training_holds_out(
     line = ["dataset", "check", str(pictures), "--validation-share", "0.4"]
     assert main([*line, "--model", str(tiny("sd1")), "--workspace", str(workspace)]) == 0
     said = capsys.readouterr().out
-    assert said.count(", held out") == 2 and "! pictures holds out 2 of 6 pictures" in said
+    assert said.count(", validation") == 2 and "! pictures holds out 2 of 6 pictures" in said
 
 
 def test_what_a_training_refuses_the_check_refuses(tmp_path: Path, workspace: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_suggestion_is_the_best_validation_with_its_reason(tmp_path: Path) -
     assert found and found.path == best
     assert "after step 4" in found.reason and "0.2000" in found.reason and "0.3000" in found.reason
     for figures, reason in (
-        ((), "no pictures were held out"),
+        ((), "there was no validation split"),
         ((Validated(10, 0.1, True),), "best"),
     ):
         last = suggest_lora(tmp_path, ended(*figures))

@@ -47,7 +47,9 @@ def test_the_alarm_is_sounded_once_when_it_gets_worse_and_stays_so() -> None:
     assert said.startswith("300: ") and "after step 100 (loss 0.5000)" in said
     assert "now (0.5400)" in said and "use the LoRA of step 100" in said
     (said,) = figures([0.5, 0.6, 0.7, 0.8])[1]
-    assert said.startswith("200: ") and "does not carry over" in said and "step 0" not in said
+    assert (
+        said.startswith("200: ") and "of the base model was better" in said and "step 0" not in said
+    )
     for quiet in ([0.9, 0.5, 0.6, 0.45, 0.6], [0.9, 0.5, 0.501, 0.502, 0.503], [0.9, 0.8], [0.5]):
         assert not figures(quiet)[1]
 
@@ -83,7 +85,7 @@ def test_what_is_held_out_is_measured_and_the_best_is_kept(run: Run, tmp_path: P
         steps=40, validation_share=0.34, validate_every=2, patience=3, learning_rate=0.3, seed=1,
         schedule="constant", drift_prompts=("a boat",), save_every=0, keep_checkpoints=1,
     )  # fmt: skip
-    assert only(Started, events).details["held out"] == "2 of 64 x 64 pixels"
+    assert only(Started, events).details["validation pictures"] == "2 of 64 x 64 pixels"
     assert only(Started, events).details["pictures"] == "4 of 64 x 64 pixels"
     figures = [event for event in events if isinstance(event, Validated)]
     assert figures[0].step == 0 and figures[0].drift == 0.0

@@ -122,10 +122,10 @@ def test_a_training_validates_with_that_folder_alone(run: Run, tmp_path: Path) -
     }  # fmt: skip
     details = only(Started, run(**asked)).details
     assert details["pictures"] == "9 of 64 x 64 pixels"
-    assert details["held out"] == "4 of 64 x 64 pixels"
+    assert details["validation pictures"] == "4 of 64 x 64 pixels"
     shutil.copytree(run.pictures, tmp_path / "others", dirs_exist_ok=True)
     events = run(**asked)
-    assert only(Started, events).details["held out"] == "4 of 64 x 64 pixels"
+    assert only(Started, events).details["validation pictures"] == "4 of 64 x 64 pixels"
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert any("others has 6 of its 10 pictures among those" in said for said in warned)
 

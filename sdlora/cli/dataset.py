@@ -96,7 +96,7 @@ def _row(row: CaptionRow) -> str:
     )  # fmt: skip
     marks = [f"{row.example.repeats} times"] if row.example.repeats > 1 else []
     marks += ["regularisation"] if row.example.regularisation else []
-    marks += ["held out"] if row.held_out else []
+    marks += ["validation"] if row.held_out else []
     marks += ["masked"] if row.example.mask else []
     marks += [row.length] if row.length else []
     lines = [

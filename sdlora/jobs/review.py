@@ -120,14 +120,14 @@ def suggest_lora(folder: Path, state: RunState) -> Suggestion | None:
     if best and best.step in files and best.step != state.result_step:
         later = state.validations[-1]
         reason = Message(
-            "after step {step} the loss on the pictures held out was lowest, {loss:.4f}; at the "
+            "after step {step} the validation loss was lowest, {loss:.4f}; at the "
             "end it was {last:.4f}", step=best.step, loss=best.loss, last=later.loss or 0.0,
         )  # fmt: skip
         return Suggestion(best.step, files[best.step], reason)
     if state.result:
-        reason = Message("it is the last, and no pictures were held out to compare it by")
+        reason = Message("it is the last, and there was no validation split to compare it by")
         if best:
-            template = "its loss on the pictures held out is the best, {loss:.4f}"
+            template = "its validation loss is the best, {loss:.4f}"
             reason = Message(template, loss=best.loss)
         return Suggestion(state.result_step, Path(state.result), reason)
     if files:
@@ -152,7 +152,7 @@ def draw_curves(state: RunState, title: str) -> Image.Image:
         [
             _ReviewLine("", state.losses, LOSS, 2),
             _ReviewLine("training loss, averaged", smoothed(state.losses), SMOOTH),
-            _ReviewLine("loss on pictures held out", held, HELD_OUT),
+            _ReviewLine("validation loss", held, HELD_OUT),
         ]
     ]
     panels += [[_ReviewLine("drift on unrelated prompts", drift, DRIFT)]] if drift else []

@@ -108,7 +108,7 @@ class Trainer:
             "seed": str(self.settings.seed),
         }
         if held_out := self.validation.held_out:
-            details["held out"] = held_out.summary()
+            details["validation pictures"] = held_out.summary()
         return Started(f"training {self.settings.name}", self.settings.steps, details)
 
     def warm_up_memory(self) -> Iterator[Event]:

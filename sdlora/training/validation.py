@@ -184,19 +184,19 @@ class Validation:
         if not best.step:
             return Warned(
                 Message(
-                    "what it learns does not carry over: on the pictures held out the base model "
-                    "was better (loss {best:.4f}) than the LoRA is now ({now:.4f})",
+                    "overfitting: the validation loss of the base model was better ({best:.4f}) than "
+                    "that of the LoRA is now ({now:.4f})",
                     best=best.loss, now=now.loss,
                 ),
                 Message(
-                    "a lower {rate} or more pictures help; those held out should be of one kind "
-                    "with the others, captions too", rate=Setting("learning_rate"),
+                    "a lower {rate} or more pictures help; the validation pictures should be of the "
+                    "same kind as the others, captions too", rate=Setting("learning_rate"),
                 ),
             )  # fmt: skip
         return Warned(
             Message(
-                "overfitting begins: on the pictures held out it was best after step {step} (loss "
-                "{best:.4f}) and is worse now ({now:.4f})",
+                "overfitting begins: the validation loss was best after step {step} ({best:.4f}) "
+                "and is worse now ({now:.4f})",
                 step=best.step, best=best.loss, now=now.loss,
             ),
             Message(
