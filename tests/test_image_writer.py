@@ -78,7 +78,8 @@ def test_a_picture_says_all_that_a1111_reads(engine: Engine) -> None:
         ("Clip skip", "2"), ("RNG", "CPU"), ("Hires upscale", "1.5"), ("Hires steps", "1"),
         ("Hires upscaler", "Latent"),
         ("Lora hashes", f"neon: {first.report['loras'][0]['hash']}"),
-        ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"), ("Version", f"sdlora {__version__}"),
+        ("TI hashes", f"zibo: {hashes}"), ("Emphasis", "No norm"),
+        ("Version", f"sdlora {__version__}"),
     ]  # fmt: skip
 
 

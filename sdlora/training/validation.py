@@ -184,13 +184,13 @@ class Validation:
         if not best.step:
             return Warned(
                 Message(
-                    "overfitting: the validation loss of the base model was better ({best:.4f}) than "
-                    "that of the LoRA is now ({now:.4f})",
+                    "overfitting: the validation loss of the base model was better ({best:.4f}) "
+                    "than that of the LoRA is now ({now:.4f})",
                     best=best.loss, now=now.loss,
                 ),
                 Message(
-                    "a lower {rate} or more pictures help; the validation pictures should be of the "
-                    "same kind as the others, captions too", rate=Setting("learning_rate"),
+                    "a lower {rate} or more pictures help; the validation pictures should be of "
+                    "the same kind as the others, captions too", rate=Setting("learning_rate"),
                 ),
             )  # fmt: skip
         return Warned(
