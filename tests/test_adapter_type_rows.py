@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from kind_cases import CASES, IN, OUT, error
 from torch import Tensor, nn
 
+from adapter_cases import CASES, IN, OUT, error
 from sdlora.adapters.types import ADAPTER, TRAINABLE_TYPES, AdapterSpec, trainable_type
 from sdlora.lora.format.adapter_types import ADAPTER_TYPES
 from sdlora.lora.format.file import LoraFile, read_lora, write_lora

@@ -253,7 +253,7 @@ def test_what_is_told_keeps_its_template_and_its_record_names_no_folder(
     told = {p.message.template: p.message for p in sheet.problems}
     assert told["{name!r} is not used: {why}"].values["why"].startswith("there is no LoRA")
     skipped = told["{setting} = {given} is more than this model has layers; {limit} is used"]
-    assert skipped.on(PAGE).startswith("Clip skip = 9")
+    assert skipped.on(PAGE).startswith("CLIP skip = 9")
     report = sheet.report(0)
     assert any("x.txt" in problem for problem in report["problems"])
     assert str(tmp_path) not in str(report) and report["unused"].keys() == {"nobody"}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdlora.cli.main import main
-from sdlora.data.dataset import gather
+from sdlora.data.dataset import read_dataset
 from sdlora.image_metadata.reader import read_parameters
 from sdlora.image_metadata.to_request import request_of
 from sdlora.jobs.queue import Queue
@@ -75,7 +75,7 @@ def test_loras_and_picture_sets_are_listed(old: Workspace) -> None:
     assert {"finished", "zibo", "neon_lighting"} <= names and not library.problems
     assert library.find("finished").path == old.loras / "finished.safetensors"
     settings = TrainSettings.load(old.runs / "paused" / "settings.json")
-    assert len(gather(settings, old).examples) == 4
+    assert len(read_dataset(settings, old).examples) == 4
 
 
 def test_drafts_come_back(unpacked: Path) -> None:

@@ -34,7 +34,7 @@ class Meta:
         parts = dict(architectures.build(name))
         self.name, self.title, self.denoiser = name, name, parts.pop("denoiser")
         self.text_encoders = parts
-        self.vae = open_tiny("sd1").vae
+        self.pipeline = open_tiny("sd1").pipeline
 
 
 @pytest.mark.parametrize(("kind", "telling"), [("sd1", "v1"), ("sd2", "v2"), ("sdxl", "xl_base")])

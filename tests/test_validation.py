@@ -44,7 +44,7 @@ def test_the_best_is_the_lowest_so_far() -> None:
 def test_the_alarm_is_sounded_once_when_it_gets_worse_and_stays_so() -> None:
     _, told = figures([0.9, 0.5, 0.52, 0.54, 0.6, 0.7])
     (said,) = told
-    assert said.startswith("300: ") and "after step 100 (loss 0.5000)" in said
+    assert said.startswith("300: ") and "after step 100 (0.5000)" in said
     assert "now (0.5400)" in said and "use the LoRA of step 100" in said
     (said,) = figures([0.5, 0.6, 0.7, 0.8])[1]
     assert (
