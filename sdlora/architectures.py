@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 Shapes = Mapping[str, tuple[int, ...]]  # layer name -> its weight's shape, () when not told
 
@@ -75,6 +76,7 @@ class FamilySpec:
     target_groups: Mapping[str, str]  # group of settings.layer_groups -> pattern of layer paths
     optional_components: frozenset[str] = frozenset()  # that a model may do without
     text_targets: str = CLIP_TARGETS
+    lora_key_style: Literal["kohya", "peft"] = "kohya"  # what most programs read of its LoRAs
     reads_emphasis: bool = True  # (words:1.2) and BREAK have a meaning to its text encoders
     size_multiple: int = 8  # pixels; a picture's sides are multiples of it
     presets: str = ""  # the family whose presets fit; empty: its own
@@ -124,7 +126,8 @@ FAMILIES: dict[str, FamilySpec] = {
             version="sd3_m", architecture="stable-diffusion-3",
             implementation=_STABILITY + "sd3-ref",
             classes=("sd3", "StableDiffusion3", "StableDiffusion3Pipeline"),
-            components=_SD3, optional_components=frozenset({"text_encoder_3", "tokenizer_3"}),
+            lora_key_style="peft", components=_SD3,
+            optional_components=frozenset({"text_encoder_3", "tokenizer_3"}),
             target_groups=JOINT_TARGETS, reads_emphasis=False, size_multiple=16,
         ),
         FamilySpec(

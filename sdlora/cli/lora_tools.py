@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -66,7 +66,6 @@ COLLISION = (
     "energy that a blend at equal weights loses where the two work against each other; below 0 "
     "they add up."
 )
-WRITTEN_AS_PEFT = ("sd3",)  # what most programs read for it; kohya's names for all others
 
 
 def check(settings: CheckSettings, workspace: Workspace) -> list[Report]:
@@ -292,7 +291,7 @@ def _save_lora(
     """Write a LoRA with the key names that most programs read, unless `names` says otherwise;
     returns facts about it. SettingsError: a file took its name meanwhile, and may not be
     overwritten."""
-    usual: Literal["kohya", "peft"] = "peft" if file.base in WRITTEN_AS_PEFT else "kohya"
+    usual = FAMILIES[file.base].lora_key_style if file.base in FAMILIES else "kohya"
     named = usual if names == "auto" else names
     fresh = with_key_style(LoraFile(file.layers, metadata, file.embeddings), named)
     try:
