@@ -91,7 +91,7 @@ def test_half_sent_requests_never_keep_a_browser_out(port: int, kind: str) -> No
                 assert get(port) == 200
         began = time.monotonic()
         assert get(port) == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 25
         assert all(map(is_closed, waiting[: 1100 - connections.MAX_CONNECTIONS]))
     finally:
         for connection in waiting:

@@ -3,13 +3,13 @@
 import doctest
 import subprocess
 import sys
-import time
 from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from growth import is_linear
 from launch import ROOT
 from sdlora.prompt import (
     BREAK,
@@ -233,9 +233,10 @@ def test_schedule_covers_every_step(text: str, steps: int) -> None:
     ],
 )
 def test_time_is_linear(unit: str) -> None:
-    text = unit * 8_000 + "a" + "]" * 6_000 + ":0.5])" * 2_000
-    began = time.process_time()
-    parse_emphasis(text)
-    schedule(text, 4)
-    compose(text)
-    assert time.process_time() - began < 4
+    def read(n: int) -> None:
+        text = unit * 4 * n + "a" + "]" * 3 * n + ":0.5])" * n
+        parse_emphasis(text)
+        schedule(text, 4)
+        compose(text)
+
+    assert is_linear(read, 500)
