@@ -144,7 +144,7 @@ def undo(folder: Path) -> list[Change]:
     """
     lists = sorted((folder / BACKUPS).glob(f"*/{_LIST}"))
     if not lists:
-        raise DataError("no change of captions in {folder} is there to take back", folder=folder)
+        raise DataError("there is no change of captions to undo in {folder}", folder=folder)
     rows: list[dict[str, Any]] = json.loads(lists[-1].read_text(encoding="utf-8"))
     backup, done = lists[-1].parent, []
     for row in rows:
