@@ -164,6 +164,17 @@ def test_a_page_opened_again_shows_the_run_its_address_names(studio: AppState) -
     ]
 
 
+def test_the_last_of_what_is_typed_is_always_sent(browser: Browser) -> None:
+    """Not only the first letter, while the page still answers to it."""
+    typed = [
+        dependency
+        for dependency in browser.config["dependencies"]
+        if any(event in ("input", "change") for _, event in dependency["targets"])
+    ]
+    assert len(typed) > 5
+    assert {dependency["trigger_mode"] for dependency in typed} == {"always_last"}
+
+
 def test_stop_keeps_and_a_second_stop_does_not_wait(studio: AppState, browser: Browser) -> None:
     run = studio.start(TrainSettings.from_values({"name": "long", "data": "x", "steps": 5000}))
     studio.queue.claim("somebody")

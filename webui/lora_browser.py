@@ -21,7 +21,7 @@ from webui.app_state import AppState
 from webui.lora_details import ANY_BASE, FITTING, ORDERS, LoraFilter
 from webui.notice import Notice, Updates
 from webui.prompt_tags import toggle_tag
-from webui.widgets import QUICK, html
+from webui.widgets import QUICK, TYPED, html
 
 PAGE_SIZE = 24  # cards
 MAX_CARDS = 8 * PAGE_SIZE  # beyond it a search is faster than scrolling
@@ -94,14 +94,13 @@ class LoraBrowser:
             text = toggle_tag(app_state.library, asked["prompt"], entry, weight)
             return {self.edited: markup.edited(asked["number"], text)}
 
-        last: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
         for (
             part
         ) in self.filter_inputs:  # settings imported from a picture may change the model, too
-            part.change(anew, self.filter_inputs, self.views, **last)
+            part.change(anew, self.filter_inputs, self.views, **TYPED)
         self.more.click(further, {*self.filter_inputs, self.count}, self.views, **QUICK)
         self.timer.tick(anew, self.filter_inputs, self.views, **QUICK)
-        self.typed.change(offer, [self.typed], [self.offers], **last)
+        self.typed.change(offer, [self.typed], [self.offers], **TYPED)
         self.notice.answer(self.clicked.change, click, [self.clicked], [self.edited])
 
     def current_filter(self, app_state: AppState, sent: Mapping[Component, Any]) -> LoraFilter:

@@ -367,7 +367,7 @@ def run_label(run: Run) -> str:
 
 def cost_text(cost: Cost, steps: int) -> str:
     """Sentence with the time and memory that a training takes on this machine."""
-    text = f"About {duration(cost.step_s * steps)} for {steps} steps"
+    text = f"About {duration(cost.step_s * steps)} for {steps} step{'s' * (steps != 1)}"
     if cost.memory is None:
         return f"{text}."
     peak, free = cost.memory

@@ -77,7 +77,8 @@ class TrainingPanel:
             answer(button.click, ask(request))
         self._wire_resume(app_state, poller)
         answer(self.stop.click, poller.stop)
-        self.notice.answer(self.history.input, choose, [self.history], self.views)
+        last = {"trigger_mode": "always_last"}
+        self.notice.answer(self.history.input, choose, [self.history], self.views, **last)
         self.checkpoint_picker.wire(self.shown)
         self.timer.tick(poller.tick, [self.shown, self.seen], self.views, **QUICK)
 

@@ -14,6 +14,9 @@ QUICK: dict[str, Any] = {
     "api_visibility": "private",
 }
 
+# For what changes while somebody types: of what is typed during an answer the last is sent
+TYPED: dict[str, Any] = {**QUICK, "trigger_mode": "always_last"}
+
 
 def html(value: str = "", **look: Any) -> gr.HTML:
     """HTML component for the fragments of `webui.markup`."""

@@ -22,7 +22,7 @@ from webui.job_poller import JobPoller
 from webui.lora_browser import LoraBrowser
 from webui.metadata_import import MetadataImporter, has_infotext
 from webui.notice import Notice, Reply
-from webui.widgets import QUICK, html
+from webui.widgets import QUICK, TYPED, html
 
 PLACEHOLDER = (
     "What should the picture show? For example:\n"
@@ -185,9 +185,8 @@ def _wire_preview(app_state: AppState, tab: GenerateTab) -> None:
         update_preview,
         {fields[name] for name in names},
         [tab.counter, tab.unused, tab.parsed, tab.metadata_importer.offer],
-        trigger_mode="always_last",
         js=DEBOUNCED,
-        **QUICK,
+        **TYPED,
     )
 
 

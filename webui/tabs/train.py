@@ -35,7 +35,7 @@ from webui.lora_details import prompt_trigger_words
 from webui.notice import Notice, Reply
 from webui.training_panel import TrainingPanel
 from webui.uploads import discard
-from webui.widgets import QUICK, html
+from webui.widgets import QUICK, TYPED, html
 
 GOALS = (
     ("Style: the look of a picture", "style"),
@@ -193,10 +193,10 @@ def _wire(app_state: AppState, tab: TrainTab) -> None:
     suggested, inputs = [*tab.suggested, *tab.measured.views], tab.inputs
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("goal", "effort", "model"):
-        tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **QUICK)
+        tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **TYPED)
     for name in ("steps", "epochs", "batch_size"):
         part = tab.advanced.fields[name]
-        part.input(lambda sent: summary_line(app_state, tab, sent), inputs, [tab.summary], **QUICK)
+        part.input(lambda sent: summary_line(app_state, tab, sent), inputs, [tab.summary], **TYPED)
     tab.draft.wire(
         tab.held,
         [*tab.form.fields.values(), tab.pictures, tab.set_name, *tab.suggested],
