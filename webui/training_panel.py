@@ -77,8 +77,9 @@ class TrainingPanel:
             answer(button.click, ask(request))
         self._wire_resume(app_state, poller)
         answer(self.stop.click, poller.stop)
-        last = {"trigger_mode": "always_last"}
-        self.notice.answer(self.history.input, choose, [self.history], self.views, **last)
+        self.notice.answer(
+            self.history.input, choose, [self.history], self.views, trigger_mode="always_last"
+        )
         self.checkpoint_picker.wire(self.shown)
         self.timer.tick(poller.tick, [self.shown, self.seen], self.views, **QUICK)
 
