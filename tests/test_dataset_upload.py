@@ -177,7 +177,7 @@ def test_captions_are_changed_on_the_page_and_taken_back(studio: AppState) -> No
     browser.click("captions-undo")
     assert (folder / "a.txt").read_text() == "zibo, <b>cat</b>, sea"
     browser.click("captions-undo")
-    assert "No change of captions" in browser.value("captions-said")
+    assert "There is no change of captions" in browser.value("captions-said")
     for name in ("zibo", None):
         browser.set("pictures-choice", name)
         browser.click("captions-write")
