@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
-from sdlora.models.base import ModelFamily
+from sdlora.errors import ModelError
+from sdlora.models.base import Conditioning, ModelFamily, NetworkInputs
 from sdlora.models.stock_sampler import StockSampler
 from sdlora.noise_schedule import RectifiedFlow, dynamic_shift
 
@@ -29,6 +31,27 @@ class FlowFamily(ModelFamily):
         tokenizer, limit = self.tokenizer(key), self.text_limit
         tokens = tokenizer(text, truncation=False, verbose=False).input_ids
         return str(tokenizer.decode(tokens[limit - 1 : -1])).strip()
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        guidance: float | None = None,
+        extras: NetworkInputs | None = None,
+    ) -> Tensor:
+        """See ModelFamily."""
+        if extras is not None:
+            raise ModelError("{title} takes no inputs beside its text", title=self.title)
+        x, t = x.to(self.device, self.dtype), t.to(self.device).expand(len(x))
+        return self.velocity(x, t, conditioning, guidance)
+
+    @abstractmethod
+    def velocity(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None
+    ) -> Tensor:
+        """Return the denoiser's prediction (B,C,h,w), noise - x0, for latents `x` (B,C,h,w) of the
+        model's type at `t` (B,)."""
 
     @property
     @abstractmethod

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlora.errors import ModelError
-from sdlora.models.base import Conditioning, NetworkInputs
+from sdlora.models.base import Conditioning
 from sdlora.models.flow_family import FlowFamily
 
 T5_TOKENS = 512  # read of every text, padding included, without a mask
@@ -54,23 +53,16 @@ class Flux(FlowFamily):
             )
         return Conditioning({"context": context, "pooled": pooled})
 
-    def predict(
-        self,
-        x: Tensor,
-        t: Tensor,
-        conditioning: Conditioning,
-        guidance: float | None = None,
-        extras: NetworkInputs | None = None,
+    def velocity(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None
     ) -> Tensor:
-        """See ModelFamily."""
-        if extras is not None:
-            raise ModelError("{title} takes no inputs beside its text", title=self.title)
-        x, (h, w) = x.to(self.device, self.dtype), x.shape[-2:]
+        """See FlowFamily."""
+        h, w = x.shape[-2:]
         scale = TRAINING_GUIDANCE if guidance is None else guidance
         scales = torch.full([len(x)], scale, device=self.device) if self.embeds_guidance else None
         answer = self.denoiser(
             hidden_states=pack(x),
-            timestep=t.to(self.device).expand(len(x)).to(self.dtype) / 1000,
+            timestep=t.to(self.dtype) / 1000,
             guidance=scales,
             pooled_projections=conditioning.tensors["pooled"],
             encoder_hidden_states=conditioning.tensors["context"],

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdlora.errors import ModelError
-from sdlora.models.base import Conditioning, NetworkInputs
+from sdlora.models.base import Conditioning
 from sdlora.models.flow_family import FlowFamily
 
 T5_TOKENS = 256
@@ -54,20 +53,13 @@ class StableDiffusion3(FlowFamily):
             )  # fmt: skip
         return Conditioning({"context": context, "pooled": pooled})
 
-    def predict(
-        self,
-        x: Tensor,
-        t: Tensor,
-        conditioning: Conditioning,
-        guidance: float | None = None,
-        extras: NetworkInputs | None = None,
+    def velocity(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, guidance: float | None
     ) -> Tensor:
-        """See ModelFamily."""
-        if extras is not None:
-            raise ModelError("{title} takes no inputs beside its text", title=self.title)
+        """See FlowFamily."""
         answer: Tensor = self.denoiser(
-            hidden_states=x.to(self.device, self.dtype),
-            timestep=t.to(self.device).expand(len(x)),
+            hidden_states=x,
+            timestep=t,
             encoder_hidden_states=conditioning.tensors["context"],
             pooled_projections=conditioning.tensors["pooled"],
             return_dict=False,
