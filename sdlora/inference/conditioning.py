@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -71,16 +71,12 @@ class ConditioningCache:
             away = self._encode(negative, not negative, weights[1])
             length = max(text.length for text in (*texts, away))
             empty = partial(self._encode, "", False, weights[0])
-            padded = [self._pad(text, length, empty) for text in texts]
-            away = self._pad(away, length, partial(self._encode, "", not negative, weights[1]))
+            pad = self.blend.family.pad
+            padded = [pad(text, length, empty) for text in texts]
+            away = pad(away, length, partial(self._encode, "", not negative, weights[1]))
             pairs = zip(padded, (weight for _, weight in positive), strict=True)
             self._targets[key] = GuidanceTarget(away, tuple(pairs))
         return self._targets[key]
-
-    def _pad(
-        self, text: Conditioning, length: int, empty: Callable[[], Conditioning]
-    ) -> Conditioning:
-        return self.blend.family.pad(text, length, empty)
 
     def _text_weights(self, image: int, negative: bool, moment: Moment) -> Weights:
         return tuple(lora.weights_at(image, negative, moment)[1] for lora in self.changing)

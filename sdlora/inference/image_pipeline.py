@@ -128,13 +128,13 @@ class ImagePipeline:
                 used=FALLBACK,
             )  # fmt: skip
         composed = any(len(compose(image.positive.text)) > 1 for image in images)
-        if any(image.negative_prompt for image in images):
+        if not composed and any(image.negative_prompt for image in images):
             if family.embeds_guidance:
                 yield Message(
                     "the negative prompt is not used: {model} has its guidance distilled into it",
                     model=family.title,
                 )
-            elif request.guidance <= 1 and not composed:
+            elif request.guidance <= 1:
                 yield Message("the negative prompt is not used: that takes a guidance above 1")
         texts = [text for image in images for text in (image.positive.text, image.negative.text)]
         weighted = any(weight != 1 for text in texts for _, weight in parse_emphasis(text))
