@@ -198,6 +198,10 @@ def test_what_a_flow_model_does_not_use_is_told() -> None:
         "72 x 64 pixels", "clip_skip = 2", "zero_terminal_snr", "negative prompt is not used",
     ):  # fmt: skip
         assert words in told, words
+    both = {"prompt": "a cat AND fog", "negative_prompt": "dull", "steps": 1}
+    small = {"width": PIXELS, "height": PIXELS, "sampler": "euler"}
+    _, report = render(family, ImageRequest.from_values({**both, **small}))
+    assert not report["problems"], "AND weighs its texts against the negative one"
     with pytest.raises(SettingsError, match="has no meaning for this model's noise"):
         DiffusionLoss.from_settings(TrainSettings(data="x", name="x"), family.noise)
     with pytest.raises(ModelError, match="takes no inputs beside its text"):
