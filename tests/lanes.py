@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW_S = 0.5  # of all parameters of a test, with what its fixtures take
+SLOW_S = 0.3  # of all parameters of a test, with what its fixtures take
 TABLE = Path(__file__).with_name("slow_tests.txt")
 HEADING = f"# Tests that take longer than {SLOW_S} s, in seconds: pytest --write-slow-tests\n"
 
