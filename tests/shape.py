@@ -23,6 +23,7 @@ PACKAGES = (
     "sdlora.cache",
     "sdlora.errors",
     "sdlora.events",
+    "sdlora.disk_room",
     "sdlora.text_files",
     "sdlora.file_names",
     "sdlora.noise_schedule",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sdlora import disk_room
 from sdlora.errors import RunError
 from sdlora.events import Checkpoint, Done, Event, Progress, Saved, Step, Stopped, Warned
 from sdlora.training import disk_space
@@ -35,7 +36,7 @@ class Disk:
         self.full: Callable[[], bool] = lambda: False
         self.waited, self.sync = 0, os.fsync
         monkeypatch.setattr(os, "fsync", self.fsync)
-        monkeypatch.setattr(disk_space.time, "sleep", self.sleep)
+        monkeypatch.setattr(disk_room.time, "sleep", self.sleep)
 
     def fsync(self, handle: int) -> None:
         if self.full():

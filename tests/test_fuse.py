@@ -37,7 +37,7 @@ def test_fused_weights_are_those_of_a_blend(kind: str) -> None:
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
     assert not unmatched
     assert set(losses.by_group()) == {
-        "attention", "feed forward", "convolution", "text encoder", "all"
+        "attention", "feed_forward", "conv", "text_encoder", "all"
     }  # fmt: skip
     assert losses.by_group()["all"] < 1e-5
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdlora import __version__
+from sdlora import __version__, disk_room
 from sdlora.cli.main import main
 from sdlora.errors import RunError
 from sdlora.events import Progress, SampleReady, Warned
@@ -209,7 +209,7 @@ def test_a_picture_that_the_disk_does_not_take_leaves_nothing(
 def test_a_full_disk_is_waited_for_with_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_writer, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(disk_room, "LOOK_EVERY_S", 0.0)
     outcomes: list[Path | OSError] = [OSError(28, "No space left"), OSError(28, "No space left")]
 
     def write() -> Path:

@@ -57,7 +57,7 @@ def test_info(run: Run, workspace: Path) -> None:
     assert facts["kinds"] == {"LoRA": facts["parts"]["unet"] + facts["parts"]["te"]}
     assert set(facts["ranks"]) <= {"2", "4"}
     assert facts["trigger words"] == ["one", "both"]
-    assert set(facts["layers"]) == {"attention", "feed forward", "convolution", "text encoder"}
+    assert set(facts["layers"]) == {"attention", "feed_forward", "conv", "text_encoder"}
     assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert facts["AutoV2"] == facts["sha256"][:10]
 
@@ -168,7 +168,7 @@ def test_merge_writes_what_it_says(run: Run, workspace: Path) -> None:
 def test_resize_and_its_report(run: Run, workspace: Path) -> None:
     code, (answer,), _ = run("resize", "one", "--rank", "1", "--output", "small")
     assert (code, answer["rank"]) == (0, "1")
-    assert {"attention", "convolution", "text encoder"} < answer["lost"].keys()
+    assert {"attention", "conv", "text_encoder"} < answer["lost"].keys()
     assert 0.01 < answer["lost"]["all"] < 1
     said = read_lora(workspace / "loras" / "small.safetensors").metadata
     assert (said["ss_network_dim"], said["ss_seed"]) == ("1", "4")

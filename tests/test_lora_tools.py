@@ -88,12 +88,11 @@ def test_groups_are_those_of_the_modules_whatever_the_naming(base: str) -> None:
         prefix = "lora_unet_" if first.part == "denoiser" else f"lora_{first.part}_"
         assert group_of(name) == group_of(prefix + first.path.replace(".", "_")), name
     found = {group_of(name) for name in words}
-    unet = {"convolution"} if base in ("sd1", "sd2", "sdxl") else set()
-    assert found == {"attention", "feed forward", "text encoder", "other", *unet}
+    unet = {"conv"} if base in ("sd1", "sd2", "sdxl") else set()
+    assert found == {"attention", "feed_forward", "text_encoder", "other", *unet}
 
 
 def test_groups_agree_with_what_training_calls_so() -> None:
-    said = {"attention": "attention", "feed forward": "feed_forward", "convolution": "conv"}
     for path in architectures.read_keys("sdxl")["denoiser"]:
         group = group_of("lora_unet_" + path.replace(".", "_"))
         trained = [
@@ -101,7 +100,7 @@ def test_groups_agree_with_what_training_calls_so() -> None:
         ]
         if trained:
             (narrow,) = trained
-            assert said[group] == WIDER.get(narrow, narrow), path
+            assert group == WIDER.get(narrow, narrow), path
     assert list(GROUPS)[-1] == "other"
 
 
@@ -110,9 +109,7 @@ def test_losses_add_up_by_group() -> None:
     losses.add(LINEAR, 3.0, 0.3)
     losses.add(LINEAR, 4.0, 0.4)  # its bias
     losses.add(CONV, 12.0, 0.0)
-    assert losses.by_group() == pytest.approx(
-        {"attention": 0.5 / 5, "convolution": 0.0, "all": 0.5 / 13}
-    )
+    assert losses.by_group() == pytest.approx({"attention": 0.5 / 5, "conv": 0.0, "all": 0.5 / 13})
 
 
 # Merging, against peft
@@ -289,7 +286,7 @@ def test_what_half_numbers_lose_is_counted() -> None:
     error = relative(
         delta(halves.layers[CONV], SHAPES[CONV]), delta(file.layers[CONV], SHAPES[CONV])
     )
-    assert losses.by_group()["convolution"] == pytest.approx(error, rel=1e-2)
+    assert losses.by_group()["conv"] == pytest.approx(error, rel=1e-2)
     assert 1e-4 < error < 1e-2
 
 

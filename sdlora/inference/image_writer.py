@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import __version__
-from sdlora.errors import RunError, SettingsError
-from sdlora.events import Event, Progress, Warned
-from sdlora.files import DISK_FULL, write_to_free_path
+from sdlora.disk_room import written_when_room
+from sdlora.errors import SettingsError
+from sdlora.events import Event
+from sdlora.files import write_to_free_path
 from sdlora.image_metadata.infotext import infotext, lora_hashes, write_exif, write_png
 from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, SAMPLER_TITLES
 from sdlora.inference.image_pipeline import ImageDone
@@ -20,7 +21,6 @@ from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-LOOK_EVERY_S = 2.0
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
 
 
@@ -37,23 +37,15 @@ def saved_when_room(
 ) -> Generator[Event, None, SavedImage]:
     """Save the picture of a seed by `write`, in `folder`. A full disk is waited for, with the
     picture kept in memory. RunError: it cannot be saved, or somebody stopped waiting."""
-    waits = False
-    while True:
-        try:
-            return write()
-        except OSError as error:
-            why = error.strerror or error
-            message = Message(
-                "the picture of seed {seed} could not be saved in {folder}: {why}",
-                seed=seed, folder=folder, why=why,
-            )  # fmt: skip
-            if error.errno not in DISK_FULL or should_stop():
-                raise RunError(message) from None
-        if not waits:
-            waits = True
-            yield Warned(message, "make room on that disk, and it goes on by itself")
-            yield Progress("waiting for room on the disk")
-        time.sleep(LOOK_EVERY_S)
+
+    def problem(error: OSError) -> Message:
+        return Message(
+            "the picture of seed {seed} could not be saved in {folder}: {why}",
+            seed=seed, folder=folder, why=error.strerror or error,
+        )  # fmt: skip
+
+    advice = "make room on that disk, and it goes on by itself"
+    return (yield from written_when_room(write, problem, advice, gives_up=should_stop))
 
 
 def save_image(done: ImageDone, plan: GenerationPlan, folder: Path) -> SavedImage:

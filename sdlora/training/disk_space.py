@@ -8,22 +8,21 @@ waits in memory with it.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from sdlora.cache import Cache
+from sdlora.disk_room import written_when_room
 from sdlora.errors import RunError
-from sdlora.events import Event, Progress, Warned
+from sdlora.events import Event, Warned
 from sdlora.files import DISK_FULL
 from sdlora.messages import Message, Setting
 from sdlora.settings.cadence import times_left
 from sdlora.settings.train import TrainSettings
 from sdlora.training.checkpoints import checkpoint_folders
 
-LOOK_EVERY_S = 2.0
 ResultT = TypeVar("ResultT")
 
 
@@ -45,35 +44,32 @@ class DiskSpace:
     ) -> Generator[Event, None, ResultT]:
         """Return what `write` gives, which needs `size` bytes. Where the disk is full, the cache is
         emptied first; then, if it shall `wait`, it is tried until there is room. RunError: there
-        is none."""
-        emptied = warned = False
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
-                reason = Message(
-                    "{why}: the disk of {folder} has {free} free",
-                    folder=self.folder, free=in_words(self.free), why=error.strerror,
-                )  # fmt: skip
-            if not emptied:
-                emptied = True
-                freed = Cache(self.cache).trim()
-                if freed:
-                    size_freed = in_words(freed)
-                    template = "{why}; the cache was emptied of {freed}"
-                    yield Warned(Message(template, why=reason, freed=size_freed), "")
-                    continue
-            reason = Message("{why}; {size} are needed", why=reason, size=in_words(size))
-            if not wait:
-                raise RunError(reason)
-            if not warned:
-                warned = True
-                advice = "make room, and it goes on by itself; what was learnt waits in memory"
-                yield Warned(Message("{why}; it waits", why=reason), advice)
-                yield Progress("waiting for room on the disk")
-            time.sleep(LOOK_EVERY_S)
+        is none. OSError: another error than a full disk."""
+
+        def problem(error: OSError) -> Message:
+            return Message(
+                "{why}; {size} are needed{then}", why=self._reason(error), size=in_words(size),
+                then="; it waits" if wait else "",
+            )  # fmt: skip
+
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            reason, needed = self._reason(error), problem(error)
+        if freed := Cache(self.cache).trim():
+            template = "{why}; the cache was emptied of {freed}"
+            yield Warned(Message(template, why=reason, freed=in_words(freed)), "")
+        elif not wait:
+            raise RunError(needed)
+        advice = "make room, and it goes on by itself; what was learnt waits in memory"
+        return (yield from written_when_room(write, problem, advice, gives_up=lambda: not wait))
+
+    def _reason(self, error: OSError) -> Message:
+        template = "{why}: the disk of {folder} has {free} free"
+        free = in_words(self.free)
+        return Message(template, folder=self.folder, free=free, why=error.strerror)
 
     def check(
         self, settings: TrainSettings, step: int, checkpoint: int, lora: int

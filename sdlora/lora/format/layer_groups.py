@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# Group -> pattern in its layers' names; the first that matches counts
+# Group, named as in settings.layer_groups -> pattern in its layers' names; the first that matches
+# counts
 GROUPS = {
-    "text encoder": r"^lora_te\d?_",
-    "feed forward": r"_ff_|(?<!embedder)_mlp_|_proj_mlp$",
+    "text_encoder": r"^lora_te\d?_",
+    "feed_forward": r"_ff_|(?<!embedder)_mlp_|_proj_mlp$",
     "attention": r"attn|attentions_\d+_proj_|(_\d+_1|middle_block_1)_proj_(in|out)$|_linear[12]$"
     r"|single_transformer_blocks_\d+_proj_out$",
-    "convolution": r"_conv|_(in_layers_2|out_layers_3|skip_connection|op|input_blocks_0_0|out_2)$",
+    "conv": r"_conv|_(in_layers_2|out_layers_3|skip_connection|op|input_blocks_0_0|out_2)$",
     "other": "",
 }
 

@@ -40,7 +40,7 @@ def has_matrix(adapter: Adapter) -> bool:
 def shape_of_weight(adapter: Adapter, name: str, base_weight: BaseWeight) -> tuple[int, ...]:
     """Shape (out, in[,k,k]) of the weight that an adapter with a matrix changes."""
     is_open = adapter.type.open_window and len(adapter.shape) == 2
-    if adapter.shape and not (is_open and group_of(name) == "convolution"):
+    if adapter.shape and not (is_open and group_of(name) == "conv"):
         return adapter.shape
     return tuple(base_weight(name).shape)
 
