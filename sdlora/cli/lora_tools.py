@@ -42,7 +42,6 @@ from sdlora.lora.tools.report import Report
 from sdlora.messages import Setting
 from sdlora.models.base import ModelFamily
 from sdlora.models.registry import detect_family, open_family
-from sdlora.models.single_file import open_single_file
 from sdlora.settings.lora_tools import (
     CheckSettings,
     CompareSettings,
@@ -211,8 +210,7 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Report]:
     path = _output_path(settings, workspace.loras)
     base = _open_on_cpu(settings.base, workspace)
     single = Path(settings.tuned).expanduser()
-    is_file = single.is_file()
-    tuned = open_single_file(single, base) if is_file else _open_on_cpu(settings.tuned, workspace)
+    tuned = _open_on_cpu(settings.tuned, workspace, base.dtype if single.is_file() else None)
     recipe = _merge_method(settings, tuned.dtype, rank=settings.highest_rank)
     device, _ = pick_device()
     file, losses, others = extracted(base, tuned, recipe, device if device.type == "cuda" else CPU)

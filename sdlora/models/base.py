@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -124,8 +124,9 @@ class ModelFamily(ABC):
         self._offloaded: list[Any] = []  # parts that lie in main memory
 
     @classmethod
-    def open(cls, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Self:
-        """Open a diffusers folder that has passed `detect_family`; safetensors only.
+    def load_pipeline(cls, name: str, folder: Path, dtype: torch.dtype) -> Pipeline:
+        """Load the pipeline in a diffusers folder that has passed `detect_family`; safetensors
+        only.
 
         ModelError when a part of it is missing or damaged.
         """
@@ -135,7 +136,7 @@ class ModelFamily(ABC):
         transformers.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, FAMILIES[name].pipeline_class)
         try:
-            pipeline = pipeline_class.from_pretrained(
+            pipeline: Pipeline = pipeline_class.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True,
                 **cls.skipped(folder),
             )  # fmt: skip
@@ -143,7 +144,7 @@ class ModelFamily(ABC):
             raise ModelError(
                 "the model in {folder} cannot be opened: {why}", folder=folder, why=error
             ) from None
-        return cls(name, pipeline, device, dtype)
+        return pipeline
 
     @classmethod
     def skipped(cls, folder: Path) -> dict[str, Any]:

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
+from sdlora.models.checkpoint_configs import resolution_of
+from sdlora.models.checkpoint_facts import checkpoint_facts
+from sdlora.models.checkpoint_header import read_checkpoint_header
+from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
+from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
 from sdlora.workspace import STARTER_MODEL
 
@@ -27,8 +32,11 @@ _NEVER_LOADED = {"safety_checker", "feature_extractor", "image_encoder"}
 
 
 def detect_family(path: str | Path) -> str:
-    """The family of the diffusers folder `path`, a key of FAMILIES. ModelError when it is none."""
+    """The family of a diffusers folder or a single file, a key of FAMILIES. ModelError when it is
+    none."""
     folder = Path(path)
+    if folder.is_file():
+        return checkpoint_facts(read_checkpoint_header(folder)).family
     pipeline = _checked_index(folder / INDEX)
     _check_parts(folder, pipeline)
     if is_built_as(folder, STARTER_MODEL):
@@ -55,8 +63,11 @@ class ModelFacts:
 
 
 def model_facts(path: str | Path) -> ModelFacts:
-    """Read the facts of a diffusers folder, unopened. ModelError: it is of no known family."""
+    """Read the facts of a diffusers folder or a single file, unopened. ModelError: it is of no
+    known family."""
     folder, family = Path(path), detect_family(path)
+    if folder.is_file():
+        return _file_facts(folder)
     spec = FAMILIES[family]
     vae = _read(folder / "vae" / "config.json")
     cells = spec.sample_size or _read(folder / spec.denoiser / "config.json").get("sample_size")
@@ -70,6 +81,13 @@ def model_facts(path: str | Path) -> ModelFacts:
         ) from None
 
 
+def _file_facts(file: Path) -> ModelFacts:
+    facts = checkpoint_facts(read_checkpoint_header(file))
+    if facts.family == "starter":
+        return model_facts(STARTER_MODEL)
+    return ModelFacts(facts.family, resolution_of(facts), clip_vocabulary.SIZE)
+
+
 def preset_family(source: str | Path) -> str:
     """Return the family whose presets fit a model, as far as its folder tells without being opened;
     'any': unknown."""
@@ -77,6 +95,9 @@ def preset_family(source: str | Path) -> str:
     if is_built_as(folder, STARTER_MODEL):
         return "starter"
     try:
+        if folder.is_file():
+            name = detect_family(folder)
+            return FAMILIES[name].presets or name
         pipeline = _checked_index(folder / INDEX)
     except ModelError:
         return "any"
@@ -101,22 +122,30 @@ def _unet_config(folder: Path) -> dict[str, object]:
     return {key: value for key, value in table.items() if not key.startswith("_")}
 
 
-def open_family(source: str, dtype: torch.dtype, device: torch.device) -> ModelFamily:
-    """Open a diffusers folder or a hub id. ModelError: it is not there, or of no known family."""
-    from sdlora.models import hub
+def open_family(
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: ModelOptions = DEFAULT_OPTIONS,
+) -> ModelFamily:
+    """Open a single file, a diffusers folder or a hub id. ModelError: it is not there, or of no
+    known family."""
+    from sdlora.models import hub, single_file
 
     folder = Path(source).expanduser()
     if folder.is_file():
-        raise ModelError(
-            "{file} is a single file; a diffusers folder or a hub id can be opened", file=folder
-        )
+        family_class = _class_of(detect_family(folder))
+        return single_file.open_single_file(folder, family_class, dtype, device, options)
     if not folder.is_dir():
         index = hub.index_of(source, INDEX)
         pipeline = _checked_index(index)
         skipped = _class_of(_families_of(pipeline)[0]).skip_components
         folder = hub.whole_model(source, index, pipeline, skipped)
     name = detect_family(folder)
-    return _class_of(name).open(name, folder, dtype, device)
+    family_class = _class_of(name)
+    loaded = family_class.load_pipeline(name, folder, dtype)
+    single_file.apply_options(loaded, name, options, dtype)
+    return family_class(name, loaded, device, dtype)
 
 
 def _class_of(name: str) -> type[ModelFamily]:

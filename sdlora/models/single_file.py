@@ -1,169 +1,403 @@
-"""A whole Stable Diffusion 1, 2 or XL in one file, its tensors named as in its first code.
+"""A whole model in one file: written, and opened as it is, offline.
 
-A1111, ComfyUI and diffusers' `from_single_file` read such a file. The UNet's names are those that
-LoRA files use as well (lora/format/original_names.py); those of the VAE and the text encoders
-stand here.
-
-Sources: CompVis/latent-diffusion, ldm/modules/diffusionmodules/model.py (VAE);
-Stability-AI/generative-models, sgm/modules/encoders/modules.py; mlfoundations/open_clip,
-src/open_clip/transformer.py. Checked against diffusers, loaders/single_file_utils.py.
+Every tensor is compared with the modules' own table, on the meta device, before any is read: a file
+opens complete or is refused with the names of what is missing, of another shape, or unknown.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
-from sdlora.lora.format.original_names import to_original_names
+from sdlora.messages import Message, Setting
 from sdlora.models.base import ModelFamily
-
-Tensors = Mapping[str, Tensor]
-Rules = tuple[tuple[str, str], ...]  # pattern in diffusers' name -> the first code's
-
-
-@dataclass(frozen=True)
-class TextPlace:
-    """Place of a text encoder in the file, and the rule of its names there."""
-
-    prefix: str
-    rename: Callable[[Tensors], Iterator[tuple[str, Tensor]]]
-
-
-# Words of the UNet's names that have an underscore of their own; all others stand for dots
-_WORDS = re.compile(
-    "(input_blocks|middle_block|output_blocks|time_embed|label_emb|in_layers|out_layers|emb_layers"
-    "|skip_connection|transformer_blocks|proj_in|proj_out|to_q|to_k|to_v|to_out)|_"
+from sdlora.models.checkpoint_configs import (
+    FAMILY_CONFIGS,
+    Config,
+    scheduler_config,
+    text_configs,
+    unet_config,
+    vae_config,
+    vae_shapes,
 )
-_VAE: Rules = (
-    (r"(down|up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block."),
-    (r"(down|up)_blocks\.(\d+)\.\1samplers\.0\.", r"\1.\2.\1sample."),
-    (r"mid_block\.resnets\.0\.", "mid.block_1."),
-    (r"mid_block\.resnets\.1\.", "mid.block_2."),
-    (r"mid_block\.attentions\.0\.group_norm\.", "mid.attn_1.norm."),
-    (r"mid_block\.attentions\.0\.to_([qkv])\.", r"mid.attn_1.\1."),
-    (r"mid_block\.attentions\.0\.to_out\.0\.", "mid.attn_1.proj_out."),
-    (r"conv_norm_out\.", "norm_out."),
-    (r"conv_shortcut\.", "nin_shortcut."),
+from sdlora.models.checkpoint_facts import (
+    DENOISER,
+    EMA,
+    TEXT_PREFIXES,
+    VAE,
+    CheckpointFacts,
+    checkpoint_facts,
 )
-_OPEN_CLIP: Rules = (
-    (r"^embeddings\.token_embedding\.", "token_embedding."),
-    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^final_layer_norm\.", "ln_final."),
-    (r"^encoder\.layers\.", "transformer.resblocks."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+from sdlora.models.checkpoint_layout import (
+    Layout,
+    checkpoint_layout,
+    from_file,
+    to_file,
+    vae_layout,
 )
-_QKV = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
+from sdlora.models.tensor_source import TensorSource, open_tensors
+from sdlora.prompt.clip_vocabulary import clip_merges, clip_vocabulary
+from sdlora.text_files import json_value
+from sdlora.workspace import STARTER_MODEL
+
+TITLES = {
+    "unet": "denoiser", "vae": "VAE", "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+}  # fmt: skip
+_CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}  # fmt: skip
+# Tensors that programs leave in files and that nothing reads: constants, training's rest, marks
+_UNREAD = re.compile(
+    r"(.*\.)?(position_ids|logit_scale|scaled_fp8|comfy_quant|scale_input|input_scale"
+    r"|(weight_scale|scale_weight)(_2)?)|betas|alphas_cumprod.*|sqrt_.*|log_one_minus.*|posterior_.*"
+    r"|lvlb_weights|first_stage_model\.loss\..*|denoiser\.sigmas|v_pred|ztsnr|global_step"
+    r"|cond_stage_model\.model\.(text_projection|transformer\.resblocks\.\d+\..*)"
+)
 
 
 def single_file(family: ModelFamily) -> dict[str, Tensor]:
-    """Every tensor of an open family by the name it has in a single file, on the CPU.
+    """Return every tensor of an open family by the name it has in a single file, on the CPU.
 
     ModelError for a family that has no such naming here.
     """
-    places = TEXTS.get(family.name)
-    if places is None:
+    if family.name not in TEXT_PREFIXES:
         raise ModelError("{model} is written as a diffusers folder only", model=family.title)
-    tensors = dict(_unet(family.name, family.denoiser.state_dict()))
-    tensors |= _vae(family.pipeline.vae.state_dict())
-    for part, place in places.items():
-        bare = {
-            name.removeprefix("text_model."): tensor
-            for name, tensor in family.text_encoders[part].state_dict().items()
-        }
-        tensors |= {place.prefix + name: tensor for name, tensor in place.rename(bare)}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    parts = {"unet": family.denoiser, "vae": family.pipeline.vae}
+    parts |= {family.text_encoder_names[key]: m for key, m in family.text_encoders.items()}
+    states = {part: module.state_dict() for part, module in parts.items()}
+    return {
+        name: to_file(places, states).detach().cpu().contiguous()
+        for name, places in checkpoint_layout(family.name, parts).items()
+    }
 
 
-def open_single_file(path: Path, like: ModelFamily) -> ModelFamily:
-    """The model in the safetensors file `path`, of the architecture of `like`, whose folder tells
-    the rest; in its number format. ModelError when the file is another model's, or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            missing = single_file(like).keys() - file.keys()
-        if missing:
+def file_facts(path: Path, options: ModelOptions = DEFAULT_OPTIONS) -> CheckpointFacts:
+    """Return what a file is, with the user's choices. ModelError: it is no checkpoint."""
+    with open_tensors(path) as source:
+        return chosen(checkpoint_facts(source.header), options)
+
+
+def chosen(facts: CheckpointFacts, options: ModelOptions) -> CheckpointFacts:
+    """Return the facts with the user's choice of prediction in place of a guess."""
+    if options.prediction == "auto":
+        return facts
+    return replace(facts, prediction=options.prediction, told_by="file")
+
+
+def open_single_file(
+    path: Path,
+    family_class: type[ModelFamily],
+    dtype: torch.dtype,
+    device: torch.device,
+    options: ModelOptions = DEFAULT_OPTIONS,
+) -> ModelFamily:
+    """Open the checkpoint at `path`, of the family that `file_facts` told, in `dtype`.
+
+    ModelError when a part is missing, damaged or of another shape.
+    """
+    diffusers.logging.set_verbosity_error()
+    with open_tensors(path) as source:
+        facts = chosen(checkpoint_facts(source.header), options)
+        parts = _load(source, _built(source, facts), facts, dtype)
+    parts |= other_parts(facts.family, options, dtype)
+    missing = _parts_of(facts.family) - parts.keys()
+    if missing:
+        raise _incomplete(path, sorted(missing))
+    pipeline = _pipeline(facts, parts)
+    for part in parts.values():
+        _name(part, path)
+    return family_class(facts.family, pipeline, device, dtype)
+
+
+def apply_options(pipeline: Any, family: str, options: ModelOptions, dtype: torch.dtype) -> None:
+    """Change an open pipeline to a user's choices. ModelError: they have no meaning for it."""
+    if options.prediction != "auto":
+        if "prediction_type" not in pipeline.scheduler.config:
             raise ModelError(
-                "{file} is not a single file of {model}: {count} tensors are not in it, such as "
-                "{key!r}",
-                file=path,
-                model=like.title,
-                count=len(missing),
-                key=min(missing),
+                "{model} has one prediction type only; leave {setting} at auto",
+                model=FAMILIES[family].title, setting=Setting("prediction"),
+            )  # fmt: skip
+        pipeline.scheduler.register_to_config(prediction_type=options.prediction)
+    for part, module in other_parts(family, options, dtype).items():
+        setattr(pipeline, part, module)
+
+
+def other_parts(family: str, options: ModelOptions, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Return the parts that the user takes from elsewhere. ModelError: they are not there."""
+    parts: dict[str, nn.Module] = {}
+    for setting, other in (("vae", options.vae), ("text_encoder", options.text_encoder)):
+        if other:
+            parts |= _borrowed(Path(other).expanduser(), setting, family, dtype)
+    return parts
+
+
+def _parts_of(family: str) -> set[str]:
+    return {"unet", "vae", *TEXT_PREFIXES[family]}
+
+
+def _incomplete(path: Path, missing: list[str]) -> ModelError:
+    setting = "vae" if missing == ["vae"] else "text_encoder"
+    return ModelError(
+        "{file} holds no {parts}: it is meant to be used with another file's. Name a file or a "
+        "model that has one with {setting}",
+        file=path, parts=" and no ".join(TITLES[part] for part in missing),
+        setting=Setting(setting),
+    )  # fmt: skip
+
+
+def _built(source: TensorSource, facts: CheckpointFacts) -> dict[str, nn.Module]:
+    """Return the parts that the file has weights for, built on the meta device."""
+    header, family = source.header, facts.family
+    if family == "starter":
+        configs = {part: _starter_config(part) for part in facts.components}
+    else:
+        configs = {**text_configs(header, family)}
+        if "unet" in facts.components:
+            configs["unet"] = unet_config(header, facts)
+        if "vae" in facts.components:
+            configs["vae"] = vae_config(_vae_of(source), family)
+    return {part: _module(part, config, family) for part, config in configs.items()}
+
+
+def _vae_of(source: TensorSource) -> dict[str, tuple[int, ...]]:
+    shapes = vae_shapes(source.header)
+    if "decoder.conv_in.weight" not in shapes:
+        raise ModelError("the VAE in {file} is not complete", file=source.header.file)
+    return shapes
+
+
+def _starter_config(part: str) -> Config:
+    config = json_value((STARTER_MODEL / part / "config.json").read_text(encoding="utf-8"))
+    return dict(config)
+
+
+def _module(part: str, config: Config, family: str) -> nn.Module:
+    kind, values = _CLASSES[part], _public(config)
+    with torch.device("meta"):
+        is_text = part in TEXT_PREFIXES[family]
+        module: nn.Module = kind(CLIPTextConfig(**values)) if is_text else kind(**values)
+        return module
+
+
+def _public(config: Config) -> Config:
+    hidden = ("architectures", "model_type", "dtype", "transformers_version")
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in hidden}
+
+
+def _load(
+    source: TensorSource, modules: Mapping[str, nn.Module], facts: CheckpointFacts,
+    dtype: torch.dtype,
+) -> dict[str, nn.Module]:  # fmt: skip
+    """Fill the modules with the file's weights, once all of them are known to be there."""
+    layout = checkpoint_layout(facts.family, modules)
+    stored = _stored_names(source, layout)
+    check_complete(source, layout, stored, modules)
+    return _filled(source, layout, stored, modules, dtype)
+
+
+def _filled(
+    source: TensorSource, layout: Layout, stored: Mapping[str, str],
+    modules: Mapping[str, nn.Module], dtype: torch.dtype,
+) -> dict[str, nn.Module]:  # fmt: skip
+    states: dict[str, dict[str, Tensor]] = {part: {} for part in modules}
+    for name, places in layout.items():
+        tensor = source.read(stored[name], dtype)
+        for place, share in from_file(places, tensor):
+            states[place.part][place.name] = share.contiguous()
+    for part, module in modules.items():
+        module.load_state_dict(states[part], assign=True)
+        _place_buffers(module)
+        module.requires_grad_(False).eval()
+    return dict(modules)
+
+
+def _place_buffers(module: nn.Module) -> None:
+    """Make the constants that no file holds: the numbers of a text encoder's positions."""
+    for path, owner in module.named_modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                owner.register_buffer(
+                    name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False
+                )
+            elif buffer.is_meta:
+                raise ModelError("the constant {name} of a model is not known", name=path)
+
+
+def _stored_names(source: TensorSource, layout: Layout) -> dict[str, str]:
+    """Return name of the layout -> the file's spelling of it, of those that are in the file."""
+    names = source.header.shapes
+    has_prefix = any(name.startswith(DENOISER) for name in names)
+    stored = {}
+    for name in layout:
+        spellings = [name, name.replace(".transformer.text_model.", ".transformer.")]
+        if not has_prefix:
+            spellings.append(name.removeprefix(DENOISER))
+        if spelling := next((s for s in spellings if s in names), ""):
+            stored[name] = spelling
+    return stored
+
+
+def check_complete(
+    source: TensorSource, layout: Layout, stored: Mapping[str, str],
+    modules: Mapping[str, nn.Module],
+) -> None:  # fmt: skip
+    """Raise ModelError when tensors are missing, have another shape, or are too many."""
+    states = {part: module.state_dict() for part, module in modules.items()}
+    shapes = source.header.shapes
+    missing, misshapen = [], []
+    for name, places in layout.items():
+        expected = tuple(to_file(places, states).shape)
+        if name not in stored:
+            missing.append(name)
+        elif _squeezed(shapes[stored[name]]) != _squeezed(expected):
+            misshapen.append(name)
+    known = set(stored.values())
+    extra = [
+        name for name in shapes
+        if name not in known and not name.startswith(EMA) and not _UNREAD.fullmatch(name)
+        and name.startswith((DENOISER, VAE, "cond_stage_model.", "conditioner."))
+    ]  # fmt: skip
+    problems = [
+        *_counted("{count} tensors of its {part} are missing, such as {key!r}", missing),
+        *_counted("{count} tensors of its {part} have another shape, such as {key!r}", misshapen),
+        *_counted("{count} tensors of its {part} are unknown, such as {key!r}", extra),
+    ]
+    if problems:
+        raise ModelError(
+            "{file} cannot be used as {family}: {problems}", file=source.header.file,
+            family=FAMILIES[checkpoint_facts(source.header).family].title, problems=problems,
+        )  # fmt: skip
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)
+
+
+def _counted(template: str, names: Iterable[str]) -> list[Message]:
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        by_part.setdefault(_title_of(name), []).append(name)
+    return [
+        Message(template, count=len(group), part=part, key=min(group))
+        for part, group in by_part.items()
+    ]
+
+
+def _title_of(name: str) -> str:
+    if name.startswith(VAE):
+        return TITLES["vae"]
+    if name.startswith("conditioner.embedders.1"):
+        return TITLES["text_encoder_2"]
+    is_text = name.startswith(("cond_stage_model.", "conditioner."))
+    return TITLES["text_encoder" if is_text else "unet"]
+
+
+def _borrowed(path: Path, setting: str, family: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Return the VAE or the text encoders of another file or diffusers folder."""
+    if path.is_dir():
+        return _from_folder(path, setting, family, dtype)
+    if setting == "vae":
+        return {"vae": open_vae(path, family, dtype)}
+    with open_tensors(path) as source:
+        facts = checkpoint_facts(source.header)
+        configs = text_configs(source.header, family) if facts.family == family else {}
+        if not configs:
+            raise ModelError(
+                "{file} holds no text encoder of {family}", file=path, family=FAMILIES[family].title
             )
-        stock: Any = like.pipeline
-        pipeline = type(stock).from_single_file(
-            str(path),
-            config=str(stock.name_or_path),
-            torch_dtype=like.dtype,
-            local_files_only=True,
-            **like.skip_components,
+        modules = {part: _module(part, config, family) for part, config in configs.items()}
+        return _load_some(source, modules, family, dtype)
+
+
+def _load_some(
+    source: TensorSource, modules: Mapping[str, nn.Module], family: str, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    layout = checkpoint_layout(family, modules)
+    stored = _stored_names(source, layout)
+    if missing := layout.keys() - stored.keys():
+        raise ModelError(
+            "{file} is not complete: {key!r} is missing", file=source.header.file, key=min(missing)
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError("{file} cannot be opened: {why}", file=path, why=error) from None
-    return type(like)(like.name, pipeline, like.device, like.dtype)
+    return _filled(source, layout, stored, modules, dtype)
 
 
-def _unet(base: str, tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-    flat = {name.rpartition(".")[0].replace(".", "_") for name in tensors}
-    first = {theirs: name for name, ((theirs, _),) in to_original_names(base, flat).items()}
-    for name, tensor in tensors.items():
-        path, _, parameter = name.rpartition(".")
-        dotted = _WORDS.sub(lambda word: word[1] or ".", first[path.replace(".", "_")])
-        yield f"model.diffusion_model.{dotted}.{parameter}", tensor
+def _from_folder(
+    folder: Path, setting: str, family: str, dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    parts = ["vae"] if setting == "vae" else [*TEXT_PREFIXES[family]]
+    try:
+        return {
+            part: _CLASSES[part].from_pretrained(
+                folder / part if (folder / part).is_dir() else folder, dtype=dtype,
+                local_files_only=True, use_safetensors=True,
+            )
+            for part in parts
+        }  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "the {part} in {folder} cannot be opened: {why}", folder=folder,
+            part=TITLES[parts[0]], why=error,
+        ) from None  # fmt: skip
 
 
-def _vae(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-    ups = {int(number) for name in tensors for number in re.findall(r"up_blocks\.(\d+)", name)}
-    for name, tensor in tensors.items():
-        # the first code counts from the picture inwards on both sides
-        inwards = re.sub(r"(?<=up_blocks\.)\d+", lambda m: str(max(ups) - int(m[0])), name)
-        is_attention = "attn" in (first := _renamed(inwards, _VAE))
-        # its attention is made of 1 x 1 convolutions
-        shaped = tensor[:, :, None, None] if is_attention and tensor.dim() == 2 else tensor
-        yield f"first_stage_model.{first}", shaped
+def open_vae(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
+    """Open the VAE in a file of its own or in a checkpoint. ModelError: it holds none."""
+    with open_tensors(path) as source:
+        module = _module("vae", vae_config(_vae_of(source), family), family)
+        prefix = VAE if any(name.startswith(VAE) for name in source.header.shapes) else ""
+        layout: Layout = dict(vae_layout(module.state_dict(), prefix))
+        stored = {name: name for name in layout if name in source.header}
+        if missing := layout.keys() - stored.keys():
+            raise ModelError(
+                "the VAE in {file} is not complete: {key!r} is missing",
+                file=path, key=min(missing),
+            )  # fmt: skip
+        return _filled(source, layout, stored, {"vae": module}, dtype)["vae"]
 
 
-def _clip(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-    yield from ((f"text_model.{name}", tensor) for name, tensor in tensors.items())
+def _pipeline(facts: CheckpointFacts, parts: Mapping[str, nn.Module]) -> Any:
+    """Return the stock pipeline of the parts, its tokenizers built from CLIP's vocabulary."""
+    family = facts.family
+    scheduler = DDIMScheduler.from_config(scheduler_config(facts))
+    more: dict[str, Any] = (
+        {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
+        if family == "sdxl"
+        else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    )
+    kind = getattr(diffusers, FAMILIES[family].pipeline_class)
+    return kind(**parts, **_tokenizers(family), scheduler=scheduler, **more)
 
 
-def _open_clip(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-    stacks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if match := _QKV.fullmatch(name):
-            stack = f"transformer.resblocks.{match[1]}.attn.in_proj_{match[3]}"
-            stacks.setdefault(stack, {})[match[2]] = tensor
-        elif name == "text_projection.weight":
-            yield "text_projection", tensor.T
-        else:
-            yield _renamed(name, _OPEN_CLIP), tensor
-    for name, shares in stacks.items():
-        yield name, torch.cat([shares[share] for share in "qkv"])
+def _tokenizers(family: str) -> dict[str, CLIPTokenizer]:
+    if family == "starter":
+        return {"tokenizer": CLIPTokenizer.from_pretrained(STARTER_MODEL / "tokenizer")}
+    names = ("tokenizer", "tokenizer_2")
+    return dict(zip(names, map(clip_tokenizer, FAMILY_CONFIGS[family].pad_tokens), strict=False))
 
 
-def _renamed(name: str, rules: Rules) -> str:
-    for pattern, first in rules:
-        name = re.sub(pattern, first, name)
-    return name
+def clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+    """Return CLIP's tokenizer, equal to the published one."""
+    return CLIPTokenizer(
+        vocab=clip_vocabulary(), merges=clip_merges(), model_max_length=77, pad_token=pad_token
+    )
 
 
-_SD = {"te": TextPlace("cond_stage_model.transformer.", _clip)}
-TEXTS: dict[str, dict[str, TextPlace]] = {
-    "starter": _SD,
-    "sd1": _SD,
-    "sd2": {"te": TextPlace("cond_stage_model.model.", _open_clip)},
-    "sdxl": {
-        "te1": TextPlace("conditioner.embedders.0.transformer.", _clip),
-        "te2": TextPlace("conditioner.embedders.1.model.", _open_clip),
-    },
-}
+def _name(part: Any, path: Path) -> None:
+    if hasattr(part, "register_to_config"):
+        part.register_to_config(_name_or_path=str(path))
+    else:
+        part.config._name_or_path = str(path)

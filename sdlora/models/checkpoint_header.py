@@ -1,0 +1,134 @@
+"""Header of a checkpoint: names, shapes and number formats of its tensors, and its metadata.
+
+Read and checked without torch and without the weights, so that a library of thousands of files is
+listed from their first bytes (https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdlora.errors import ModelError
+
+MAX_HEADER = 64 * 2**20
+MAX_TENSORS = 100_000
+SUFFIXES = (".safetensors", ".sft")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# bits of a value
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8,
+    "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U64": 64, "U32": 32, "U16": 16,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """Tensor name -> shape and -> number format (safetensors' word), and metadata."""
+
+    file: Path
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    body_at: int = 0  # offset of the first tensor byte
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+
+def read_checkpoint_header(path: Path) -> CheckpointHeader:
+    """Read and check the header of a safetensors file. ModelError when it is not one."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise _other_kind(path, start)
+            text = file.read(length)
+    except OSError as error:
+        raise ModelError(
+            "{file} cannot be read: {why}", file=path, why=error.strerror or error
+        ) from None
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError("the header of {file} is damaged: {why}", file=path, why=error) from None
+    return _checked(path, table, 8 + length, size - 8 - length)
+
+
+def _other_kind(path: Path, start: bytes) -> ModelError:
+    """Return what a file that is not a safetensors file is, by its first bytes: a safetensors file
+    may begin with any of them too."""
+    if start.startswith((b"PK", b"\x80")) or path.suffix.lower() in PICKLES:
+        return ModelError(
+            "{file} is a pickle, which can run code when it is opened, and is not opened; convert "
+            "it with {command}, which reads its weights only, or look for a .safetensors file of "
+            "the same model",
+            file=path, command=f"launch.py models convert {path.name}",
+        )  # fmt: skip
+    if start.startswith(b"GGUF"):
+        return ModelError(
+            "{file} is a GGUF file; GGUF files are not opened, take the .safetensors file of the "
+            "same model",
+            file=path,
+        )
+    if start.lstrip()[:1] == b"<":
+        return ModelError(
+            "{file} is a web page, not a model: a download that asked for a login leaves such "
+            "files. Download it again",
+            file=path,
+        )
+    return ModelError("{file} is not a safetensors file, or it is cut short", file=path)
+
+
+def _checked(path: Path, table: Any, body_at: int, body_bytes: int) -> CheckpointHeader:
+    """Check every entry. ModelError: damaged, or the file ends before its tensors do."""
+    if not isinstance(table, dict):
+        raise ModelError("the header of {file} is damaged: it is not a table", file=path)
+    metadata = table.pop("__metadata__", {})
+    if not 1 <= len(table) <= MAX_TENSORS:
+        raise ModelError("{file} holds {count} tensors", file=path, count=len(table))
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, str] = {}
+    end = 0
+    for name, entry in table.items():
+        try:
+            shape, dtype = tuple(map(int, entry["shape"])), str(entry["dtype"])
+            first, last = map(int, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(path, name) from None
+        bits = DTYPE_BITS.get(dtype)
+        if bits is None:
+            raise ModelError(
+                "{file} holds numbers of the kind {dtype!r} in {key!r}, which are not known",
+                file=path, dtype=dtype[:20], key=name[:80],
+            )  # fmt: skip
+        if min((*shape, first, last), default=0) < 0 or (
+            last - first != -(-math.prod(shape) * bits // 8)
+        ):
+            raise _damaged(path, name)
+        shapes[name], dtypes[name] = shape, dtype
+        end = max(end, last)
+    if end > body_bytes:
+        raise ModelError(
+            "{file} is cut short: {missing} MiB are missing at its end. Download or copy it again",
+            file=path, missing=f"{(end - body_bytes) / 2**20:.1f}",
+        )  # fmt: skip
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    words = {key: value for key, value in texts if isinstance(value, str)}
+    return CheckpointHeader(path, shapes, dtypes, words, body_at)
+
+
+def _damaged(path: Path, name: str) -> ModelError:
+    return ModelError(
+        "the header of {file} is damaged: its entry {key!r} is wrong", file=path, key=name[:80]
+    )
