@@ -39,6 +39,8 @@ SHIPPED_SETS = {
     "neon_lighting": "style",
     "zibo": "character",
 }
+CHECKPOINT_SUFFIX = ".safetensors"
+PARTS_FOLDER = "vae"  # in models/: VAEs, which are no models
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
 
@@ -259,12 +261,23 @@ class Workspace:
         return path
 
     def model_source(self, model: str) -> str:
-        """Return what to open for a name: the path of the starter model or of a folder of models/,
-        else the name itself, a path or a hub id."""
+        """Return what to open for a name: the path of the starter model, or of a folder or file of
+        models/, with its ending or without; else the name itself, a path or a hub id."""
         if model == "starter":
             return str(STARTER_MODEL)
-        named = self.models / model
-        return str(named) if named.exists() else model
+        for named in (self.models / model, self.models / (model + CHECKPOINT_SUFFIX)):
+            if model and named.exists():
+                return str(named)
+        return model
+
+    def vae_source(self, vae: str) -> str:
+        """Return what to open for a VAE's name: a file or folder of models/vae/ or of models/,
+        else the name itself, a path; '' for none."""
+        for folder in (self.models / PARTS_FOLDER, self.models):
+            for named in (folder / vae, folder / (vae + CHECKPOINT_SUFFIX)):
+                if vae and named.exists():
+                    return str(named)
+        return vae
 
     def model_names(self) -> list[str]:
         """Models on offer without a download."""
@@ -276,5 +289,10 @@ class Workspace:
 
     def _own_models(self) -> list[str]:
         with contextlib.suppress(OSError):
-            return sorted(path.name for path in self.models.iterdir() if path.is_dir())
+            return sorted(
+                path.name
+                for path in self.models.iterdir()
+                if (path.is_dir() and path.name.lower() != PARTS_FOLDER)
+                or path.suffix.lower() == CHECKPOINT_SUFFIX
+            )
         return []

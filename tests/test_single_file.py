@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,16 @@ from diffusers.loaders import single_file_utils as stock
 from torch import Tensor
 
 import architectures
-from sdlora.errors import ModelError
-from sdlora.models.base import ModelFamily
+from sdlora.errors import ModelError, SettingsError
+from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.models.checkpoint_facts import checkpoint_facts
 from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.models.registry import detect_family, open_family
-from sdlora.models.single_file import single_file
-from sdlora.workspace import STARTER_MODEL
+from sdlora.models.single_file import predicts_noise, single_file
+from sdlora.settings.train import TrainSettings
+from sdlora.training.train import open_model
+from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import CPU, open_tiny
 from tiny_checkpoints import KINDS, checkpoint, make, tensors, write
 
@@ -392,3 +395,62 @@ def test_tokens_are_those_of_clip() -> None:
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert len(tokenizer) == 49408
     assert opened(checkpoint("sdxl")).pipeline.tokenizer_2.pad_token_id == 0
+
+
+class Asked:
+    """A denoiser that answers every question with the same words."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        self.answer = answer
+        self.config = SimpleNamespace(in_channels=4, out_channels=4)
+
+    def __call__(self, x: Tensor, *_: object, **__: object) -> tuple[Tensor]:
+        return (self.answer(x),)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (lambda x: x + 0.3 * torch.ones_like(x), True),
+        (lambda x: torch.ones_like(x) - 0.1 * x, False),
+    ],
+)
+def test_a_model_of_sd2_is_asked_what_it_predicts(
+    answer: Callable[[Tensor], Tensor], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = opened(checkpoint("sd2"))
+    assert family.noise.prediction == "v_prediction"  # random weights give no noise back
+    monkeypatch.setattr(family, "denoiser", Asked(answer))
+    assert predicts_noise(family) is expected
+
+
+def test_an_inpainting_model_makes_whole_pictures_and_is_not_trained_on(tmp_path: Path) -> None:
+    path = checkpoint("sd1", channels=9)
+    family = open_family(str(path), torch.float32, CPU)
+    assert (family.latent_channels, family.extra_channels) == (4, 5)
+    x = torch.randn(2, 4, 8, 8)
+    texts = Conditioning({"context": torch.zeros(2, 77, 768)})
+    with torch.no_grad():
+        given = family.predict(x, torch.tensor([500, 500]), texts)
+        grey = family.encode_images(torch.zeros(1, 3, 64, 64)).expand(2, -1, -1, -1)
+        whole = torch.cat([x, torch.ones(2, 1, 8, 8), grey], 1)
+        expected = family.denoiser(whole, 500, texts.tensors["context"])[0]
+    assert torch.equal(given, expected)
+    workspace = Workspace.open(tmp_path)
+    settings = TrainSettings(data="zibo", name="x", model=str(path))
+    with pytest.raises(SettingsError, match="is an inpainting model"):
+        list(open_model(settings, workspace, torch.float32, CPU))
+
+
+def test_names_in_models_open_files_folders_and_vaes(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path)
+    for place in ("anything.safetensors", "vae/soft.safetensors"):
+        (workspace.models / place).parent.mkdir(exist_ok=True)
+        (workspace.models / place).write_bytes(b"")
+    (workspace.models / "folder").mkdir()
+    assert workspace.model_names() == ["starter", "anything.safetensors", "folder"]
+    for name in ("anything", "anything.safetensors"):
+        assert workspace.model_source(name) == str(workspace.models / "anything.safetensors")
+    for name in ("soft", "soft.safetensors"):
+        assert workspace.vae_source(name) == str(workspace.models / "vae" / "soft.safetensors")
+    assert (workspace.vae_source(""), workspace.vae_source("/x/y")) == ("", "/x/y")

@@ -25,6 +25,7 @@ from sdlora.inference.image_writer import SavedImage, save_image, saved_when_roo
 from sdlora.inference.plan import GenerationPlan, ImageProblem, merged_problems
 from sdlora.lora.library.library import Library
 from sdlora.models.base import ModelFamily
+from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions, model_options
 from sdlora.models.registry import open_family
 from sdlora.prompt.resources import PromptResources
 from sdlora.settings.image_request import ImageRequest
@@ -77,7 +78,7 @@ class Engine:
 
     def __init__(self, workspace: Workspace, device: torch.device, dtype: torch.dtype) -> None:
         self.workspace, self.device, self.dtype = workspace, device, dtype
-        self._source = ""
+        self._opened_as = ("", DEFAULT_OPTIONS)
         self._pipeline: ImagePipeline | None = None
 
     def generate(
@@ -90,9 +91,10 @@ class Engine:
         began = time.monotonic()
         request = with_seed(request)
         source = self.workspace.model_source(request.model)
-        if source != self._source:
+        chosen = source, model_options(request, self.workspace)
+        if chosen != self._opened_as:
             yield Progress(f"loading the model {shown_model(request.model)}")
-        pipeline = self._opened(source)
+        pipeline = self._opened(*chosen)
         plan = pipeline.plan(request)
         pace = Pace(plan.total_steps, sample_every=0)
         details = {"model": pipeline.family.title, "seed": str(request.seed)}
@@ -127,20 +129,21 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the model and the device's memory."""
-        self._pipeline, self._source = None, ""
+        self._pipeline, self._opened_as = None, ("", DEFAULT_OPTIONS)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _opened(self, source: str) -> ImagePipeline:
-        if self._pipeline is None or source != self._source:
+    def _opened(self, source: str, options: ModelOptions) -> ImagePipeline:
+        if self._pipeline is None or (source, options) != self._opened_as:
             self.close()  # two models at once may not fit
-            family = open_family(source, self.dtype, self.device)
+            family = open_family(source, self.dtype, self.device, options)
             library, book = (
                 Library.for_workspace(self.workspace),
                 PromptResources.for_workspace(self.workspace),
             )
-            self._pipeline, self._source = ImagePipeline(family, library, book), source
+            self._pipeline = ImagePipeline(family, library, book)
+            self._opened_as = source, options
         return self._pipeline
 
 

@@ -20,6 +20,7 @@ from sdlora.jobs.review import grid_strengths, lora_of_step, loras_by_step, prom
 from sdlora.jobs.run_folder import SETTINGS_FILE, find_run, read
 from sdlora.lora.library.library import Library
 from sdlora.models.base import ModelFamily
+from sdlora.models.options import model_options
 from sdlora.models.registry import open_family
 from sdlora.prompt.tags import format_tag
 from sdlora.settings.grid import GridSettings
@@ -51,7 +52,8 @@ def _opened(run: Path, workspace: Workspace) -> ModelFamily:
     """The model that a run learnt on, making pictures as they were learnt."""
     training = TrainSettings.load(run / SETTINGS_FILE)
     device, _ = pick_device()
-    family = open_family(workspace.model_source(training.model), pick_dtype(device)[0], device)
+    source, options = workspace.model_source(training.model), model_options(training, workspace)
+    family = open_family(source, pick_dtype(device)[0], device, options)
     if training.zero_terminal_snr:
         family.use_zero_terminal_snr()
     return family

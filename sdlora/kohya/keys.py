@@ -44,6 +44,7 @@ def named(ours: str, names: dict[str, str], missing: Any = OURS) -> Key:
 
 KEYS: dict[str, Key] = {
     "pretrained_model_name_or_path": Key("model", text),
+    "vae": Key("vae", text, ""),
     "train_data_dir": Key("data", text),
     "output_name": Key("name", text),
     "max_train_steps": Key("steps", whole, 1600),
@@ -146,7 +147,6 @@ ALWAYS: dict[str, tuple[str, ...]] = {
 }
 # Keys whose effect is not here, and what is done instead
 INSTEAD: dict[str, str] = {
-    "vae": "the model's own VAE is used",
     "network_weights": "the LoRA begins from nothing",
     "dim_from_weights": "the rank is network_dim's",
     "base_weights": "the base model is used as it is",

@@ -153,6 +153,11 @@ class ModelFamily(ABC):
 
     # What a family is
 
+    @property
+    def extra_channels(self) -> int:
+        """Channels that the denoiser reads beside the latents: mask and picture of inpainting."""
+        return 0
+
     @abstractmethod
     def noise_schedule(self) -> NoiseSchedule:
         """Return the schedule that the model was trained on."""

@@ -29,7 +29,7 @@ HEAD_WIDTH = 64  # of CLIP's text encoders, and of the UNets of Stable Diffusion
 
 @dataclass(frozen=True)
 class FamilyConfig:
-    """What the shapes of a family's files do not tell."""
+    """Facts of a family that the shapes of its files do not tell."""
 
     heads: int  # of the UNet's attention; 0: as many as HEAD_WIDTH goes into its channels
     resolution: int  # pixels; of models that predict v, `resolution_v`

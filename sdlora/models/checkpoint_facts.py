@@ -1,4 +1,4 @@
-"""What a checkpoint file is, read from its header alone; no torch, no library's guess.
+"""Facts of a checkpoint file, read from its header alone; no torch, no library's guess.
 
 Family by the denoiser's shapes, prediction type by the marks that programs leave (empty tensors
 `v_pred` and `ztsnr` of NoobAI and OneTrainer; `modelspec.prediction_type` of sd-scripts), else by

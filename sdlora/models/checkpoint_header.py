@@ -124,8 +124,8 @@ def _checked(path: Path, table: Any, body_at: int, body_bytes: int) -> Checkpoin
             file=path, missing=f"{(end - body_bytes) / 2**20:.1f}",
         )  # fmt: skip
     texts = metadata.items() if isinstance(metadata, dict) else ()
-    words = {key: value for key, value in texts if isinstance(value, str)}
-    return CheckpointHeader(path, shapes, dtypes, words, body_at)
+    strings = {key: value for key, value in texts if isinstance(value, str)}
+    return CheckpointHeader(path, shapes, dtypes, strings, body_at)
 
 
 def _damaged(path: Path, name: str) -> ModelError:

@@ -1,9 +1,12 @@
-"""A user's choices about a model; no torch."""
+"""A user's choices about a model, and where what they name lies; no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from sdlora.settings.model import ModelSettings
+from sdlora.workspace import Workspace
 
 PredictionChoice = Literal["auto", "epsilon", "v_prediction"]
 
@@ -21,3 +24,12 @@ class ModelOptions:
 
 
 DEFAULT_OPTIONS = ModelOptions()
+
+
+def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions:
+    """Return the choices in some settings, their names made to paths."""
+    return ModelOptions(
+        settings.prediction,
+        workspace.vae_source(settings.vae),
+        workspace.model_source(settings.text_encoder) if settings.text_encoder else "",
+    )

@@ -88,6 +88,12 @@ def _file_facts(file: Path) -> ModelFacts:
     return ModelFacts(facts.family, resolution_of(facts), clip_vocabulary.SIZE)
 
 
+def is_for_few_steps(source: str | Path) -> bool:
+    """Return True for a single file whose name says that it is distilled for few steps."""
+    file = Path(source)
+    return file.is_file() and checkpoint_facts(read_checkpoint_header(file)).few_steps
+
+
 def preset_family(source: str | Path) -> str:
     """Return the family whose presets fit a model, as far as its folder tells without being opened;
     'any': unknown."""

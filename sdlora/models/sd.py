@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,12 @@ class UNetFamily(ClipFamily):
     @property
     def latent_channels(self) -> int:
         """See ModelFamily."""
-        return int(self.denoiser.config.in_channels)
+        return int(self.denoiser.config.out_channels)
+
+    @property
+    def extra_channels(self) -> int:
+        """See ModelFamily."""
+        return int(self.denoiser.config.in_channels) - self.latent_channels
 
     def predict(
         self,
@@ -46,6 +52,8 @@ class UNetFamily(ClipFamily):
         x = x.to(self.device, self.dtype)
         if extras.extra_channels is not None:
             x = torch.cat([x, extras.extra_channels], 1)
+        elif self.extra_channels:
+            x = torch.cat([x, self._all_masked(x)], 1)
         prediction: Tensor = self.denoiser(
             x,
             t.to(self.device),
@@ -56,6 +64,21 @@ class UNetFamily(ClipFamily):
             **self.unet_conditions(conditioning),
         )[0]
         return prediction
+
+    def _all_masked(self, x: Tensor) -> Tensor:
+        """Return what an inpainting model reads to make a whole picture, for latents (B,C,h,w): a
+        mask of ones, and a grey picture (A1111, modules/processing.py, txt2img)."""
+        size = (x.shape[-2], x.shape[-1])
+        if size not in self._grey_latents:
+            grey = torch.zeros(1, 3, *(side * self.cell for side in size))
+            with torch.no_grad():
+                self._grey_latents[size] = self.encode_images(grey).to(x)
+        grey = self._grey_latents[size].expand(len(x), -1, -1, -1)
+        return torch.cat([torch.ones_like(x[:, :1]), grey], 1)
+
+    @cached_property
+    def _grey_latents(self) -> dict[tuple[int, int], Tensor]:
+        return {}
 
     def unet_conditions(self, conditioning: Conditioning) -> dict[str, Any]:
         """Return what the UNet reads of a conditioning besides its context."""

@@ -21,10 +21,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.messages import Message, Setting
-from sdlora.models.base import ModelFamily
+from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.models.checkpoint_configs import (
     FAMILY_CONFIGS,
     Config,
+    resolution_of,
     scheduler_config,
     text_configs,
     unet_config,
@@ -120,7 +121,34 @@ def open_single_file(
     pipeline = _pipeline(facts, parts)
     for part in parts.values():
         _name(part, path)
-    return family_class(facts.family, pipeline, device, dtype)
+    family = family_class(facts.family, pipeline, device, dtype)
+    if facts.family == "sd2" and facts.told_by == "family":
+        _settle_prediction(family, facts)
+    return family
+
+
+def _settle_prediction(family: ModelFamily, facts: CheckpointFacts) -> None:
+    """Ask a Stable Diffusion 2 of which nothing tells what it predicts: 512 px models predict the
+    noise, those of 768 px v, and both have the same shapes."""
+    if not predicts_noise(family):
+        return
+    family.pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    cells = resolution_of(replace(facts, prediction="epsilon")) // family.cell
+    family.denoiser.register_to_config(sample_size=cells)
+    family.noise = family.noise_schedule().to(family.device)
+
+
+@torch.no_grad()
+def predicts_noise(family: ModelFamily) -> bool:
+    """Return True if the denoiser's prediction for noise alone is that noise. Predictions of v are
+    nearly the negative picture there, which has nothing in common with it."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, family.latent_channels, 16, 16, generator=rng)
+    width = family.spec.width
+    empty = Conditioning({"context": torch.zeros(1, 77, width, dtype=family.dtype)})
+    with family.autocast():
+        given = family.predict(noise, torch.tensor([999]), empty.to(family.device))
+    return bool(torch.cosine_similarity(given.float().cpu().flatten(), noise.flatten(), 0) > 0.5)
 
 
 def apply_options(pipeline: Any, family: str, options: ModelOptions, dtype: torch.dtype) -> None:

@@ -6,23 +6,22 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sdlora.settings.base import SEEDS, Settings
+from sdlora.settings.base import SEEDS
+from sdlora.settings.model import ModelSettings
 
 
-class ImageRequest(Settings):
+class ImageRequest(ModelSettings):
     """A request for images."""
 
     GROUPS = {
         "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
+        "Model": ("prediction", "vae", "text_encoder"),
         "Picture": ("width", "height", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
     prompt: str = Field("", description="Prompt, with LoRA tags such as <lora:name:0.8>")
     negative_prompt: str = Field("", description="Negative prompt: what the image should not show")
-    model: str = Field(
-        "starter", description="Base model: starter, a name in models/, or a Hugging Face id"
-    )
     steps: int = Field(20, ge=1, le=500, description="Sampling steps")
     guidance: float = Field(
         5.0,

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from sdlora.messages import Setting
 from sdlora.settings.adapter_and_loss import AdapterSettings, ObjectiveSettings
 from sdlora.settings.base import InvalidValue, validated
+from sdlora.settings.model import ModelSettings
 
 MOST_STEPS = 200_000
 Goal = Literal["style", "character", "object"]
@@ -25,11 +26,12 @@ CaptionLines = Literal["joined", "first", "random"]
 Transparency = Literal["white", "black", "mask"]
 
 
-class TrainSettings(AdapterSettings, ObjectiveSettings):
+class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
     """A training, from a folder of captioned pictures to a LoRA file."""
 
     GROUPS = {
         "Basics": ("data", "name", "model", "goal", "effort", "trigger_word"),
+        "Model": ("prediction", "vae", "text_encoder"),
         "Steps": ("steps", "epochs", "batch_size", "gradient_accumulation", "seed"),
         "Optimizer": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
@@ -67,9 +69,6 @@ class TrainSettings(AdapterSettings, ObjectiveSettings):
     }
     data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
-    model: str = Field(
-        "starter", description="Base model: starter, a name in models/, or a Hugging Face id"
-    )
     goal: Goal = Field(
         "style",
         description="Subject of the pictures: style, character or object; selects the preset",

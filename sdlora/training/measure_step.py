@@ -20,6 +20,7 @@ from sdlora.device import free_memory_gib, pick_device, pick_dtype
 from sdlora.errors import DeviceError
 from sdlora.events import Done, Event, Measured, Progress
 from sdlora.messages import Setting
+from sdlora.models.options import model_options
 from sdlora.models.registry import open_family
 from sdlora.training.latent_dataset import encode_dataset
 from sdlora.training.out_of_memory import OUT_OF_MEMORY
@@ -41,7 +42,10 @@ def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
     yield Progress("loading the model")
     try:
         with _peak(device) as peak:
-            family = open_family(workspace.model_source(settings.model), dtype, device)
+            family = open_family(
+                workspace.model_source(settings.model), dtype, device,
+                model_options(settings, workspace),
+            )  # fmt: skip
             dataset = yield from encode_dataset(
                 family, examples, settings, workspace.cache, report.lists
             )

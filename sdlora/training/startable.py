@@ -57,7 +57,7 @@ def _pictures(source: Path) -> None:
 def _model(model: str, workspace: Workspace) -> None:
     """ModelError: neither here nor the name of one on the Hugging Face hub, or not one of ours."""
     source = Path(workspace.model_source(model)).expanduser()
-    if source.is_dir():
+    if source.exists():
         detect_family(source)
     elif not source.exists() and not _HUB_ID.fullmatch(model):
         names = workspace.model_names()

@@ -21,12 +21,15 @@ from sdlora.data.dataset import Dataset, read_dataset
 from sdlora.data.folder import to_warnings
 from sdlora.data.validation_split import Split, split_dataset
 from sdlora.device import pick_device, pick_dtype
+from sdlora.errors import SettingsError
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never_stop
 from sdlora.jobs.resume import apply_changes
 from sdlora.lora.format.training_metadata import reproduction_warnings
+from sdlora.messages import Message
 from sdlora.models.base import ModelFamily
-from sdlora.models.registry import open_family
+from sdlora.models.options import model_options
+from sdlora.models.registry import is_for_few_steps, open_family
 from sdlora.settings.cadence import in_steps
 from sdlora.settings.train import TrainSettings
 from sdlora.training.checkpoints import SavedState, newest_checkpoint
@@ -148,7 +151,19 @@ def open_model(
 ) -> Generator[Event, None, ModelFamily]:
     """Open the base model as the settings train it. SettingsError: they do not fit it."""
     yield Progress("loading the model")
-    family = open_family(workspace.model_source(settings.model), dtype, device)
+    source = workspace.model_source(settings.model)
+    family = open_family(source, dtype, device, model_options(settings, workspace))
+    if family.extra_channels:
+        raise SettingsError(
+            "{model} is an inpainting model, which also reads a mask and a masked picture; train "
+            "on the model that it was made from, its LoRAs fit both",
+            model=settings.model,
+        )
+    if is_for_few_steps(source):
+        yield Warned(
+            Message("{model} is made for pictures in few steps, as its name says", model=source),
+            "a LoRA learns better on the model that it was made from, and fits both",
+        )
     DiffusionLoss.from_settings(settings, family.noise)  # an error comes before the long work
     family.caption_clip_skip = settings.clip_skip
     if settings.zero_terminal_snr:

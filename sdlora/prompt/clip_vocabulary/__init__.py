@@ -27,9 +27,9 @@ def clip_merges() -> list[tuple[str, str]]:
 def clip_vocabulary() -> dict[str, int]:
     """Return token -> its number: bytes, bytes that end a word, merges, and the two marks."""
     letters = _byte_letters()
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += [first + second for first, second in clip_merges()]
-    return {word: number for number, word in enumerate([*words, BEGIN, END])}
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens += [first + second for first, second in clip_merges()]
+    return {token: number for number, token in enumerate([*tokens, BEGIN, END])}
 
 
 def _byte_letters() -> list[str]:
