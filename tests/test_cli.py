@@ -177,7 +177,9 @@ def test_a_training_is_paused_resumed_and_repeated_from_its_file(
     """With the settings of a kohya file; the run is resumed here, for no worker is there."""
     place = ["--workspace", str(workspace)]
     config = workspace / "kohya.toml"
-    config.write_text("max_train_steps = 3\nnetwork_dim = 2\nvae = 'x'\n", encoding="utf-8")
+    config.write_text(
+        "max_train_steps = 3\nnetwork_dim = 2\nbase_weights = 'x'\n", encoding="utf-8"
+    )
     data = str(ROOT / "training_data" / "zibo")
     folder = workspace / "runs" / "z"
     line = ["train", data, "--name", "z", "--sample-every", "0", "--batch-size", "1"]
@@ -186,7 +188,7 @@ def test_a_training_is_paused_resumed_and_repeated_from_its_file(
     assert main([*line, "--config", str(config), *place]) == 0
     pausing.join()
     shown = capsys.readouterr()
-    assert "vae = 'x' is not done: the model's own VAE is used" in shown.err
+    assert "base_weights = 'x' is not done: the base model is used as it is" in shown.err
     assert "paused at step 1: python launch.py runs resume z" in shown.out
     assert main(["runs", "list", *place]) == 0
     assert "z: paused, step 1 of 3 (resumes from step 1)" in capsys.readouterr().out

@@ -187,7 +187,7 @@ def test_lycoris_algorithms_are_adapters(
         'output_name = "a:b"', "learning_rate = nan", "lr_warmup_steps = 2000",
         "min_timestep = 900\nmax_timestep = 100", 'network_module = "my.own"',
         'network_args = ["block_dims=2,4"]', "network_args = 3", 'optimizer_args = ["betas=1"]',
-        'sample_prompts = "not there.txt"', "my_own_key = 3", 'vae = "my.safetensors"',
+        'sample_prompts = "not there.txt"', "my_own_key = 3", "vae = 3",
         "unet_lr = 99", 'network_args = ["conv_dim=x"]', 'dataset_config = "none.toml"',
     ],
 )  # fmt: skip

@@ -42,6 +42,7 @@ from sdlora.lora.tools.report import Report
 from sdlora.messages import Setting
 from sdlora.models.base import ModelFamily
 from sdlora.models.registry import detect_family, open_family
+from sdlora.models.single_file import open_single_file_like as open_like
 from sdlora.settings.lora_tools import (
     CheckSettings,
     CompareSettings,
@@ -210,7 +211,8 @@ def extract(settings: ExtractSettings, workspace: Workspace) -> list[Report]:
     path = _output_path(settings, workspace.loras)
     base = _open_on_cpu(settings.base, workspace)
     single = Path(settings.tuned).expanduser()
-    tuned = _open_on_cpu(settings.tuned, workspace, base.dtype if single.is_file() else None)
+    is_file = single.is_file()
+    tuned = open_like(single, base) if is_file else _open_on_cpu(settings.tuned, workspace)
     recipe = _merge_method(settings, tuned.dtype, rank=settings.highest_rank)
     device, _ = pick_device()
     file, losses, others = extracted(base, tuned, recipe, device if device.type == "cuda" else CPU)

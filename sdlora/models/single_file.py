@@ -127,6 +127,25 @@ def open_single_file(
     return family
 
 
+def open_single_file_like(path: Path, like: ModelFamily) -> ModelFamily:
+    """Open the checkpoint at `path`, built as `like` is, whatever its widths; in its number format.
+    ModelError: it is another model's, or damaged."""
+    pipeline: Any = like.pipeline
+    built = {}
+    with torch.device("meta"):
+        for part in _parts_of(like.name):
+            config = getattr(pipeline, part).config
+            kind = type(getattr(pipeline, part))
+            built[part] = kind.from_config(config) if part in ("unet", "vae") else kind(config)
+    with open_tensors(path) as source:
+        layout = checkpoint_layout(like.name, built)
+        stored = _stored_names(source, layout)
+        check_complete(source, layout, stored, built, like.title)
+        parts = _filled(source, layout, stored, built, like.dtype)
+    again = type(pipeline)(**{**pipeline.components, **parts}, **_without_checker(like.name))
+    return type(like)(like.name, again, like.device, like.dtype)
+
+
 def _settle_prediction(family: ModelFamily, facts: CheckpointFacts) -> None:
     """Ask a Stable Diffusion 2 of which nothing tells what it predicts: 512 px models predict the
     noise, those of 768 px v, and both have the same shapes."""
@@ -233,7 +252,7 @@ def _load(
     """Fill the modules with the file's weights, once all of them are known to be there."""
     layout = checkpoint_layout(facts.family, modules)
     stored = _stored_names(source, layout)
-    check_complete(source, layout, stored, modules)
+    check_complete(source, layout, stored, modules, FAMILIES[facts.family].title)
     return _filled(source, layout, stored, modules, dtype)
 
 
@@ -282,6 +301,7 @@ def _stored_names(source: TensorSource, layout: Layout) -> dict[str, str]:
 def check_complete(
     source: TensorSource, layout: Layout, stored: Mapping[str, str],
     modules: Mapping[str, nn.Module],
+    title: str,
 ) -> None:  # fmt: skip
     """Raise ModelError when tensors are missing, have another shape, or are too many."""
     states = {part: module.state_dict() for part, module in modules.items()}
@@ -307,7 +327,7 @@ def check_complete(
     if problems:
         raise ModelError(
             "{file} cannot be used as {family}: {problems}", file=source.header.file,
-            family=FAMILIES[checkpoint_facts(source.header).family].title, problems=problems,
+            family=title, problems=problems,
         )  # fmt: skip
 
 
@@ -401,13 +421,14 @@ def _pipeline(facts: CheckpointFacts, parts: Mapping[str, nn.Module]) -> Any:
     """Return the stock pipeline of the parts, its tokenizers built from CLIP's vocabulary."""
     family = facts.family
     scheduler = DDIMScheduler.from_config(scheduler_config(facts))
-    more: dict[str, Any] = (
-        {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
-        if family == "sdxl"
-        else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    )
     kind = getattr(diffusers, FAMILIES[family].pipeline_class)
+    none = {} if family == "sdxl" else {"safety_checker": None, "feature_extractor": None}
+    more = {**none, **_without_checker(family)}
     return kind(**parts, **_tokenizers(family), scheduler=scheduler, **more)
+
+
+def _without_checker(family: str) -> dict[str, Any]:
+    return {"add_watermarker": False} if family == "sdxl" else {"requires_safety_checker": False}
 
 
 def _tokenizers(family: str) -> dict[str, CLIPTokenizer]:
