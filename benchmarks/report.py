@@ -19,11 +19,11 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}{chip}"
 
 
-def asked(doc: str | None, **counts: int) -> argparse.Namespace:
-    """The command line: a flag for each count, with its default, and where the judge is kept."""
+def asked(doc: str | None, **counts: int | str) -> argparse.Namespace:
+    """The command line: a flag for each value, with its default, and where the judge is kept."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     for name, default in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--judge", type=Path, default=Path(tempfile.gettempdir()) / "sdlora-judge")
     return parser.parse_args()
 

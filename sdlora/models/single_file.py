@@ -24,6 +24,7 @@ from sdlora.messages import Message, Setting
 from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.models.checkpoint_configs import (
     FAMILY_CONFIGS,
+    SCHEDULER,
     Config,
     resolution_of,
     scheduler_config,
@@ -418,9 +419,14 @@ def open_vae(path: Path, family: str, dtype: torch.dtype) -> nn.Module:
 
 
 def _pipeline(facts: CheckpointFacts, parts: Mapping[str, nn.Module]) -> Any:
-    """Return the stock pipeline of the parts, its tokenizers built from CLIP's vocabulary."""
-    family = facts.family
-    scheduler = DDIMScheduler.from_config(scheduler_config(facts))
+    return single_file_pipeline(facts.family, parts, scheduler_config(facts))
+
+
+def single_file_pipeline(
+    family: str, parts: Mapping[str, nn.Module], noise: Config = SCHEDULER
+) -> Any:
+    """Return the stock pipeline of a family's parts, with tokenizers of CLIP's vocabulary."""
+    scheduler = DDIMScheduler.from_config(noise)
     kind = getattr(diffusers, FAMILIES[family].pipeline_class)
     none = {} if family == "sdxl" else {"safety_checker": None, "feature_extractor": None}
     more = {**none, **_without_checker(family)}
