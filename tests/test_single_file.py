@@ -18,8 +18,9 @@ from sdlora.models.base import Conditioning, ModelFamily
 from sdlora.models.checkpoint_facts import checkpoint_facts
 from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
-from sdlora.models.registry import detect_family, open_family
+from sdlora.models.registry import detect_family, open_family, preset_family
 from sdlora.models.single_file import predicts_noise, single_file
+from sdlora.settings.presets import preset, preset_drift_prompts
 from sdlora.settings.train import TrainSettings
 from sdlora.training.train import open_model
 from sdlora.workspace import STARTER_MODEL, Workspace
@@ -454,3 +455,21 @@ def test_names_in_models_open_files_folders_and_vaes(tmp_path: Path) -> None:
     for name in ("soft", "soft.safetensors"):
         assert workspace.vae_source(name) == str(workspace.models / "vae" / "soft.safetensors")
     assert (workspace.vae_source(""), workspace.vae_source("/x/y")) == ("", "/x/y")
+
+
+@pytest.mark.parametrize(
+    ("name", "presets"),
+    [
+        ("ponyDiffusionV6XL_v6", "pony"), ("noobaiXLNAIXL_vPred10", "illustrious"),
+        ("waiNSFWIllustrious_v140", "illustrious"), ("WAI-illustrious-SDXL", "illustrious"),
+        ("juggernautXL_v9", "sdxl"), ("pilot", "sdxl"),
+    ],
+)  # fmt: skip
+def test_children_of_xl_have_presets_of_their_own(name: str, presets: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    path.hardlink_to(checkpoint("sdxl"))
+    assert preset_family(path) == presets
+    values = preset(presets, "style")
+    assert values["rank"] == preset("sdxl", "style")["rank"] == 32
+    assert values.get("shuffle_tags", False) == (presets != "sdxl")
+    assert ("score_9" in preset_drift_prompts(presets)[0]) == (presets == "pony")

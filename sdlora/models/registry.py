@@ -103,12 +103,27 @@ def preset_family(source: str | Path) -> str:
     try:
         if folder.is_file():
             name = detect_family(folder)
-            return FAMILIES[name].presets or name
+            return _child(name, folder) or FAMILIES[name].presets or name
         pipeline = _checked_index(folder / INDEX)
     except ModelError:
         return "any"
     name = next(name for name in _families_of(pipeline) if name != "starter")
-    return FAMILIES[name].presets or name
+    return _child(name, folder) or FAMILIES[name].presets or name
+
+
+# Presets of models made from Stable Diffusion XL -> words of their names, the ones that they go by
+_CHILDREN = {
+    "pony": re.compile(r"pony|pdxl", re.IGNORECASE),
+    "illustrious": re.compile(r"illustrious|noob|(?<![a-z])(ilxl|il|wai)(?![a-z])", re.IGNORECASE),
+}
+
+
+def _child(family: str, path: Path) -> str:
+    """Return the presets of a child of SDXL, told by the model's name; '' for none. Its weights
+    are shaped as its parent's."""
+    if family != "sdxl":
+        return ""
+    return next((child for child, words in _CHILDREN.items() if words.search(path.stem)), "")
 
 
 def is_built_as(folder: Path, model: Path) -> bool:

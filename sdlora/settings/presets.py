@@ -4,7 +4,8 @@ files.
 One TOML file per family is beside this module, and `any.toml` for all. In a file, the top values
 are for every training of that family; the tables `[quality]`, `[style]` and `[style.quality]` are
 for one effort, one goal, and both. The more specific value wins, a family's file over `any.toml`,
-and a value that the user set over all of them. `[drift]` holds prompts unrelated to most LoRAs.
+and a value that the user set over all of them. `based_on` names the family that a file refines.
+`[drift]` holds prompts unrelated to most LoRAs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sdlora.settings.train import Effort, Goal, TrainSettings
 
 FOLDER = Path(__file__).parent / "preset_values"
 ANY = "any"
+BASED_ON = "based_on"
 
 
 @lru_cache
@@ -38,17 +40,24 @@ def table(family: str) -> dict[str, Any]:
 def preset(family: str, goal: Goal, effort: Effort = "balanced") -> dict[str, Any]:
     """Return the preset values of a family, goal and effort."""
     values: dict[str, Any] = {}
-    for name in (ANY, family):
-        rows = table(name)
+    for name in (ANY, *_lineage(family)):
+        rows = {key: value for key, value in table(name).items() if key != BASED_ON}
         by_goal = rows.get(goal, {})
         for row in (rows, rows.get(effort, {}), by_goal, by_goal.get(effort, {})):
             values |= {key: value for key, value in row.items() if not isinstance(value, dict)}
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
+def _lineage(family: str) -> list[str]:
+    """Return the family that this one is based on, if there is one, and the family."""
+    base = table(family).get(BASED_ON)
+    return [*_lineage(base), family] if base else [family]
+
+
 def preset_drift_prompts(family: str) -> tuple[str, ...]:
     """Return prompts unrelated to most LoRAs for this family."""
-    drift = table(family).get("drift") or table(ANY)["drift"]
+    rows = [table(name).get("drift") for name in reversed(_lineage(family))]
+    drift = next((row for row in rows if row), table(ANY)["drift"])
     return tuple(drift["prompts"])
 
 
