@@ -78,12 +78,25 @@ def test_loras_are_found_by_hash_and_what_is_missing_is_told(space: Workspace) -
     values, problems = restored(space, text.format(neon, oil, "0123456789ab"))
     assert values["prompt"] == "<lora:my neon:0.8> lora:oil:1 <lora:soft> <lora:oli:1>"
     assert problems.split("\n") == [
-        "not taken over: VAE: x",
+        "the VAE 'x' is not here; the model's own is used",
         "there is no LoRA 'soft'. Its hash is 0123456789ab.",
         "there is no LoRA 'oli'. Did you mean oil?",
     ]
     _, problems = restored(space, text.format(neon, "f" * 12, neon))
     assert f"'oil' is another file here: its hash was {'f' * 12}" in problems
+
+
+def test_a_vae_is_taken_over_by_its_name_only(space: Workspace) -> None:
+    (space.models / "vae").mkdir()
+    (space.models / "vae" / "soft.safetensors").write_bytes(b"")
+    line = "a\nSteps: 1, Seed: 2, Size: 64x64, VAE: "
+    for named in ("soft.safetensors", "soft", "models/VAE/soft.pt"):
+        values, problems = restored(space, line + named)
+        assert (values["vae"], problems) == ("soft", "")
+    values, problems = restored(space, line + "/etc/other")
+    assert "vae" not in values and "is not here; the model's own is used" in problems
+    values, problems = restored(space, line + "Automatic")
+    assert "vae" not in values and not problems
 
 
 def test_a_picture_never_chooses_a_model_that_is_not_here(space: Workspace) -> None:

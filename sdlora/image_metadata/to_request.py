@@ -33,9 +33,10 @@ _SAME_VALUE = {
 # Fields without effect here, or read elsewhere
 _KNOWN = {
     *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
-    *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash"),
+    *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash", "VAE"),
     *(NOISE_SCHEDULE, "Hires resize", "Civitai metadata", "Created Date"),
 }
+_OWN_VAE = ("Automatic", "None", "")  # A1111's words for the model's own
 _SHORTENED = 80  # letters of a picture's text that are shown in a message
 _SAME_RATIO = 0.02  # by which the sides of a second pass may differ: A1111 rounds them
 _EMPHASIS = {"Original": "original", "No norm": "no_norm"}
@@ -121,6 +122,7 @@ def _values_of_fields(recalled: ImageMetadata, problems: list[str]) -> dict[str,
     width, cross, height = fields.get("Size", "").partition("x")
     values |= {"width": width, "height": height} if cross else {}
     values |= {"model": fields["Model"]} if fields.get("Model") else {}
+    values |= {"vae": fields["VAE"]} if fields.get("VAE", "Automatic") not in _OWN_VAE else {}
     if fields.get(NOISE_SCHEDULE) == FROM_NOISE:
         values["zero_terminal_snr"] = True
     if fields.keys() & {"Hires upscale", "Hires resize"}:
@@ -216,6 +218,23 @@ def _check_model(values: dict[str, Any], workspace: Workspace, problems: list[st
     elif model:
         text = "the model {name!r} is not here; another one makes another picture"
         problems.append(Message(text, name=_short(model)))
+    _check_vae(values, workspace, problems)
+
+
+def _check_vae(values: dict[str, Any], workspace: Workspace, problems: list[str]) -> None:
+    """Keep parts of other models only if the workspace has them; a picture names no paths."""
+    if vae := values.get("vae"):
+        name = file_stem(vae).rpartition("/")[2]
+        values["vae"] = name
+        if workspace.vae_source(name) == name:
+            values.pop("vae")
+            text = "the VAE {name!r} is not here; the model's own is used"
+            problems.append(Message(text, name=_short(vae)))
+    other = values.get("text_encoder")
+    if other and other not in workspace.model_names():
+        values.pop("text_encoder")
+        text = "the model {name!r}, for its text encoder, is not here; the model's own is used"
+        problems.append(Message(text, name=_short(other)))
 
 
 def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -> dict[str, str]:

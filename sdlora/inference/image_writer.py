@@ -19,6 +19,7 @@ from sdlora.inference.image_pipeline import ImageDone
 from sdlora.inference.plan import GenerationPlan, ImageProblem, image_problem
 from sdlora.messages import Message
 from sdlora.prompt.tags import RULES
+from sdlora.workspace import CHECKPOINT_SUFFIX
 
 _ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}  # A1111's names
@@ -89,6 +90,7 @@ def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
         "Seed": image.seed,
         "Size": f"{first[0]}x{first[1]}",
         "Model": shown_model(request.model),
+        "VAE": shown_model(request.vae).removesuffix(CHECKPOINT_SUFFIX) or None,
         "Denoising strength": f"{request.hires_strength:g}" if is_hires else None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "RNG": "CPU",
