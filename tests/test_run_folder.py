@@ -228,6 +228,28 @@ def test_a_run_killed_before_its_first_word_can_be_resumed(workspace: Path) -> N
     assert Queue(space.database).busy()
 
 
+def test_resuming_waits_until_the_worker_has_noted_the_end(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause is told by the run's last event; its process ends a moment later."""
+    space = Workspace.open(workspace)
+    queue, folder = Queue(space.database), ended_run(space, Stopped(step=2), name="neon")
+    queue.submit("train", folder)
+    job = queue.claim("worker")
+    assert job
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            queue.finish(job, "stopped")
+
+    monkeypatch.setattr(run_folder.time, "sleep", nap)
+    run_folder.resume(folder, queue)
+    again = queue.claim("worker")
+    assert len(naps) == 3 and again and again.folder == folder
+
+
 def test_a_dead_run_says_from_where_it_goes_on(workspace: Path) -> None:
     folder = ended_run(Workspace.open(workspace), Checkpoint("c", 4))
     (folder / run_folder.PID_FILE).write_text("1:0", encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
@@ -53,6 +54,7 @@ from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace, workspace_gone_error
 
 SETTINGS_FILE = "settings.json"
+PROCESS_ENDS_S = 15.0  # that a process may live after its last event
 __all__ = [
     "EVENTS_FILE", "HEARTBEAT_FILE", "LOG_FILE", "PID_FILE", "SETTINGS_FILE", "RunFollower",
     "append_event", "cancel", "failure", "find_run", "list_runs", "log_error", "new_folder",
@@ -224,6 +226,7 @@ def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
     """Make a training that has ended ready to resume, with `changes` of its settings; returns its
     state. BusyError: it goes on already; RunError: it is finished, and no steps are added;
     SettingsError: one of the changes cannot be made."""
+    _wait_for_process(folder, queue)
     state, job, name = read(folder), queue.job_of(folder), repr(folder.name)
     waits = job is not None and job.waits
     # one that was killed before its first event has not ended, but no process works on it
@@ -241,6 +244,17 @@ def reopen(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None)
         (folder / file).unlink(missing_ok=True)
     append_event(folder, Queued())
     return state
+
+
+def _wait_for_process(folder: Path, queue: Queue) -> None:
+    """Wait while the worker notes that a run has ended: its process lives a few seconds longer than
+    its last event, and a click on Resume comes sooner."""
+    deadline = time.monotonic() + PROCESS_ENDS_S
+    while recorded_state(folder).ended and time.monotonic() < deadline:
+        job = queue.job_of(folder)
+        if not job or job.status != "running":
+            return
+        time.sleep(0.05)
 
 
 def resume(folder: Path, queue: Queue, changes: Mapping[str, Any] | None = None) -> None:
