@@ -308,6 +308,8 @@ NETWORK_WORDS = {"in_channels", "sample_size", "cross_attention_dim", "guidance_
 NETWORK_WORDS |= {"scaling_factor", "shift_factor", "vae_scale_factor", "time_ids", "vae"}
 NETWORK_WORDS |= {"prepare_extra_step_kwargs", "scale_model_input", "init_noise_sigma"}
 NETWORK_WORDS |= {"pipeline", "scheduler", "denoiser"}
+# a setting may be called as a part of a network is: settings.vae
+SETTINGS_NAMES = ("request", "settings")
 # the starter model's recipe builds networks of its own
 SEAM_FREE = ("sdlora.models*", "sdlora.starter*")
 
@@ -319,7 +321,9 @@ def seam_problems(source: Source) -> list[str]:
     return [
         f"{source.path}:{node.lineno}: reads .{node.attr}; ask the model family"
         for node in ast.walk(source.tree)
-        if isinstance(node, ast.Attribute) and node.attr in NETWORK_WORDS
+        if isinstance(node, ast.Attribute)
+        and node.attr in NETWORK_WORDS
+        and not (isinstance(node.value, ast.Name) and node.value.id in SETTINGS_NAMES)
     ]
 
 

@@ -123,7 +123,7 @@ def _child(family: str, path: Path) -> str:
     are shaped as its parent's."""
     if family != "sdxl":
         return ""
-    return next((child for child, words in _CHILDREN.items() if words.search(path.stem)), "")
+    return next((child for child, pattern in _CHILDREN.items() if pattern.search(path.stem)), "")
 
 
 def is_built_as(folder: Path, model: Path) -> bool:
