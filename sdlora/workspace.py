@@ -165,14 +165,32 @@ class Workspace:
         return self.root / "embeddings"
 
     @property
+    def upscalers(self) -> Path:
+        """Upscaling models."""
+        return self.root / "upscalers"
+
+    @property
+    def vaes(self) -> Path:
+        """VAEs that take the place of a model's own."""
+        return self.root / "vae"
+
+    @property
     def worker_log(self) -> Path:
         """Output of the worker."""
-        return self.jobs / "worker.log"
+        return self.log_of("worker")
 
     @property
     def worker_heartbeat(self) -> Path:
         """Heartbeat file of the worker."""
-        return self.jobs / "worker.heartbeat"
+        return self.heartbeat_of("worker")
+
+    def log_of(self, role: str) -> Path:
+        """Output of the process in a role: `worker` or `downloader`."""
+        return self.jobs / f"{role}.log"
+
+    def heartbeat_of(self, role: str) -> Path:
+        """Heartbeat file of the process in a role."""
+        return self.jobs / f"{role}.heartbeat"
 
     @property
     def cache(self) -> Path:
@@ -276,5 +294,7 @@ class Workspace:
 
     def _own_models(self) -> list[str]:
         with contextlib.suppress(OSError):
-            return sorted(path.name for path in self.models.iterdir() if path.is_dir())
+            folders = (path for path in self.models.iterdir() if path.is_dir())
+            # a folder with a dot is a download that goes on
+            return sorted(path.name for path in folders if path.name[0] != ".")
         return []
