@@ -82,7 +82,8 @@ def _repository(
     rows = about.get("siblings") if isinstance(about, dict) else None
     if not isinstance(rows, list) or not _COMMIT.fullmatch(str(about.get("sha"))):
         raise DownloadError("{page} does not list its files; try again later", page=resource.page)
-    files = {row["rfilename"]: row for row in rows if isinstance(row.get("rfilename"), str)}
+    known = [row for row in rows if isinstance(row, dict)]
+    files = {row["rfilename"]: row for row in known if isinstance(row.get("rfilename"), str)}
     return Repository(name, about["sha"], files, about, resource, site.endpoint)
 
 
