@@ -1,5 +1,6 @@
 """Each refusal of a server has a sentence of its own, and a token is in none of them."""
 
+import gzip
 import logging
 import re
 import sys
@@ -234,3 +235,33 @@ def test_settings_hold_no_password() -> None:
         DownloadSettings.from_values({"source": "https://me:SECRET@a.example/x.safetensors"})
     assert "SECRET" not in str(caught.value)
     assert re.search(r"\?sig=1$", DownloadSettings(source="https://a.example/x?sig=1").source)
+
+
+def test_a_setting_that_would_not_count_is_refused(
+    server: ModelServer, downloads: Downloader
+) -> None:
+    assert "is for repositories of Hugging Face" in downloads.refused("civitai:5", revision="v1")
+    assert "names no other revision" in downloads.refused("me/ink@v1", revision="v2")
+    assert "several files" in downloads.refused(server.url + FILE, file="ink.safetensors")
+    server.add_repository("me/ink", {"ink.safetensors": CONTENT})
+    assert downloads.get("me/ink@v1", revision="v1").name == "ink.safetensors"
+    assert downloads.get("me/ink", revision="refs/pr/1").name == "ink.safetensors"
+
+
+def test_a_proxy_that_cannot_be_used(
+    downloads: Downloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert "the proxy of this computer cannot be used" in downloads.refused("me/ink")
+
+
+def test_data_that_is_packed_unasked_is_read(server: ModelServer, downloads: Downloader) -> None:
+    server.add_repository("me/ink", {"ink.safetensors": CONTENT})
+    listing = server.files["/api/models/me/ink/revision/main"]
+    listing.content = gzip.compress(listing.content)
+    listing.headers["Content-Encoding"] = "gzip"
+    assert downloads.get("me/ink").read_bytes() == CONTENT
+    (downloads.space.models / "ink.safetensors").unlink()
+    file = server.files[f"/me/ink/resolve/{COMMIT}/ink.safetensors"]
+    file.headers["Content-Encoding"] = "gzip"
+    assert "compressed, which was not asked for" in downloads.refused("me/ink")

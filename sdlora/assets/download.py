@@ -24,7 +24,13 @@ from sdlora.assets.download_clock import (
     with_retries,
 )
 from sdlora.assets.download_plan import DownloadPlan, RemoteFile
-from sdlora.assets.download_sources import CivitaiSource, HubSource, parse_source
+from sdlora.assets.download_sources import (
+    CivitaiSource,
+    DirectSource,
+    HubSource,
+    ModelSource,
+    parse_source,
+)
 from sdlora.assets.http_client import HttpClient
 from sdlora.assets.hugging_face import hub_plan
 from sdlora.assets.model_file_check import MODEL_FILES
@@ -49,7 +55,7 @@ from sdlora.files import (
     write_atomically,
     write_if_absent,
 )
-from sdlora.messages import Message
+from sdlora.messages import Message, Setting
 from sdlora.settings.download import AssetKind, DownloadSettings
 from sdlora.workspace import Workspace
 
@@ -99,6 +105,7 @@ def plan_download(
     none."""
     yield Progress("asking what there is to download")
     source = parse_source(settings.source, session.client.sites)
+    _check_fits(source, settings)
 
     def ask() -> DownloadPlan:
         if isinstance(source, HubSource):
@@ -109,6 +116,21 @@ def plan_download(
         return direct_plan(source, settings, session.client)
 
     return (yield from with_retries(ask, session.clock))
+
+
+def _check_fits(source: ModelSource, settings: DownloadSettings) -> None:
+    """Check that no setting is left unused. SettingsError: one is."""
+    revisions = {settings.revision, source.revision} if isinstance(source, HubSource) else set()
+    if settings.revision and revisions not in ({settings.revision}, {settings.revision, ""}):
+        raise SettingsError(
+            "{revision} is for repositories of Hugging Face whose address names no other revision",
+            revision=Setting("revision"),
+        )
+    if settings.file and isinstance(source, DirectSource):
+        raise SettingsError(
+            "{file} is for pages with several files; this is the address of one",
+            file=Setting("file"),
+        )
 
 
 def details(plan: DownloadPlan, target: Path) -> dict[str, str]:

@@ -72,7 +72,7 @@ class HttpClient(AbstractContextManager["HttpClient"]):
         """Return the JSON at an address. DownloadError: there is none."""
         body = bytearray()
         with self.get(url, resource) as response:
-            for chunk in chunks(response, resource):
+            for chunk in chunks(response, resource, decoded=True):
                 body += chunk
                 if len(body) > MAX_JSON:
                     break
@@ -129,10 +129,13 @@ class HttpClient(AbstractContextManager["HttpClient"]):
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def chunks(response: httpx.Response, resource: Resource) -> Iterator[bytes]:
-    """Yield the bytes of an answer as they come. DownloadError: the connection broke off."""
+def chunks(
+    response: httpx.Response, resource: Resource, *, decoded: bool = False
+) -> Iterator[bytes]:
+    """Yield the bytes of an answer as they come; `decoded`: unpacked, where a server sends them
+    packed unasked. DownloadError: the connection broke off."""
     with _failures(str(response.url), resource):
-        yield from response.iter_raw()
+        yield from response.iter_bytes() if decoded else response.iter_raw()
 
 
 def _no_login(request: httpx.Request) -> httpx.Request:
@@ -157,7 +160,7 @@ def _failures(url: str, resource: Resource) -> Iterator[None]:
         ) from None
     except httpx.ConnectError as error:
         raise _no_connection(host, error) from None
-    except (httpx.TransportError, httpx.StreamError):
+    except (httpx.TransportError, httpx.StreamError, httpx.DecodingError):
         raise DownloadError(
             "the connection to {host} broke off while {name} came; what is here stays",
             host=host, name=resource.name, transient=True,

@@ -309,7 +309,7 @@ JOB_PROCESSES: dict[str, JobProcess] = {
     "measure": BACKGROUND,  # for it tells how long such a training takes
     "grid": CHILD,
     "describe": CHILD,
-    "download": JobProcess(Worker.run_child, Worker.resume_child, True, goes_on=True),
+    "download": JobProcess(Worker.run_child, Worker.resume_child, goes_on=True),
 }
 
 
