@@ -1,4 +1,5 @@
-"""Waiting for room on a full disk, with what shall be written kept in memory."""
+"""Sizes on the disk in words; waiting for room on a full one, with what shall be written kept in
+memory."""
 
 from __future__ import annotations
 
@@ -13,6 +14,11 @@ from sdlora.messages import Message
 
 LOOK_EVERY_S = 2.0
 ResultT = TypeVar("ResultT")
+
+
+def in_words(size: int) -> str:
+    """'0.4 MiB', '12.0 GiB'."""
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 
 def written_when_room(

@@ -7,6 +7,7 @@ SdloraError
 ├── LoraFileError    a LoRA file cannot be read, or is for another base model
 ├── RunError         a run's folder is damaged, or a run cannot go on
 ├── DeviceError      the device is missing, full or lost
+├── DownloadError    a download was refused, broke off or gave something else
 └── BusyError        something else holds what was asked for: a port, a workspace, a run
 """
 
@@ -63,6 +64,20 @@ class RunError(SdloraError):
 
 class DeviceError(SdloraError):
     """The device is missing, full or lost."""
+
+
+class DownloadError(SdloraError):
+    """A download was refused, broke off or gave something else than a model.
+
+    `transient`: the same request may succeed later, after `wait_s` seconds or more. `http_status`
+    is that of the answer; 0: there was none.
+    """
+
+    def __init__(
+        self, template: str, /, *, transient: bool = False, wait_s: float = 0.0, **values: Any
+    ) -> None:
+        super().__init__(template, **values)
+        self.transient, self.wait_s, self.http_status = transient, wait_s, 0
 
 
 class BusyError(SdloraError):

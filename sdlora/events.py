@@ -53,6 +53,18 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
+class BytesReceived(Event):
+    """Progress of a download in bytes; `total` is 0 and `seconds_left` None where the server does
+    not say the size. `what` has the numbers in words."""
+
+    what: str
+    done: int
+    total: int = 0
+    bytes_per_s: float = 0.0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
 class Step(Event):
     """Step `step` of `total` is finished; `loss` is there when training read it."""
 
@@ -175,8 +187,8 @@ class Failed(Event):
 EVENTS: dict[str, type[Event]] = {
     kind.__name__: kind
     for kind in (
-        Queued, Started, Progress, Resumed, Step, Validated, SampleReady, Saved, Checkpoint,
-        Measured, Captioned, Warned, Done, Stopped, Paused, Failed,
+        Queued, Started, Progress, BytesReceived, Resumed, Step, Validated, SampleReady, Saved,
+        Checkpoint, Measured, Captioned, Warned, Done, Stopped, Paused, Failed,
     )
 }  # fmt: skip
 
@@ -289,6 +301,7 @@ class RunState:
     phase: str = ""
     phase_done: int = 0
     phase_total: int = 0
+    phase_in_bytes: bool = False  # done and total are bytes, and `phase` has them in words
     seconds_left: float | None = None
     ahead: int = 0
     losses: Sequence[tuple[int, float]] = Series()
@@ -353,7 +366,17 @@ def _resumed(draft: Draft, event: Resumed) -> None:
 
 def _progress(draft: Draft, event: Progress) -> None:
     status = "loading" if draft["started_at"] is None else "running"
-    draft.update(status=status, phase=event.what, phase_done=event.done, phase_total=event.total)
+    draft.update(
+        status=status, phase=event.what, phase_done=event.done, phase_total=event.total,
+        phase_in_bytes=False,
+    )  # fmt: skip
+
+
+def _bytes_received(draft: Draft, event: BytesReceived) -> None:
+    draft.update(
+        status="running", phase=event.what, phase_done=event.done, phase_total=event.total,
+        phase_in_bytes=True, seconds_left=event.seconds_left,
+    )  # fmt: skip
 
 
 _FOLDS: dict[type[Event], Callable[[Draft, Any], None]] = {
@@ -367,6 +390,7 @@ _FOLDS: dict[type[Event], Callable[[Draft, Any], None]] = {
         status="running", task=e.what, total=e.total, details=e.details, phase="", started_at=e.at
     ),
     Progress: _progress,
+    BytesReceived: _bytes_received,
     Step: _step,
     SampleReady: lambda d, e: _append(d, "samples", e),
     Saved: lambda d, e: d.update(result=e.path, result_step=e.step),

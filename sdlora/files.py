@@ -28,7 +28,7 @@ def write_to_free_path(path: Path, write: Callable[[Path], object]) -> Path:
     the same time: it gets the name of `path`, or `name-2`, `name-3` ...; returns its path."""
     with _written(path, write) as temporary:
         candidate = free_path(path)
-        while not _claim_name(temporary, candidate):
+        while not claim_name(temporary, candidate):
             candidate = free_path(path)
     return candidate
 
@@ -37,7 +37,7 @@ def write_if_absent(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file as `write_atomically` does, but never over another file. FileExistsError: there
     is one of that name."""
     with _written(path, write) as temporary:
-        if not _claim_name(temporary, path):
+        if not claim_name(temporary, path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     return path
 
@@ -61,8 +61,9 @@ def _written(path: Path, write: Callable[[Path], object]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _claim_name(temporary: Path, path: Path) -> bool:
-    """Give a written file its name. False: another file has it."""
+def claim_name(temporary: Path, path: Path) -> bool:
+    """Give a file that is written and flushed its name, on the same disk. False: another file has
+    it."""
     try:
         try:
             os.link(temporary, path)

@@ -9,7 +9,18 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from sdlora.events import Event, Failed, Progress, RunState, Started, Step, Warned, fold, to_line
+from sdlora.events import (
+    BytesReceived,
+    Event,
+    Failed,
+    Progress,
+    RunState,
+    Started,
+    Step,
+    Warned,
+    fold,
+    to_line,
+)
 from sdlora.messages import COMMAND, as_message
 
 
@@ -31,7 +42,7 @@ class Printer:
             sign = "warning" if isinstance(event, Warned) else "error"
             message, advice = (as_message(t).on(COMMAND) for t in (event.message, event.advice))
             self._line(f"{sign}: {message}{f' ({advice})' if advice else ''}")
-        elif isinstance(event, Progress | Step):
+        elif isinstance(event, Progress | Step | BytesReceived):
             self._moving(
                 _progress_text(event), whole=isinstance(event, Step) and event.step == event.total
             )
@@ -50,11 +61,13 @@ class Printer:
         print(f"{start}{text}", file=sys.stderr, flush=True)
 
 
-def _progress_text(event: Progress | Step) -> str:
+def _progress_text(event: Progress | Step | BytesReceived) -> str:
     if isinstance(event, Progress):
         return f"{event.what} {event.done}/{event.total}" if event.total else f"{event.what} …"
-    loss = f", loss {event.loss:.4f}" if event.loss is not None else ""
     left = f", {clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+    if isinstance(event, BytesReceived):
+        return f"{event.what}{left}"
+    loss = f", loss {event.loss:.4f}" if event.loss is not None else ""
     return f"step {event.step} of {event.total}{loss}{left}"
 
 

@@ -167,14 +167,32 @@ class Workspace:
         return self.root / "embeddings"
 
     @property
+    def upscalers(self) -> Path:
+        """Upscaling models."""
+        return self.root / "upscalers"
+
+    @property
+    def vaes(self) -> Path:
+        """VAEs that take the place of a model's own."""
+        return self.root / "vae"
+
+    @property
     def worker_log(self) -> Path:
         """Output of the worker."""
-        return self.jobs / "worker.log"
+        return self.log_of("worker")
 
     @property
     def worker_heartbeat(self) -> Path:
         """Heartbeat file of the worker."""
-        return self.jobs / "worker.heartbeat"
+        return self.heartbeat_of("worker")
+
+    def log_of(self, role: str) -> Path:
+        """Output of the process in a role: `worker` or `downloader`."""
+        return self.jobs / f"{role}.log"
+
+    def heartbeat_of(self, role: str) -> Path:
+        """Heartbeat file of the process in a role."""
+        return self.jobs / f"{role}.heartbeat"
 
     @property
     def cache(self) -> Path:
@@ -271,9 +289,9 @@ class Workspace:
         return model
 
     def vae_source(self, vae: str) -> str:
-        """Return what to open for a VAE's name: a file or folder of models/vae/ or of models/,
+        """Return what to open for a VAE's name: a file or folder of vae/, models/vae/ or models/,
         else the name itself, a path; '' for none."""
-        for folder in (self.models / PARTS_FOLDER, self.models):
+        for folder in (self.vaes, self.models / PARTS_FOLDER, self.models):
             for named in (folder / vae, folder / (vae + CHECKPOINT_SUFFIX)):
                 if vae and named.exists():
                     return str(named)
@@ -289,10 +307,11 @@ class Workspace:
 
     def _own_models(self) -> list[str]:
         with contextlib.suppress(OSError):
+            # a folder with a dot is a download that goes on
             return sorted(
                 path.name
                 for path in self.models.iterdir()
-                if (path.is_dir() and path.name.lower() != PARTS_FOLDER)
+                if (path.is_dir() and path.name[0] != "." and path.name.lower() != PARTS_FOLDER)
                 or path.suffix.lower() == CHECKPOINT_SUFFIX
             )
         return []

@@ -154,3 +154,22 @@ def browser(studio: object) -> object:
     browser = Browser(studio)
     browser.open()
     return browser
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
+    """A `model_server.ModelServer` that Hugging Face and Civitai are for the test."""
+    from downloader import use_server
+    from model_server import model_server
+
+    with model_server() as server:
+        use_server(server, monkeypatch, tmp_path)
+        yield server
+
+
+@pytest.fixture
+def downloads(space: Workspace, server: object) -> object:
+    """A `downloader.Downloader` into the test's workspace, from that server."""
+    from downloader import Downloader
+
+    return Downloader(space)

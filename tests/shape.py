@@ -39,6 +39,7 @@ PACKAGES = (
     "sdlora.models",
     "sdlora.data",
     "sdlora.jobs",
+    "sdlora.assets",
     "sdlora.lora.library",
     "sdlora.image_metadata",
     "sdlora.lora.tools",
@@ -62,6 +63,7 @@ TORCH_FREE = (
     *("sdlora.prompt*", "sdlora.image_metadata*", "sdlora.kohya*", "sdlora.jobs*"),
     *("sdlora.data", "sdlora.data.[!c]*", "sdlora.data.caption[!i]*"),  # captioning runs a model
     *("sdlora.lora", "sdlora.lora.library*", "sdlora.training", "sdlora.training.startable"),
+    "sdlora.assets*",
     *("sdlora.models", "sdlora.worker", "sdlora.worker.tasks"),
     *("sdlora.cli", "sdlora.cli.[!l]*", "sdlora.cli.lora", "webui*"),  # lora_tools computes
     "sdlora.starter.[!m]*",  # what draws; make*.py trains

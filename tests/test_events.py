@@ -6,6 +6,7 @@ import pytest
 
 from sdlora.events import (
     EVENTS,
+    BytesReceived,
     Captioned,
     Checkpoint,
     Done,
@@ -33,6 +34,7 @@ ONE_OF_EACH = [
     Queued(ahead=2),
     Started("training x", 250, {"pictures": ODD}),
     Progress("loading", 3, 9),
+    BytesReceived(ODD, 3 * 2**40, 4 * 2**40, 2.5e6, 12.5),
     Resumed(5),
     Step(7, 250, loss=0.125, learning_rate=1e-4, seconds_left=30.5),
     SampleReady("samples/7.png", 7, ODD, 2**32 - 1, {"problems": [ODD]}),

@@ -445,15 +445,20 @@ def test_an_inpainting_model_makes_whole_pictures_and_is_not_trained_on(tmp_path
 
 def test_names_in_models_open_files_folders_and_vaes(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
-    for place in ("anything.safetensors", "vae/soft.safetensors"):
-        (workspace.models / place).parent.mkdir(exist_ok=True)
-        (workspace.models / place).write_bytes(b"")
+    for place in (
+        "models/anything.safetensors",
+        "vae/soft.safetensors",
+        "models/vae/x.safetensors",
+    ):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(b"")
     (workspace.models / "folder").mkdir()
     assert workspace.model_names() == ["starter", "anything.safetensors", "folder"]
     for name in ("anything", "anything.safetensors"):
         assert workspace.model_source(name) == str(workspace.models / "anything.safetensors")
     for name in ("soft", "soft.safetensors"):
-        assert workspace.vae_source(name) == str(workspace.models / "vae" / "soft.safetensors")
+        assert workspace.vae_source(name) == str(workspace.vaes / "soft.safetensors")
+    assert workspace.vae_source("x") == str(workspace.models / "vae" / "x.safetensors")
     assert (workspace.vae_source(""), workspace.vae_source("/x/y")) == ("", "/x/y")
 
 

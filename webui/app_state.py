@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sdlora.errors import ModelError, RunError, SettingsError
 from sdlora.events import RunState, SampleReady, Warned
 from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import REQUESTS, is_requested
-from sdlora.jobs.kinds import Kind
+from sdlora.jobs.kinds import Kind, WorkerRole, kind_of, role_of
 from sdlora.jobs.queue import Queue
 from sdlora.jobs.supervise import WorkerKeeper, end_now
 from sdlora.lora.library.library import Library
@@ -77,13 +77,14 @@ class AppState:
         self._followers: dict[Path, run_folder.RunFollower] = {}
         self._lock = threading.Lock()
         self.keeper = WorkerKeeper(workspace, self.queue)
+        self.downloads_keeper = WorkerKeeper(workspace, self.queue, role="downloader")
 
     def start(self, settings: Settings) -> Run:
         """Add a job to the queue and start the worker. SettingsError: the workspace folder is
         gone."""
         self.workspace.check_is_there()
         folder = run_folder.start(settings, self.workspace, self.queue)
-        self.wake()
+        self.wake(role_of(kind_of(settings)))
         return self.run(folder)
 
     def resume(self, run: Run, changes: Mapping[str, Any] | None = None) -> None:
@@ -92,18 +93,20 @@ class AppState:
         run_folder.resume(run.folder, self.queue, changes)
         self.wake()
 
-    def wake(self) -> None:
-        """Start the worker unless it is running or starting; replace one that does not answer.
-        RunError: the workspace folder is gone."""
-        self.keeper.wake()
+    def wake(self, role: WorkerRole = "worker") -> None:
+        """Start the worker or the downloader unless it is running or starting; replace one that
+        does not answer. RunError: the workspace folder is gone."""
+        keeper = self.downloads_keeper if role == "downloader" else self.keeper
+        keeper.wake()
 
     def keep_worker_running(self, every_s: float, ended: threading.Event) -> None:
         """Restart the worker as needed, every `every_s` seconds until `ended` is set, also while no
         browser is connected."""
         while not ended.wait(every_s):
-            with suppress(RunError):
-                if self.queue.busy():
-                    self.wake()
+            for role in get_args(WorkerRole):
+                with suppress(RunError):
+                    if self.queue.busy(role):
+                        self.wake(role)
 
     def end_now(self, run: Run) -> None:
         """End a run within seconds without waiting for its current step."""
@@ -120,7 +123,8 @@ class AppState:
             state = poller.poll()
         if not state.ended:
             with suppress(RunError):
-                self.wake()
+                job = self.queue.job_of(folder)
+                self.wake(role_of(job.kind) if job else "worker")
         return Run(
             folder, state, frozenset(wish for wish in REQUESTS if is_requested(folder, wish))
         )

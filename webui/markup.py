@@ -109,7 +109,7 @@ def status_line(state: RunState) -> str:
     parts = [f"Step {state.step} of {state.total}"] if state.total and state.step else []
     if state.phase:
         counted = f" {state.phase_done} of {state.phase_total}" if state.phase_total else " …"
-        parts.append(state.phase + counted)
+        parts.append(state.phase + ("" if state.phase_in_bytes else counted))
     if state.idle_s >= IDLE_SHOWN_S:
         parts.append(f"no progress for {duration(state.idle_s)}")
     elif state.seconds_left is not None and parts:

@@ -14,12 +14,17 @@ from typing import Any, Literal
 
 from sdlora.settings.base import Settings
 from sdlora.settings.captioning import DescribeSettings
+from sdlora.settings.download import DownloadSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import Workspace
 
-Kind = Literal["train", "generate", "measure", "grid", "describe"]
+Kind = Literal["train", "generate", "measure", "grid", "describe", "download"]
+# The worker takes work for the device, the downloader what only waits for the network: neither
+# waits for the other
+WorkerRole = Literal["worker", "downloader"]
+DOWNLOADS: tuple[Kind, ...] = ("download",)
 
 
 class MeasureSettings(TrainSettings):
@@ -48,7 +53,13 @@ KINDS: dict[Kind, JobKind] = {
     "measure": JobKind(MeasureSettings, _dated_folder),
     "grid": JobKind(GridSettings, _grid_folder),
     "describe": JobKind(DescribeSettings, _dated_folder),
+    "download": JobKind(DownloadSettings, _dated_folder),
 }
+
+
+def role_of(kind: str) -> WorkerRole:
+    """Return the role of the process that takes jobs of a kind, also one of another version."""
+    return "downloader" if kind in DOWNLOADS else "worker"
 
 
 def kind_of(settings: Settings) -> Kind:

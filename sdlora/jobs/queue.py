@@ -2,8 +2,9 @@
 
 A job is a kind of work and the folder that holds its settings and will hold its events. Each change
 is one SQL statement, so it happens whole or not at all, whoever is killed meanwhile. *Seats* say
-which process is the worker and which is the page: one each per workspace, free again when the
-process that holds it is gone.
+which process is the worker, which downloads and which is the page: one each per workspace, free
+again when the process that holds it is gone. Downloads are a line of their own: the worker never
+takes one, and the downloader nothing else.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdlora.errors import BusyError, RunError, SettingsError
-from sdlora.jobs.kinds import Kind
+from sdlora.jobs.kinds import Kind, WorkerRole, role_of
 from sdlora.jobs.processes import alive, identity
 from sdlora.messages import PerSurface, readable
 from sdlora.workspace import workspace_gone_error
 
-Role = Literal["worker", "page"]
+Role = Literal["worker", "downloader", "page"]
 
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -42,6 +43,10 @@ CREATE TABLE IF NOT EXISTS seats (role TEXT PRIMARY KEY, holder TEXT NOT NULL, n
 """
 _LATER_COLUMNS = ("process", "reason")  # that databases of earlier versions lack
 WAITING = ("queued", "running")
+_OF_ROLE: dict[WorkerRole, str] = {
+    "worker": "kind != 'download'",
+    "downloader": "kind = 'download'",
+}
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,12 @@ class Queue:
             raise BusyError("{run} waits in the queue or runs already", run=place)
         return submitted[0]
 
-    def claim(self, worker: str) -> Job | None:
-        """The first job that waits, now this worker's; None when nothing waits."""
+    def claim(self, worker: str, role: WorkerRole = "worker") -> Job | None:
+        """The first job that waits for this role, now this worker's; None when nothing waits."""
         claimed = self._jobs(
-            "UPDATE jobs SET status = 'running', worker = ?, tries = tries + 1 WHERE id = "
-            "(SELECT id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT 1) RETURNING *",
+            "UPDATE jobs SET status = 'running', worker = ?, tries = tries + 1 WHERE id = (SELECT "
+            f"id FROM jobs WHERE status = 'queued' AND {_OF_ROLE[role]} ORDER BY id LIMIT 1) "
+            "RETURNING *",
             worker,
         )
         return claimed[0] if claimed else None
@@ -151,9 +157,10 @@ class Queue:
         sql = "UPDATE jobs SET status = 'queued', worker = '', process = '' WHERE id = ?"
         self._run(sql, job.id)
 
-    def left_running_by_others(self, worker: str) -> list[Job]:
-        """Jobs marked as running that are not this worker's."""
-        return self._jobs("SELECT * FROM jobs WHERE status = 'running' AND worker != ?", worker)
+    def left_running_by_others(self, worker: str, role: WorkerRole = "worker") -> list[Job]:
+        """Jobs of a role marked as running that are not this worker's."""
+        running = f"SELECT * FROM jobs WHERE status = 'running' AND {_OF_ROLE[role]}"
+        return self._jobs(f"{running} AND worker != ?", worker)
 
     def job_of(self, folder: Path) -> Job | None:
         """The job that a folder belongs to; None for a run that was started without the queue."""
@@ -163,11 +170,12 @@ class Queue:
     def ahead(self, job: Job) -> int:
         """Return the number of jobs before this one, the running one included."""
         waiting = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running') AND id < ?"
-        return int(self._run(waiting, job.id)[0][0])
+        return int(self._run(f"{waiting} AND {_OF_ROLE[role_of(job.kind)]}", job.id)[0][0])
 
-    def busy(self) -> bool:
-        """True while a job waits or runs."""
-        return bool(self._run("SELECT 1 FROM jobs WHERE status IN ('queued', 'running') LIMIT 1"))
+    def busy(self, role: WorkerRole = "worker") -> bool:
+        """True while a job of a role waits or runs."""
+        waiting = "SELECT 1 FROM jobs WHERE status IN ('queued', 'running')"
+        return bool(self._run(f"{waiting} AND {_OF_ROLE[role]} LIMIT 1"))
 
     def latest(self, kind: Kind, limit: int = 20) -> list[Job]:
         """The newest jobs of a kind, newest first."""

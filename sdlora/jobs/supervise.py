@@ -11,18 +11,26 @@ from sdlora.errors import RunError
 from sdlora.events import Stopped
 from sdlora.jobs import run_folder
 from sdlora.jobs.heartbeat import TIMES, Times, Watch, silence_and_idleness
+from sdlora.jobs.kinds import WorkerRole, role_of
 from sdlora.jobs.processes import alive, end, identity, start_detached
 from sdlora.jobs.queue import Queue
 from sdlora.workspace import Workspace, workspace_gone_error
 
 
 class WorkerKeeper:
-    """Keeps the workspace's worker running. Safe from any thread."""
+    """Keeps the workspace's worker running, or its downloader. Safe from any thread."""
 
-    def __init__(self, workspace: Workspace, queue: Queue, times: Times = TIMES) -> None:
-        self.workspace, self.queue, self.times = workspace, queue, times
+    def __init__(
+        self,
+        workspace: Workspace,
+        queue: Queue,
+        times: Times = TIMES,
+        role: WorkerRole = "worker",
+    ) -> None:
+        self.workspace, self.queue, self.times, self.role = workspace, queue, times, role
         self._started = ""  # the process that was started last, which may not hold the lock yet
-        self._watched, self._watch = "", Watch(workspace.worker_heartbeat, times)
+        self._heartbeat = workspace.heartbeat_of(role)
+        self._watched, self._watch = "", Watch(self._heartbeat, times)
         self._ending: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -32,7 +40,7 @@ class WorkerKeeper:
         with self._lock:
             if self._ending and self._ending.is_alive():
                 return
-            lock = self.queue.holder("worker")
+            lock = self.queue.holder(self.role)
             process = lock.holder if lock else self._started
             if not alive(process):
                 self._start()
@@ -46,8 +54,8 @@ class WorkerKeeper:
     def replace_silent(self) -> bool:
         """End a worker that has long been silent, and start another: for a command, which runs
         once, and so waits for the next heartbeat. Returns True where it did."""
-        lock = self.queue.holder("worker")
-        path = self.workspace.worker_heartbeat
+        lock = self.queue.holder(self.role)
+        path = self._heartbeat
         if lock is None or silence_and_idleness(path, lock.holder)[0] < self.times.silence:
             return False
         watch = Watch(path, self.times)
@@ -67,15 +75,16 @@ class WorkerKeeper:
 
     def _answers(self, process: str) -> bool:
         if process != self._watched:
-            self._watched, self._watch = process, Watch(self.workspace.worker_heartbeat, self.times)
+            self._watched, self._watch = process, Watch(self._heartbeat, self.times)
         return self._watch.look()
 
     def _start(self) -> None:
         if not self.workspace.root.is_dir():
             raise workspace_gone_error(self.workspace.root)
         arguments = ["-m", "sdlora.worker.worker", "--workspace", str(self.workspace.root)]
+        arguments += [] if self.role == "worker" else ["--role", self.role]
         try:
-            process = start_detached(arguments, self.workspace.worker_log)
+            process = start_detached(arguments, self.workspace.log_of(self.role))
         except OSError as error:
             raise RunError(
                 "the worker cannot be started: {why}", why=error.strerror or error
@@ -93,11 +102,13 @@ def end_now(folder: Path, queue: Queue, times: Times = TIMES) -> None:
         if run_folder.read(folder).ended:
             return
         time.sleep(min(0.1, times.ask_first / 5))
-    worker = queue.holder("worker")
+    job = queue.job_of(folder)
+    role = role_of(job.kind) if job else "worker"
+    worker = queue.holder(role)
     is_worker = worker is not None and worker.holder == process
     end(process, times.terminate, children=not is_worker)
     job = queue.job_of(folder)
-    if job and job.status == "running" and queue.holder("worker"):
+    if job and job.status == "running" and queue.holder(role):
         return  # it sees the end and says so
     state = run_folder.recorded_state(folder)
     if not state.ended:

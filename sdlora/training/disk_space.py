@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.cache import Cache
-from sdlora.disk_room import written_when_room
+from sdlora.disk_room import in_words, written_when_room
 from sdlora.errors import RunError
 from sdlora.events import Event, Warned
 from sdlora.files import DISK_FULL
@@ -108,8 +108,3 @@ class DiskSpace:
         early = int(step < settings.steps)
         present = len(checkpoint_folders(self.folder))
         return min(max(limit - present, 1), max(due, early))
-
-
-def in_words(size: int) -> str:
-    """'0.4 MiB', '12.0 GiB'."""
-    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"

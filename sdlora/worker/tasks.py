@@ -18,6 +18,7 @@ from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import Kind, MeasureSettings
 from sdlora.models.registry import preset_family
 from sdlora.settings.captioning import DescribeSettings
+from sdlora.settings.download import DownloadSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.presets import with_preset
 from sdlora.settings.train import TrainSettings
@@ -68,6 +69,17 @@ def describe(folder: Path, workspace: Workspace) -> Iterator[Event]:
     yield Done()
 
 
+def download(folder: Path, workspace: Workspace) -> Iterator[Event]:
+    """Download a model; when asked to stop, leave what is there for another time."""
+    from sdlora.assets.download import download as downloading
+    from sdlora.assets.download import open_session
+
+    settings = DownloadSettings.load(folder / run_folder.SETTINGS_FILE)
+    session = open_session(lambda: run_folder.stop_asked(folder))
+    with session.client:
+        yield from downloading(settings, workspace, session)
+
+
 def run_until_stopped(work: Work) -> Work:
     """Return the same task, ended after the event at which a stop is requested."""
 
@@ -86,6 +98,7 @@ WORK: dict[Kind, Work] = {
     "measure": run_until_stopped(measure),
     "grid": run_until_stopped(grid),
     "describe": run_until_stopped(describe),
+    "download": download,  # which looks for it while it waits as well
 }
 
 

@@ -1,8 +1,9 @@
 """Worker, the process that owns the device: `python -m sdlora.worker.worker --workspace DIR`.
 
 One per workspace. It takes jobs from the queue one after the other and keeps the image model open
-between requests. Every other job runs as its child process, with the device's memory to itself. The
-page may die meanwhile, and so may the worker: the next worker resumes the jobs that it left.
+between requests. In the role `downloader` it takes the downloads, and never touches the device.
+Every other job runs as its child process, with the device's memory to itself. The page may die
+meanwhile, and so may the worker: the next worker resumes the jobs that it left.
 
 An error of a job fails that job alone: its reason is written to its folder, if possible, and to the
 queue always. A job that has ended two workers or processes is not tried a third time. A child
@@ -20,13 +21,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 from sdlora.errors import RunError, SdloraError
 from sdlora.events import Event, Failed, Progress, Queued, Resumed, Stopped, Warned
 from sdlora.jobs import run_folder
 from sdlora.jobs.control_files import is_requested
 from sdlora.jobs.heartbeat import TIMES, Heart, Times, Watch
+from sdlora.jobs.kinds import WorkerRole
 from sdlora.jobs.processes import alive, end, identity, lower_priority, release, start_detached
 from sdlora.jobs.queue import Job, Queue
 from sdlora.messages import Message
@@ -78,38 +80,39 @@ class Worker:
         idle_s: float = IDLE_S,
         poll_s: float = 0.2,
         times: Times = TIMES,
+        role: WorkerRole = "worker",
     ) -> None:
         """`make_engine` and `command` are what tests replace; it looks every `poll_s`."""
-        self.workspace, self.queue = workspace, Queue(workspace.database)
+        self.workspace, self.queue, self.role = workspace, Queue(workspace.database), role
         self.make_engine, self.command = make_engine, command
         self.idle_s, self.poll_s, self.times = idle_s, poll_s, times
         self.me = identity(os.getpid()) or ""
         self.engine: ImageMaker | None = None
-        self.heart = Heart(workspace.worker_heartbeat, times.beat)
+        self.heart = Heart(workspace.heartbeat_of(role), times.beat)
 
     def run(self) -> bool:
         """Run until the worker is idle. False when the workspace has a worker already."""
-        if self.queue.acquire_lock("worker"):
+        if self.queue.acquire_lock(self.role):
             return False
         try:
             with self.heart:
                 self._work()
         finally:
-            self.queue.release_lock("worker")
+            self.queue.release_lock(self.role)
         return True
 
     def _work(self) -> None:
-        for left in self.queue.left_running_by_others(self.me):
+        for left in self.queue.left_running_by_others(self.me, self.role):
             self.do(left, adopted=True)
         needed_at = time.monotonic()
         while time.monotonic() - needed_at < self.idle_s:
             self.heart.advance()
-            if self.queue.acquire_lock("worker"):  # the queue's file was deleted, and another came
+            if self.queue.acquire_lock(self.role):  # the queue's file was deleted, and another came
                 return
-            job = self.queue.claim(self.me)
+            job = self.queue.claim(self.me, self.role)
             if job:
                 self.do(job)
-            if job or self.queue.holder("page"):
+            if job or (self.role == "worker" and self.queue.holder("page")):
                 needed_at = time.monotonic()
             if not job:
                 time.sleep(self.poll_s)
@@ -139,7 +142,7 @@ class Worker:
             traceback.print_exc()  # into the worker's log
         failed = Failed(type(error).__name__)
         with contextlib.suppress(Exception):
-            log = None if isinstance(error, SdloraError) else self.workspace.worker_log
+            log = None if isinstance(error, SdloraError) else self._log
             failed = run_folder.failure(error, log, job.folder)
             if isinstance(error, SdloraError):
                 failed = Failed(error.message)
@@ -224,7 +227,7 @@ class Worker:
 
     @property
     def _log(self) -> Path:
-        return self.workspace.worker_log
+        return self.workspace.log_of(self.role)
 
     def _wait_for(self, job: Job, process: str) -> Message | None:
         """Wait for the end of a child, and end it on request or when it does not answer. Returns
@@ -243,7 +246,8 @@ class Worker:
 
     def _conclude(self, job: Job, death: Message, replace: bool = False) -> None:
         """Finish a run without a last event. One with a checkpoint is resumed, once, unless a stop
-        is requested; `replace`: one without starts again."""
+        is requested; `replace`: one without starts again, as one does that goes on from its files.
+        """
         folder, state = job.folder, run_folder.recorded_state(job.folder)
         if state.ended:
             return
@@ -254,7 +258,8 @@ class Worker:
         reason = reason if state.step else death
         log = folder / run_folder.LOG_FILE
         ends = run_folder.stop_asked(folder) or is_requested(folder, "pause")
-        if (state.checkpoint is None and not replace) or ends or job.tries >= MAX_TRIES:
+        again = replace or JOB_PROCESSES[job.kind].goes_on
+        if (state.checkpoint is None and not again) or ends or job.tries >= MAX_TRIES:
             run_folder.append_event(
                 folder, Failed(reason, run_folder.resume_hint(state, log, self._log))
             )
@@ -262,12 +267,12 @@ class Worker:
         (folder / run_folder.PID_FILE).unlink(missing_ok=True)
         self.queue.requeue(job)
         step = state.checkpoint or 0
-        again = "; it goes on from step {step} by itself" if step else "; it begins anew"
+        then = "; it goes on from step {step} by itself" if step else "; it begins anew"
         for event in (
             Queued(),
             Resumed(step),
             Warned(
-                Message("{reason}" + again, reason=reason, step=step),
+                Message("{reason}" + then, reason=reason, step=step),
                 Message("if that happens again, it ends; see {log}", log=log),
             ),
         ):
@@ -284,11 +289,12 @@ Act = Callable[[Worker, Job], None]
 @dataclass(frozen=True)
 class JobProcess:
     """Functions of the worker that run a claimed job, and one that a dead worker left running.
-    `in_background`: with a lower priority."""
+    `in_background`: with a lower priority. `goes_on`: begun anew it goes on from its own files."""
 
     run: Act
     adopt: Act
     in_background: bool = False
+    goes_on: bool = False
 
 
 # In the worker, whose model stays open between requests: it died with the worker, and begins anew.
@@ -303,6 +309,7 @@ JOB_PROCESSES: dict[str, JobProcess] = {
     "measure": BACKGROUND,  # for it tells how long such a training takes
     "grid": CHILD,
     "describe": CHILD,
+    "download": JobProcess(Worker.run_child, Worker.resume_child, goes_on=True),
 }
 
 
@@ -312,14 +319,16 @@ def _death(code: int) -> Message:
     return Message("the process died (signal {signal})", signal=-code)
 
 
-def main(workspace: Workspace) -> int:
-    """Be the workspace's worker; 0 also when there is one already."""
-    if not Worker(workspace).run():
-        print(f"{workspace.root} has a worker already")
+def main(workspace: Workspace, role: WorkerRole = "worker") -> int:
+    """Be the workspace's worker or downloader; 0 also when there is one already."""
+    if not Worker(workspace, role=role).run():
+        print(f"{workspace.root} has a {role} already")
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="sdlora worker")
     parser.add_argument("--workspace", required=True)
-    sys.exit(main(Workspace.open(parser.parse_args().workspace)))
+    parser.add_argument("--role", choices=get_args(WorkerRole), default="worker")
+    options = parser.parse_args()
+    sys.exit(main(Workspace.open(options.workspace), options.role))

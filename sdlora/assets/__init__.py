@@ -1,0 +1,1 @@
+"""Models of all kinds on this computer: listed, described, downloaded when asked."""
