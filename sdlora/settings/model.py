@@ -26,8 +26,8 @@ class ModelSettings(Settings):
     vae: str = Field(
         "",
         title="VAE",
-        description="VAE in place of the model's own: a name in vae/ or models/, or a path; empty: the "
-        "model's own",
+        description="VAE in place of the model's own: a name in vae/ or models/, or a path; empty: "
+        "the model's own",
     )
     text_encoder: str = Field(
         "",
