@@ -84,7 +84,7 @@ class AppState:
         gone."""
         self.workspace.check_is_there()
         folder = run_folder.start(settings, self.workspace, self.queue)
-        self.wake(role_of(kind_of(settings)))
+        self._wake_role(role_of(kind_of(settings)))
         return self.run(folder)
 
     def resume(self, run: Run, changes: Mapping[str, Any] | None = None) -> None:
@@ -93,11 +93,17 @@ class AppState:
         run_folder.resume(run.folder, self.queue, changes)
         self.wake()
 
-    def wake(self, role: WorkerRole = "worker") -> None:
-        """Start the worker or the downloader unless it is running or starting; replace one that
-        does not answer. RunError: the workspace folder is gone."""
-        keeper = self.downloads_keeper if role == "downloader" else self.keeper
-        keeper.wake()
+    def wake(self) -> None:
+        """Start the worker unless it is running or starting; replace one that does not answer.
+        RunError: the workspace folder is gone."""
+        self.keeper.wake()
+
+    def _wake_role(self, role: WorkerRole) -> None:
+        """Do the same for the process that takes jobs of a role."""
+        if role == "downloader":
+            self.downloads_keeper.wake()
+        else:
+            self.wake()
 
     def keep_worker_running(self, every_s: float, ended: threading.Event) -> None:
         """Restart the worker as needed, every `every_s` seconds until `ended` is set, also while no
@@ -106,7 +112,7 @@ class AppState:
             for role in get_args(WorkerRole):
                 with suppress(RunError):
                     if self.queue.busy(role):
-                        self.wake(role)
+                        self._wake_role(role)
 
     def end_now(self, run: Run) -> None:
         """End a run within seconds without waiting for its current step."""
@@ -124,7 +130,7 @@ class AppState:
         if not state.ended:
             with suppress(RunError):
                 job = self.queue.job_of(folder)
-                self.wake(role_of(job.kind) if job else "worker")
+                self._wake_role(role_of(job.kind) if job else "worker")
         return Run(
             folder, state, frozenset(wish for wish in REQUESTS if is_requested(folder, wish))
         )

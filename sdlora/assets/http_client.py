@@ -7,7 +7,10 @@ of its site alone, and an encrypted request never ends at an address that is not
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -25,6 +28,12 @@ _TIMEOUT = httpx.Timeout(60.0, connect=20.0)
 _SUCCESS = (200, 206)
 
 
+@functools.cache
+def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Return the trusted certificates, read once for each setting of the environment."""
+    return httpx.create_ssl_context()
+
+
 class HttpClient(AbstractContextManager["HttpClient"]):
     """Client for one download. `plain_http`: also without encryption, from any address."""
 
@@ -36,6 +45,9 @@ class HttpClient(AbstractContextManager["HttpClient"]):
         try:
             self._client = httpx.Client(
                 timeout=timeout,
+                verify=_certificates(
+                    os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+                ),
                 headers={"User-Agent": f"sdlora/{__version__}", "Accept-Encoding": "identity"},
             )
         except (ImportError, ValueError) as error:  # SOCKS without its package, or no address
