@@ -54,7 +54,7 @@ def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFamily, Lib
 def pictures(family: ModelFamily, library: Library, prompt: str, **asked: Any) -> np.ndarray:
     """(N,H,W,3); a problem fails the test."""
     request = ImageRequest.from_values(
-        {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", **asked}
+        {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", "upscaler": "none", **asked}
     )
     images, report = render(family, request, library)
     assert not report["problems"]

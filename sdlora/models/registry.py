@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.text_files import json_value
+from sdlora.upscalers.files import default_upscaler
 from sdlora.workspace import STARTER_MODEL
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def detect_family(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's family, and the resolution and the text vocabulary that it was made for."""
+    """A model's family, the resolution and the text vocabulary that it was made for, and the name
+    of the upscaler that comes with it."""
 
     family: str
     resolution: int  # pixels along a side
     vocabulary: int  # tokens
+    upscaler: str = ""  # '': none
 
 
 def model_facts(path: str | Path) -> ModelFacts:
@@ -63,7 +66,9 @@ def model_facts(path: str | Path) -> ModelFacts:
     vocabulary = _read(folder / "text_encoder" / "config.json").get("vocab_size", 0)
     try:
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        return ModelFacts(family, int(cells * scale), int(vocabulary))
+        upscaler = default_upscaler(folder)
+        name = upscaler.stem if upscaler else ""
+        return ModelFacts(family, int(cells * scale), int(vocabulary), name)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             "the configuration of the model in {folder} is damaged: {why}", folder=folder, why=error
