@@ -1,7 +1,7 @@
 """How long the first minutes take: `python -m benchmarks.starter_pace [--pictures 10]`.
 
-On the starter model: opening it, a picture of 20 steps at 128 px, and a training of each shipped
-set with the default preset of its goal. Nothing else should run on the machine meanwhile.
+On the starter model: opening it, a picture of 20 steps with its upscaler, and a training of each
+shipped set with the default preset of its goal. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

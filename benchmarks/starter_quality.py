@@ -52,7 +52,7 @@ def prompt_accuracy(judge: Judge, prompts: int, workspace: Workspace) -> dict[st
         words = caption(scene, rng)
         made = [
             event.path
-            for event in engine.generate(ImageRequest(prompt=words, seed=number))
+            for event in engine.generate(ImageRequest(prompt=words, seed=number, upscaler="none"))
             if isinstance(event, SampleReady)
         ]
         with Image.open(made[0]) as image:

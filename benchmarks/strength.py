@@ -35,7 +35,7 @@ def words(scene: Scene) -> str:
 
 def picture(engine: ImageMaker, prompt: str, seed: int) -> Image.Image:
     """One image of the prompt."""
-    for event in engine.generate(ImageRequest(prompt=prompt, seed=seed)):
+    for event in engine.generate(ImageRequest(prompt=prompt, seed=seed, upscaler="none")):
         if isinstance(event, SampleReady):
             with Image.open(event.path) as image:
                 return image.convert("RGB")

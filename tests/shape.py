@@ -36,6 +36,7 @@ PACKAGES = (
     "sdlora.eta",
     "sdlora.kohya",
     "sdlora.lora.format",
+    "sdlora.upscalers",
     "sdlora.models",
     "sdlora.data",
     "sdlora.jobs",
@@ -66,6 +67,7 @@ TORCH_FREE = (
     "sdlora.assets*",
     *("sdlora.models", "sdlora.worker", "sdlora.worker.tasks"),
     *("sdlora.cli", "sdlora.cli.[!l]*", "sdlora.cli.lora", "webui*"),  # lora_tools computes
+    *("sdlora.upscalers", "sdlora.upscalers.files"),
     "sdlora.starter.[!m]*",  # what draws; make*.py trains
 )
 WEBUI_MAY = (

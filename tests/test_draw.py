@@ -108,6 +108,20 @@ def test_a_style_changes_the_picture_but_not_its_shape(name: str):
     assert styled[0].tobytes() == STYLES[name](image, random.Random(2)).tobytes()
 
 
+@pytest.mark.parametrize("name", ["plain", *STYLES, *SETS])
+def test_a_look_is_the_same_picture_at_twice_the_size(name: str):
+    scene = Scene("cat", "orange", "meadow", seed=3)
+
+    def drawn(pixels: int) -> np.ndarray:
+        image = SETS[name].draw(scene, pixels) if name in SETS else draw(scene, pixels)
+        image = STYLES[name](image, random.Random(2)) if name in STYLES else image
+        assert image.size == (pixels, pixels)
+        return np.asarray(image.reduce(pixels // 128), float) / 255
+
+    error = ((drawn(128) - drawn(256)) ** 2).mean()
+    assert -10 * np.log10(error) > 22  # few tones, or strokes, lie a little otherwise
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_the_shipped_set_is_what_the_script_makes(name: str):
     expected = list(pictures(name))

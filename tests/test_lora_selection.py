@@ -54,7 +54,7 @@ def tiny_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFamily, Lib
 def pictures(family: ModelFamily, library: Library, prompt: str, **asked: Any) -> np.ndarray:
     """(N,H,W,3); a problem fails the test."""
     request = ImageRequest.from_values(
-        {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", **asked}
+        {"prompt": prompt, "steps": 4, "seed": 3, "sampler": "ddim", "upscaler": "none", **asked}
     )
     images, report = render(family, request, library)
     assert not report["problems"]
@@ -107,7 +107,8 @@ def test_weights_over_the_steps(starter: ModelFamily, shipped: Library) -> None:
 def test_every_image_has_its_own_tags(starter: ModelFamily, shipped: Library) -> None:
     """Drawn from its seed; each equals the picture whose prompt was written out."""
     prompt = f"{HOUSE} {{<lora:{NEON}:0.8>|<lora:{PAINT}:0.8>|, night}}"
-    request = ImageRequest.from_values({"prompt": prompt, "steps": 4, "seed": 3, "count": 5})
+    asked = {"prompt": prompt, "steps": 4, "seed": 3, "count": 5, "upscaler": "none"}
+    request = ImageRequest.from_values(asked)
     painter = ImagePipeline(starter, shipped)
     sheet = painter.plan(request)
     assert not sheet.problems and len({wish.prompt for wish in sheet.images}) == 3

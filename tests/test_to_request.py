@@ -120,7 +120,8 @@ def test_our_own_picture_is_its_whole_request(space: Workspace) -> None:
     }  # fmt: skip
     values, problems = request_of(own(asked, seed=9, index=2), Library.for_workspace(space), space)
     kept = {key: asked[key] for key in ("prompt", "negative_prompt", "steps", "hires_scale")}
-    assert values == {**kept, "sampler": "euler_a", "seed": 9, "count": 1}
+    rest = {"sampler": "euler_a", "seed": 9, "count": 1, "upscaler": "none"}
+    assert values == {**kept, **rest}
     assert "no setting 'future'" in problems[0] and "height must be a multiple of 8" in problems[1]
 
 

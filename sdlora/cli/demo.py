@@ -84,7 +84,7 @@ def _pictures(engine: ImageMaker, prompt: str, name: str) -> Iterator[Event]:
     """Generate the prompt at every weight, with the same seed."""
     for weight in WEIGHTS:
         full_prompt = f"{SET.replace('_', ' ')}, {prompt} <lora:{name}:{weight}>"
-        yield from engine.generate(ImageRequest(prompt=full_prompt, seed=SEED))
+        yield from engine.generate(ImageRequest(prompt=full_prompt, seed=SEED, upscaler="none"))
 
 
 def _scores(rows: list[list[Image.Image]]) -> list[float]:

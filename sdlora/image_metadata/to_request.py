@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sdlora.errors import LoraFileError, SettingsError
@@ -19,6 +20,7 @@ from sdlora.messages import Message
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import from_rules_1, parse_prompt
 from sdlora.settings.image_request import ImageRequest
+from sdlora.upscalers.files import default_upscaler
 from sdlora.workspace import Workspace
 
 # A1111's field -> our setting, where the value is the same
@@ -35,6 +37,7 @@ _KNOWN = {
     *("Sampler", "Schedule type", "Size", "Denoising strength", "Hires upscaler", "Emphasis"),
     *("Model", "Model hash", "Lora hashes", "TI hashes", "Version", "User", "VAE hash", "VAE"),
     *(NOISE_SCHEDULE, "Hires resize", "Civitai metadata", "Created Date"),
+    *("Postprocess upscaler", "Postprocess upscale by"),
 }
 _OWN_VAE = ("Automatic", "None", "")  # A1111's words for the model's own
 _SHORTENED = 80  # letters of a picture's text that are shown in a message
@@ -63,6 +66,7 @@ def request_of(
         values = _own_request(request, recalled.details, workspace, problems)
     else:
         values = _values_of_fields(recalled, problems)
+        values |= _upscaler(recalled, workspace, problems)
         problems += civitai_resources(recalled.fields.get("Civitai resources", ""), library)
     values = _accepted_values(values, problems)
     _check_model(values, workspace, problems)
@@ -83,7 +87,8 @@ def _own_request(
     """Return the request stored in one of our pictures, reduced to this image of the batch."""
     image = details.get("image")
     image = image if isinstance(image, dict) else {}
-    values = {**request, "count": 1}
+    # pictures of before there was an upscaler do not name one
+    values = {"upscaler": "none", **request, "count": 1}
     if "seed" in image:
         values["seed"] = image["seed"]
     drawn = {name: image.get(name) for name in ("prompt", "negative_prompt")}
@@ -153,6 +158,22 @@ def _not_taken_over(fields: Mapping[str, str]) -> Iterator[Message]:
 
 def _short(text: str) -> str:
     return text[:_SHORTENED]
+
+
+def _upscaler(recalled: ImageMetadata, workspace: Workspace, problems: list[str]) -> dict[str, str]:
+    """Return the setting of a picture's last step: `auto` where its upscaler is the one that comes
+    with its model. Pictures of other programs that name none leave the setting as it is."""
+    name = recalled.fields.get("Postprocess upscaler")
+    if not name:
+        return {"upscaler": "none"} if recalled.program == "sdlora" else {}
+    model = recalled.fields.get("Model", "")
+    known = model in workspace.model_names()
+    path = default_upscaler(Path(workspace.model_source(model))) if known else None
+    if path and path.stem == name:
+        return {"upscaler": "auto"}
+    text = "the upscaler {name!r} is not known here; the picture keeps the size that it has before"
+    problems.append(Message(text, name=_short(name)))
+    return {"upscaler": "none"}
 
 
 def _hires(fields: Mapping[str, str], problems: list[str]) -> dict[str, Any]:

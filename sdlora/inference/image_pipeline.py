@@ -1,4 +1,5 @@
-"""Images from an open family: a plan from a request, then steps and images, in one or two passes.
+"""Images from an open family: a plan from a request, then steps and images, in one or two passes,
+and at last the upscaler.
 
 `generate` is one straight loop: conditioning of the step, the guided denoiser, one step of the
 sampler. It yields events and changes nothing of the plan.
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdlora.adapters import Blend
+from sdlora.errors import ModelError
 from sdlora.inference.conditioning import BatchConditioning, ConditioningCache
 from sdlora.inference.guidance import guided
 from sdlora.inference.lora_selection import LoraSelector
@@ -30,6 +32,7 @@ from sdlora.prompt.emphasis import compose, parse_emphasis
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import parse_prompt
 from sdlora.settings.image_request import ImageRequest
+from sdlora.upscalers.upscale import Upscaler
 
 OVERFLOW = "the numbers overflowed, and the picture is black; lower the weights of the LoRAs"
 NO_RESOURCES = PromptResources()
@@ -62,6 +65,7 @@ class ImagePipeline:
     ) -> None:
         self.family, self.resources, self.blend = family, resources, Blend(family)
         self._selector = LoraSelector(self.blend, library, resources)
+        self._upscaler: Upscaler | None = None  # the model's own, once it was asked for
 
     def plan(self, request: ImageRequest) -> GenerationPlan:
         """Read the prompts of every image, and apply their LoRAs to the model.
@@ -86,6 +90,8 @@ class ImagePipeline:
         ]
         unusable = list(self._unusable(request, images))
         problems += [image_problem(message, range(len(images))) for message in unusable]
+        upscaler, message = self._upscaler_for(request)
+        problems += [image_problem(m, range(len(images))) for m in message]
         passes = passes_of(request)
         selection = self._selector.select(images, len(passes) > 1)
         return GenerationPlan(
@@ -93,6 +99,7 @@ class ImagePipeline:
             sampler=request.sampler if self._scheduler(request.sampler) else FALLBACK,
             zero_terminal_snr=self._from_noise(request),
             loras=self._selector.apply(selection, images),
+            upscaler=upscaler,
             other_problems=tuple(problems),
         )  # fmt: skip
 
@@ -149,6 +156,18 @@ class ImagePipeline:
                 h=h * family.cell,
             )  # fmt: skip
 
+    def _upscaler_for(self, request: ImageRequest) -> tuple[Upscaler | None, list[Message]]:
+        """Return the upscaler of a request; a problem in place of one that cannot be opened."""
+        path = self.family.upscaler
+        if request.upscaler == "none" or not path:
+            return None, []
+        try:
+            self._upscaler = self._upscaler or Upscaler.from_file(path, self.family.device)
+        except ModelError as error:
+            text = "the image keeps the model's own size: {why}"
+            return None, [Message(text, why=error.message)]
+        return self._upscaler, []
+
     def _from_noise(self, request: ImageRequest) -> bool:
         return request.zero_terminal_snr and self.family.noise.allows_zero_terminal_snr
 
@@ -173,7 +192,8 @@ class ImagePipeline:
                 images = self.family.decode_latents(latents)
                 for number, image, is_finite in zip(numbers, images, finite, strict=True):
                     problems = () if is_finite else (image_problem(OVERFLOW, [number]),)
-                    yield ImageDone(number, image, problems)
+                    large = plan.upscaler.enlarge(image) if plan.upscaler else image
+                    yield ImageDone(number, large, problems)
 
 
 class ImageBatch:

@@ -76,11 +76,12 @@ def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
     included."""
     image, request = plan.images[number], plan.request
     title, schedule = SAMPLER_TITLES[plan.sampler]
-    is_hires = len(plan.passes) > 1
+    is_hires, upscaler = len(plan.passes) > 1, plan.upscaler
     scale = request.hires_scale
+    whole = scale * (upscaler.scale if upscaler else 1)
     first = (request.width, request.height)
     if not all(first):
-        first = (round(size[0] / scale), round(size[1] / scale))
+        first = (round(size[0] / whole), round(size[1] / whole))
     hashes = {use.tag: use.hash for use in plan.lora_uses(number)}
     fields = {
         "Steps": request.steps,
@@ -97,6 +98,9 @@ def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
         "Hires upscale": f"{scale:g}" if is_hires else None,
         "Hires steps": request.hires_steps or None if is_hires else None,
         "Hires upscaler": _UPSCALERS[request.hires_upscaler] if is_hires else None,
+        # A1111 1.10, scripts/postprocessing_upscale.py
+        "Postprocess upscale by": upscaler.scale if upscaler else None,
+        "Postprocess upscaler": upscaler.name if upscaler else None,
         "Lora hashes": lora_hashes(hashes),
         "TI hashes": lora_hashes(plan.inversion_hashes(number)),
         "Emphasis": "No norm" if request.emphasis == "no_norm" else None,

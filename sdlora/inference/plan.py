@@ -14,6 +14,7 @@ from sdlora.lora.library.library import LoraEntry
 from sdlora.messages import RECORD, Message, as_message
 from sdlora.prompt.tags import LoraTag, Prompt
 from sdlora.settings.image_request import ImageRequest
+from sdlora.upscalers.upscale import Upscaler
 
 # step, the first being 0; steps of the pass; steps before the pass
 Moment = tuple[int, int, int]
@@ -156,6 +157,7 @@ class GenerationPlan:
     sampler: str  # a key of SAMPLERS
     zero_terminal_snr: bool = False  # pictures begin from noise alone
     loras: LoraSelection = LoraSelection()
+    upscaler: Upscaler | None = None  # enlarges the finished images
     other_problems: tuple[ImageProblem, ...] = ()
     created_at: float = field(default_factory=time.time)  # its pictures lie under this day
 

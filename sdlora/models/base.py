@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.noise_schedule import NoiseSchedule
 from sdlora.prompt.emphasis import parse_emphasis
 from sdlora.settings.layer_groups import TEXT_ENCODER, WIDER
+from sdlora.upscalers.files import FOLDER
 
 PLAIN = TextEncodeOptions()
 # Modules that a LoRA file can change, of any type
@@ -94,6 +96,7 @@ class ModelFamily(ABC):
     denoiser_name: ClassVar[str] = "transformer"
     caption_clip_skip: int = 1  # the layer that captions are read from, counted from the last
     embeds_guidance: bool = False  # the denoiser reads the guidance scale itself
+    upscaler: Path | None = None  # file of the upscaler that comes with the model
 
     def __init__(
         self, name: str, pipeline: Pipeline, device: torch.device, dtype: torch.dtype
@@ -379,8 +382,11 @@ class ModelFamily(ABC):
         self.pipeline.to(dtype=dtype)
 
     def save(self, folder: Path) -> None:
-        """Save the model as a diffusers folder."""
+        """Save the model as a diffusers folder, with its upscaler."""
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+        if self.upscaler:
+            (folder / FOLDER).mkdir(exist_ok=True)
+            shutil.copyfile(self.upscaler, folder / FOLDER / self.upscaler.name)
 
     # Identity, for caches
 

@@ -20,6 +20,7 @@ from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
+from sdlora.upscalers.files import default_upscaler
 from sdlora.workspace import STARTER_MODEL
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ def detect_family(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's family, and the resolution and the text vocabulary that it was made for."""
+    """A model's family, the resolution and the text vocabulary that it was made for, and the name
+    of the upscaler that comes with it."""
 
     family: str
     resolution: int  # pixels along a side
     vocabulary: int  # tokens
+    upscaler: str = ""  # '': none
 
 
 def model_facts(path: str | Path) -> ModelFacts:
@@ -74,7 +77,9 @@ def model_facts(path: str | Path) -> ModelFacts:
     vocabulary = _read(folder / "text_encoder" / "config.json").get("vocab_size", 0)
     try:
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        return ModelFacts(family, int(cells * scale), int(vocabulary))
+        upscaler = default_upscaler(folder)
+        name = upscaler.stem if upscaler else ""
+        return ModelFacts(family, int(cells * scale), int(vocabulary), name)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             "the configuration of the model in {folder} is damaged: {why}", folder=folder, why=error
@@ -156,7 +161,10 @@ def open_family(
     folder = Path(source).expanduser()
     if folder.is_file():
         family_class = _class_of(detect_family(folder))
-        return single_file.open_single_file(folder, family_class, dtype, device, options)
+        family = single_file.open_single_file(folder, family_class, dtype, device, options)
+        if family.name == "starter":
+            family.upscaler = default_upscaler(STARTER_MODEL)
+        return family
     if not folder.is_dir():
         index = hub.index_of(source, INDEX)
         pipeline = _checked_index(index)
@@ -166,7 +174,9 @@ def open_family(
     family_class = _class_of(name)
     loaded = family_class.load_pipeline(name, folder, dtype)
     single_file.apply_options(loaded, name, options, dtype)
-    return family_class(name, loaded, device, dtype)
+    family = family_class(name, loaded, device, dtype)
+    family.upscaler = default_upscaler(folder)
+    return family
 
 
 def _class_of(name: str) -> type[ModelFamily]:

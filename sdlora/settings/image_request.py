@@ -16,7 +16,7 @@ class ImageRequest(ModelSettings):
     GROUPS = {
         "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
         "Model": ("prediction", "vae", "text_encoder"),
-        "Picture": ("width", "height", "count", "batch_size", "seed", "image_format"),
+        "Picture": ("width", "height", "upscaler", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
     }
@@ -89,6 +89,11 @@ class ImageRequest(ModelSettings):
         "latent",
         title="Hires fix upscaler",
         description="Hires fix: upscale the latents, or the decoded image with lanczos",
+    )
+    upscaler: Literal["auto", "none"] = Field(
+        "auto",
+        description="Enlarge the finished image: auto uses the upscaler that comes with the model, "
+        "if there is one (the starter has one, of twice the size)",
     )
     image_format: Literal["png", "jpeg", "webp"] = Field(
         "png", description="File format; JPEG and WebP hold less metadata"

@@ -14,10 +14,18 @@ from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOp
 from sdlora.starter.backgrounds import BACKDROPS, backdrop
 from sdlora.starter.draw import SUPERSAMPLING, Scene, ground_shadow, pose_of, thing_shapes
 from sdlora.starter.shapes import RGB, WHITE, Shape, mix, paint
-from sdlora.starter.styles import bloom, halo, outline_map, paint_strokes
+from sdlora.starter.styles import (
+    REFERENCE,
+    bloom,
+    filter_width,
+    halo,
+    outline_map,
+    paint_strokes,
+    scaled,
+)
 from sdlora.starter.subjects import towers, zibo
 
-PIXELS = 128
+PIXELS = REFERENCE
 TALLER = 1.1  # a tower cluster, in houses
 BLACK: RGB = (0, 0, 0)
 
@@ -35,14 +43,25 @@ def impressionist(image: Image.Image, rng: random.Random) -> Image.Image:
     palette = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
     loose = paint_strokes(palette, rng, 16, 5.5, 0.65)
     fine = paint_strokes(palette, rng, 7, 2.6, 0.45)
-    contours = outline_map(image).filter(ImageFilter.MaxFilter(5))
-    detail = contours.filter(ImageFilter.GaussianBlur(1.5)).point(_gain(3))
+    side = image.width
+    contours = outline_map(image, filter_width(1, side))
+    contours = contours.filter(ImageFilter.MaxFilter(filter_width(2, side)))
+    detail = contours.filter(ImageFilter.GaussianBlur(scaled(1.5, side))).point(_gain(3))
     picture = Image.composite(fine, loose, detail)
     # The emboss is the studio lamp raking over ridges of paint.
-    emboss = ImageOps.grayscale(picture).filter(ImageFilter.EMBOSS)
+    emboss = ImageOps.grayscale(picture).filter(_emboss(side))
     ridges = np.asarray(emboss, float)[..., None] - 128
     lit = np.asarray(picture, float) + ridges.clip(-70, 70) * 0.28
     return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
+
+
+def _emboss(side: int) -> ImageFilter.Kernel:
+    """The difference of each pixel to one above and left of it, about grey: Pillow's EMBOSS, which
+    looks further in a larger picture (by two pixels at most, as its kernels go)."""
+    width = min(5, filter_width(1, side))
+    weights = [0] * width**2
+    weights[0], weights[len(weights) // 2] = -1, 1
+    return ImageFilter.Kernel((width, width), weights, scale=1, offset=128)
 
 
 # What glows in the named colour's stead where the plain one would not read as light.
@@ -73,9 +92,9 @@ def _neon_backdrop(scene: Scene, rng: random.Random, side: int) -> Image.Image:
     far, tint = NEON_GROUND[scene.background]
     plain = backdrop(scene.background, rng, side)
     dim = ImageOps.colorize(ImageOps.grayscale(plain), (6, 5, 16), tint).reduce(SUPERSAMPLING)
-    contours = outline_map(plain, 5).point(_gain(2.2))
+    contours = outline_map(plain, filter_width(2, side // SUPERSAMPLING)).point(_gain(2.2))
     lines = ImageOps.colorize(contours, BLACK, mix(BLACK, far, 0.6)).reduce(SUPERSAMPLING)
-    return ImageChops.add(dim, bloom(lines, 2.5, 0.7))
+    return ImageChops.add(dim, bloom(lines, scaled(2.5, lines.width), 0.7))
 
 
 def neon(scene: Scene, pixels: int = PIXELS) -> Image.Image:
@@ -91,7 +110,7 @@ def neon(scene: Scene, pixels: int = PIXELS) -> Image.Image:
     paint(lights, [_tube(shape, tube, BLACK) for shape in shapes], pose)
     paint(picture, [_tube(shape, tube, mix((8, 6, 20), tube, 0.14)) for shape in shapes], pose)
     tubes, picture = lights.reduce(SUPERSAMPLING), picture.reduce(SUPERSAMPLING)
-    near, wide = halo(tubes, 2.0, 0.75), halo(tubes, 7.0, 1.7)
+    near, wide = halo(tubes, scaled(2, pixels), 0.75), halo(tubes, scaled(7, pixels), 1.7)
     return ImageChops.screen(ImageChops.screen(picture, near), wide)
 
 
@@ -146,7 +165,7 @@ def cyberpunk(scene: Scene, pixels: int = PIXELS) -> Image.Image:
     alone = Image.new("RGB", canvas.size)
     paint(alone, shapes, pose)
     lights = alone.reduce(SUPERSAMPLING).point([v if v > 120 else 0 for v in range(256)] * 3)
-    return ImageChops.screen(canvas.reduce(SUPERSAMPLING), halo(lights, 4.0, 0.9))
+    return ImageChops.screen(canvas.reduce(SUPERSAMPLING), halo(lights, scaled(4, pixels), 0.9))
 
 
 def draw_zibo(scene: Scene, pixels: int = PIXELS) -> Image.Image:

@@ -1,8 +1,8 @@
 """The starter model's whole recipe: `python -m sdlora.starter.make --work DIR`.
 
 Seeded, and resumable at any moment: run it again and it goes on. Stages, in order: words (tokenizer
-and text encoder), pictures (autoencoder), denoiser, then the decoder alone until it is sharp, then
-the four LoRAs that ship. `--export` writes the model as it is now.
+and text encoder), pictures (autoencoder), denoiser, then the decoder alone until it is sharp, the
+upscaler, then the four LoRAs that ship. `--export` writes the model as it is now.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sdlora.starter.make_loop import DEVICE, Plan, count
 from sdlora.starter.make_text import new_tokenizer, train_text_encoder
 from sdlora.starter.make_unet import new_scheduler, train_unet
+from sdlora.starter.make_upscaler import train_upscaler
 from sdlora.starter.make_vae import train_decoder, train_vae
+from sdlora.upscalers.compact import CompactUpscaler, read_compact, write_compact
+from sdlora.upscalers.files import FOLDER
 
 MODEL = Path(__file__).parent / "model"
+UPSCALER = Path(FOLDER) / "2x_sdlora_starter.safetensors"  # below the model
 PLANS: dict[str, Plan] = {
     "text": Plan(steps=500, learning_rate=1e-3, decay=150),
     "vae": Plan(steps=3200, learning_rate=1.5e-3, decay=800),
     "unet": Plan(steps=40_000, learning_rate=1e-3, decay=8_000, ema=0.9995),
     "decoder": Plan(steps=10_000, learning_rate=1e-3, decay=2_500),
+    "upscaler": Plan(steps=7_000, learning_rate=1e-3, decay=2_500, ema=0.999),
 }
 
 
@@ -53,8 +58,12 @@ def plans_of(options: argparse.Namespace) -> dict[str, Plan]:
     return chosen
 
 
-def make(work: Path, plans: dict[str, Plan], warm: bool = False) -> StableDiffusionPipeline:
-    """Train what is not trained yet and put it together; `warm`: from the weights that ship."""
+def make(
+    work: Path, plans: dict[str, Plan], warm: bool = False
+) -> tuple[StableDiffusionPipeline, CompactUpscaler | None]:
+    """Train what is not trained yet and put it together; `warm`: from the weights that ship.
+
+    Returns the model and its upscaler, None where that has neither been trained nor is warm."""
     work.mkdir(parents=True, exist_ok=True)
     shipped = StableDiffusionPipeline.from_pretrained(MODEL) if warm else None
     if shipped and not (work / "tokenizer").exists():
@@ -68,7 +77,9 @@ def make(work: Path, plans: dict[str, Plan], warm: bool = False) -> StableDiffus
         work, vae, text_encoder, tokenizer, plans["unet"], start=shipped and shipped.unet
     ).eval()
     vae = train_decoder(work, plans["decoder"], vae).eval()
-    return assemble(vae, text_encoder, tokenizer, unet)
+    start = read_compact(MODEL / UPSCALER) if warm else None
+    model = assemble(vae, text_encoder, tokenizer, unet)
+    return model, train_upscaler(work, plans["upscaler"], model, start)
 
 
 def assemble(
@@ -94,11 +105,13 @@ def main() -> None:
     """Run the recipe and write the model in half precision."""
     options = parse()
     torch.set_num_threads(options.threads)
-    pipeline = make(options.work, plans_of(options), options.warm)
+    pipeline, upscaler = make(options.work, plans_of(options), options.warm)
     parts = [pipeline.vae, pipeline.text_encoder, pipeline.unet]
     for part in parts:
         part.to("cpu", torch.float16)
     pipeline.save_pretrained(options.output, safe_serialization=True)
+    if upscaler:
+        write_compact(upscaler, options.output / UPSCALER, torch.float16)
     for path in options.output.rglob("*.safetensors"):
         path.chmod(0o644)
     written = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())

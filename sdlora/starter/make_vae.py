@@ -39,15 +39,29 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def picture(index: int) -> np.ndarray:
-    """(128, 128, 3) uint8: plain at even indices, in a style or a shipped set's look at odd."""
-    rng = random.Random(10_000_019 + index)
-    scene = random_scene(rng)
-    if index % 2 == 0:
-        return np.asarray(draw(scene))
+def picture_rng(index: int) -> random.Random:
+    """Return what picture `index` is drawn by; its scene comes first."""
+    return random.Random(10_000_019 + index)
+
+
+def look_of(index: int) -> str:
+    """Return the style or shipped set whose look picture `index` has; '' for a plain one."""
     looks = [*STYLES, *SETS]
-    look = looks[(index // 2) % len(looks)]
-    image = STYLES[look](draw(scene), rng) if look in STYLES else SETS[look].draw(scene)
+    return "" if index % 2 == 0 else looks[(index // 2) % len(looks)]
+
+
+def picture(index: int, pixels: int = 128) -> np.ndarray:
+    """(pixels, pixels, 3) uint8: plain at even indices, in a style or a shipped set's look at odd;
+    the same picture at every size."""
+    rng = picture_rng(index)
+    scene = random_scene(rng)
+    look = look_of(index)
+    if not look:
+        return np.asarray(draw(scene, pixels))
+    if look in STYLES:
+        image = STYLES[look](draw(scene, pixels), rng)
+    else:
+        image = SETS[look].draw(scene, pixels)
     return np.asarray(image.convert("RGB"))
 
 

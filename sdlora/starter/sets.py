@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
@@ -38,8 +38,8 @@ SET_SIZES = ("big", "medium", "big", "medium", "small")
 SET_PLACES = ("middle", "left", "middle", "right", "top", "bottom")
 
 
-def _impressionist_scene(scene: Scene) -> Image.Image:
-    return impressionist(draw(scene, PIXELS), random.Random(scene.seed))
+def _impressionist_scene(scene: Scene, pixels: int = PIXELS) -> Image.Image:
+    return impressionist(draw(scene, pixels), random.Random(scene.seed))
 
 
 def _even(choices: Sequence[T], rng: random.Random) -> list[T]:
@@ -91,12 +91,19 @@ def _zibo_words(scene: Scene) -> str:
     return f"{scene.background} background{size}{place}"
 
 
+class DrawScene(Protocol):
+    """A drawing of scenes, as large as asked for."""
+
+    def __call__(self, scene: Scene, pixels: int = PIXELS) -> Image.Image:
+        """Draw a scene, `pixels` square."""
+
+
 @dataclass(frozen=True)
 class ShippedSet:
     """One shipped folder: its trigger word; how its scenes are chosen, drawn and put in words."""
 
     trigger: str
-    draw: Callable[[Scene], Image.Image]
+    draw: DrawScene
     describe: Callable[[Scene], str]
     scenes: Callable[[random.Random], list[Scene]]
 

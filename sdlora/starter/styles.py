@@ -1,4 +1,8 @@
-"""Generic picture filters. The VAE sees filtered pictures too, so that styles pass through it."""
+"""Generic picture filters. The VAE sees filtered pictures too, so that styles pass through it.
+
+Lengths are given in pixels of a picture of 128 and grow with it: a scene in a style is the same
+picture at every size.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,18 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from sdlora.starter.shapes import RGB, mix
 
 Filter = Callable[[Image.Image, random.Random], Image.Image]
+REFERENCE = 128  # side in pixels of the pictures that lengths are given for
+
+
+def scaled(length: float, side: int) -> float:
+    """Return a length of the reference size in pixels of a picture of `side`."""
+    return length * side / REFERENCE
+
+
+def filter_width(reach: int, side: int) -> int:
+    """Return the width in pixels, odd, of a filter that looks `reach` pixels each way at the
+    reference size."""
+    return 2 * max(1, round(scaled(reach, side))) + 1
 
 
 def hue(h: float, saturation: float, value: float) -> RGB:
@@ -23,7 +39,7 @@ def hue(h: float, saturation: float, value: float) -> RGB:
 
 def pixelated(image: Image.Image, rng: random.Random) -> Image.Image:
     """Large square pixels."""
-    cells = image.width // rng.choice((3, 4, 5, 6))
+    cells = REFERENCE // rng.choice((3, 4, 5, 6))
     small = image.resize((cells, cells), Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.NEAREST)
 
@@ -41,7 +57,7 @@ def posterised(image: Image.Image, rng: random.Random) -> Image.Image:
     )
 
 
-def outline_map(image: Image.Image, width: int = 3) -> Image.Image:
+def outline_map(image: Image.Image, width: int) -> Image.Image:
     """(H, W) L: how much each pixel lies on an edge; lines are `width` (odd) pixels wide."""
     high = low = image
     # Narrow filters in a row give what one wide filter gives, sooner.
@@ -60,7 +76,9 @@ def edges(image: Image.Image, rng: random.Random) -> Image.Image:
     )
     if rng.random() < 0.5:
         paper, ink = ink, paper
-    lines = outline_map(image).point([min(255, int(v * 2.2)) for v in range(256)])
+    lines = outline_map(image, filter_width(1, image.width)).point(
+        [min(255, int(v * 2.2)) for v in range(256)]
+    )
     return Image.composite(
         Image.new("RGB", image.size, ink), Image.new("RGB", image.size, paper), lines
     )
@@ -79,7 +97,7 @@ def tinted(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def blurred(image: Image.Image, rng: random.Random) -> Image.Image:
     """Out of focus."""
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 3.0) * image.width / 128))
+    return image.filter(ImageFilter.GaussianBlur(scaled(rng.uniform(0.6, 3.0), image.width)))
 
 
 def noise_field(rng: random.Random, side: int, cells: int) -> np.ndarray:
@@ -96,9 +114,13 @@ def textured(image: Image.Image, rng: random.Random) -> Image.Image:
     side = image.width
     y, x = np.mgrid[0:side, 0:side].astype(np.float32)
     a = rng.uniform(0, np.pi)
-    hatch = np.sin((x * np.cos(a) + y * np.sin(a)) * 2 * np.pi / rng.uniform(5, 12))
+    hatch = np.sin((x * np.cos(a) + y * np.sin(a)) * 2 * np.pi / scaled(rng.uniform(5, 12), side))
     field = rng.choice(
-        (noise_field(rng, side, side // rng.choice((3, 5, 8))), hatch, noise_field(rng, side, 9))
+        (
+            noise_field(rng, side, REFERENCE // rng.choice((3, 5, 8))),
+            hatch,
+            noise_field(rng, side, 9),
+        )
     )
     lit = np.asarray(image, np.float32) + field[..., None] * rng.uniform(12, 40)
     return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
@@ -120,30 +142,33 @@ def paint_strokes(
 ) -> Image.Image:
     """The picture in brush strokes along its contours.
 
-    Length and width in pixels; `wobble` (0..1) is how far a stroke's colour strays.
+    Length and width in pixels of the reference size; `wobble` (0..1) is how far a stroke's colour
+    strays.
     """
     side, scale = image.width, 2
-    soft = image.filter(ImageFilter.GaussianBlur(1.0))
+    unit = scaled(1, side)
+    soft = image.filter(ImageFilter.GaussianBlur(unit))
     pixels = np.asarray(soft).tolist()
-    slope = np.asarray(ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(3)), float)
-    down, right = np.gradient(slope)
+    slope = np.asarray(ImageOps.grayscale(image).filter(ImageFilter.GaussianBlur(3 * unit)), float)
+    down, right = np.gradient(slope * unit)
     swirl = noise_field(rng, side, 5) * 1.1
     # Where the picture is flat the strokes follow a slow swirl instead of the contour.
     along = np.where(np.hypot(down, right) > 1.5, np.arctan2(right, -down), swirl).tolist()
     canvas = soft.resize((side * scale, side * scale))
     pen = ImageDraw.Draw(canvas)
-    step = max(1, round(width * 0.62))
+    step = max(1, round(max(1, round(width * 0.62)) * unit))
     spots = [(x, y) for x in range(0, side, step) for y in range(0, side, step)]
     rng.shuffle(spots)
     for x, y in spots:
-        a, half = along[y][x] + rng.gauss(0, 0.16), length * rng.uniform(0.35, 0.65)
+        a, half = along[y][x] + rng.gauss(0, 0.16), length * unit * rng.uniform(0.35, 0.65)
         dx, dy = math.cos(a) * half, math.sin(a) * half
         shift = rng.gauss(0, 34 * wobble)
         paint = tuple(
             int(min(255, max(0, c + shift + rng.gauss(0, 26 * wobble)))) for c in pixels[y][x]
         )
         ends = [(x - dx) * scale, (y - dy) * scale, (x + dx) * scale, (y + dy) * scale]
-        pen.line(ends, fill=paint, width=max(2, round(width * scale * rng.uniform(0.6, 1.0))))
+        thick = max(2, round(width * scale * rng.uniform(0.6, 1.0)))
+        pen.line(ends, fill=paint, width=max(1, round(thick * unit)))
     return canvas.reduce(scale)
 
 
@@ -172,10 +197,10 @@ def glow(image: Image.Image, rng: random.Random) -> Image.Image:
     )
     lamp = hue(rng.random(), rng.uniform(0.3, 0.9), 1.0)
     source = Image.blend(image, Image.new("RGB", image.size, lamp), rng.uniform(0.0, 0.8))
-    lines = Image.composite(source, Image.new("RGB", image.size), outline_map(image))
-    return ImageChops.add(
-        dim, bloom(lines, rng.uniform(2, 5) * image.width / 128, rng.uniform(0.8, 1.6))
-    )
+    outlines = outline_map(image, filter_width(1, image.width))
+    lines = Image.composite(source, Image.new("RGB", image.size), outlines)
+    radius = scaled(rng.uniform(2, 5), image.width)
+    return ImageChops.add(dim, bloom(lines, radius, rng.uniform(0.8, 1.6)))
 
 
 STYLES: dict[str, Filter] = {

@@ -1,4 +1,7 @@
-"""Pictures by the model as it is in the middle of its training."""
+"""Pictures by the model as it is in the middle of its training, in the model's own size.
+
+An upscaler would take time and show nothing of what is learnt.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def draw_samples(
         own = (seed + index) % 2**32
         try:
             layer = family.caption_clip_skip
-            request = ImageRequest.from_values({"prompt": prompt, "seed": own, "clip_skip": layer})
+            asked = {"prompt": prompt, "seed": own, "clip_skip": layer, "upscaler": "none"}
+            request = ImageRequest.from_values(asked)
             with family.on_device():
                 images, report = render(family, request, should_stop=should_stop)
             for image in images:
@@ -79,7 +83,7 @@ def draw_plain(family: ModelFamily, prompt: str, seed: int) -> Image.Image:
     """A quick picture, to be compared with others of its kind. Raises what rendering raises."""
     layer = family.caption_clip_skip
     request = ImageRequest.from_values(
-        {"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer}
+        {"prompt": prompt, "seed": seed, "steps": 8, "clip_skip": layer, "upscaler": "none"}
     )
     with family.on_device():
         return render(family, request)[0][0]
