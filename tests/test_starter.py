@@ -18,7 +18,9 @@ from sdlora.inference.engine import Engine
 from sdlora.lora.library.library import Library
 from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw
+from sdlora.starter.make_loop import Plan
 from sdlora.starter.make_text import new_tokenizer
+from sdlora.starter.make_upscaler import train_upscaler
 from sdlora.starter.measure import STYLES, StyleAxis
 from sdlora.starter.sets import SETS, pictures
 from sdlora.workspace import STARTER_LORAS, STARTER_MODEL, Workspace
@@ -86,6 +88,22 @@ def test_a_second_run_of_the_recipe_keeps_the_tokenizer(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_the_upscaler_is_trained_again_to_the_bit_and_goes_on(
+    pipeline: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    weights = []
+    for name, lengths in (("once", (4,)), ("again", (4,)), ("resumed", (2, 4))):
+        (tmp_path / name).mkdir()
+        for steps in lengths:
+            plan = Plan(steps=steps, learning_rate=1e-3, decay=0, ema=0.9)
+            made = train_upscaler(tmp_path / name, plan, pipeline, pictures=4, processes=1)
+        assert made
+        weights.append(made.state_dict())
+    once, *others = weights
+    assert all(torch.equal(value, other[key]) for key, value in once.items() for other in others)
+    assert train_upscaler(tmp_path, Plan(0, 1e-3, 0), pipeline) is None
+
+
 def test_shipped_loras_are_listed_small_and_have_their_trigger_words() -> None:
     entries = {entry.name: entry for entry in Library((STARTER_LORAS,)).list()}
     assert set(entries) == set(SETS)
@@ -101,12 +119,12 @@ def test_style_rises_with_the_weight_from_the_very_base_picture(
     made: dict[float, list[Image.Image]] = {0: [], 1: []}
     for words in ("a big red house, meadow background", "a big green house in the snow"):
         prompt = f"{SETS[name].trigger}, {words}"
-        base = pixels_of(engine, prompt, steps=10)
+        base = pixels_of(engine, prompt, steps=10, upscaler="none")
         for weight, images in made.items():
-            image = pixels_of(engine, f"{prompt} <lora:{name}:{weight}>", steps=10)
+            image = pixels_of(engine, f"{prompt} <lora:{name}:{weight}>", steps=10, upscaler="none")
             assert (image == base).all() == (weight == 0)
             images.append(Image.fromarray(image.astype(np.uint8)))
-        assert (pixels_of(engine, prompt, steps=10) == base).all()
+        assert (pixels_of(engine, prompt, steps=10, upscaler="none") == base).all()
     plain, styled = (axis_of(name).score(images).mean().item() for images in made.values())
     assert styled > plain + 0.2
 
@@ -125,7 +143,9 @@ def test_style_axis_tells_plain_from_styled(axis_of: Callable[[str], StyleAxis])
 def test_a_shipped_lora_gives_the_same_picture_in_stock_diffusers(
     engine: Engine, pipeline: StableDiffusionPipeline
 ) -> None:
-    ours = pixels_of(engine, f"{PROMPT} <lora:neon_lighting:1>", steps=8, sampler="ddim")
+    ours = pixels_of(
+        engine, f"{PROMPT} <lora:neon_lighting:1>", steps=8, sampler="ddim", upscaler="none"
+    )
     pipeline.load_lora_weights(str(STARTER_LORAS), weight_name="neon_lighting.safetensors")
     stock = pipeline(
         PROMPT,
@@ -142,13 +162,23 @@ def test_two_tags_both_act(engine: Engine, axis_of: Callable[[str], StyleAxis]) 
     """How much of each style is in the picture is measured by benchmarks/strength.py."""
     tags = ["lora:cyberpunk_architecture:0.7", "lora:neon_lighting:0.5"]
     cyberpunk, neon, both = (
-        pixels_of(engine, f"{PROMPT}, {words}", steps=10) for words in (*tags, " ".join(tags))
+        pixels_of(engine, f"{PROMPT}, {words}", steps=10, upscaler="none")
+        for words in (*tags, " ".join(tags))
     )
     assert np.abs(both - cyberpunk).mean() > 2
     assert np.abs(both - neon).mean() > 2
     axis = axis_of("neon_lighting")
     without, beside = axis.score([Image.fromarray(p.astype(np.uint8)) for p in (cyberpunk, both)])
     assert beside > without + 0.1
+
+
+def test_pictures_are_of_twice_the_models_own_size(engine: Engine) -> None:
+    native, large = (
+        pixels_of(engine, PROMPT, steps=4, upscaler=choice) for choice in ("none", "auto")
+    )
+    assert large.shape == (native.shape[0] * 2, native.shape[1] * 2, 3)
+    halves = large.reshape(*native.shape[:1], 2, native.shape[1], 2, 3).mean((1, 3))
+    assert np.abs(halves - native).mean() < 6
 
 
 def test_model_card_says_what_it_is() -> None:

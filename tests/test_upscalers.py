@@ -242,3 +242,10 @@ def test_a_picture_of_before_upscalers_is_made_again_without(tmp_path: Path) -> 
     record = {"prompt_rules": 2, "request": {"prompt": "a cat"}, "image": {"seed": 1}}
     values, _ = request_of(ImageMetadata(details=record), Library(()), space)
     assert values["upscaler"] == "none"
+
+
+def test_the_starter_brings_one_of_twice_its_size() -> None:
+    path = default_upscaler(STARTER_MODEL)
+    assert path and path.stat().st_size < 400_000
+    assert read_compact(path).layout == CompactLayout(*PUBLIC["starter"])
+    assert model_facts(STARTER_MODEL).upscaler == path.stem

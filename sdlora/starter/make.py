@@ -31,7 +31,7 @@ PLANS: dict[str, Plan] = {
     "vae": Plan(steps=3200, learning_rate=1.5e-3, decay=800),
     "unet": Plan(steps=40_000, learning_rate=1e-3, decay=8_000, ema=0.9995),
     "decoder": Plan(steps=10_000, learning_rate=1e-3, decay=2_500),
-    "upscaler": Plan(steps=7_000, learning_rate=1e-3, decay=2_000, ema=0.999),
+    "upscaler": Plan(steps=7_000, learning_rate=1e-3, decay=2_500, ema=0.999),
 }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from sdlora.cache import digest_of
 from sdlora.starter.draw import caption, random_scene
 from sdlora.starter.make_loop import DEVICE, MakeStage, Plan, step_rng
-from sdlora.starter.make_vae import picture, picture_rng
+from sdlora.starter.make_vae import look_of, picture, picture_rng
 from sdlora.starter.measure import to_pixels
 from sdlora.upscalers.compact import CompactLayout, CompactUpscaler
 
@@ -37,7 +37,9 @@ LATENT_NOISE = 0.10  # at the most, in standard deviations of the latents
 FIRST_TIMESTEPS, TIMESTEPS_PER_STEP = (30, 300), 100
 GUIDANCE = 5.0
 CROP, BATCH = 32, 8  # pixels of the small picture, crops in a step
-GRADIENT_WEIGHT, ENERGY_WEIGHT = 0.5, 0.3
+# Looks that are easily mistaken for a fault of the model and mended: crops in a step that show them
+SOFT_LOOKS, SOFT_CROPS = ("blurred", "glow", "pixelated"), 3
+GRADIENT_WEIGHT, ENERGY_WEIGHT = 0.5, 0.1
 EASY_ERROR = 0.01  # of 0..1: an absolute error that counts as small
 GREY = (0.299, 0.587, 0.114)
 
@@ -128,8 +130,13 @@ def pair_crops(small: np.ndarray, large: np.ndarray, rng: torch.Generator) -> tu
     """Return random crops of pairs in 0..1, (BATCH,3,CROP,CROP) and `SCALE` times as large, turned
     over at random."""
     edge = small.shape[1] - CROP + 1
+    soft = [n for n in range(len(small)) if look_of(FIRST_PICTURE + n) in SOFT_LOOKS]
+    chosen = torch.randint(len(small), (BATCH,), generator=rng).tolist()
+    if soft:
+        among = torch.randint(len(soft), (SOFT_CROPS,), generator=rng).tolist()
+        chosen[:SOFT_CROPS] = [soft[place] for place in among]
     pairs = []
-    for number in torch.randint(len(small), (BATCH,), generator=rng).tolist():
+    for number in chosen:
         top, left, mirror = (int(torch.randint(n, (), generator=rng)) for n in (edge, edge, 2))
         for side, held in ((1, small), (SCALE, large)):
             rows = slice(top * side, (top + CROP) * side)

@@ -44,15 +44,20 @@ def picture_rng(index: int) -> random.Random:
     return random.Random(10_000_019 + index)
 
 
+def look_of(index: int) -> str:
+    """Return the style or shipped set whose look picture `index` has; '' for a plain one."""
+    looks = [*STYLES, *SETS]
+    return "" if index % 2 == 0 else looks[(index // 2) % len(looks)]
+
+
 def picture(index: int, pixels: int = 128) -> np.ndarray:
     """(pixels, pixels, 3) uint8: plain at even indices, in a style or a shipped set's look at odd;
     the same picture at every size."""
     rng = picture_rng(index)
     scene = random_scene(rng)
-    if index % 2 == 0:
+    look = look_of(index)
+    if not look:
         return np.asarray(draw(scene, pixels))
-    looks = [*STYLES, *SETS]
-    look = looks[(index // 2) % len(looks)]
     if look in STYLES:
         image = STYLES[look](draw(scene, pixels), rng)
     else:
