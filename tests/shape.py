@@ -28,6 +28,7 @@ PACKAGES = (
     "sdlora.file_names",
     "sdlora.noise_schedule",
     "sdlora.terminal",
+    "sdlora.model_files",
     "sdlora.workspace",
     "sdlora.lora",
     "sdlora.prompt",
@@ -40,6 +41,7 @@ PACKAGES = (
     "sdlora.data",
     "sdlora.jobs",
     "sdlora.lora.library",
+    "sdlora.assets",
     "sdlora.image_metadata",
     "sdlora.lora.tools",
     "sdlora.adapters",
@@ -58,6 +60,7 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 TORCH_FREE = (
     *("sdlora", "sdlora.append_only", "sdlora.architectures", "sdlora.errors", "sdlora.events"),
     *("sdlora.event_types", "sdlora.file_names", "sdlora.files", "sdlora.messages", "sdlora.eta"),
+    *("sdlora.model_files", "sdlora.assets", "sdlora.assets.c*"),
     *("sdlora.terminal", "sdlora.text_files", "sdlora.workspace", "sdlora.settings*"),
     *("sdlora.prompt*", "sdlora.image_metadata*", "sdlora.kohya*", "sdlora.jobs*"),
     *("sdlora.data", "sdlora.data.[!c]*", "sdlora.data.caption[!i]*"),  # captioning runs a model
@@ -70,7 +73,13 @@ WEBUI_MAY = (
     *("sdlora", "sdlora.settings*", "sdlora.events", "sdlora.errors", "sdlora.workspace"),
     *("sdlora.jobs*", "sdlora.messages", "sdlora.file_names", "sdlora.files", "sdlora.data*"),
     *("sdlora.training.startable", "sdlora.lora.library.library", "sdlora.architectures"),
-    *("sdlora.models.registry", "sdlora.prompt*", "sdlora.image_metadata*", "webui*"),
+    *(
+        "sdlora.models.registry",
+        "sdlora.assets.checkpoints",
+        "sdlora.prompt*",
+        "sdlora.image_metadata*",
+        "webui*",
+    ),
 )
 # benchmarks look for what others must not raise; parsers of other people's files raise anything
 BROAD_EXCEPT_MAY = {"sdlora/jobs/run_folder.py", "sdlora/worker/worker.py"}

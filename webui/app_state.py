@@ -139,9 +139,9 @@ class AppState:
             for thing, names in left_out.items()
             for name in names
         ]
-        if reason := self.workspace.unread_lora_folders:
-            message = Message("{file} cannot be read: {why}", file="lora_folders.txt", why=reason)
-            warnings.append(Warned(message, "it names further LoRA folders, a line each"))
+        for file, reason in self.workspace.unread_lists().items():
+            message = Message("{file} cannot be read: {why}", file=file, why=reason)
+            warnings.append(Warned(message, "it names further folders, a line each"))
         try:
             self.queue.busy()
         except RunError as error:

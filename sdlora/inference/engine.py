@@ -90,7 +90,7 @@ class Engine:
         """
         began = time.monotonic()
         request = with_seed(request)
-        source = self.workspace.model_source(request.model)
+        source = self.workspace.checked_model(request.model)
         chosen = source, model_options(request, self.workspace)
         if chosen != self._opened_as:
             yield Progress(f"loading the model {shown_model(request.model)}")

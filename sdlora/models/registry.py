@@ -20,7 +20,7 @@ from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
-from sdlora.workspace import STARTER_MODEL
+from sdlora.workspace import HUB_ID, STARTER_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +143,11 @@ def open_family(
         family_class = _class_of(detect_family(folder))
         return single_file.open_single_file(folder, family_class, dtype, device, options)
     if not folder.is_dir():
+        if not HUB_ID.fullmatch(source):
+            raise ModelError(
+                "{model!r} is neither in models/, nor a folder, nor an id such as {example}",
+                model=source[:80], example="owner/name",
+            )  # fmt: skip
         index = hub.index_of(source, INDEX)
         pipeline = _checked_index(index)
         skipped = _class_of(_families_of(pipeline)[0]).skip_components

@@ -1,0 +1,1 @@
+"""Models as assets: the library of base models, and what is done with their files."""
