@@ -88,6 +88,7 @@ def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
         "CFG scale": f"{request.guidance:g}",
         "Seed": image.seed,
         "Size": f"{first[0]}x{first[1]}",
+        "Model hash": plan.model_hash,
         "Model": shown_model(request.model),
         "Denoising strength": f"{request.hires_strength:g}" if is_hires else None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,

@@ -157,6 +157,7 @@ class GenerationPlan:
     zero_terminal_snr: bool = False  # pictures begin from noise alone
     loras: LoraSelection = LoraSelection()
     other_problems: tuple[ImageProblem, ...] = ()
+    model_hash: str = ""  # the first ten digits of the model file's SHA-256, where it is known
     created_at: float = field(default_factory=time.time)  # its pictures lie under this day
 
     @property
