@@ -19,6 +19,7 @@ from sdlora.cli.dataset import add_tools as add_dataset_tools
 from sdlora.cli.dataset import dataset
 from sdlora.cli.flags import add_flags, add_shared_flags, given
 from sdlora.cli.lora import add_tools, lora
+from sdlora.cli.models import add_model_tools, models
 from sdlora.cli.runs import add_run_verbs, runs_verb
 from sdlora.cli.train import DONE, FAILED, add_train_flags, train
 from sdlora.errors import SdloraError
@@ -173,6 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(image_parser, ImageRequest, but=("prompt",))
     add_run_verbs(verb("runs", runs_verb, shared=False))
     add_tools(verb("lora", lora, shared=False))
+    add_model_tools(verb("models", models, shared=False))
     add_dataset_tools(verb("dataset", dataset, shared=False))
     return parser
 
