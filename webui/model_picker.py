@@ -1,0 +1,90 @@
+"""The choice of a base model: by name from a list, or by picture from cards."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora.errors import ModelError
+from webui.app_state import AppState
+from webui.form import Form
+from webui.model_cards import about_model, model_cards, model_problem
+from webui.widgets import QUICK, TYPED, html
+
+MAX_MODEL_CARDS = 60  # beyond it a search is faster than scrolling
+
+
+class ModelPicker:
+    """Components of the choice, built where it stands, and their events."""
+
+    def __init__(self, app_state: AppState, form: Form, place: str) -> None:
+        self.app_state = app_state
+        names = app_state.workspace.model_names()
+        form.add("model", build=partial(gr.Dropdown, names, allow_custom_value=True))
+        self.model: Component = form.fields["model"]
+        self.about = html(elem_id=f"{place}-model-about")
+        with gr.Accordion(
+            "Choose a model by its picture", open=False, elem_id=f"{place}-models"
+        ) as self.accordion:
+            self.search_box = gr.Textbox(
+                label="Search models", placeholder="name, family", elem_id=f"{place}-model-search"
+            )
+            self.cards = html(elem_id=f"{place}-model-cards")
+        # the page's script puts the name on the clicked card here
+        self.clicked = gr.Textbox(
+            label="Model card", elem_classes="unseen", elem_id=f"{place}-model-clicked"
+        )
+        self.chosen: Any = None  # the event of a card's name in the field, once `wire` was called
+
+    @property
+    def views(self) -> list[Component]:
+        """Components that show the chosen model."""
+        return [self.about]
+
+    def wire(self) -> None:
+        """Connect the events."""
+        self.model.change(self.describe, [self.model], [self.about], **TYPED)
+        inputs = [self.search_box, self.model]
+        self.search_box.change(self._cards_html, inputs, [self.cards], **TYPED)
+        self.accordion.expand(self._cards_html, inputs, [self.cards], **QUICK)
+        self.model.change(self._marked, inputs, [self.cards], **TYPED)
+        self.chosen = self.clicked.change(
+            lambda name: name.partition(" ")[2], [self.clicked], [self.model], **QUICK
+        )
+
+    def describe(self, model: str | None) -> str:
+        """HTML about the model of a name."""
+        name = (model or "").strip() or "starter"
+        try:
+            return about_model(self.app_state.models.find(name), self.app_state.media)
+        except ModelError as error:
+            try:
+                self.app_state.workspace.checked_model(name)
+            except ModelError:
+                return model_problem(error.message)
+            return model_problem(f"{name} is not here; it is taken from huggingface.co when used")
+
+    def opened(self, model: str | None) -> dict[Any, Any]:
+        """Updates of a newly opened page: the models that are there by now."""
+        return {self.about: self.describe(model)}
+
+    def choices(self, model: str | None) -> Any:
+        """Update of the list of names, with `model` chosen; None leaves the choice."""
+        names = self.app_state.workspace.model_names()
+        return gr.Dropdown(names) if model is None else gr.Dropdown(names, value=model)
+
+    def _marked(self, search: str, model: str | None) -> Any:
+        """Update of the cards after another choice, once they have been shown."""
+        return self._cards_html(search, model) if self.app_state.models_listed else gr.skip()
+
+    def _cards_html(self, search: str, model: str | None) -> str:
+        words = (search or "").casefold().split()
+        self.app_state.models_listed = True
+        entries = [
+            entry for entry in self.app_state.models.list()
+            if all(word in f"{entry.name} {entry.family_title}".casefold() for word in words)
+        ]  # fmt: skip
+        return model_cards(entries, model or "starter", self.app_state.media, MAX_MODEL_CARDS)
