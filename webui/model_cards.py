@@ -15,14 +15,14 @@ MAX_UNUSABLE = 50  # listed; a search shows the others
 
 def model_facts_text(entry: CheckpointEntry) -> str:
     """Return a usable model's facts in one line."""
-    info, gib = entry.info, entry.size_gib
+    info = entry.info
     snr = " with zero terminal SNR" if info.zero_terminal_snr else ""
     told_by = TOLD_BY[info.told_by]
     lacks_vae = "VAE" in entry.missing_parts()
     signs = [
         entry.family_title,
         f"predicts {PREDICTIONS[info.prediction]}{snr} ({told_by})",
-        f"{gib:.1f} GiB" if gib >= 0.1 else f"{gib * 1024:.0f} MiB",
+        _size(entry),
         info.dtype,
         "no VAE inside" if lacks_vae else "VAE inside",
         "no text encoder inside" if "text encoder" in entry.missing_parts() else "",
@@ -83,8 +83,27 @@ def _card(entry: CheckpointEntry, is_chosen: bool, media: Media) -> str:
     return (
         f'<button type="button" class="chip" data-model="{name}" '
         f'aria-pressed="{str(is_chosen).lower()}" title="Use {name}">{_letter(entry, media)}'
-        f"<span><b>{name}</b><small>{esc(model_facts_text(entry))}</small></span></button>"
+        f"<span><b>{name}</b><small>{esc(entry.family_title)} · {_size(entry)}</small>"
+        f"<small>{esc(_signs(entry))}</small></span></button>"
     )
+
+
+def _size(entry: CheckpointEntry) -> str:
+    gib = entry.size_gib
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{gib * 1024:.0f} MiB"
+
+
+def _signs(entry: CheckpointEntry) -> str:
+    """Return the facts that set a model apart from others of its family."""
+    info = entry.info
+    signs = [
+        "predicts v" if info.prediction == "v_prediction" else "",
+        "inpainting" if info.inpainting else "",
+        "for few steps" if info.few_steps else "",
+        *(f"no {part}" for part in entry.missing_parts()),
+        "/".join(entry.name.split("/")[:-1]),
+    ]
+    return " · ".join(filter(None, signs))
 
 
 def _letter(entry: CheckpointEntry, media: Media) -> str:

@@ -18,7 +18,7 @@ MAX_MODEL_CARDS = 60  # beyond it a search is faster than scrolling
 
 
 class ModelPicker:
-    """Components of the choice, built where it stands, and their events."""
+    """Components of the choice and their events, built where it stands."""
 
     def __init__(self, app_state: AppState, form: Form, place: str) -> None:
         self.app_state = app_state
@@ -37,35 +37,27 @@ class ModelPicker:
         self.clicked = gr.Textbox(
             label="Model card", elem_classes="unseen", elem_id=f"{place}-model-clicked"
         )
-        self.chosen: Any = None  # the event of a card's name in the field, once `wire` was called
+        self._wire()
+        # the event of a card's name put into the field
+        self.chosen: Any = self.clicked.change(
+            lambda name: name.partition(" ")[2], [self.clicked], [self.model], **QUICK
+        )
 
     @property
     def views(self) -> list[Component]:
         """Components that show the chosen model."""
         return [self.about]
 
-    def wire(self) -> None:
-        """Connect the events."""
+    def _wire(self) -> None:
         self.model.change(self.describe, [self.model], [self.about], **TYPED)
         inputs = [self.search_box, self.model]
         self.search_box.change(self._cards_html, inputs, [self.cards], **TYPED)
         self.accordion.expand(self._cards_html, inputs, [self.cards], **QUICK)
         self.model.change(self._marked, inputs, [self.cards], **TYPED)
-        self.chosen = self.clicked.change(
-            lambda name: name.partition(" ")[2], [self.clicked], [self.model], **QUICK
-        )
 
     def describe(self, model: str | None) -> str:
         """HTML about the model of a name."""
-        name = (model or "").strip() or "starter"
-        try:
-            return about_model(self.app_state.models.find(name), self.app_state.media)
-        except ModelError as error:
-            try:
-                self.app_state.workspace.checked_model(name)
-            except ModelError:
-                return model_problem(error.message)
-            return model_problem(f"{name} is not here; it is taken from huggingface.co when used")
+        return described_model(self.app_state, model)
 
     def opened(self, model: str | None) -> dict[Any, Any]:
         """Updates of a newly opened page: the models that are there by now."""
@@ -81,10 +73,23 @@ class ModelPicker:
         return self._cards_html(search, model) if self.app_state.models_listed else gr.skip()
 
     def _cards_html(self, search: str, model: str | None) -> str:
-        words = (search or "").casefold().split()
+        terms = (search or "").casefold().split()
         self.app_state.models_listed = True
         entries = [
             entry for entry in self.app_state.models.list()
-            if all(word in f"{entry.name} {entry.family_title}".casefold() for word in words)
+            if all(word in f"{entry.name} {entry.family_title}".casefold() for word in terms)
         ]  # fmt: skip
         return model_cards(entries, model or "starter", self.app_state.media, MAX_MODEL_CARDS)
+
+
+def described_model(app_state: AppState, model: str | None) -> str:
+    """HTML about the model of a name; where there is none, near names."""
+    name = (model or "").strip() or "starter"
+    try:
+        return about_model(app_state.models.find(name), app_state.media)
+    except ModelError as error:
+        try:
+            app_state.workspace.checked_model(name)
+        except ModelError:
+            return model_problem(error.message)
+        return model_problem(f"{name} is not here; it is taken from huggingface.co when used")

@@ -53,9 +53,8 @@ def build(app_state: AppState) -> gr.Blocks:
             *train_tab.views,
         ]
         outputs += [*generate_tab.form.fields.values(), *train_tab.held.values()]
-        outputs += generate_tab.lora_browser.views
-        outputs += [*generate_tab.picker.views, *train_tab.picker.views]
-        outputs += [*train_tab.measured.views, *train_tab.captioning.views]
+        outputs += [*generate_tab.lora_browser.views, *generate_tab.picker.views]
+        outputs += [*train_tab.measured.views, *train_tab.captioning.views, *train_tab.picker.views]
         named = {part for part in train_tab.suggested if part not in train_tab.held.values()}
         page.load(
             opened,

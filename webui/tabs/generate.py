@@ -152,7 +152,6 @@ def _wire(app_state: AppState, tab: GenerateTab) -> None:
     error_html = error_renderer(tab.form)
     tab.notice.answer(tab.generate.click, generate, fields, tab.views, error_html=error_html)
     tab.notice.answer(tab.cancel.click, poller.stop, [tab.shown], tab.views)
-    tab.picker.wire()
     tab.lora_browser.wire(app_state, tab.form.fields["model"])
     tab.metadata_importer.wire(app_state, tab.form)
     tab.draft.wire(

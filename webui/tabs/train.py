@@ -195,7 +195,6 @@ def _wire(app_state: AppState, tab: TrainTab) -> None:
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("goal", "effort", "model"):
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **TYPED)
-    tab.picker.wire()
     tab.picker.chosen.then(preset_for, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("steps", "epochs", "batch_size"):
         part = tab.advanced.fields[name]
