@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora import IS_CHECKOUT
-from sdlora.errors import DataError, RunError, SettingsError
+from sdlora.errors import DataError, ModelError, RunError, SettingsError, did_you_mean
 from sdlora.files import make_folder
-from sdlora.messages import PerSurface, readable
+from sdlora.messages import Message, PerSurface, readable
+from sdlora.model_files import (
+    MODEL_PLACES,
+    PARTS_FOLDER,
+    ModelFile,
+    list_models,
+    model_called,
+    program_places,
+    readable_names,
+)
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "model"
 STARTER_LORAS = Path(__file__).parent / "starter" / "loras"
@@ -40,28 +52,9 @@ SHIPPED_SETS = {
     "zibo": "character",
 }
 CHECKPOINT_SUFFIX = ".safetensors"
-PARTS_FOLDER = "vae"  # in models/: VAEs, which are no models
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
-
-
-def _lora_places(folder: Path) -> list[Path]:
-    """The LORA_PLACES of a program's folder, or of its `models`, in whichever case they are
-    written: programs that run on Windows write `Models/Lora`."""
-    places: list[Path] = []
-    for place in LORA_PLACES:
-        top, last = place.split("/")
-        parents = [folder] if folder.name.lower() == top else _folders_called(folder, top)
-        places += [path for parent in parents for path in _folders_called(parent, last.lower())]
-    return list(dict.fromkeys(places))
-
-
-def _folders_called(parent: Path, name: str) -> list[Path]:
-    """The folders in `parent` of a name, whatever its case."""
-    try:
-        return sorted(p for p in parent.iterdir() if p.name.lower() == name and p.is_dir())
-    except OSError:
-        return []
 
 
 def workspace_gone_error(root: Path) -> RunError:
@@ -118,7 +111,7 @@ class Workspace:
 
     @property
     def models(self) -> Path:
-        """Base models: diffusers folders."""
+        """Base models: files and diffusers folders."""
         return self.root / "models"
 
     @property
@@ -210,36 +203,47 @@ class Workspace:
         return self.root / "loras.db"
 
     @property
-    def lora_folders(self) -> tuple[Path, ...]:
-        """Folders where LoRA tags are looked up: the user's own first, then the shipped ones."""
-        return (self.loras, *self._further_lora_folders(), STARTER_LORAS)
+    def model_index(self) -> Path:
+        """Index of the base models' headers and hashes."""
+        return self.root / "models.db"
 
     @property
-    def unread_lora_folders(self) -> str:
-        """Reason that lora_folders.txt cannot be read; '' where it can, or does not exist."""
-        try:
-            self._lora_folder_lines()
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
+    def lora_folders(self) -> tuple[Path, ...]:
+        """Folders where LoRA tags are looked up: the user's own first, then the shipped ones."""
+        return (self.loras, *self._further_folders("lora_folders.txt", LORA_PLACES), STARTER_LORAS)
 
-    def _lora_folder_lines(self) -> list[str]:
-        file = self.root / "lora_folders.txt"
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Folders of base models: the user's own first, then those of model_folders.txt."""
+        return (self.models, *self._further_folders("model_folders.txt", MODEL_PLACES))
+
+    def unread_lists(self) -> dict[str, str]:
+        """File that names further folders -> the reason that it cannot be read."""
+        reasons = {}
+        for name in ("lora_folders.txt", "model_folders.txt"):
+            try:
+                self._folder_lines(name)
+            except OSError as error:
+                reasons[name] = error.strerror or str(error)
+        return reasons
+
+    def _folder_lines(self, name: str) -> list[str]:
+        file = self.root / name
         return file.read_text("utf-8-sig", "replace").splitlines() if os.path.lexists(file) else []
 
-    def _further_lora_folders(self) -> list[Path]:
-        """Return the folders that lora_folders.txt names, a line each; for another program's folder
-        its LoRA folders."""
+    def _further_folders(self, name: str, places: Sequence[str]) -> list[Path]:
+        """Return the folders that a file of the workspace names, a line each; for another
+        program's folder its `places`."""
         try:
-            lines = self._lora_folder_lines()
+            lines = self._folder_lines(name)
         except OSError:
             return []
         folders: list[Path] = []
         for line in lines:
-            name = "".join(filter(str.isprintable, line)).strip(" \"'")
-            if name and name[0] != "#":
-                folder = self.root / os.path.expanduser(name)
-                folders.extend(_lora_places(folder) or [folder])
+            text = "".join(filter(str.isprintable, line)).strip(" \"'")
+            if text and text[0] != "#":
+                folder = self.root / os.path.expanduser(text)
+                folders.extend(program_places(folder, places) or [folder])
         return folders
 
     def dataset_folders(self) -> dict[str, Path]:
@@ -279,14 +283,33 @@ class Workspace:
         return path
 
     def model_source(self, model: str) -> str:
-        """Return what to open for a name: the path of the starter model, or of a folder or file of
-        models/, with its ending or without; else the name itself, a path or a hub id."""
+        """Return what to open for a name: the path of the starter model, or of a model of the
+        library, with its file's ending or without; else the name itself, a path or a hub id."""
         if model == "starter":
             return str(STARTER_MODEL)
         for named in (self.models / model, self.models / (model + CHECKPOINT_SUFFIX)):
             if model and named.exists():
                 return str(named)
-        return model
+        if not model or model[0] in "~." or os.path.isabs(model):
+            return model
+        entry = model_called(model, self.model_files())
+        return entry.path if entry else model
+
+    def checked_model(self, model: str) -> str:
+        """Return what to open for a name, as `model_source` does. ModelError with near names: it is
+        neither here nor of the form owner/name of a hub id."""
+        source = self.model_source(model)
+        if Path(source).expanduser().exists():
+            return source
+        names = self.model_names()
+        alike = [name for name in names if "/" in name and _is_near(model, name)]
+        if HUB_ID.fullmatch(model) and not alike:
+            return model
+        raise ModelError(
+            "there is no model {model!r}; there are {names}.{near}", model=model[:80],
+            names=[*names[:MAX_NAMES], *_count_of_more(names)],
+            near=did_you_mean(model[:80], names),
+        )  # fmt: skip
 
     def vae_source(self, vae: str) -> str:
         """Return what to open for a VAE's name: a file or folder of vae/, models/vae/ or models/,
@@ -297,21 +320,27 @@ class Workspace:
                     return str(named)
         return vae
 
+    def model_files(self) -> list[ModelFile]:
+        """Base models in the folders of models, without the starter; no file is opened."""
+        return list_models(self.model_folders)[0]
+
     def model_names(self) -> list[str]:
         """Models on offer without a download."""
-        return ["starter", *(name for name in self._own_models() if readable(name) == name)]
+        return ["starter", *readable_names(self.model_files())]
 
     def unusable_models(self) -> list[str]:
-        """The names of model folders that cannot be offered, for they are not UTF-8."""
-        return [readable(name) for name in self._own_models() if readable(name) != name]
+        """The names of models that cannot be offered, for they are not UTF-8."""
+        names = [model.name for model in self.model_files()]
+        return [readable(name) for name in names if readable(name) != name]
 
-    def _own_models(self) -> list[str]:
-        with contextlib.suppress(OSError):
-            # a folder with a dot is a download that goes on
-            return sorted(
-                path.name
-                for path in self.models.iterdir()
-                if (path.is_dir() and path.name[0] != "." and path.name.lower() != PARTS_FOLDER)
-                or path.suffix.lower() == CHECKPOINT_SUFFIX
-            )
-        return []
+
+MAX_NAMES = 12  # in a message
+
+
+def _is_near(name: str, known: str) -> bool:
+    return difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio() >= 0.85
+
+
+def _count_of_more(names: Sequence[str]) -> list[Message]:
+    count = len(names) - MAX_NAMES
+    return [Message("{count} more", count=count)] if count > 0 else []

@@ -15,17 +15,21 @@ from diffusers import (
 from PIL import Image
 
 from sdlora.adapters import attach, detach, extract_lora
+from sdlora.adapters.fuse import save_model
+from sdlora.assets.checkpoints import CheckpointLibrary
 from sdlora.errors import ModelError
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
+from sdlora.image_metadata.reader import read_parameters
 from sdlora.inference.engine import Engine, render
 from sdlora.inference.samplers import SAMPLERS
 from sdlora.lora.format.file import LoraFile, write_lora
 from sdlora.lora.format.layer import Adapter
 from sdlora.lora.library.library import Library
 from sdlora.models.base import ModelFamily
+from sdlora.models.registry import open_family
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import open_tiny, tiny, tiny_lora, weights_hash
 
 
@@ -284,3 +288,17 @@ def test_models_change_and_unknown_ones_are_errors(engine: Engine, space: Worksp
     assert "Stable Diffusion 2" in [e for e in events if isinstance(e, Started)][0].details["model"]
     with pytest.raises(ModelError, match="not on this computer"):
         list(engine.generate(request(model="someone/model")))
+
+
+def test_a_known_hash_of_the_model_is_in_the_picture(engine: Engine, space: Workspace) -> None:
+    starter = open_family(str(STARTER_MODEL), torch.float16, torch.device("cpu"))
+    save_model(starter, space.models / "mine.safetensors", False, {})
+    library = CheckpointLibrary(space)
+    texts = []
+    for _ in range(2):
+        asked = request(model="mine", steps=1, width=64, height=64)
+        (path,) = [e.path for e in engine.generate(asked) if isinstance(e, SampleReady)]
+        texts.append(read_parameters(Path(path)).fields)
+        hash_ = library.hashed(library.find("mine")).autov2
+    assert "Model hash" not in texts[0]
+    assert (texts[1]["Model hash"], texts[1]["Model"]) == (hash_, "mine")

@@ -453,7 +453,7 @@ def test_names_in_models_open_files_folders_and_vaes(tmp_path: Path) -> None:
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes(b"")
     (workspace.models / "folder").mkdir()
-    assert workspace.model_names() == ["starter", "anything.safetensors", "folder"]
+    assert workspace.model_names() == ["starter", "anything", "folder"]
     for name in ("anything", "anything.safetensors"):
         assert workspace.model_source(name) == str(workspace.models / "anything.safetensors")
     for name in ("soft", "soft.safetensors"):

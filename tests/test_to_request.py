@@ -1,6 +1,7 @@
 """From a picture back to a request: values, LoRAs found by hash, and what is missing."""
 
 import json
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny_checkpoints
 from recorded_metadata import A1111, COMFY, FOOOCUS, INVOKE, SWARM
+from sdlora.assets.checkpoints import CheckpointLibrary
 from sdlora.image_metadata.a1111 import ImageMetadata
 from sdlora.image_metadata.reader import parse_infotext
 from sdlora.image_metadata.sampler_names import SAMPLER_TITLES, sampler_of
@@ -285,3 +288,34 @@ def test_a_second_pass_given_by_its_size(
 def test_noise_of_another_kind_is_told(space: Workspace) -> None:
     assert restored(space, f"a\n{PARAMETERS}, RNG: NV")[1] == "not taken over: RNG: NV"
     assert restored(space, f"a\n{PARAMETERS}, RNG: CPU")[1] == ""
+
+
+def checkpoint(space: Workspace, name: str, kind: str = "sd1") -> str:
+    """A checkpoint of that name; its hash in A1111's pictures."""
+    path = space.models / f"{name}.safetensors"
+    shutil.copy(tiny_checkpoints.checkpoint(kind), path)
+    library = CheckpointLibrary(space)
+    return library.hashed(library.find(name)).autov2
+
+
+def test_the_model_of_a_picture_is_found_by_name_then_by_hash(space: Workspace) -> None:
+    first, second = checkpoint(space, "anime_Merge"), checkpoint(space, "other", "sd2")
+    for named, hash_, expected, problem in (
+        ("anime_Merge", second, "anime_Merge", ""),  # never over a name
+        ("anime merge.safetensors", "", "anime_Merge", ""),
+        ("renamed", second, "other", f"'renamed' is 'other' here, by its hash {second}"),
+        ("renamed", first[:8], "anime_Merge", "by its hash"),
+        ("renamed", "0123456789", None, "'renamed' is not here"),
+        ("renamed", "../x", None, "'renamed' is not here"),
+        ("starter", second, "starter", ""),
+    ):
+        text = f"a cat\n{PARAMETERS}, Model: {named}, Model hash: {hash_}"
+        values, problems = restored(space, text)
+        assert values.get("model") == expected
+        assert problem in problems if problem else not problems
+
+
+def test_a_picture_with_a_hash_alone_chooses_its_model(space: Workspace) -> None:
+    hash_ = checkpoint(space, "mine")
+    values, problems = restored(space, f"a cat\n{PARAMETERS}, Model hash: {hash_}")
+    assert values["model"] == "mine" and "by its hash" in problems

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
+from sdlora.assets.checkpoints import CheckpointLibrary
 from sdlora.errors import ModelError, RunError, SettingsError
 from sdlora.events import RunState, SampleReady, Warned
 from sdlora.jobs import run_folder
@@ -72,8 +73,10 @@ class AppState:
         self.queue = Queue(workspace.database)
         self.library = Library.for_workspace(workspace)
         self.loras = LoraSearch(self.library)
+        self.models = CheckpointLibrary(workspace)
+        self.models_listed = False  # True once somebody has looked at the models' cards
         own = (workspace.outputs, workspace.runs, workspace.datasets)
-        self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders))
+        self.media = Media((*own, TRAINING_DATA, *workspace.lora_folders, *workspace.model_folders))
         self._followers: dict[Path, run_folder.RunFollower] = {}
         self._lock = threading.Lock()
         self.keeper = WorkerKeeper(workspace, self.queue)
@@ -149,9 +152,9 @@ class AppState:
             for thing, names in left_out.items()
             for name in names
         ]
-        if reason := self.workspace.unread_lora_folders:
-            message = Message("{file} cannot be read: {why}", file="lora_folders.txt", why=reason)
-            warnings.append(Warned(message, "it names further LoRA folders, a line each"))
+        for file, reason in self.workspace.unread_lists().items():
+            message = Message("{file} cannot be read: {why}", file=file, why=reason)
+            warnings.append(Warned(message, "it names further folders, a line each"))
         try:
             self.queue.busy()
         except RunError as error:

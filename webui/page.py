@@ -53,8 +53,8 @@ def build(app_state: AppState) -> gr.Blocks:
             *train_tab.views,
         ]
         outputs += [*generate_tab.form.fields.values(), *train_tab.held.values()]
-        outputs += generate_tab.lora_browser.views
-        outputs += [*train_tab.measured.views, *train_tab.captioning.views]
+        outputs += [*generate_tab.lora_browser.views, *generate_tab.picker.views]
+        outputs += [*train_tab.measured.views, *train_tab.captioning.views, *train_tab.picker.views]
         named = {part for part in train_tab.suggested if part not in train_tab.held.values()}
         page.load(
             opened,
@@ -120,11 +120,17 @@ def on_open(
     to_training = {tabs: gr.Tabs(selected="train")} if named or live else {}
     form = generate.refilled(generate_tab, stored[0])
     model = form.get(generate_tab.form.fields["model"]) or "starter"
+    training = train.refilled(app_state, train_tab, stored[1])
+    pickers: dict[Any, Any] = {}
+    for picker, values in ((generate_tab.picker, form), (train_tab.picker, training)):
+        chosen = values.get(picker.model)
+        pickers |= {picker.model: picker.choices(chosen), **picker.opened(chosen)}
     return {
         **generate.view(app_state, generate_tab, next(iter(requests), None)),
         **form,
         **train.view(app_state, train_tab, shown),
-        **train.refilled(app_state, train_tab, stored[1]),
+        **training,
+        **pickers,
         **train_tab.captioning.opened(),
         **train_tab.measured.show(app_state.live_run("measure")),
         **generate_tab.lora_browser.show(

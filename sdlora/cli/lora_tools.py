@@ -377,7 +377,7 @@ def _base_weights(model: str, workspace: Workspace) -> BaseWeight:
 def _open_on_cpu(model: str, workspace: Workspace, dtype: torch.dtype | None = None) -> ModelFamily:
     """Return a model on the CPU, in the stored number format unless `dtype` is given: nothing here
     runs it."""
-    source = workspace.model_source(model)
+    source = workspace.checked_model(model)
     return open_family(source, dtype or _stored_dtype(source), CPU)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdlora.assets.checkpoints import STARTER, CheckpointLibrary
 from sdlora.errors import LoraFileError, SettingsError
 from sdlora.image_metadata.a1111 import ImageMetadata, read_json
 from sdlora.image_metadata.civitai import civitai_resources
@@ -17,6 +18,7 @@ from sdlora.image_metadata.sampler_names import FROM_NOISE, NOISE_SCHEDULE, samp
 from sdlora.lora.format.hashes import is_hash
 from sdlora.lora.library.library import Library, LoraEntry
 from sdlora.messages import Message
+from sdlora.model_files import model_called, readable_names
 from sdlora.prompt.resources import PromptResources
 from sdlora.prompt.tags import from_rules_1, parse_prompt
 from sdlora.settings.image_request import ImageRequest
@@ -69,7 +71,8 @@ def request_of(
         values |= _upscaler(recalled, workspace, problems)
         problems += civitai_resources(recalled.fields.get("Civitai resources", ""), library)
     values = _accepted_values(values, problems)
-    _check_model(values, workspace, problems)
+    _check_model(values, recalled.fields.get("Model hash", ""), workspace, problems)
+    _check_vae(values, workspace, problems)
     hashes = recalled.lora_hashes
     renames = _renames(hashes, library, problems)
     moved = {name: name for name in renames}
@@ -231,15 +234,32 @@ def _reason(error: SettingsError) -> Message | str:
     return message if len(message) <= 300 else message[:300]
 
 
-def _check_model(values: dict[str, Any], workspace: Workspace, problems: list[str]) -> None:
-    """Keep the model only if the workspace has it: a picture must not cause a download."""
+def _check_model(
+    values: dict[str, Any], hash_: str, workspace: Workspace, problems: list[str]
+) -> None:
+    """Keep the model only if the library has it, by its name, else by its hash: a picture must not
+    cause a download."""
     model = values.pop("model", "")
-    if model in workspace.model_names():
-        values["model"] = model
+    named = STARTER if model == STARTER else ""
+    if model and not named:
+        entry = model_called(_below_root(model), workspace.model_files())
+        named = next(iter(readable_names([entry])), "") if entry else ""
+    if named:
+        values["model"] = named
+        return
+    by_hash, is_claimed = (
+        CheckpointLibrary(workspace).find_by_hash(hash_) if hash_ else (None, False)
+    )
+    shown = {"name": _short(model or hash_), "hash": _short(hash_)}
+    if by_hash:
+        values["model"] = by_hash.name
+        text = "the model {name!r} is {taken!r} here, by its hash {hash}"
+        text += ", as {file} claims it" if is_claimed else ""
+        file = by_hash.info.claims.by
+        problems.append(Message(text, **shown, taken=by_hash.name, file=file))
     elif model:
         text = "the model {name!r} is not here; another one makes another picture"
-        problems.append(Message(text, name=_short(model)))
-    _check_vae(values, workspace, problems)
+        problems.append(Message(text, **shown))
 
 
 def _check_vae(values: dict[str, Any], workspace: Workspace, problems: list[str]) -> None:
@@ -256,6 +276,11 @@ def _check_vae(values: dict[str, Any], workspace: Workspace, problems: list[str]
         values.pop("text_encoder")
         text = "the model {name!r}, for its text encoder, is not here; the model's own is used"
         problems.append(Message(text, name=_short(other)))
+
+
+def _below_root(model: str) -> str:
+    """Return a model's name without a leading folder sign."""
+    return model.strip().replace("\\", "/").lstrip("/")
 
 
 def _renames(hashes: Mapping[str, str], library: Library, problems: list[str]) -> dict[str, str]:

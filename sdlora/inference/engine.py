@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sdlora.assets.checkpoints import CheckpointLibrary
 from sdlora.eta import Pace
 from sdlora.events import Done, Event, Progress, SampleReady, Started, Step, Stopped, Warned
 from sdlora.inference.image_pipeline import ImageDone, ImagePipeline
@@ -90,12 +92,13 @@ class Engine:
         """
         began = time.monotonic()
         request = with_seed(request)
-        source = self.workspace.model_source(request.model)
+        source = self.workspace.checked_model(request.model)
         chosen = source, model_options(request, self.workspace)
         if chosen != self._opened_as:
             yield Progress(f"loading the model {shown_model(request.model)}")
         pipeline = self._opened(*chosen)
-        plan = pipeline.plan(request)
+        model_hash = CheckpointLibrary(self.workspace).known_hash(source)
+        plan = replace(pipeline.plan(request), model_hash=model_hash)
         pace = Pace(plan.total_steps, sample_every=0)
         details = {"model": pipeline.family.title, "seed": str(request.seed)}
         yield Started("generating", pace.steps, {**details, "device": str(self.device)})

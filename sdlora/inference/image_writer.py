@@ -90,6 +90,7 @@ def parameters(plan: GenerationPlan, number: int, size: tuple[int, int]) -> str:
         "CFG scale": f"{request.guidance:g}",
         "Seed": image.seed,
         "Size": f"{first[0]}x{first[1]}",
+        "Model hash": plan.model_hash,
         "Model": shown_model(request.model),
         "VAE": shown_model(request.vae).removesuffix(CHECKPOINT_SUFFIX) or None,
         "Denoising strength": f"{request.hires_strength:g}" if is_hires else None,

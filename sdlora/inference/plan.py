@@ -159,6 +159,7 @@ class GenerationPlan:
     loras: LoraSelection = LoraSelection()
     upscaler: Upscaler | None = None  # enlarges the finished images
     other_problems: tuple[ImageProblem, ...] = ()
+    model_hash: str = ""  # the first ten digits of the model file's SHA-256, where it is known
     created_at: float = field(default_factory=time.time)  # its pictures lie under this day
 
     @property

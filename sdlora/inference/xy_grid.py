@@ -52,7 +52,7 @@ def _opened(run: Path, workspace: Workspace) -> ModelFamily:
     """The model that a run learnt on, making pictures as they were learnt."""
     training = TrainSettings.load(run / SETTINGS_FILE)
     device, _ = pick_device()
-    source, options = workspace.model_source(training.model), model_options(training, workspace)
+    source, options = workspace.checked_model(training.model), model_options(training, workspace)
     family = open_family(source, pick_dtype(device)[0], device, options)
     if training.zero_terminal_snr:
         family.use_zero_terminal_snr()

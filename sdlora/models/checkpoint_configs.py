@@ -119,6 +119,12 @@ def text_configs(header: CheckpointHeader, family: str) -> dict[str, Config]:
     for part, prefix in TEXT_PREFIXES[family].items():
         if shapes := without_prefix(header.shapes, prefix):
             is_open_clip = "token_embedding.weight" in shapes
+            names = ("text_model.embeddings", "embeddings", "")
+            if not any(f"{n}.token_embedding.weight".strip(".") in shapes for n in names):
+                raise ModelError(
+                    "the text encoder in {file} is not complete: its token embedding is missing",
+                    file=header.file,
+                )
             config = (_open_clip_config if is_open_clip else _clip_config)(shapes, family)
             configs[part] = config
     return configs

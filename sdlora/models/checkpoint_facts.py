@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdlora.errors import ModelError
@@ -81,6 +81,17 @@ def checkpoint_facts(header: CheckpointHeader) -> CheckpointFacts:
         zero_terminal_snr="ztsnr" in header or _says_zero_terminal_snr(header),
         in_channels=in_channels, components=_components(header, family),
         dtype=_dtype(header), has_ema=any(name.startswith(EMA) for name in header.shapes),
+        few_steps=bool(_FEW_STEPS.search(_name(header))),
+    )  # fmt: skip
+
+
+def with_name_and_metadata(facts: CheckpointFacts, header: CheckpointHeader) -> CheckpointFacts:
+    """Return the facts of another file with the same tensors, as its own name and metadata tell
+    them."""
+    prediction, told_by = _prediction(header, facts.family)
+    return replace(
+        facts, prediction=prediction, told_by=told_by,
+        zero_terminal_snr="ztsnr" in header or _says_zero_terminal_snr(header),
         few_steps=bool(_FEW_STEPS.search(_name(header))),
     )  # fmt: skip
 

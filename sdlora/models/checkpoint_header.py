@@ -6,13 +6,15 @@ listed from their first bytes (https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdlora.errors import ModelError
 
@@ -39,13 +41,51 @@ class CheckpointHeader:
     dtypes: Mapping[str, str]
     metadata: Mapping[str, str] = field(default_factory=dict)
     body_at: int = 0  # offset of the first tensor byte
+    table: bytes = b""  # digest of the tensors' names, shapes and formats, where it was asked for
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
 
-def read_checkpoint_header(path: Path) -> CheckpointHeader:
-    """Read and check the header of a safetensors file. ModelError when it is not one."""
+class TensorTable(NamedTuple):
+    """The tensors of a header, and the metadata where it does not come before them."""
+
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]
+    body_bytes: int  # at least so many
+    metadata: Mapping[str, str]
+
+
+TensorTables = dict[bytes, TensorTable]  # by digest of their text
+_METADATA_FIRST = re.compile(rb'\s*\{\s*"__metadata__"\s*:\s*')
+_JSON = json.JSONDecoder()
+
+
+def read_checkpoint_header(path: Path, tables: TensorTables | None = None) -> CheckpointHeader:
+    """Read and check the header of a safetensors file. ModelError when it is not one.
+
+    `tables` is a cache that this call adds to: checkpoints of a family differ in their weights and
+    metadata, seldom in their tensors, and to parse those takes many times as long as to read them.
+    """
+    text, body_bytes = _header_text(path)
+    metadata, rest = _split(text)
+    digest = hashlib.blake2b(rest, digest_size=16).digest() if tables is not None else b""
+    table = (tables or {}).get(digest)
+    if table is None:
+        table = _checked(path, text)
+        if tables is not None:
+            tables[digest] = table
+    if table.body_bytes > body_bytes:
+        raise ModelError(
+            "{file} is cut short: {missing} MiB are missing at its end. Download or copy it again",
+            file=path, missing=f"{(table.body_bytes - body_bytes) / 2**20:.1f}",
+        )  # fmt: skip
+    strings = table.metadata if metadata is None else _strings(metadata)
+    return CheckpointHeader(path, table.shapes, table.dtypes, strings, 8 + len(text), digest)
+
+
+def _header_text(path: Path) -> tuple[bytes, int]:
+    """Return (header as JSON, bytes after it). ModelError: it is no safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -53,16 +93,23 @@ def read_checkpoint_header(path: Path) -> CheckpointHeader:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise _other_kind(path, start)
-            text = file.read(length)
+            return file.read(length), size - 8 - length
     except OSError as error:
         raise ModelError(
             "{file} cannot be read: {why}", file=path, why=error.strerror or error
         ) from None
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError("the header of {file} is damaged: {why}", file=path, why=error) from None
-    return _checked(path, table, 8 + length, size - 8 - length)
+
+
+def _split(text: bytes) -> tuple[Any, bytes]:
+    """Return (metadata, the rest of the header) where the metadata comes first, as most programs
+    write it; else (None, the header)."""
+    if (start := _METADATA_FIRST.match(text)) and text.isascii():
+        try:
+            metadata, end = _JSON.raw_decode(text.decode("ascii"), start.end())
+            return metadata, text[end:]
+        except (ValueError, RecursionError):
+            pass  # `_checked` says what is wrong
+    return None, text
 
 
 def _other_kind(path: Path, start: bytes) -> ModelError:
@@ -90,8 +137,12 @@ def _other_kind(path: Path, start: bytes) -> ModelError:
     return ModelError("{file} is not a safetensors file, or it is cut short", file=path)
 
 
-def _checked(path: Path, table: Any, body_at: int, body_bytes: int) -> CheckpointHeader:
-    """Check every entry. ModelError: damaged, or the file ends before its tensors do."""
+def _checked(path: Path, text: bytes) -> TensorTable:
+    """Parse a header and check every entry. ModelError: damaged."""
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError("the header of {file} is damaged: {why}", file=path, why=error) from None
     if not isinstance(table, dict):
         raise ModelError("the header of {file} is damaged: it is not a table", file=path)
     metadata = table.pop("__metadata__", {})
@@ -118,14 +169,12 @@ def _checked(path: Path, table: Any, body_at: int, body_bytes: int) -> Checkpoin
             raise _damaged(path, name)
         shapes[name], dtypes[name] = shape, dtype
         end = max(end, last)
-    if end > body_bytes:
-        raise ModelError(
-            "{file} is cut short: {missing} MiB are missing at its end. Download or copy it again",
-            file=path, missing=f"{(end - body_bytes) / 2**20:.1f}",
-        )  # fmt: skip
+    return TensorTable(shapes, dtypes, end, _strings(metadata))
+
+
+def _strings(metadata: Any) -> dict[str, str]:
     texts = metadata.items() if isinstance(metadata, dict) else ()
-    strings = {key: value for key, value in texts if isinstance(value, str)}
-    return CheckpointHeader(path, shapes, dtypes, strings, body_at)
+    return {key: value for key, value in texts if isinstance(value, str)}
 
 
 def _damaged(path: Path, name: str) -> ModelError:

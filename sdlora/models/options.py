@@ -31,5 +31,5 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
     return ModelOptions(
         settings.prediction,
         workspace.vae_source(settings.vae),
-        workspace.model_source(settings.text_encoder) if settings.text_encoder else "",
+        workspace.checked_model(settings.text_encoder) if settings.text_encoder else "",
     )

@@ -21,7 +21,7 @@ from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
 from sdlora.upscalers.files import default_upscaler
-from sdlora.workspace import STARTER_MODEL
+from sdlora.workspace import HUB_ID, STARTER_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +166,11 @@ def open_family(
             family.upscaler = default_upscaler(STARTER_MODEL)
         return family
     if not folder.is_dir():
+        if not HUB_ID.fullmatch(source):
+            raise ModelError(
+                "{model!r} is neither in models/, nor a folder, nor an id such as {example}",
+                model=source[:80], example="owner/name",
+            )  # fmt: skip
         index = hub.index_of(source, INDEX)
         pipeline = _checked_index(index)
         skipped = _class_of(_families_of(pipeline)[0]).skip_components

@@ -251,10 +251,23 @@ def _load(
     dtype: torch.dtype,
 ) -> dict[str, nn.Module]:  # fmt: skip
     """Fill the modules with the file's weights, once all of them are known to be there."""
+    layout, stored = _checked_layout(source, modules, facts)
+    return _filled(source, layout, stored, modules, dtype)
+
+
+def checked_names(source: TensorSource, facts: CheckpointFacts) -> dict[str, str]:
+    """Return a checkpoint's tensors, by name -> the file's spelling of it. ModelError: a part of it
+    is not complete, or of another shape; nothing is loaded."""
+    return _checked_layout(source, _built(source, facts), facts)[1]
+
+
+def _checked_layout(
+    source: TensorSource, modules: Mapping[str, nn.Module], facts: CheckpointFacts
+) -> tuple[Layout, dict[str, str]]:
     layout = checkpoint_layout(facts.family, modules)
     stored = _stored_names(source, layout)
     check_complete(source, layout, stored, modules, FAMILIES[facts.family].title)
-    return _filled(source, layout, stored, modules, dtype)
+    return layout, stored
 
 
 def _filled(

@@ -14,7 +14,7 @@ class ModelSettings(Settings):
 
     model: str = Field(
         "starter",
-        description="Base model: starter, the name of a file or folder in models/, a path, or a "
+        description="Base model: starter, the name of a model here (see models list), a path, or a "
         "Hugging Face id",
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(

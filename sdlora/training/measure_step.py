@@ -43,7 +43,7 @@ def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
     try:
         with _peak(device) as peak:
             family = open_family(
-                workspace.model_source(settings.model), dtype, device,
+                workspace.checked_model(settings.model), dtype, device,
                 model_options(settings, workspace),
             )  # fmt: skip
             dataset = yield from encode_dataset(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.data.folder import list_captions, list_pictures
-from sdlora.errors import DataError, ModelError, did_you_mean
+from sdlora.errors import DataError, ModelError
 from sdlora.jobs.kinds import Kind, kind_of
 from sdlora.jobs.review import lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import find_run, read
@@ -22,9 +22,8 @@ from sdlora.settings.captioning import NEEDS_ONNX, DescribeSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import HUB_ID, Workspace
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TIMES = re.compile(r"\d+\*")  # 3*FOLDER counts thrice
 
 
@@ -56,15 +55,9 @@ def _pictures(source: Path) -> None:
 
 def _model(model: str, workspace: Workspace) -> None:
     """ModelError: neither here nor the name of one on the Hugging Face hub, or not one of ours."""
-    source = Path(workspace.model_source(model)).expanduser()
+    source = Path(workspace.checked_model(model)).expanduser()
     if source.exists():
         detect_family(source)
-    elif not source.exists() and not _HUB_ID.fullmatch(model):
-        names = workspace.model_names()
-        raise ModelError(
-            "there is no model {model!r}; there are {names}.{near}",
-            model=model[:80], names=names, near=did_you_mean(model[:80], names),
-        )  # fmt: skip
 
 
 def _images(request: ImageRequest, workspace: Workspace) -> None:
@@ -93,7 +86,7 @@ def _captions(settings: DescribeSettings, workspace: Workspace) -> None:
             ),
         )  # fmt: skip
     source = Path(settings.model).expanduser()
-    if settings.model and not source.is_dir() and not _HUB_ID.fullmatch(settings.model):
+    if settings.model and not source.is_dir() and not HUB_ID.fullmatch(settings.model):
         raise ModelError(
             "{setting}: {model!r} is neither a folder here nor a hub id such as {example}",
             setting=Setting("model"), model=settings.model[:80], example="owner/name",

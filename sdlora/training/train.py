@@ -151,7 +151,7 @@ def open_model(
 ) -> Generator[Event, None, ModelFamily]:
     """Open the base model as the settings train it. SettingsError: they do not fit it."""
     yield Progress("loading the model")
-    source = workspace.model_source(settings.model)
+    source = workspace.checked_model(settings.model)
     family = open_family(source, dtype, device, model_options(settings, workspace))
     if family.extra_channels:
         raise SettingsError(

@@ -21,7 +21,7 @@
   // files its tags use, and what the prompt becomes when a card is clicked.
   const markCards = () => {
     const chosen = JSON.parse(document.querySelector("#counter [data-chosen]")?.dataset.chosen ?? "[]");
-    for (const card of document.querySelectorAll(".chip")) {
+    for (const card of document.querySelectorAll(".chip[data-tag]")) {
       const pressed = String(chosen.includes(card.dataset.tag));
       if (card.getAttribute("aria-pressed") !== pressed) card.setAttribute("aria-pressed", pressed);
     }
@@ -52,6 +52,20 @@
       card.focus();
     } // else it was typed on meanwhile: ask again
     send();
+  };
+
+  // Model cards -----------------------------------------------------------------------------------
+
+  let modelClicks = 0; // so that a card chosen twice is heard twice
+  const chooseModel = (card) => {
+    const place = card.closest("[id$=-model-cards]").id.replace("-cards", "-clicked");
+    const box = document.querySelector(`#${place} :is(textarea, input)`);
+    modelClicks += 1;
+    box.value = `${modelClicks} ${card.dataset.model}`;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    for (const other of card.parentElement.children) {
+      other.setAttribute("aria-pressed", String(other === card));
+    }
   };
 
   // Ctrl + Up and Down ----------------------------------------------------------------------------
@@ -223,8 +237,10 @@
   const begin = () => {
     document.addEventListener("keydown", onKey, true);
     document.addEventListener("click", (event) => {
-      const card = event.target.closest(".chip");
+      const card = event.target.closest(".chip[data-tag]");
       if (card) toggle(card);
+      const model = event.target.closest(".chip[data-model]");
+      if (model) chooseModel(model);
     });
     document.addEventListener(
       "error",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -21,6 +20,7 @@ from webui.form import Form, error_renderer
 from webui.job_poller import JobPoller
 from webui.lora_browser import LoraBrowser
 from webui.metadata_import import MetadataImporter, has_infotext
+from webui.model_picker import ModelPicker
 from webui.notice import Notice, Reply
 from webui.widgets import QUICK, TYPED, html
 
@@ -47,6 +47,7 @@ class GenerateTab:
     counter: Component
     unused: Component
     parsed: Component
+    picker: ModelPicker
     lora_browser: LoraBrowser
     metadata_importer: MetadataImporter
     draft: Draft
@@ -89,6 +90,7 @@ def build(app_state: AppState) -> GenerateTab:
                 visible=False,
                 elem_id="take-settings",
             )
+            picker = ModelPicker(app_state, form, "generate")
             lora_browser = LoraBrowser()
             metadata_importer, draft = _settings(app_state, form, restored, offer)
         with gr.Column(scale=6, min_width=320, elem_classes="made"):
@@ -96,8 +98,9 @@ def build(app_state: AppState) -> GenerateTab:
             earlier = html(elem_id="earlier")
     shown, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.0, active=False)
     tab = GenerateTab(
-        form, form.fields["prompt"], counter, unused, parsed, lora_browser, metadata_importer,
-        draft, generate, cancel, notice, card, pictures, earlier, shown, seen, timer,
+        form, form.fields["prompt"], counter, unused, parsed, picker, lora_browser,
+        metadata_importer, draft, generate, cancel, notice, card, pictures, earlier, shown, seen,
+        timer,
     )  # fmt: skip
     _wire(app_state, tab)
     return tab
@@ -115,8 +118,6 @@ def _settings(
         same = gr.Button("Seed of the last picture", size="sm", elem_id="same-seed")
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         form.add("negative_prompt", lines=2, elem_id="negative-prompt")
-        models = app_state.workspace.model_names()
-        form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         with gr.Row(elem_classes="row-fields"):
             form.add("width", "height", compact=True, min_width=90)
             form.add("sampler", compact=True, min_width=150)

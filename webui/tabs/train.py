@@ -32,6 +32,7 @@ from webui.form import Form, error_renderer
 from webui.job_card import JobCard
 from webui.job_poller import JobPoller
 from webui.lora_details import prompt_trigger_words
+from webui.model_picker import ModelPicker
 from webui.notice import Notice, Reply
 from webui.training_panel import TrainingPanel
 from webui.uploads import discard
@@ -65,6 +66,7 @@ class TrainTab:
     preflight: Component
     measured: JobCard
     captioning: CaptioningPanel
+    picker: ModelPicker
     summary: Component
     notice: Notice
     start: Component
@@ -119,17 +121,18 @@ def build(app_state: AppState) -> TrainTab:
                 form.add("trigger_word", elem_id="trigger-word", info=TRIGGER_HINT)
             form.add("goal", build=partial(gr.Radio, GOALS), elem_classes=["goals"])
             form.add("effort")
+            picker = ModelPicker(app_state, form, "train")
             summary = html(elem_id="summary")
             start = gr.Button("Start training", variant="primary", elem_id="start")
             notice = Notice("train-notice")
             with gr.Row(elem_classes="row-fields resets"):
                 draft = Draft("train")
-            _advanced(app_state, form, advanced)
+            _advanced(form, advanced)
         with gr.Column(scale=6, min_width=320, elem_classes="training"):
             training = TrainingPanel(app_state)
     tab = TrainTab(
         form, advanced, draft, pictures, set_name, thumbs, look, measure, checked_pictures,
-        measured, captioning, summary, notice, start, training,
+        measured, captioning, picker, summary, notice, start, training,
     )  # fmt: skip
     _wire(app_state, tab)
     _wire_captions(app_state, tab, edits)
@@ -160,10 +163,8 @@ def _own_pictures(app_state: AppState, pictures: Component) -> Component:
     return name
 
 
-def _advanced(app_state: AppState, form: Form, advanced: Form) -> None:
+def _advanced(form: Form, advanced: Form) -> None:
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        models = app_state.workspace.model_names()
-        form.add("model", build=partial(gr.Dropdown, models, allow_custom_value=True))
         advanced.add_rest("data", *form.fields)
 
 
@@ -194,6 +195,7 @@ def _wire(app_state: AppState, tab: TrainTab) -> None:
     tab.pictures.change(chosen, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("goal", "effort", "model"):
         tab.form.fields[name].input(preset_for, inputs=inputs, outputs=suggested, **TYPED)
+    tab.picker.chosen.then(preset_for, inputs=inputs, outputs=suggested, **QUICK)
     for name in ("steps", "epochs", "batch_size"):
         part = tab.advanced.fields[name]
         part.input(lambda sent: summary_line(app_state, tab, sent), inputs, [tab.summary], **TYPED)

@@ -66,7 +66,7 @@ def facts_of(scanned: ScannedFile, layouts: Layouts) -> tuple[Facts, bool]:
     except LoraFileError as error:
         problem = error.message
     notes: list[Message] = [unread_note(head.file, layout.unread)] if layout.unread else []
-    user, page = (_read_sidecar(path, notes) if path else {} for path in scanned.sidecars)
+    user, page = (read_sidecar(path, notes) if path else {} for path in scanned.sidecars)
     tags = _tag_counts(head.metadata)
     activation_text = _word_list(user.get("activation text"))
     words_of_file = (
@@ -175,7 +175,7 @@ def _preferred_weight(value: Any, notes: list[Message]) -> float | None:
     return None
 
 
-def _read_sidecar(path: str, notes: list[Message]) -> JsonObject:
+def read_sidecar(path: str, notes: list[Message]) -> JsonObject:
     """Read a JSON object from a file; empty, with a note, when it is damaged or too large."""
     try:
         with open(path, "rb") as file:

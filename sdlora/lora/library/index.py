@@ -180,9 +180,9 @@ _BROKEN = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 class Index:
     """The SQLite file. Safe to use from any process and thread; never raises."""
 
-    def __init__(self, database: Path | None) -> None:
-        """Use `database` as the file; None keeps nothing."""
-        self.database = database
+    def __init__(self, database: Path | None, version: int = _VERSION) -> None:
+        """Use `database` as the file; None keeps nothing. `version`: of the rows' meaning."""
+        self.database, self.version = database, version
 
     def rows(self) -> dict[bytes, IndexRow]:
         """All rows by path. Damaged rows are deleted."""
@@ -217,7 +217,7 @@ class Index:
             try:
                 opened = sqlite3.connect(str(self.database), PATIENCE_S)
                 with closing(opened) as connection, connection:
-                    _begin_exclusive(connection)
+                    _begin_exclusive(connection, self.version)
                     return work(connection)
             except sqlite3.Error as error:
                 # Python's own complaint, of text that is none, comes without a code
@@ -239,12 +239,12 @@ def _is_undamaged(row: Sequence[Any]) -> bool:
     return is_typed and IndexRow._make(row[:-1]).checksum == row[-1]
 
 
-def _begin_exclusive(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that locks out other writers; create the table of this version."""
+def _begin_exclusive(connection: sqlite3.Connection, version: int) -> None:
+    """Begin a transaction that locks out other writers; create the table of a version."""
     connection.isolation_level = None  # no implicit transactions
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("BEGIN IMMEDIATE")
-    if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+    if connection.execute("PRAGMA user_version").fetchone()[0] != version:
         connection.execute("DROP TABLE IF EXISTS files")
         connection.execute(_CREATE)
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute(f"PRAGMA user_version = {version}")

@@ -1,4 +1,4 @@
-"""Report of a LoRA tool, as lines of text and as JSON; no torch."""
+"""Report of a LoRA or model tool, as lines of text and as JSON; no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a LoRA tool: of a file that was checked, or of a file that was made.
+    """Result of a tool: of a file that was checked, or of a file that was made.
 
     `facts` are plain values by name, in the order to show; `good` is False when the file cannot be
     used.
@@ -21,6 +21,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     good: bool = True
     legend: str = ""  # the meaning of the numbers, shown in `lines` only
+    is_line: bool = False  # the title says all: `lines` are that line
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -30,6 +31,8 @@ class Report:
     def lines(self) -> Iterator[str]:
         """The title, then a line per fact that is not empty, then the legend."""
         yield self.title
+        if self.is_line:
+            return
         yield from _fact_lines(self.facts, "  ")
         if self.legend:
             yield from wrap(self.legend, 88, initial_indent="  ", subsequent_indent="  ")

@@ -1,0 +1,67 @@
+"""The choice of a base model on the page: names, cards, and a line that says what it is."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tiny_checkpoints as tiny
+from page_client import Browser, StudioWithoutWorker
+from sdlora.workspace import Workspace
+from webui.model_cards import model_cards
+from webui.model_picker import described_model
+
+
+@pytest.fixture
+def studio(workspace: Path) -> StudioWithoutWorker:
+    space = Workspace.open(workspace)
+    shutil.copy(tiny.checkpoint("sdxl"), space.models / "pony <b>_vpred_lightning.safetensors")
+    tensors = {k: v for k, v in tiny.tensors("sd1").items() if not k.startswith("first_stage")}
+    tiny.write(space.models / "novae.safetensors", tensors)
+    Image.new("RGB", (8, 8)).save(space.models / "novae.png")
+    (space.models / "old.ckpt").write_bytes(b"PK")
+    return StudioWithoutWorker(space)
+
+
+def test_the_line_about_a_model(studio: StudioWithoutWorker) -> None:
+    browser = Browser(studio)
+    for name, *parts in (
+        ("starter", "VAE inside", "the file says so"),
+        ("pony <b>_vpred_lightning", "predicts v (by its name)", "for few steps", "pony &lt;b&gt;"),
+        ("novae", "no VAE inside", "/small", "name a file or a model"),
+        ("novea", "Did you mean novae?"),
+        ("old", "is a pickle"),
+        ("someone/model", "is taken from huggingface.co when used"),
+    ):
+        for place in ("generate", "train"):
+            browser.set(f"{place}-model-clicked", f"1 {name}")
+            browser.fire(browser.ids[f"{place}-model-clicked"], "change")
+            assert browser.value(f"{place}-model") == name
+        shown = described_model(studio, name)
+        for part in parts:
+            assert part in shown, shown
+
+
+def test_cards_are_capped_and_the_rest_is_named(studio: StudioWithoutWorker) -> None:
+    entries = studio.models.list()
+    text = model_cards(entries, "novae", studio.media, 2)
+    assert text.count('class="chip"') == 2 and "2 of 3 shown" in text
+    assert "1 model cannot be used" in text and text.count('aria-pressed="true"') == 1
+    assert "No model matches" in model_cards([], "", studio.media, 2)
+
+
+def test_search_goes_over_name_and_family(studio: StudioWithoutWorker) -> None:
+    browser = Browser(studio)
+    browser.set("generate-model-search", "diffusion xl")
+    browser.fire(browser.ids["generate-model-search"], "change")
+    assert browser.value("generate-model-cards").count('class="chip"') == 1
+
+
+def test_a_model_that_is_put_there_later_is_on_offer(studio: StudioWithoutWorker) -> None:
+    browser = Browser(studio)
+    shutil.copy(tiny.checkpoint("sd1"), studio.workspace.models / "later.safetensors")
+    browser.open()
+    choices = browser.parts[browser.ids["generate-model"]]["props"]["choices"]
+    assert "later" in [value for _, value in choices]
+    assert "starter" in browser.value("generate-model-about")

@@ -1,0 +1,95 @@
+"""The choice of a base model: by name from a list, or by picture from cards."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sdlora.errors import ModelError
+from webui.app_state import AppState
+from webui.form import Form
+from webui.model_cards import about_model, model_cards, model_problem
+from webui.widgets import QUICK, TYPED, html
+
+MAX_MODEL_CARDS = 60  # beyond it a search is faster than scrolling
+
+
+class ModelPicker:
+    """Components of the choice and their events, built where it stands."""
+
+    def __init__(self, app_state: AppState, form: Form, place: str) -> None:
+        self.app_state = app_state
+        names = app_state.workspace.model_names()
+        form.add("model", build=partial(gr.Dropdown, names, allow_custom_value=True))
+        self.model: Component = form.fields["model"]
+        self.about = html(elem_id=f"{place}-model-about")
+        with gr.Accordion(
+            "Choose a model by its picture", open=False, elem_id=f"{place}-models"
+        ) as self.accordion:
+            self.search_box = gr.Textbox(
+                label="Search models", placeholder="name, family", elem_id=f"{place}-model-search"
+            )
+            self.cards = html(elem_id=f"{place}-model-cards")
+        # the page's script puts the name on the clicked card here
+        self.clicked = gr.Textbox(
+            label="Model card", elem_classes="unseen", elem_id=f"{place}-model-clicked"
+        )
+        self._wire()
+        # the event of a card's name put into the field
+        self.chosen: Any = self.clicked.change(
+            lambda name: name.partition(" ")[2], [self.clicked], [self.model], **QUICK
+        )
+
+    @property
+    def views(self) -> list[Component]:
+        """Components that show the chosen model."""
+        return [self.about]
+
+    def _wire(self) -> None:
+        self.model.change(self.describe, [self.model], [self.about], **TYPED)
+        inputs = [self.search_box, self.model]
+        self.search_box.change(self._cards_html, inputs, [self.cards], **TYPED)
+        self.accordion.expand(self._cards_html, inputs, [self.cards], **QUICK)
+        self.model.change(self._marked, inputs, [self.cards], **TYPED)
+
+    def describe(self, model: str | None) -> str:
+        """HTML about the model of a name."""
+        return described_model(self.app_state, model)
+
+    def opened(self, model: str | None) -> dict[Any, Any]:
+        """Updates of a newly opened page: the models that are there by now."""
+        return {self.about: self.describe(model)}
+
+    def choices(self, model: str | None) -> Any:
+        """Update of the list of names, with `model` chosen; None leaves the choice."""
+        names = self.app_state.workspace.model_names()
+        return gr.Dropdown(names) if model is None else gr.Dropdown(names, value=model)
+
+    def _marked(self, search: str, model: str | None) -> Any:
+        """Update of the cards after another choice, once they have been shown."""
+        return self._cards_html(search, model) if self.app_state.models_listed else gr.skip()
+
+    def _cards_html(self, search: str, model: str | None) -> str:
+        terms = (search or "").casefold().split()
+        self.app_state.models_listed = True
+        entries = [
+            entry for entry in self.app_state.models.list()
+            if all(word in f"{entry.name} {entry.family_title}".casefold() for word in terms)
+        ]  # fmt: skip
+        return model_cards(entries, model or "starter", self.app_state.media, MAX_MODEL_CARDS)
+
+
+def described_model(app_state: AppState, model: str | None) -> str:
+    """HTML about the model of a name; where there is none, near names."""
+    name = (model or "").strip() or "starter"
+    try:
+        return about_model(app_state.models.find(name), app_state.media)
+    except ModelError as error:
+        try:
+            app_state.workspace.checked_model(name)
+        except ModelError:
+            return model_problem(error.message)
+        return model_problem(f"{name} is not here; it is taken from huggingface.co when used")
