@@ -15,10 +15,10 @@ class ImageRequest(ModelSettings):
 
     GROUPS = {
         "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
-        "Model": ("prediction", "vae", "text_encoder"),
         "Picture": ("width", "height", "upscaler", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
+        "Model": ("prediction", "vae", "text_encoder"),
     }
     prompt: str = Field("", description="Prompt, with LoRA tags such as <lora:name:0.8>")
     negative_prompt: str = Field("", description="Negative prompt: what the image should not show")

@@ -31,7 +31,6 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
 
     GROUPS = {
         "Basics": ("data", "name", "model", "goal", "effort", "trigger_word"),
-        "Model": ("prediction", "vae", "text_encoder"),
         "Steps": ("steps", "epochs", "batch_size", "gradient_accumulation", "seed"),
         "Optimizer": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
@@ -65,6 +64,7 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
             *("validate_every", "validate_every_epochs", "validation_share", "validation_data"),
             *("patience", "measure_drift", "drift_prompts"),
         ),
+        "Model": ("prediction", "vae", "text_encoder"),
         "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
     data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
