@@ -137,7 +137,9 @@ def open_family(
     """Open a single file, a diffusers folder or a hub id. ModelError: it is not there, or of no
     known family."""
     from sdlora.models import hub, single_file
+    from sdlora.models.frozen_weights import check_base_precision
 
+    check_base_precision(options.base_precision, device)
     folder = Path(source).expanduser()
     if folder.is_file():
         family_class = _class_of(detect_family(folder))
@@ -149,7 +151,7 @@ def open_family(
         folder = hub.whole_model(source, index, pipeline, skipped)
     name = detect_family(folder)
     family_class = _class_of(name)
-    loaded = family_class.load_pipeline(name, folder, dtype)
+    loaded = family_class.load_pipeline(name, folder, dtype, options.base_precision)
     single_file.apply_options(loaded, name, options, dtype)
     return family_class(name, loaded, device, dtype)
 

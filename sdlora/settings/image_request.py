@@ -15,7 +15,7 @@ class ImageRequest(ModelSettings):
 
     GROUPS = {
         "Prompt": ("prompt", "negative_prompt", "model", "styles", "emphasis", "clip_skip"),
-        "Model": ("prediction", "vae", "text_encoder"),
+        "Model": ("prediction", "vae", "text_encoder", "base_precision"),
         "Picture": ("width", "height", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),

@@ -31,7 +31,7 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
 
     GROUPS = {
         "Basics": ("data", "name", "model", "goal", "effort", "trigger_word"),
-        "Model": ("prediction", "vae", "text_encoder"),
+        "Model": ("prediction", "vae", "text_encoder", "base_precision"),
         "Steps": ("steps", "epochs", "batch_size", "gradient_accumulation", "seed"),
         "Optimizer": (
             *("learning_rate", "text_encoder_learning_rate", "group_learning_rate"),
