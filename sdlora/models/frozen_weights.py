@@ -31,8 +31,11 @@ from sdlora.settings.model import BasePrecision
 HeldFormat = Literal["int8", "fp8"]
 # Largest value of a format; both kinds of bits are stored as int8, which no cast of a model changes
 _LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3 (arXiv:2209.05433)
-# Paths of linear layers in a block, which has a number, but not of those that read the time there
-_IN_BLOCK = re.compile(r"(?!.*\btime_emb_proj$).*\.\d+\..*")
+# Paths of linear layers in a block, which has a number, but not of those that read the time there,
+# by the names of diffusers and of single files
+_IN_BLOCK = re.compile(
+    r"(?!.*\b(time_emb_proj|emb_layers\.1)$|(time_embed|label_emb)\.).*\.\d+\..*"
+)
 
 
 def quantize(weight: Tensor, held_format: HeldFormat) -> tuple[Tensor, Tensor]:
@@ -133,13 +136,18 @@ class FrozenLinear(nn.Linear):
         return f"{super().extra_repr()}, held_format={self.held_format}"
 
 
+def is_held(path: str) -> bool:
+    """Return True for the path of a linear layer in a denoiser that is held in few bits."""
+    return _IN_BLOCK.fullmatch(path) is not None
+
+
 def freeze_linears(model: nn.Module, precision: BasePrecision) -> None:
     """Hold the linear layers of a model's blocks as asked, one after the other: of no more than one
     there are two forms at a time."""
     if precision == "full":
         return
     for path, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and _IN_BLOCK.fullmatch(path):
+        if isinstance(layer, nn.Linear) and is_held(path):
             model.set_submodule(path, FrozenLinear(layer, precision))
 
 

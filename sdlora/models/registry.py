@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.models.checkpoint_configs import resolution_of
-from sdlora.models.checkpoint_facts import checkpoint_facts
-from sdlora.models.checkpoint_header import read_checkpoint_header
+from sdlora.models.checkpoint_facts import checkpoint_facts, denoiser_shapes
+from sdlora.models.checkpoint_header import Shape, read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
@@ -86,6 +86,19 @@ def _file_facts(file: Path) -> ModelFacts:
     if facts.family == "starter":
         return model_facts(STARTER_MODEL)
     return ModelFacts(facts.family, resolution_of(facts), clip_vocabulary.SIZE)
+
+
+def tensor_shapes(path: str | Path) -> dict[str, Shape]:
+    """Read the shapes of the denoiser's tensors from a diffusers folder, in one precision where it
+    has two, or a single file. ModelError: it is damaged, or of no known family."""
+    folder = Path(path)
+    if folder.is_file():
+        return denoiser_shapes(read_checkpoint_header(folder))
+    part = FAMILIES[detect_family(folder)].denoiser
+    files = sorted((folder / part).glob("*.safetensors"))
+    whole = [file for file in files if ".fp16" not in file.name]
+    headers = (read_checkpoint_header(file) for file in whole or files)
+    return {name: shape for header in headers for name, shape in header.shapes.items()}
 
 
 def is_for_few_steps(source: str | Path) -> bool:
