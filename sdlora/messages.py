@@ -150,6 +150,11 @@ class Message(str):
         return cls(str(row["template"]), **values)
 
 
+def size_in_words(size: int) -> str:
+    """Return a count of bytes as '0.4 MiB' or '12.0 GiB'."""
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+
+
 def as_message(text: str) -> Message:
     """A message as it is; any other text as a message of its own."""
     return text if isinstance(text, Message) else Message(text)

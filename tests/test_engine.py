@@ -302,3 +302,18 @@ def test_a_known_hash_of_the_model_is_in_the_picture(engine: Engine, space: Work
         hash_ = library.hashed(library.find("mine")).autov2
     assert "Model hash" not in texts[0]
     assert (texts[1]["Model hash"], texts[1]["Model"]) == (hash_, "mine")
+
+
+def test_a_base_in_eight_bits_is_opened_anew_and_named(engine: Engine) -> None:
+    """With LoRAs that are not merged there; and the whole base is back afterwards."""
+    pictures, said = [], []
+    for precision in ("full", "int8", "full"):
+        asked = request("a cat <lora:neon:1>", base_precision=precision)
+        events = list(engine.generate(asked))
+        said += [e.details.get("frozen weights", "") for e in events if isinstance(e, Started)]
+        (path,) = (e.path for e in events if isinstance(e, SampleReady))
+        with Image.open(path) as image:
+            pictures.append(pixels(image))
+    assert said[0] == said[2] == "" and said[1].startswith("int8 in ")
+    assert (pictures[0] == pictures[2]).all() and (pictures[0] != pictures[1]).any()
+    assert abs(pictures[0] - pictures[1]).mean() < 8

@@ -12,7 +12,11 @@ from sdlora.adapters import Blend
 from sdlora.errors import LoraFileError
 from sdlora.lora.format.file import LoraFile
 from sdlora.models.base import ModelFamily
-from tiny import LATENT, open_tiny, prompt_embeds, tiny_lora, weights_hash
+from sdlora.models.frozen_weights import FrozenLinear
+from sdlora.models.options import ModelOptions
+from sdlora.models.registry import open_family
+from sdlora.settings.model import BasePrecision
+from tiny import CPU, LATENT, open_tiny, prompt_embeds, tiny, tiny_lora, weights_hash
 
 # per image: the weights of two LoRAs
 ROWS = [(0.8, 0.0), (-0.4, 1.1), (0.0, 0.6)]
@@ -208,3 +212,43 @@ def test_a_quantised_convolution_is_refused_by_name() -> None:
     conv.weight.data = conv.weight.data.to(torch.float8_e4m3fn)
     with pytest.raises(LoraFileError, match="conv1 is quantised"):
         Blend(family).apply([(file, 1.0, 1.0)])
+
+
+def held(kind: str, precision: BasePrecision) -> tuple[ModelFamily, ModelFamily]:
+    """A base opened with small frozen weights, and one with their values in ordinary layers."""
+    options = ModelOptions(base_precision=precision)
+    small, plain = (open_family(str(tiny(kind)), torch.float32, CPU, options) for _ in range(2))
+    for path, layer in list(plain.denoiser.named_modules()):
+        if isinstance(layer, FrozenLinear):
+            usual = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            usual.weight.data, usual.bias = layer.weight, layer.bias
+            plain.denoiser.set_submodule(path, usual.requires_grad_(False))
+    return small, type(plain)(plain.name, plain.pipeline, plain.device, plain.dtype)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_blends_on_frozen_weights_are_hooks_on_the_dequantised_base(
+    precision: BasePrecision,
+) -> None:
+    """Of every kind, at constant weights and at those of steps; convolutions are merged still."""
+    small, plain = held("sd1", precision)
+    was, before, files = weights_hash(small), answers(small), mixed_loras(plain)
+    blends = Blend(small), Blend(plain)
+    blends[1].set_row_weights([(f, [0.6], [0.4]) for f in files])
+    hooked = answers(plain)
+    blends[0].apply([(f, 0.6, 0.4) for f in files])
+    convolutions = [m for m in small.denoiser.modules() if isinstance(m, nn.Conv2d)]
+    assert any(not m._forward_hooks for m in convolutions) and weights_hash(small) != was
+    assert any(m._forward_hooks for m in small.denoiser.modules() if isinstance(m, FrozenLinear))
+    for ours, theirs, without in zip(answers(small), hooked, before, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert (ours - without).abs().max() > 1e-2
+    blends[0].clear()
+    assert weights_hash(small) == was
+    for weight in (0.2, 0.9):
+        for blend in blends:
+            blend.set_row_weights([(f, [weight], [0.0]) for f in files])
+        torch.testing.assert_close(answers(small), answers(plain), rtol=1e-5, atol=1e-5)
+    blends[0].clear()
+    assert weights_hash(small) == was
+    assert all(torch.equal(a, b) for a, b in zip(answers(small), before, strict=True))

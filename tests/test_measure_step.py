@@ -48,7 +48,9 @@ def test_the_command_measures_real_steps(
     )
     assert said["free_gib"] > 0 and said["peak_gib"] >= 0
     assert main([*line, "10", "--workspace", str(workspace)]) == 0
-    assert "s a step at the largest size" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "s a step at the largest size" in text
+    assert "MiB or more: weights " in text and "activations not counted" in text
     assert not list((workspace / "loras").iterdir())
 
 

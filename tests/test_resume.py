@@ -180,6 +180,18 @@ def compare(runs: Interrupted, case: dict[str, Any]) -> None:
     assert isinstance(events[-1], Done)
 
 
+@pytest.mark.parametrize("base_precision", ["int8", "fp8"])
+def test_on_frozen_weights_too(base_precision: str, runs: Interrupted) -> None:
+    chance = {"dropout": 0.2, "base_precision": base_precision}
+    compare(runs, {"kill": 3, "chance": chance, "gradient_checkpointing": True})
+    plain, small = runs.folder(), runs.folder()
+    runs.run(runs.settings(dropout=0.2), plain)
+    events = runs.run(runs.settings(**chance), small)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert started.details["frozen weights"].startswith(f"{base_precision} in ")
+    assert sums(plain) != sums(small), "another base is learnt on"
+
+
 def test_a_stopped_run_goes_on_and_replaces_its_own_lora(runs: Interrupted) -> None:
     settings = runs.settings(name="stopped", schedule="linear")
     whole, broken = runs.folder(), runs.folder()

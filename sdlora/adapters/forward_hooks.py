@@ -22,6 +22,7 @@ from sdlora.adapters.matching import ParameterPath, weight_shape
 from sdlora.lora.format.errors import refusal
 from sdlora.lora.format.layer import Adapter
 from sdlora.models.base import ModelFamily
+from sdlora.models.frozen_weights import FrozenLinear
 
 # The adapters that change a parameter, each with its column in the table of weights
 Stack = tuple[tuple[Adapter, int], ...]
@@ -78,9 +79,12 @@ class _LayerHook:
 
 @torch.no_grad()
 def dequantized_weight(family: ModelFamily, place: ParameterPath) -> Tensor:
-    """Return the weight that a quantised linear layer computes with: its answer to unit vectors."""
+    """Return the weight that a quantised linear layer computes with: of another library's, its
+    answer to unit vectors."""
     part, path, _ = place
     layer = family.adaptable_layers[part][path]
+    if isinstance(layer, FrozenLinear):
+        return layer.weight
     if not isinstance(layer, nn.Linear):
         raise refusal("quantised", layer=path)
     unit = torch.eye(layer.in_features, device=family.device, dtype=family.dtype)

@@ -119,8 +119,12 @@ VALUES_AT_ONCE, VALUES_ELSEWHERE = 2**19, 2**25
 
 
 def is_mergeable(family: ModelFamily, place: ParameterPath) -> bool:
-    """Return whether the parameter is an ordinary one, which can hold the sum."""
-    parameter = _parameter(family, place)
+    """Return whether the parameter is an ordinary one, which can hold the sum; a quantised layer
+    may compute its weight and have none."""
+    part, path, name = place
+    parameter = dict(family.adaptable_layers[part][path].named_parameters(recurse=False)).get(name)
+    if parameter is None:
+        return False
     return parameter.dtype in MERGEABLE and type(parameter.data) is Tensor
 
 

@@ -77,7 +77,9 @@ def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iter
 
 
 def _measured(report: Preflight, workspace: Workspace) -> Iterator[OutputLine]:
-    from sdlora.training.measure_step import measure  # loads torch
+    from sdlora.device import pick_device, pick_dtype  # these load torch
+    from sdlora.training.measure_step import measure
+    from sdlora.training.memory_prediction import predict_memory
 
     *_, cost = (event for event in measure(report, workspace) if isinstance(event, Measured))
     text = (
@@ -85,6 +87,11 @@ def _measured(report: Preflight, workspace: Workspace) -> Iterator[OutputLine]:
         f"all steps, samples aside\n"
         f"memory: {cost.peak_gib:.1f} GiB at most, {cost.free_gib:.1f} GiB free ({cost.device})"
     )
+    settings, (device, _) = report.settings, pick_device()
+    itemsize = pick_dtype(device, settings.precision)[0].itemsize
+    source = workspace.model_source(settings.model)
+    if prediction := predict_memory(settings, source, itemsize, device.type == "cuda"):
+        text += f"\npredicted for the device, before it was measured: {prediction}"
     yield OutputLine(text, asdict(cost))
 
 

@@ -100,7 +100,7 @@ class Engine:
         model_hash = CheckpointLibrary(self.workspace).known_hash(source)
         plan = replace(pipeline.plan(request), model_hash=model_hash)
         pace = Pace(plan.total_steps, sample_every=0)
-        details = {"model": pipeline.family.title, "seed": str(request.seed)}
+        details = {**pipeline.family.details, "seed": str(request.seed)}
         yield Started("generating", pace.steps, {**details, "device": str(self.device)})
         yield from (Warned(problem.message) for problem in plan.problems)
         paths: list[str] = []

@@ -75,7 +75,7 @@ def draw_grid(settings: GridSettings, workspace: Workspace, into: Path) -> Itera
     family = _opened(run, workspace)
     library = Library(dict.fromkeys(path.parent for path in files.values()))
     asked = ImageRequest(seed=settings.seed, steps=settings.steps)
-    yield Started("comparing", len(cells), {"seed": str(settings.seed), "model": family.title})
+    yield Started("comparing", len(cells), {"seed": str(settings.seed), **family.details})
     pace, drawn = Pace(len(cells), sample_every=0), dict[Cell, Image.Image]()
     for number, cell in enumerate(cells, start=1):
         request = asked.model_copy(update={"prompt": cell.full_prompt})

@@ -31,12 +31,14 @@ from sdlora.cache import digest_of
 from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, build_name_map
+from sdlora.models.frozen_weights import freeze_linears, held_weights
 from sdlora.models.protocols import Pipeline, Tokenizer, Vae
 from sdlora.models.stock_sampler import StockSampler
 from sdlora.models.text_encoding import TextEncodeOptions
 from sdlora.noise_schedule import NoiseSchedule
 from sdlora.prompt.emphasis import parse_emphasis
 from sdlora.settings.layer_groups import TEXT_ENCODER, WIDER
+from sdlora.settings.model import BasePrecision
 from sdlora.upscalers.files import FOLDER
 
 PLAIN = TextEncodeOptions()
@@ -127,9 +129,11 @@ class ModelFamily(ABC):
         self._offloaded: list[Any] = []  # parts that lie in main memory
 
     @classmethod
-    def load_pipeline(cls, name: str, folder: Path, dtype: torch.dtype) -> Pipeline:
+    def load_pipeline(
+        cls, name: str, folder: Path, dtype: torch.dtype, base_precision: BasePrecision = "full"
+    ) -> Pipeline:
         """Load the pipeline in a diffusers folder that has passed `detect_family`; safetensors
-        only.
+        only. The denoiser comes first, and is made small before the rest is loaded.
 
         ModelError when a part of it is missing or damaged.
         """
@@ -138,11 +142,17 @@ class ModelFamily(ABC):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, FAMILIES[name].pipeline_class)
+        options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        parts = cls.skipped(folder)
         try:
-            pipeline: Pipeline = pipeline_class.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True,
-                **cls.skipped(folder),
-            )  # fmt: skip
+            if base_precision != "full":
+                _, kind = pipeline_class.load_config(folder)[cls.denoiser_name]
+                denoiser = getattr(diffusers, kind).from_pretrained(
+                    folder / cls.denoiser_name, **options
+                )
+                freeze_linears(denoiser, base_precision)
+                parts[cls.denoiser_name] = denoiser
+            pipeline: Pipeline = pipeline_class.from_pretrained(folder, **options, **parts)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 "the model in {folder} cannot be opened: {why}", folder=folder, why=error
@@ -376,6 +386,13 @@ class ModelFamily(ABC):
         """Run the denoiser's blocks uncompiled again."""
         for module in self.denoiser.modules():
             module._compiled_call_impl = None
+
+    @property
+    def details(self) -> dict[str, str]:
+        """Facts to show when a job begins: the model's title, and how its weights are held where
+        that is not as usual."""
+        held = held_weights(self.denoiser)
+        return {"model": self.title, **({"frozen weights": str(held)} if held else {})}
 
     def to_dtype(self, dtype: torch.dtype) -> None:
         """Hold all weights in another number format, for good."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdlora.settings.model import ModelSettings
+from sdlora.settings.model import BasePrecision, ModelSettings
 from sdlora.workspace import Workspace
 
 PredictionChoice = Literal["auto", "epsilon", "v_prediction"]
@@ -21,6 +21,7 @@ class ModelOptions:
     prediction: PredictionChoice = "auto"
     vae: str = ""
     text_encoder: str = ""
+    base_precision: BasePrecision = "full"
 
 
 DEFAULT_OPTIONS = ModelOptions()
@@ -32,4 +33,5 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
         settings.prediction,
         workspace.vae_source(settings.vae),
         workspace.checked_model(settings.text_encoder) if settings.text_encoder else "",
+        settings.base_precision,
     )

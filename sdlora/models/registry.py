@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.models.checkpoint_configs import resolution_of
-from sdlora.models.checkpoint_facts import checkpoint_facts
-from sdlora.models.checkpoint_header import read_checkpoint_header
+from sdlora.models.checkpoint_facts import checkpoint_facts, denoiser_shapes
+from sdlora.models.checkpoint_header import Shape, read_checkpoint_header
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
@@ -93,6 +93,19 @@ def _file_facts(file: Path) -> ModelFacts:
     return ModelFacts(facts.family, resolution_of(facts), clip_vocabulary.SIZE)
 
 
+def tensor_shapes(path: str | Path) -> dict[str, Shape]:
+    """Read the shapes of the denoiser's tensors from a diffusers folder, in one precision where it
+    has two, or a single file. ModelError: it is damaged, or of no known family."""
+    folder = Path(path)
+    if folder.is_file():
+        return denoiser_shapes(read_checkpoint_header(folder))
+    part = FAMILIES[detect_family(folder)].denoiser
+    files = sorted((folder / part).glob("*.safetensors"))
+    whole = [file for file in files if ".fp16" not in file.name]
+    headers = (read_checkpoint_header(file) for file in whole or files)
+    return {name: shape for header in headers for name, shape in header.shapes.items()}
+
+
 def is_for_few_steps(source: str | Path) -> bool:
     """Return True for a single file whose name says that it is distilled for few steps."""
     file = Path(source)
@@ -157,7 +170,9 @@ def open_family(
     """Open a single file, a diffusers folder or a hub id. ModelError: it is not there, or of no
     known family."""
     from sdlora.models import hub, single_file
+    from sdlora.models.frozen_weights import check_base_precision
 
+    check_base_precision(options.base_precision, device)
     folder = Path(source).expanduser()
     if folder.is_file():
         family_class = _class_of(detect_family(folder))
@@ -177,7 +192,7 @@ def open_family(
         folder = hub.whole_model(source, index, pipeline, skipped)
     name = detect_family(folder)
     family_class = _class_of(name)
-    loaded = family_class.load_pipeline(name, folder, dtype)
+    loaded = family_class.load_pipeline(name, folder, dtype, options.base_precision)
     single_file.apply_options(loaded, name, options, dtype)
     family = family_class(name, loaded, device, dtype)
     family.upscaler = default_upscaler(folder)

@@ -48,9 +48,11 @@ from sdlora.models.checkpoint_layout import (
     to_file,
     vae_layout,
 )
+from sdlora.models.frozen_weights import FrozenLinear, freeze_linears
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.models.tensor_source import TensorSource, open_tensors
 from sdlora.prompt.clip_vocabulary import clip_merges, clip_vocabulary
+from sdlora.settings.model import BasePrecision
 from sdlora.text_files import json_value
 from sdlora.workspace import STARTER_MODEL
 
@@ -114,7 +116,7 @@ def open_single_file(
     diffusers.logging.set_verbosity_error()
     with open_tensors(path) as source:
         facts = chosen(checkpoint_facts(source.header), options)
-        parts = _load(source, _built(source, facts), facts, dtype)
+        parts = _load(source, _built(source, facts), facts, dtype, options.base_precision)
     parts |= other_parts(facts.family, options, dtype)
     missing = _parts_of(facts.family) - parts.keys()
     if missing:
@@ -248,10 +250,13 @@ def _public(config: Config) -> Config:
 
 def _load(
     source: TensorSource, modules: Mapping[str, nn.Module], facts: CheckpointFacts,
-    dtype: torch.dtype,
+    dtype: torch.dtype, base_precision: BasePrecision,
 ) -> dict[str, nn.Module]:  # fmt: skip
-    """Fill the modules with the file's weights, once all of them are known to be there."""
+    """Fill the modules with the file's weights, once all of them are known to be there; the
+    denoiser's as small as asked, each as it is read."""
     layout, stored = _checked_layout(source, modules, facts)
+    if "unet" in modules:
+        freeze_linears(modules["unet"].to(dtype), base_precision)
     return _filled(source, layout, stored, modules, dtype)
 
 
@@ -278,12 +283,21 @@ def _filled(
     for name, places in layout.items():
         tensor = source.read(stored[name], dtype)
         for place, share in from_file(places, tensor):
-            states[place.part][place.name] = share.contiguous()
+            states[place.part] |= _state_of(modules[place.part], place.name, share)
     for part, module in modules.items():
         module.load_state_dict(states[part], assign=True)
         _place_buffers(module)
         module.requires_grad_(False).eval()
     return dict(modules)
+
+
+def _state_of(module: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return what of a module's state dict a tensor of this name gives."""
+    path, _, parameter = name.rpartition(".")
+    layer = module.get_submodule(path)
+    if parameter == "weight" and isinstance(layer, FrozenLinear):
+        return {f"{path}.{role}": held for role, held in layer.state_of(tensor).items()}
+    return {name: tensor.contiguous()}
 
 
 def _place_buffers(module: nn.Module) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.cache import Cache
-from sdlora.disk_room import in_words, written_when_room
+from sdlora.disk_room import written_when_room
 from sdlora.errors import RunError
 from sdlora.events import Event, Warned
 from sdlora.files import DISK_FULL
-from sdlora.messages import Message, Setting
+from sdlora.messages import Message, Setting, size_in_words
 from sdlora.settings.cadence import times_left
 from sdlora.settings.train import TrainSettings
 from sdlora.training.checkpoints import checkpoint_folders
@@ -48,8 +48,8 @@ class DiskSpace:
 
         def problem(error: OSError) -> Message:
             return Message(
-                "{why}; {size} are needed{then}", why=self._reason(error), size=in_words(size),
-                then="; it waits" if wait else "",
+                "{why}; {size} are needed{then}", why=self._reason(error),
+                size=size_in_words(size), then="; it waits" if wait else "",
             )  # fmt: skip
 
         try:
@@ -60,7 +60,7 @@ class DiskSpace:
             reason, needed = self._reason(error), problem(error)
         if freed := Cache(self.cache).trim():
             template = "{why}; the cache was emptied of {freed}"
-            yield Warned(Message(template, why=reason, freed=in_words(freed)), "")
+            yield Warned(Message(template, why=reason, freed=size_in_words(freed)), "")
         elif not wait:
             raise RunError(needed)
         advice = "make room, and it goes on by itself; what was learnt waits in memory"
@@ -68,7 +68,7 @@ class DiskSpace:
 
     def _reason(self, error: OSError) -> Message:
         template = "{why}: the disk of {folder} has {free} free"
-        free = in_words(self.free)
+        free = size_in_words(self.free)
         return Message(template, folder=self.folder, free=free, why=error.strerror)
 
     def check(
@@ -82,15 +82,15 @@ class DiskSpace:
             raise RunError(
                 "the disk of {folder} has {free} free, and this training needs at least {least}, "
                 "for a checkpoint and its LoRA. Make room and resume it",
-                folder=self.folder, free=in_words(free), least=in_words(least),
+                folder=self.folder, free=size_in_words(free), least=size_in_words(least),
             )  # fmt: skip
         if free < (needed := more * checkpoint + 2 * lora):
             yield Warned(
                 Message(
                     "the disk of {folder} has {free} free, and this training writes up to "
                     "{needed}: {more} checkpoints of {each} each and its LoRA",
-                    folder=self.folder, free=in_words(free), needed=in_words(needed), more=more,
-                    each=in_words(checkpoint),
+                    folder=self.folder, free=size_in_words(free), needed=size_in_words(needed),
+                    more=more, each=size_in_words(checkpoint),
                 ),
                 Message(
                     "make room, or lower {keep}; a checkpoint that does not fit is left out",

@@ -20,13 +20,13 @@ import torch
 from sdlora.data.dataset import Dataset, read_dataset
 from sdlora.data.folder import to_warnings
 from sdlora.data.validation_split import Split, split_dataset
-from sdlora.device import pick_device, pick_dtype
+from sdlora.device import free_memory_gib, pick_device, pick_dtype
 from sdlora.errors import SettingsError
 from sdlora.events import Done, Event, Paused, Progress, Resumed, Stopped, Warned
 from sdlora.inference.engine import never_stop
 from sdlora.jobs.resume import apply_changes
 from sdlora.lora.format.training_metadata import reproduction_warnings
-from sdlora.messages import Message
+from sdlora.messages import Message, Setting
 from sdlora.models.base import ModelFamily
 from sdlora.models.options import model_options
 from sdlora.models.registry import is_for_few_steps, open_family
@@ -36,6 +36,7 @@ from sdlora.training.checkpoints import SavedState, newest_checkpoint
 from sdlora.training.dataset_fingerprint import check_same, digest, fingerprints
 from sdlora.training.latent_dataset import encode_dataset
 from sdlora.training.loss import DiffusionLoss
+from sdlora.training.memory_prediction import predict_memory
 from sdlora.training.optim import check_optimizer
 from sdlora.training.trainer import Trainer
 from sdlora.training.validation import Validation, unrelated_prompts, without_augmentation
@@ -128,6 +129,7 @@ def prepare(
     yield from reproduction_warnings(folder, digest(prints))
     split = split_dataset(pictures, settings, workspace)
     yield from to_warnings(split.problems)
+    prediction = yield from predict(settings, workspace, dtype, device)
     family = yield from open_model(settings, workspace, dtype, device)
     dataset = yield from encode_dataset(
         family, split.learnt, settings, workspace.cache, split.lists
@@ -142,8 +144,35 @@ def prepare(
         trigger=pictures.trigger,
         auto_choices={
             "device": f"{device}: {device_reason}", "number format": f"{dtype}: {dtype_reason}",
+            **prediction,
         },
     )  # fmt: skip
+
+
+def predict(
+    settings: TrainSettings, workspace: Workspace, dtype: torch.dtype, device: torch.device
+) -> Generator[Event, None, dict[str, str]]:
+    """Predict the memory that the training needs, as a detail to show; warn where the device has
+    less free."""
+    on_gpu = device.type == "cuda"
+    source = workspace.model_source(settings.model)
+    prediction = predict_memory(settings, source, dtype.itemsize, on_gpu)
+    if prediction is None:
+        return {}
+    free = free_memory_gib(device)
+    if prediction.total > free * 2**30:
+        yield Warned(
+            Message(
+                "the training needs {needed}; {free:.1f} GiB are free",
+                needed=str(prediction), free=free,
+            ),
+            Message(
+                "{precision} = int8 makes the weights smaller, {checkpointing} the activations",
+                precision=Setting("base_precision"),
+                checkpointing=Setting("gradient_checkpointing"),
+            ),
+        )  # fmt: skip
+    return {"predicted memory": str(prediction)}
 
 
 def open_model(

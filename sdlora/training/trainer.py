@@ -102,7 +102,7 @@ class Trainer:
             "pictures": self.dataset.summary(),
             "trigger word": self.trigger or "none; the captions begin with nothing in common",
             "learning": str(trainable_report(self.family)),
-            "model": self.family.title,
+            **self.family.details,
             **self.auto_choices,
             **{name.replace("_", " "): why for name, why in unused(self.settings).items()},
             "seed": str(self.settings.seed),

@@ -25,6 +25,7 @@ from sdlora.adapters.types.trainable_type import (
     smaller_side,
 )
 from sdlora.lora.format.layer import Adapter
+from sdlora.models.frozen_weights import FrozenLinear
 from sdlora.settings.adapter_choices import DoraAxis
 
 BY_OUTPUT = "; a DoRA by output, which ComfyUI, Forge, A1111 and InvokeAI misread"
@@ -84,7 +85,9 @@ class _InputNorms(_Norms):
             norm = self.get_weight_norm(weight, product, scaling)
         scale = self.weight / norm
         change = (x * (scale - 1)).to(weight.dtype)
-        if weight.dim() == 2:
+        if isinstance(base, FrozenLinear):
+            rescaled = base.product(change)
+        elif weight.dim() == 2:
             rescaled = linear(change, weight)
         else:
             rescaled = base._conv_forward(change, weight, None)

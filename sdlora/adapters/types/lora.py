@@ -21,6 +21,7 @@ from sdlora.adapters.types.trainable_type import (
     smaller_side,
 )
 from sdlora.lora.format.layer import Adapter
+from sdlora.models.frozen_weights import FrozenLinear
 
 # numbers of a weight to numbers of its input, up to which the fused forward pass is taken
 MAX_WEIGHT_RATIO = 4
@@ -66,6 +67,8 @@ def can_fuse(layer: Any, x: Tensor) -> bool:
     much larger than what goes through it, and not where a hook runs on the base layer.
     """
     base: Any = layer.base_layer
+    if isinstance(base, FrozenLinear):  # its product keeps less
+        return False
     weight: Tensor = base.weight
     return bool(
         layer.training
