@@ -145,6 +145,10 @@ ALWAYS: dict[str, tuple[str, ...]] = {
     ),
     "sd-scripts does not read it": ("epoch", "noise_offset_type", "stop_text_encoder_training"),
 }
+_FP8 = (
+    "the base model is kept in mixed_precision; base_precision = fp8 holds its large layers in 8 "
+    "bits"
+)
 # Keys whose effect is not here, and what is done instead
 INSTEAD: dict[str, str] = {
     "network_weights": "the LoRA begins from nothing",
@@ -177,8 +181,8 @@ INSTEAD: dict[str, str] = {
     "huber_scale": "it is 1",
     "full_fp16": "weights that learn are float32, beside a base in mixed_precision",
     "full_bf16": "weights that learn are float32, beside a base in mixed_precision",
-    "fp8_base": "the base model is kept in mixed_precision",
-    "fp8_base_unet": "the base model is kept in mixed_precision",
+    "fp8_base": _FP8,
+    "fp8_base_unet": _FP8,
     "cpu_offload_checkpointing": "offload keeps activations in main memory",
     "save_last_n_steps": "keep_checkpoints says how many are kept",
     "save_n_epoch_ratio": "checkpoints are kept as save_every says",

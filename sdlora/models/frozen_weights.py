@@ -31,6 +31,7 @@ from sdlora.settings.model import BasePrecision
 HeldFormat = Literal["int8", "fp8"]
 # Largest value of a format; both kinds of bits are stored as int8, which no cast of a model changes
 _LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3 (arXiv:2209.05433)
+_VALUES_AT_ONCE = 2**19  # in work while a weight is made small: they stay in a processor's cache
 # Paths of linear layers in a block, which has a number, but not of those that read the time there,
 # by the names of diffusers and of single files
 _IN_BLOCK = re.compile(
@@ -41,13 +42,21 @@ _IN_BLOCK = re.compile(
 def quantize(weight: Tensor, held_format: HeldFormat) -> tuple[Tensor, Tensor]:
     """Return a weight (out,in) as int8 bits (out,in) and float32 scales (out,1): symmetric, the
     largest value of each row is the largest of the format."""
-    values = weight.detach().float()
-    scale = values.abs().amax(1, keepdim=True) / _LARGEST[held_format]
-    scale = torch.where(scale > 0, scale, 1.0)
-    values = (values / scale).clamp_(-_LARGEST[held_format], _LARGEST[held_format])
-    if held_format == "int8":
-        return values.round_().to(torch.int8), scale
-    return values.to(torch.float8_e4m3fn).view(torch.int8), scale
+    held = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), 1, device=weight.device)
+    count = max(1, _VALUES_AT_ONCE // weight.shape[1])
+    for first in range(0, len(weight), count):
+        rows = slice(first, first + count)
+        values = weight.detach()[rows].to(torch.float32, copy=True)
+        low, high = values.aminmax(dim=1, keepdim=True)
+        largest = torch.maximum(-low, high)
+        scale[rows] = torch.where(largest > 0, largest / _LARGEST[held_format], 1.0)
+        values.div_(scale[rows])
+        if held_format == "int8":
+            held[rows] = values.round_().to(torch.int8)
+        else:
+            held[rows] = values.to(torch.float8_e4m3fn).view(torch.int8)
+    return held, scale
 
 
 def dequantize(held: Tensor, scale: Tensor, held_format: HeldFormat, dtype: torch.dtype) -> Tensor:

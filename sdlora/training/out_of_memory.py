@@ -74,7 +74,9 @@ def next_memory_saving(settings: TrainSettings) -> tuple[TrainSettings, str]:
         return settings.model_copy(update={"offload": True}), remedy
     raise DeviceError(
         "the device ran out of memory, with {checkpointing}, {offload} and one picture at a time. "
-        "Use a smaller {resolution} or {rank}, train fewer layers, or close what else uses it",
+        "Use {precision} = int8, a smaller {resolution} or {rank}, train fewer layers, or close "
+        "what else uses it",
         checkpointing=Setting("gradient_checkpointing"), offload=Setting("offload"),
-        resolution=Setting("resolution"), rank=Setting("rank"),
+        precision=Setting("base_precision"), resolution=Setting("resolution"),
+        rank=Setting("rank"),
     )  # fmt: skip
