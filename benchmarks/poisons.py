@@ -246,7 +246,9 @@ POISONS: dict[str, Poison] = {
     "outputs named in bytes": Poison(
         named_in_bytes("outputs"), harmless="pictures are listed by the requests"
     ),
-    "model named in bytes": Poison(named_in_bytes("models"), SHOWN),
+    "model named in bytes": Poison(
+        named_in_bytes("models", NOT_UTF8 + ".safetensors", b"x"), SHOWN
+    ),
     "embedding named in bytes": Poison(
         named_in_bytes("embeddings", NOT_UTF8 + ".pt", b"x"), harmless=NO_LIST
     ),

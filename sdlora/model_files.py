@@ -81,6 +81,9 @@ def list_models(roots: Iterable[Path]) -> tuple[list[ModelFile], list[Message]]:
     models: list[ModelFile] = []
     problems: list[Message] = []
     visited: set[str] = set()
+    roots = list(roots)
+    above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
+    above -= set(map(os.path.realpath, roots))
     for root in roots:
         waiting = [(str(root), "")]
         if os.path.realpath(root) == root.anchor:
@@ -91,6 +94,9 @@ def list_models(roots: Iterable[Path]) -> tuple[list[ModelFile], list[Message]]:
         for path, below in waiting:
             real = os.path.realpath(path)
             if real in visited:
+                continue
+            if below and real in above:
+                problems.append(_link_above_root(path, real))
                 continue
             visited.add(real)
             if len(visited) > MAX_FOLDERS:
@@ -108,6 +114,14 @@ def list_models(roots: Iterable[Path]) -> tuple[list[ModelFile], list[Message]]:
             models += here
             waiting += folders
     return _named(models), problems
+
+
+def _link_above_root(link: str, folder: str) -> Message:
+    return Message(
+        "the link {link} is not followed: it leads to {folder}, in which the folder of models "
+        "itself lies; link to a folder that holds models alone",
+        link=Path(link), folder=Path(folder),
+    )  # fmt: skip
 
 
 def model_key(name: str) -> str:

@@ -82,7 +82,7 @@ def test_commands_of_a_page_are_understood(page: str) -> None:
     lines = [line for line in commands(page) if line not in commands("README.md")[:2]]
     assert len(lines) > 5
     for line in lines:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         assert words[:2] == ["python", "launch.py"]
         build_parser().parse_args(words[2:])
 

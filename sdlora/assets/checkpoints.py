@@ -185,10 +185,13 @@ class CheckpointLibrary:
     def _file_called(self, name: str) -> ModelFile | None:
         if name == STARTER:
             return _starter()
-        path = Path(self.workspace.model_source(name)).expanduser()
         files = self.workspace.model_files()
-        real = os.path.realpath(path)
-        if path.exists():
+        try:
+            path = Path(self.workspace.model_source(name)).expanduser()
+            real, exists = os.path.realpath(path), path.exists()
+        except (OSError, ValueError, RuntimeError):  # no name of a file, or nobody's home
+            return model_called(name, files)
+        if exists:
             same = (file for file in files if os.path.realpath(file.path) == real)
             return next(same, None) or _file_at(path)
         return model_called(name, files)

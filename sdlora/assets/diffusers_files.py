@@ -19,6 +19,7 @@ from sdlora.errors import DownloadError
 from sdlora.files import write_atomically
 
 INDEX = "model_index.json"
+UPSCALER = "upscaler"  # the folder of a model's own, which diffusers does not know
 # judge or read pictures; a Stable Diffusion opens and works without them
 LEFT_OUT = ("safety_checker", "image_encoder")
 _CONFIGURATION = (".json", ".txt", ".model")
@@ -68,11 +69,13 @@ def needed_files(paths: Iterable[str], components: list[str], variant: str) -> d
     """Return path in the repository -> path in the folder of all that is needed. `variant`: `fp16`
     or `full`, where there is a choice. DownloadError: a component has no safetensors."""
     by_component: dict[str, list[str]] = {name: [] for name in components}
+    needed = {INDEX: INDEX}
     for path in paths:
         match = _NAME.fullmatch(path)
         if match and match[1] in by_component:
             by_component[match[1]].append(match[2])
-    needed = {INDEX: INDEX}
+        elif match and match[1] == UPSCALER and path.endswith(".safetensors"):
+            needed[path] = path
     for component, names in by_component.items():
         for name in _files_of(component, names, variant):
             needed[f"{component}/{name}"] = f"{component}/{plain_name(name)}"
