@@ -16,7 +16,7 @@ class ModelSettings(Settings):
 
     model: str = Field(
         "starter",
-        description="Base model: starter, the name of a model here (see models list), a path, or a "
+        description="Base model: starter, the name of a model in models/, a path, or a "
         "Hugging Face id",
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
