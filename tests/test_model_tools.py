@@ -15,9 +15,9 @@ from sdlora.assets.merge import ModelMerge, block_weight_table
 from sdlora.cli.main import main
 from sdlora.cli.models import VERBS
 from sdlora.errors import SettingsError
+from sdlora.models.checkpoint_facts import checkpoint_facts
 from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.registry import open_family
-from sdlora.models.single_file import file_facts
 from sdlora.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_a_model_that_predicts_v_stays_marked(command: Command, space: Workspace
     assert command("convert", "noob", "--precision", "bf16", "--output", "x")[0] == 0
     header = read_checkpoint_header(space.models / "x.safetensors")
     assert "v_pred" in header and "ztsnr" in header
-    facts = file_facts(space.models / "x.safetensors")
+    facts = checkpoint_facts(read_checkpoint_header(space.models / "x.safetensors"))
     assert (facts.prediction, facts.zero_terminal_snr) == ("v_prediction", True)
     open_family(str(space.models / "x.safetensors"), torch.float32, CPU)
 

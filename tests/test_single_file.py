@@ -24,7 +24,7 @@ from sdlora.settings.presets import preset, preset_drift_prompts
 from sdlora.settings.train import TrainSettings
 from sdlora.training.train import open_model
 from sdlora.workspace import STARTER_MODEL, Workspace
-from tiny import CPU, open_tiny
+from tiny import CPU, open_tiny, tiny
 from tiny_checkpoints import KINDS, checkpoint, make, tensors, write
 
 Change = Callable[[dict[str, Tensor]], object]
@@ -270,6 +270,51 @@ def test_a_checkpoint_without_vae_opens_with_any_form_of_one(tmp_path: Path) -> 
     forms = (checkpoint("sd1"), tmp_path / "folder", write(tmp_path / "vae.safetensors", bare))
     for form in forms:
         assert_holds(opened(path, ModelOptions(vae=str(form))), pipeline)
+
+
+def test_a_vae_with_the_names_of_diffusers_is_read_too(tmp_path: Path) -> None:
+    pipeline = make("sd1")
+    theirs = write(tmp_path / "vae.safetensors", pipeline.vae.state_dict())
+    path = changed("sd1", tmp_path / "no-vae.safetensors", without(VAE))
+    assert_holds(opened(path, ModelOptions(vae=str(theirs))), pipeline)
+
+
+def test_a_damaged_vae_of_its_own_is_not_read_where_another_is_chosen(tmp_path: Path) -> None:
+    path = changed("sd1", tmp_path / "damaged.safetensors", without(VAE + "decoder.up.0."))
+    with pytest.raises(ModelError, match="tensors of its VAE are missing"):
+        opened(path)
+    assert_holds(opened(path, ModelOptions(vae=str(checkpoint("sd1")))), make("sd1"))
+
+
+def test_parts_that_do_not_fit_are_refused_in_words(tmp_path: Path) -> None:
+    bare = {n.removeprefix(VAE): t for n, t in tensors("sd1").items() if n.startswith(VAE)}
+    wide = {**bare, "decoder.conv_in.weight": torch.ones(32, 16, 3, 3)}
+    wide |= {f"{n}quant_conv.weight": torch.ones(s, s, 1, 1) for n, s in (("", 32), ("post_", 16))}
+    wide |= {f"{n}quant_conv.bias": torch.ones(s) for n, s in (("", 32), ("post_", 16))}
+    wide["encoder.conv_out.weight"] = torch.ones(32, 32, 3, 3)
+    wide["encoder.conv_out.bias"] = torch.ones(32)
+    vae = write(tmp_path / "wide.safetensors", wide)
+    misshapen = write(
+        tmp_path / "odd.safetensors", {**bare, "decoder.norm_out.weight": torch.ones(31)}
+    )
+    make("sd2").save_pretrained(tmp_path / "sd2")
+    choices = {
+        ModelOptions(vae=str(vae)): "makes latents of 16 channels, .* has 4",
+        ModelOptions(vae=str(misshapen)): "1 tensors of its VAE have another shape",
+        ModelOptions(text_encoder=str(checkpoint("sdxl"))): "holds no text encoder of .* 1",
+        ModelOptions(text_encoder=str(tmp_path / "sd2")): "texts of width 1024, .* reads 768",
+    }
+    for options, sentence in choices.items():
+        with pytest.raises(ModelError, match=sentence):
+            opened(checkpoint("sd1"), options)
+
+
+@pytest.mark.parametrize("setting", ["vae", "text_encoder"])
+@pytest.mark.parametrize("kind", ["starter", "flux", "sd3"])
+def test_families_whose_parts_are_their_own_say_so(kind: str, setting: str) -> None:
+    source = str(STARTER_MODEL) if kind == "starter" else str(tiny(kind))
+    with pytest.raises(ModelError, match=f"is used with its own parts; .*{setting}"):
+        open_family(source, torch.float32, CPU, ModelOptions(**{setting: source}))
 
 
 def test_another_vae_takes_the_place_of_the_models_own(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ FAMILY_CONFIGS: dict[str, FamilyConfig] = {
     "sdxl": FamilyConfig(0, 1024, 1024, 0.13025, True, ("<|endoftext|>", "!")),
 }
 _RESNET = "in_layers.2.weight"
+# of a VAE, in the first code's names and in diffusers'
+_VAE_LEVEL = re.compile(r"encoder\.down(?:_blocks)?\.(\d+)\.(?:block|resnets)\.0\.conv1\.weight")
+_VAE_LAYER = r"encoder\.down(?:_blocks)?\.0\.(?:block|resnets)\.(\d+)\.conv1\.weight"
 # Stable Diffusion's noise: 1000 steps, betas linear in their roots (arXiv:2112.10752, its code)
 SCHEDULER: Config = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -97,14 +100,21 @@ def unet_config(header: CheckpointHeader, facts: CheckpointFacts) -> Config:
     return config
 
 
-def vae_config(shapes: Shapes, family: str) -> Config:
-    """Return the config of the AutoencoderKL of a file's VAE, its names without prefix."""
-    blocks = _numbers(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
-    channels = tuple(shapes[f"encoder.down.{n}.block.0.conv1.weight"][0] for n in blocks)
+def vae_config(header: CheckpointHeader, family: str) -> Config:
+    """Return the config of the AutoencoderKL of the VAE in a checkpoint or in a file of its own.
+    ModelError: there is none, or it is not complete."""
+    shapes = without_prefix(header.shapes, VAE) or dict(header.shapes)
+    levels = {
+        int(match[1]): shape[0] for name, shape in shapes.items()
+        if (match := _VAE_LEVEL.fullmatch(name))
+    }  # fmt: skip
+    channels = tuple(levels[number] for number in sorted(levels))
+    if not channels or "decoder.conv_in.weight" not in shapes:
+        raise ModelError("{file} holds no whole VAE", file=header.file)
     row = FAMILY_CONFIGS[family]
     return {
         "block_out_channels": channels,
-        "layers_per_block": len(_numbers(shapes, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight")),
+        "layers_per_block": len(_numbers(shapes, _VAE_LAYER)),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "down_block_types": ("DownEncoderBlock2D",) * len(channels),
         "up_block_types": ("UpDecoderBlock2D",) * len(channels),
@@ -202,8 +212,3 @@ def _cross_width(shapes: Shapes) -> int:
 
 def _has_linear_projection(shapes: Shapes) -> bool:
     return any(len(s) == 2 for n, s in shapes.items() if n.endswith(".1.proj_in.weight"))
-
-
-def vae_shapes(header: CheckpointHeader) -> dict[str, Shape]:
-    """Return a VAE's shapes by name without prefix, of a whole checkpoint or of a VAE's file."""
-    return without_prefix(header.shapes, VAE) or dict(header.shapes)

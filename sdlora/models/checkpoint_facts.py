@@ -40,7 +40,8 @@ _FEW_STEPS = re.compile(
     re.IGNORECASE,
 )
 
-Source = Literal["file", "name", "family"]  # what told: a mark in the file, its name, the family
+# what told: the user, a mark in the file, its name, the family
+Source = Literal["user", "file", "name", "family"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def checkpoint_facts(header: CheckpointHeader) -> CheckpointFacts:
         family, prediction, told_by,
         zero_terminal_snr="ztsnr" in header or _says_zero_terminal_snr(header),
         in_channels=in_channels, components=_components(header, family),
-        dtype=_dtype(header), has_ema=any(name.startswith(EMA) for name in header.shapes),
+        dtype=number_format(header), has_ema=any(name.startswith(EMA) for name in header.shapes),
         few_steps=bool(_FEW_STEPS.search(_name(header))),
     )  # fmt: skip
 
@@ -117,17 +118,13 @@ def without_prefix(shapes: Mapping[str, Shape], prefix: str) -> dict[str, Shape]
     }
 
 
-# (name in the file, or "" for the second's own test) -> why the file cannot be used
+# name in the file -> why it cannot be used
 _OTHER_KINDS: tuple[tuple[str, str], ...] = (
     ("edm_mean", "is a Playground 2.5 model, whose noise schedule (EDM) is not supported"),
     ("edm_vpred.sigma_max", "predicts v on an EDM noise schedule (CosXL), which is not supported"),
     (
         DENOISER + "time_embed.cond_proj.weight",
         "has its guidance distilled into it (LCM); such models are not supported",
-    ),
-    (
-        "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
-        "is a LoRA; put it into loras/",
     ),
 )
 
@@ -201,7 +198,8 @@ def _components(header: CheckpointHeader, family: str) -> frozenset[str]:
     )
 
 
-def _dtype(header: CheckpointHeader) -> str:
+def number_format(header: CheckpointHeader) -> str:
+    """Return safetensors' word for most of the numbers of a denoiser, in a checkpoint or alone."""
     prefix = DENOISER if any(name.startswith(DENOISER) for name in header.shapes) else ""
     counts = Counter(
         dtype for name, dtype in header.dtypes.items()

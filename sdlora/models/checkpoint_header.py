@@ -20,7 +20,6 @@ from sdlora.errors import ModelError
 
 MAX_HEADER = 64 * 2**20
 MAX_TENSORS = 100_000
-SUFFIXES = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # bits of a value
 DTYPE_BITS = {

@@ -89,7 +89,7 @@ def checkpoint_layout(base: str, parts: Mapping[str, Any]) -> Layout:
         if part == "unet":
             layout |= dict(_unet(base, names))
         elif part == "vae":
-            layout |= dict(vae_layout(names, VAE))
+            layout |= dict(_vae(names))
         else:
             prefix = TEXT_PREFIXES[base][part]
             rename = _open_clip if prefix.endswith(".model.") else _clip
@@ -120,8 +120,7 @@ def _unet(base: str, names: Iterable[str]) -> Iterator[tuple[str, tuple[Place, .
         yield f"{DENOISER}{dotted}.{parameter}", (Place("unet", name),)
 
 
-def vae_layout(names: Iterable[str], prefix: str) -> Iterator[tuple[str, tuple[Place, ...]]]:
-    """Yield the table of a VAE alone, its names in the file after `prefix`."""
+def _vae(names: Iterable[str]) -> Iterator[tuple[str, tuple[Place, ...]]]:
     names = list(names)
     ups = [int(number) for name in names for number in re.findall(r"up_blocks\.(\d+)", name)]
     for name in names:
@@ -130,7 +129,7 @@ def vae_layout(names: Iterable[str], prefix: str) -> Iterator[tuple[str, tuple[P
         first = _renamed(inwards, _VAE_RULES)
         # its attention is made of 1 x 1 convolutions
         is_matrix = "attn" in first and "norm" not in first and name.endswith("weight")
-        yield prefix + first, (Place("vae", name, "convolution" if is_matrix else "same"),)
+        yield VAE + first, (Place("vae", name, "convolution" if is_matrix else "same"),)
 
 
 def _clip(part: str, names: Iterable[str]) -> Iterator[tuple[str, tuple[Place, ...]]]:

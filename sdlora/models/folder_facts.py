@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
-from sdlora.models.checkpoint_facts import CheckpointFacts
+from sdlora.models.checkpoint_facts import CheckpointFacts, number_format
 from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.models.registry import detect_family
 from sdlora.text_files import json_value
@@ -42,5 +42,5 @@ def _number_format(folder: Path) -> str:
     """Return safetensors' word for the numbers of the weights in a folder; '' if unknown."""
     for file in sorted(folder.glob("*.safetensors")):
         with contextlib.suppress(ModelError):
-            return max(read_checkpoint_header(file).dtypes.values(), default="")
+            return number_format(read_checkpoint_header(file))
     return ""
