@@ -220,7 +220,7 @@ class CheckpointLibrary:
     def known_hash(self, source: str) -> str:
         """The AutoV2 hash of the file at a path; '' where nobody has asked for it yet."""
         path = Path(source)
-        row = self._read_rows().get(os.fsencode(path))
+        row = self._index.row(os.fsencode(path))
         if row is None or not path.is_file():
             return ""
         stat = path.stat()

@@ -8,13 +8,12 @@ function. Torch is loaded only when a tool that computes runs.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
+from sdlora.cli.reports import print_reports
 from sdlora.errors import LoraFileError
 from sdlora.lora.library.describe import describe, find_file
 from sdlora.lora.tools.report import Report
@@ -93,11 +92,4 @@ def lora(options: argparse.Namespace) -> int:
     tool = TOOLS[options.tool]
     settings = tool.settings.from_values(given(options, tool.settings))
     reports = tool.act(settings, Workspace.open(options.workspace))
-    for report in reports:
-        if options.json:
-            print(json.dumps(report.as_json, ensure_ascii=False))
-        else:
-            print("\n".join(report.lines()))
-        for warning in report.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-    return 0 if all(report.good for report in reports) else 1
+    return print_reports(reports, options.json)

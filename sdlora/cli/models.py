@@ -7,8 +7,6 @@ function, an example, and its own flags. Torch is loaded only when a tool that c
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +19,7 @@ from sdlora.assets.checkpoints import (
 )
 from sdlora.cli.flags import add_flags, add_operands, add_shared_flags, given
 from sdlora.cli.model_download import download
+from sdlora.cli.reports import print_reports
 from sdlora.errors import ModelError
 from sdlora.lora.tools.report import Report
 from sdlora.messages import COMMAND
@@ -128,15 +127,7 @@ def _reported(run: Run) -> Act:
     """Return a tool that prints the reports of `run`, and fails where one of them is bad."""
 
     def act(settings: Settings, workspace: Workspace, options: argparse.Namespace) -> int:
-        reports = run(settings, workspace)
-        for report in reports:
-            if options.json:
-                print(json.dumps(report.as_json, ensure_ascii=False))
-            else:
-                print("\n".join(report.lines()))
-            for warning in report.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
-        return 0 if all(report.good for report in reports) else 1
+        return print_reports(run(settings, workspace), options.json)
 
     return act
 

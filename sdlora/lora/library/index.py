@@ -196,6 +196,17 @@ class Index:
 
         return self._transaction(read, {})
 
+    def row(self, path: bytes) -> IndexRow | None:
+        """The row of one path; None where there is none, or it is damaged."""
+
+        def read(connection: sqlite3.Connection) -> IndexRow | None:
+            fields = ", ".join(IndexRow._fields)
+            statement = f"SELECT {fields}, checksum FROM files WHERE path = ?"
+            row = connection.execute(statement, (path,)).fetchone()
+            return IndexRow._make(row[:-1]) if row and _is_undamaged(row) else None
+
+        return self._transaction(read, None)
+
     def keep(self, rows: Collection[IndexRow], gone: Iterable[bytes] = ()) -> None:
         """Add rows or replace them, and forget the files that are gone."""
 
