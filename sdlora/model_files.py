@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sdlora.folder_walk import SubFolder, walk_folders
 from sdlora.messages import Message, readable
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -29,7 +30,6 @@ MODEL_PLACES = (
     *("models/diffusers", "models/diffusion_models", "models/unet", "models/DiffusionModels"),
     *("models/sd-1/main", "models/sd-2/main", "models/sdxl/main"),
 )
-MAX_FOLDERS = 20_000  # in all roots together; a link can lead to a whole disk
 INDEX_FILE = "model_index.json"
 EMPTY = "0 0"  # the stamp of a link to nowhere, and of an empty folder
 
@@ -77,51 +77,16 @@ def _folders_called(parent: Path, name: str) -> list[Path]:
 
 def list_models(roots: Iterable[Path]) -> tuple[list[ModelFile], list[Message]]:
     """Return (models of each root, those nearest to it first; messages about folders that could
-    not be listed). A folder that several links lead to is listed once."""
+    not be listed), see `walk_folders`."""
     models: list[ModelFile] = []
-    problems: list[Message] = []
-    visited: set[str] = set()
-    roots = list(roots)
-    above = {os.path.realpath(parent) for root in roots for parent in root.absolute().parents}
-    above -= set(map(os.path.realpath, roots))
-    for root in roots:
-        waiting = [(str(root), "")]
-        if os.path.realpath(root) == root.anchor:
-            problems.append(
-                Message("the folder {folder} is not searched: it is the whole disk", folder=root)
-            )
-            continue
-        for path, below in waiting:
-            real = os.path.realpath(path)
-            if real in visited:
-                continue
-            if below and real in above:
-                problems.append(_link_above_root(path, real))
-                continue
-            visited.add(real)
-            if len(visited) > MAX_FOLDERS:
-                problems.append(
-                    Message("only the first {limit} folders are searched", limit=MAX_FOLDERS)
-                )
-                return _named(models), problems
-            try:
-                entries = _entries(path)
-            except OSError as error:
-                template = "the folder {folder} cannot be read ({why})"
-                problems.append(Message(template, folder=Path(path), why=error.strerror))
-                continue
-            here, folders = _models_in(entries, below)
-            models += here
-            waiting += folders
+
+    def visit(folder: SubFolder) -> list[SubFolder]:
+        here, folders = _models_in(_entries(folder.path), folder.below)
+        models.extend(here)
+        return folders
+
+    problems = walk_folders(roots, visit, "folder of models", "models")
     return _named(models), problems
-
-
-def _link_above_root(link: str, folder: str) -> Message:
-    return Message(
-        "the link {link} is not followed: it leads to {folder}, in which the folder of models "
-        "itself lies; link to a folder that holds models alone",
-        link=Path(link), folder=Path(folder),
-    )  # fmt: skip
 
 
 def model_key(name: str) -> str:
@@ -162,11 +127,11 @@ def _entries(path: str) -> dict[str, os.DirEntry[str]]:
 
 def _models_in(
     entries: dict[str, os.DirEntry[str]], below: str
-) -> tuple[list[ModelFile], list[tuple[str, str]]]:
-    """Return (models of a folder, the folders in it to be searched as (path, path below root))."""
+) -> tuple[list[ModelFile], list[SubFolder]]:
+    """Return (models of a folder, the folders in it to be searched)."""
     by_name = {name.lower(): entry for name, entry in entries.items()}
     models: list[ModelFile] = []
-    folders: list[tuple[str, str]] = []
+    folders: list[SubFolder] = []
     for name, entry in entries.items():
         ending = os.path.splitext(name)[1].lower()
         if _is_folder(entry):
@@ -174,7 +139,7 @@ def _models_in(
             if stamp and (stamp != EMPTY or not below):
                 models.append(_beside(entry, name, stamp, below, by_name))
             elif below or name.lower() != PARTS_FOLDER:
-                folders.append((entry.path, f"{below}/{name}".strip("/")))
+                folders.append(SubFolder(entry.path, f"{below}/{name}".strip("/")))
         elif ending in SAFETENSORS or ending in OTHER_KINDS:
             models.append(_beside(entry, name[: -len(ending)], _stamp(entry), below, by_name))
     return sorted(models, key=lambda model: not model.path.lower().endswith(SAFETENSORS)), folders

@@ -28,6 +28,7 @@ PACKAGES = (
     "sdlora.file_names",
     "sdlora.noise_schedule",
     "sdlora.terminal",
+    "sdlora.folder_walk",
     "sdlora.model_files",
     "sdlora.workspace",
     "sdlora.lora",
@@ -61,7 +62,8 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 TORCH_FREE = (
     *("sdlora", "sdlora.append_only", "sdlora.architectures", "sdlora.errors", "sdlora.events"),
     *("sdlora.event_types", "sdlora.file_names", "sdlora.files", "sdlora.messages", "sdlora.eta"),
-    *("sdlora.model_files", "sdlora.assets", "sdlora.assets.ch*", "sdlora.assets.cl*"),
+    *("sdlora.folder_walk", "sdlora.model_files", "sdlora.assets"),
+    *("sdlora.assets.ch*", "sdlora.assets.cl*"),
     *("sdlora.assets.[!cm]*", "sdlora.assets.civitai", "sdlora.assets.model_file_check"),
     *("sdlora.terminal", "sdlora.text_files", "sdlora.workspace", "sdlora.settings*"),
     *("sdlora.prompt*", "sdlora.image_metadata*", "sdlora.kohya*", "sdlora.jobs*"),

@@ -12,6 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 from sdlora.assets.checkpoints import CheckpointLibrary
 from sdlora.errors import ModelError
+from sdlora.model_files import list_models
 from sdlora.models.checkpoint_header import read_checkpoint_header
 from sdlora.workspace import STARTER_MODEL, Workspace
 
@@ -235,3 +236,16 @@ def test_files_of_one_table_share_it_and_keep_their_own_metadata(space: Workspac
         alone = read_checkpoint_header(space.models / f"{name}.safetensors")
         shared = read_checkpoint_header(space.models / f"{name}.safetensors", tables)
         assert (alone.shapes, alone.metadata) == (shared.shapes, shared.metadata)
+
+
+def test_a_link_to_what_holds_the_models_is_named_and_not_followed(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "mine.safetensors").write_bytes(b"")
+    (tmp_path / "not mine.safetensors").write_bytes(b"")
+    (models / "up").symlink_to(tmp_path, target_is_directory=True)
+    (models / "round").symlink_to(models, target_is_directory=True)
+    files, problems = list_models([models])
+    assert [file.name for file in files] == ["mine"]
+    assert len(problems) == 1 and "up is not followed" in problems[0]
+    assert "in which the folder of models itself lies" in problems[0]

@@ -52,7 +52,7 @@ def test_a_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "a.safetensors").touch()
-    monkeypatch.setattr("sdlora.lora.library.scan.MAX_FOLDERS", 5)
+    monkeypatch.setattr("sdlora.folder_walk.MAX_FOLDERS", 5)
     found, problems = walk([tmp_path])
     assert len(found) == 4 and "only the first 5 folders are searched" in problems[0]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sdlora.folder_walk import SubFolder, printable_name, walk_folders
 from sdlora.lora.format.file_types import PICKLES, READABLE
 from sdlora.messages import Message
 
@@ -17,7 +17,6 @@ PREVIEWS = tuple(
     before + ending for ending in (".png", ".jpg", ".jpeg", ".webp") for before in (".preview", "")
 )
 Entry = os.DirEntry[str]
-MAX_FOLDERS = 20_000  # in all roots together; a link can lead to a whole disk
 
 
 class ScannedFile(NamedTuple):
@@ -33,70 +32,17 @@ class ScannedFile(NamedTuple):
 
 
 def walk(roots: Iterable[Path]) -> tuple[list[ScannedFile], list[Message]]:
-    """Return (LoRA files of each root, breadth first; messages about folders not listed).
-
-    A folder that several links lead to is listed once, so that links may go in circles. A link to
-    a folder that contains a root is not followed, and a root that is a whole disk is not listed.
-    """
+    """Return (LoRA files of each root, breadth first; messages about folders not listed), see
+    `walk_folders`."""
     scanned: list[ScannedFile] = []
-    problems: list[Message] = []
-    visited: set[str] = set()
-    roots = list(roots)
-    root_parents = {
-        os.path.realpath(parent) for root in roots for parent in root.absolute().parents
-    }
-    disks = {Path(parent).anchor for parent in root_parents}
-    root_parents -= set(map(os.path.realpath, roots))
-    for root in roots:
-        waiting = deque([(str(root), "")])
-        while waiting:
-            path, below = waiting.popleft()
-            if (real := os.path.realpath(path)) in visited:
-                continue
-            if below and real in root_parents:
-                problems.append(_link_above_root(path, real))
-                continue
-            if not below and real in disks:
-                problems.append(_whole_disk(path))
-                continue
-            if len(visited) == MAX_FOLDERS:
-                return scanned, [*problems, _too_many_folders(path)]
-            visited.add(real)
-            try:
-                files, folders = _list_folder(path)
-            except OSError as error:
-                template = "the folder {folder} cannot be read ({why})"
-                problems.append(Message(template, folder=Path(path), why=error.strerror))
-                continue
-            scanned.extend(_scan_loras(files, printable_name(below)))
-            waiting.extend((entry.path, f"{below}/{entry.name}".strip("/")) for entry in folders)
+
+    def visit(folder: SubFolder) -> list[SubFolder]:
+        files, folders = _list_folder(folder.path)
+        scanned.extend(_scan_loras(files, printable_name(folder.below)))
+        return [SubFolder(e.path, f"{folder.below}/{e.name}".strip("/")) for e in folders]
+
+    problems = walk_folders(roots, visit, "LoRA folder", "LoRAs")
     return scanned, problems
-
-
-def _link_above_root(link: str, folder: str) -> Message:
-    return Message(
-        "the link {link} is not followed: it leads to {folder}, in which the LoRA folder itself "
-        "lies; link to a folder that holds LoRAs alone",
-        link=Path(link),
-        folder=Path(folder),
-    )
-
-
-def _whole_disk(folder: str) -> Message:
-    return Message(
-        "the LoRA folder {folder} is not searched: it is the whole disk; name a folder that holds "
-        "LoRAs",
-        folder=printable_name(folder),
-    )
-
-
-def _too_many_folders(folder: str) -> Message:
-    return Message(
-        "only the first {limit} folders are searched for LoRAs; {folder} and those after it are "
-        "not listed; take links to folders without LoRAs away",
-        limit=MAX_FOLDERS,
-        folder=Path(folder),
-    )
 
 
 def _list_folder(path: str) -> tuple[list[Entry], list[Entry]]:
@@ -150,11 +96,6 @@ def _preview(stem: str, by_name: dict[str, Entry]) -> str:
         if picture := by_name.get(stem + ending):
             return picture.path
     return ""
-
-
-def printable_name(name: str) -> str:
-    """A file's name as valid text: each byte that is not UTF-8 becomes a question mark."""
-    return name if name.isascii() else name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _stamp(entry: Entry) -> str:
