@@ -288,7 +288,7 @@ class Workspace:
         if model == "starter":
             return str(STARTER_MODEL)
         for named in (self.models / model, self.models / (model + CHECKPOINT_SUFFIX)):
-            if model and _exists(named):
+            if model and path_exists(named):
                 return str(named)
         if not model or model[0] in "~." or os.path.isabs(model):
             return model
@@ -299,7 +299,7 @@ class Workspace:
         """Return what to open for a name, as `model_source` does. ModelError with near names: it is
         neither here nor of the form owner/name of a hub id."""
         source = self.model_source(model)
-        if _exists(Path(source)):
+        if path_exists(Path(source)):
             return source
         names = self.model_names()
         alike = [name for name in names if "/" in name and _is_near(model, name)]
@@ -316,7 +316,7 @@ class Workspace:
         else the name itself, a path; '' for none."""
         for folder in (self.vaes, self.models / PARTS_FOLDER, self.models):
             for named in (folder / vae, folder / (vae + CHECKPOINT_SUFFIX)):
-                if vae and _exists(named):
+                if vae and path_exists(named):
                     return str(named)
         return vae
 
@@ -337,7 +337,7 @@ class Workspace:
 MAX_NAMES = 12  # in a message
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Return True if there is a file or folder; no path is one, however long or odd it is."""
     try:
         return path.expanduser().exists()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fakes import write_lora
-from sdlora.errors import SdloraError
+from sdlora.errors import ModelError, SdloraError
 from sdlora.events import Done, SampleReady, Saved, Started
 from sdlora.jobs import run_folder
 from sdlora.jobs.kinds import MeasureSettings
@@ -90,3 +90,15 @@ def test_is_refused_at_once(
     shown = " ".join(caught.value.message.sentences(PAGE))
     assert shown.startswith(sentence)
     assert f"{root}" not in shown or "model" in values, "a path of the server's"
+
+
+def test_a_part_from_elsewhere_that_is_not_here_is_named_before_the_work(space: Workspace) -> None:
+    (space.vaes).mkdir(exist_ok=True)
+    (space.vaes / "soft.safetensors").write_bytes(b"")
+    for setting in ("vae", "text_encoder"):
+        request = ImageRequest(**{setting: "nosuch"})
+        with pytest.raises(ModelError, match=f"{setting}.*: there is no 'nosuch' here"):
+            check_startable(request, space)
+    with pytest.raises(ModelError, match="Did you mean soft"):
+        check_startable(ImageRequest(vae="sofd"), space)
+    check_startable(ImageRequest(vae="soft"), space)

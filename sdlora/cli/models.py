@@ -52,6 +52,9 @@ class ModelVerb:
 
 def describe_model(entry: CheckpointEntry) -> dict[str, Any]:
     """Return the facts of a model as plain values by their names."""
+    if entry.problem:
+        problem = entry.problem.on(COMMAND)
+        return {"name": entry.name, "path": str(entry.path), "problem": problem}
     info, claims = entry.info, entry.info.claims
     told_by = TOLD_BY.get(info.told_by, "")
     prediction = PREDICTIONS.get(info.prediction, "") if info.family else ""
@@ -74,7 +77,6 @@ def describe_model(entry: CheckpointEntry) -> dict[str, Any]:
         "claimed sha256": f"{claims.sha256} (by {claims.by})" if claims.sha256 else "",
         "preview": str(entry.preview or ""),
         "path": str(entry.path),
-        "problem": entry.problem.on(COMMAND) if entry.problem else "",
     }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from sdlora.errors import ModelError, did_you_mean
+from sdlora.messages import Setting
 from sdlora.settings.model import BasePrecision, ModelSettings
-from sdlora.workspace import Workspace
+from sdlora.workspace import Workspace, path_exists
 
 PredictionChoice = Literal["auto", "epsilon", "v_prediction"]
 
@@ -28,10 +31,24 @@ DEFAULT_OPTIONS = ModelOptions()
 
 
 def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions:
-    """Return the choices in some settings, their names made to paths."""
-    return ModelOptions(
+    """Return the choices in some settings, their names made to paths. ModelError: one names what is
+    not here."""
+    vae, other = settings.vae, settings.text_encoder
+    options = ModelOptions(
         settings.prediction,
-        workspace.vae_source(settings.vae),
-        workspace.checked_model(settings.text_encoder) if settings.text_encoder else "",
+        workspace.vae_source(vae),
+        workspace.model_source(other) if other else "",
         settings.base_precision,
     )
+    vaes = sorted(path.stem for path in workspace.vaes.glob("*.safetensors"))
+    _check_is_there("vae", vae, options.vae, [*vaes, *workspace.model_names()])
+    _check_is_there("text_encoder", other, options.text_encoder, workspace.model_names())
+    return options
+
+
+def _check_is_there(setting: str, name: str, source: str, names: list[str]) -> None:
+    if name and not path_exists(Path(source)):
+        raise ModelError(
+            "{setting}: there is no {name!r} here; leave it empty for the model's own.{near}",
+            setting=Setting(setting), name=name[:80], near=did_you_mean(name[:80], names),
+        )  # fmt: skip

@@ -23,8 +23,8 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
         content = _load(path)
     except UnpicklingError:
         raise ModelError(
-            "{file} holds more than weights: opening it could run code, and it is not opened. Look "
-            "for a .safetensors file of the same model",
+            "{file} holds more than weights, or is damaged: opening it could run code, and it is "
+            "not opened. Look for a .safetensors file of the same model",
             file=path,
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:

@@ -16,6 +16,7 @@ class ModelSettings(Settings):
 
     model: str = Field(
         "starter",
+        min_length=1,
         description="Base model: starter, the name of a model in models/, a path, or a "
         "Hugging Face id",
     )

@@ -16,11 +16,13 @@ from sdlora.jobs.kinds import Kind, kind_of
 from sdlora.jobs.review import lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import find_run, read
 from sdlora.messages import PerSurface, Setting
+from sdlora.models.options import model_options
 from sdlora.models.registry import detect_family
 from sdlora.settings.base import Settings
 from sdlora.settings.captioning import NEEDS_ONNX, DescribeSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
+from sdlora.settings.model import ModelSettings
 from sdlora.settings.train import TrainSettings
 from sdlora.workspace import HUB_ID, Workspace
 
@@ -33,7 +35,7 @@ def check_startable(settings: Settings, workspace: Workspace) -> None:
 
 
 def _training(settings: TrainSettings, workspace: Workspace) -> None:
-    _model(settings.model, workspace)
+    _model(settings, workspace)
     others = (*settings.more_data, *settings.regularisation)
     for source in (settings.data, *others, settings.masks, settings.validation_data):
         if source:
@@ -53,15 +55,17 @@ def _pictures(source: Path) -> None:
         raise DataError("there is no picture in {folder}; put some there first", folder=source)
 
 
-def _model(model: str, workspace: Workspace) -> None:
-    """ModelError: neither here nor the name of one on the Hugging Face hub, or not one of ours."""
-    source = Path(workspace.checked_model(model)).expanduser()
+def _model(settings: ModelSettings, workspace: Workspace) -> None:
+    """ModelError: neither here nor the name of one on the Hugging Face hub, or not one of ours; or
+    a part that it is to be used with is not here."""
+    source = Path(workspace.checked_model(settings.model)).expanduser()
     if source.exists():
         detect_family(source)
+    model_options(settings, workspace)
 
 
 def _images(request: ImageRequest, workspace: Workspace) -> None:
-    _model(request.model, workspace)
+    _model(request, workspace)
 
 
 def _comparison(settings: GridSettings, workspace: Workspace) -> None:
@@ -71,7 +75,7 @@ def _comparison(settings: GridSettings, workspace: Workspace) -> None:
     for step in settings.checkpoints:
         lora_of_step(files, step)
     prompts_of(settings, state)
-    _model(TrainSettings.load(run / "settings.json").model, workspace)
+    _model(TrainSettings.load(run / "settings.json"), workspace)
 
 
 def _captions(settings: DescribeSettings, workspace: Workspace) -> None:
