@@ -20,7 +20,8 @@ WORDS = {
     "group_rank": ("conv=4",), "group_alpha": ("conv=2",), "group_dropout": ("conv=0.1",),
     "group_learning_rate": ("conv=0.002",), "optimizer": "sgd",
     # of what is in every workspace
-    "model": "another_model", "more_data": ("zibo",), "regularisation": ("zibo",),
+    "model": "another_model", "vae": "another_model", "text_encoder": "another_model",
+    "more_data": ("zibo",), "regularisation": ("zibo",),
     "masks": "zibo", "validation_data": "zibo",
 }  # fmt: skip
 # What a value of a setting needs beside it
