@@ -32,6 +32,7 @@ from sdlora.errors import ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, build_name_map
 from sdlora.models.frozen_weights import freeze_linears, held_weights
+from sdlora.models.im2col_convolution import use_im2col
 from sdlora.models.protocols import Pipeline, Tokenizer, Vae
 from sdlora.models.stock_sampler import StockSampler
 from sdlora.models.text_encoding import TextEncodeOptions
@@ -109,6 +110,8 @@ class ModelFamily(ABC):
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.denoiser: Any = getattr(pipeline, self.denoiser_name)
+        if device.type == "cpu":
+            use_im2col(self.denoiser)
         self.vae: Vae = pipeline.vae
         self.text_encoders: dict[str, Any] = {
             key: encoder
