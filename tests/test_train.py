@@ -30,6 +30,7 @@ from sdlora.lora.format.hashes import read_hashes
 from sdlora.lora.format.training_metadata import read_training_metadata
 from sdlora.settings.image_request import ImageRequest
 from sdlora.starter.draw import draw, random_scene
+from sdlora.training import train_state
 from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
 from tiny import KINDS, open_tiny
@@ -58,6 +59,15 @@ def test_every_family_learns_in_the_same_loop(kind: str, run: Run) -> None:
     assert file.metadata["ss_steps"] == "4"
     assert isinstance(events[-1], Done)
     assert Path(events[-1].path).parts[-2:] == ("loras", "zibo.safetensors")
+
+
+def test_blocks_are_not_compiled_where_it_makes_them_slower(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_state, "compile_blocks", None)  # which is not called
+    details = only(Started, run("sd1", compile_blocks=True, steps=1)).details
+    assert details["compile blocks"] == "left off: on a processor it makes steps slower"
+    assert "compile blocks" not in only(Started, run("sd1", steps=1)).details
 
 
 def test_the_loss_falls(run: Run) -> None:

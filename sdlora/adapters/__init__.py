@@ -15,6 +15,7 @@ from sdlora.adapters.inject import (
     extract_lora,
     limit_norms,
     trainable_report,
+    why_uncompiled,
 )
 from sdlora.adapters.matching import LoraMatch, match_layers
 
@@ -29,4 +30,5 @@ __all__ = [
     "limit_norms",
     "match_layers",
     "trainable_report",
+    "why_uncompiled",
 ]

@@ -32,7 +32,7 @@ class _Im2colProduct(torch.autograd.Function):
         ctx.save_for_backward(matrix)
         columns = _joined(unfold(x, **layer.windows))
         height, width = layer.output_size(x)
-        return _split(matrix @ columns, len(x)).unflatten(2, (height, width))
+        return _split(matrix @ columns, len(x)).reshape(len(x), -1, height, width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -49,7 +49,7 @@ def _joined(columns: Tensor) -> Tensor:
 
 def _split(columns: Tensor, batch: int) -> Tensor:
     """(C, B L) -> (B,C,L)"""
-    return columns.unflatten(1, (batch, -1)).transpose(0, 1)
+    return columns.view(len(columns), batch, -1).transpose(0, 1)
 
 
 class Im2colConv2d(nn.Conv2d):

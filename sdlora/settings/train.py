@@ -351,7 +351,7 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
         False,
         title="Compile UNet blocks",
         description="Compile the UNet's blocks with torch.compile: a slow start, then faster "
-        "steps on a GPU",
+        "steps; on a GPU only",
     )
     offload: bool = Field(
         False,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters import attach, compile_blocks, limit_norms
+from sdlora.adapters import attach, compile_blocks, limit_norms, why_uncompiled
 from sdlora.device import generator_for
 from sdlora.models.base import ModelFamily
 from sdlora.settings.train import TrainSettings
@@ -66,7 +66,7 @@ class TrainState:
         # captions that are encoded in every step need their encoders
         family.offload({group.part for group in groups} if dataset.texts else family.text_encoders)
         self.apply_settings(settings)
-        if settings.compile_blocks:
+        if settings.compile_blocks and not why_uncompiled(family.device):
             compile_blocks(family)
 
     def apply_settings(self, settings: TrainSettings) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sdlora.adapters import trainable_report
+from sdlora.adapters import trainable_report, why_uncompiled
 from sdlora.errors import DataError, SdloraError
 from sdlora.eta import Pace
 from sdlora.events import Checkpoint, Event, Progress, Resumed, Started, Step, Warned
@@ -107,6 +107,8 @@ class Trainer:
             **{name.replace("_", " "): why for name, why in unused(self.settings).items()},
             "seed": str(self.settings.seed),
         }
+        if self.settings.compile_blocks and (why := why_uncompiled(self.family.device)):
+            details["compile blocks"] = why
         if held_out := self.validation.held_out:
             details["validation pictures"] = held_out.summary()
         return Started(f"training {self.settings.name}", self.settings.steps, details)
