@@ -10,6 +10,10 @@ that were encoded once, beside two others at the same rank, batch and precision,
   read back, LoRA on the attention's projections, AdamW. For SD 1.5 only.
 
 Memory is the GPU's peak, with what each needs on it.
+
+With --diffusers DIR and --sd-scripts DIR, the scripts themselves are run instead, from checkouts of
+their repositories, by --diffusers-python and --sd-scripts-python, interpreters that have what they
+require: see `benchmarks.peer_trainers`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +38,7 @@ from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.blend import UNETS, open_unet
+from benchmarks.peer_trainers import measure_peers
 from benchmarks.report import show
 from sdlora.adapters import detach
 from sdlora.device import DTYPES, generator_for, pick_device, pick_dtype
@@ -225,13 +231,21 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--alone", action="store_true", help="without diffusers")
+    for peer in ("diffusers", "sd-scripts"):
+        parser.add_argument(f"--{peer}", type=Path, help="checkout, to run its own script")
+        parser.add_argument(f"--{peer}-python", help="interpreter of its environment")
+    parser.add_argument("--scratch", type=Path, help="where 8 GB of random weights go for a while")
     options = parser.parse_args()
     usual = 128 if options.device.type == "cpu" else 1024 if options.unet == "sdxl" else 512
     options.pixels = options.pixels or usual
     dtype = DTYPES[options.dtype] if options.dtype else pick_dtype(options.device)[0]
     asked = {name: str(value) for name, value in vars(options).items()} | {"dtype": str(dtype)}
     before = os.getloadavg() if hasattr(os, "getloadavg") else ()
-    table = measure(open_unet(options.unet, options.device, dtype), options)
+    if options.diffusers or options.sd_scripts:
+        options.dtype = options.dtype or "fp32"
+        table = measure_peers(options)
+    else:
+        table = measure(open_unet(options.unet, options.device, dtype), options)
     after = os.getloadavg() if hasattr(os, "getloadavg") else ()
     threads = torch.get_num_threads()
     show({"asked": asked, "threads": threads, "load before": before, "load after": after, **table})
