@@ -36,6 +36,7 @@ from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import CPU
 from tiny_checkpoints import KINDS, checkpoint, tensors, write
 from training_runs import Run
+from webui.model_cards import model_advice
 
 gguf: Any = tiny_gguf.gguf  # without the package, that module is skipped and this one with it
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -196,6 +197,7 @@ def test_the_library_lists_and_finds_them(tmp_path: Path) -> None:
     assert alone.info.dtype == whole.info.dtype == "Q8_0"
     assert alone.missing_parts() == ["VAE", "text encoder"] and not whole.missing_parts()
     assert "--base-precision = int8" in alone.info.notes[0].on(COMMAND)
+    assert any("Base model precision = int8" in line for line in model_advice(alone))
     assert entries["ink.safetensors"].name == "ink" and not entries["ink.safetensors"].info.notes
     assert whole.name == "models/ink"
     assert "version 50529027" in str(entries["broken.gguf"].problem)

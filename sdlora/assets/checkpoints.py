@@ -52,8 +52,8 @@ NUMBER_FORMATS = {
     "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F64": "fp64",
 }  # fmt: skip
 DEQUANTIZED = Message(
-    "its weights are dequantised when it is opened, into the number format that the model is used "
-    "in; {base_precision} = int8 holds most of those of the denoiser in 8 bits",
+    "its weights are dequantised when it is opened, so that it needs as much memory as others of "
+    "its family; {base_precision} = int8 holds most of those of the denoiser in 8 bits",
     base_precision=Setting("base_precision"),
 )
 PREDICTIONS = {"epsilon": "noise (epsilon)", "v_prediction": "v"}

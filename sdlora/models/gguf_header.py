@@ -23,6 +23,7 @@ MAX_HEADER = 64 * 2**20
 MAX_ENTRIES = 100_000  # of tensors, and of metadata
 _MAX_NAME, _MAX_KEY, _MAX_SIDES = 2**10, 2**16, 8
 _MAX_TEXTS = 2**20  # in a list, such as a vocabulary
+_PIECE_BYTES = 2**16
 _VERSIONS = (2, 3)
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 _ALIGNMENT = "general.alignment"
@@ -84,47 +85,52 @@ class _Tensor(NamedTuple):
     shape: Sides
     format: GgufFormat
     offset: int  # from the first tensor byte
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) // self.format.values * self.format.bytes
+    bytes: int
 
 
 class _Bytes:
-    """A header's bytes, one value after the other. ModelError: there are no more."""
+    """A header's bytes, one value after the other, read from the file in pieces. ModelError: there
+    are no more."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.at = path, file, 0
         self.file_bytes = path.stat().st_size
-
-    def take(self, count: int) -> bytes:
-        """Return the next bytes."""
-        self._check(count)
-        self.at += count
-        content = self.file.read(count)
-        if len(content) < count:
-            raise self.damaged("it has changed while it was read")
-        return content
-
-    def skip(self, count: int) -> None:
-        """Go past some bytes."""
-        self._check(count)
-        self.at += count
-        self.file.seek(self.at)
+        self._piece, self._piece_at = b"", 0
 
     def numbers(self, layout: str) -> tuple[Any, ...]:
         """Return the next numbers, see struct; little-endian."""
-        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
+        layout = "<" + layout
+        first = self._next(struct.calcsize(layout))  # it may read another piece
+        return struct.unpack_from(layout, self._piece, first)
 
     def text(self, limit: int) -> str:
         """Return a text of at most so many bytes."""
         (length,) = self.numbers("Q")
         if length > limit:
             raise self.damaged(f"a text of {length} bytes at byte {self.at}")
+        first = self._next(length)
         try:
-            return self.take(length).decode()
+            return self._piece[first : first + length].decode()
         except UnicodeDecodeError:
             raise self.damaged(f"the text before byte {self.at} is no UTF-8") from None
+
+    def skip(self, count: int) -> None:
+        """Go past some bytes."""
+        self._check(count)
+        self.at += count
+
+    def _next(self, count: int) -> int:
+        """Go past some bytes; return where they begin in the piece."""
+        first = self.at - self._piece_at
+        if first + count > len(self._piece):
+            self._check(count)
+            self.file.seek(self.at)
+            self._piece, self._piece_at = self.file.read(max(count, _PIECE_BYTES)), self.at
+            first = 0
+            if len(self._piece) < count:
+                raise self.damaged("it has changed while it was read")
+        self.at += count
+        return first
 
     def _check(self, count: int) -> None:
         if self.at + count > self.file_bytes:
@@ -246,10 +252,11 @@ def _tensor(source: _Bytes, originals: dict[str, Sides]) -> _Tensor:
         raise source.damaged(f"the rows of {name!r} are no whole blocks")
     if not sides and FORMATS[kind].values > 1:
         raise source.damaged(f"{name!r} is no whole block")
-    original = originals.get(name, shape)
-    if min(original, default=0) < 0 or math.prod(original) != math.prod(shape):
+    original, count = originals.get(name, shape), math.prod(shape)
+    if original is not shape and (min(original) < 0 or math.prod(original) != count):
         raise source.damaged(f"the original shape of {name!r} is another size's")
-    return _Tensor(name, original, FORMATS[kind], offset)
+    size = count // FORMATS[kind].values * FORMATS[kind].bytes
+    return _Tensor(name, original, FORMATS[kind], offset, size)
 
 
 def _check_places(source: _Bytes, tensors: list[_Tensor], body_at: int, alignment: int) -> None:
