@@ -32,6 +32,7 @@ from sdlora.models.tensor_source import open_tensors
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.train import TrainSettings
 from sdlora.training.memory_prediction import predict_memory
+from sdlora.training.startable import check_startable
 from sdlora.workspace import STARTER_MODEL, Workspace
 from tiny import CPU
 from tiny_checkpoints import KINDS, checkpoint, tensors, write
@@ -140,11 +141,18 @@ def test_without_the_package_it_is_asked_for_and_plain_files_open(
         tmp_path / "f16.gguf", tensors("sd1"), tiny_gguf.F16
     )
     monkeypatch.setitem(sys.modules, "gguf.quants", None)
-    with pytest.raises(ModelError, match="as Q8_0, .* needs gguf: run `pip install gguf`"):
+    sentence = "as Q8_0, .* needs gguf: run `pip install gguf`"
+    with pytest.raises(ModelError, match=sentence):
         opened(tmp_path / "q.gguf")
     family = opened(tmp_path / "f16.gguf")
     assert_holds(family, plain)
     assert "weights" not in family.details
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    asked = {"prompt": "a cat", "model": str(tmp_path / "q.gguf")}
+    with pytest.raises(ModelError, match=sentence):
+        check_startable(ImageRequest.from_values(asked), Workspace(tmp_path))
+    asked["model"] = str(tmp_path / "f16.gguf")
+    check_startable(ImageRequest.from_values(asked), Workspace(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,15 @@ def read_gguf_header(path: Path) -> GgufHeader:
     )  # fmt: skip
 
 
+def needs_gguf(path: Path, number_format: str) -> ModelError:
+    """Return the error of a file whose weights the `gguf` package reads, which is not installed."""
+    return ModelError(
+        "{file} holds weights as {dtype}, and reading them needs gguf: run `pip install gguf` in "
+        "the environment of this program, .venv beside launch.py",
+        file=path, dtype=number_format,
+    )  # fmt: skip
+
+
 def _unknown_version(path: Path, version: int) -> ModelError:
     if version & 0xFFFF == 0 and version:
         return ModelError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdlora.errors import ModelError
 from sdlora.models.checkpoint_header import CheckpointHeader
-from sdlora.models.gguf_header import BY_NAME
+from sdlora.models.gguf_header import BY_NAME, needs_gguf
 
 VALUES_AT_ONCE = 2**18  # the fastest; they stay in a processor's cache
 _PLAIN = {
@@ -56,11 +56,7 @@ def _decoder(header: CheckpointHeader, name: str) -> Callable[[bytearray], Tenso
         quants: Any = import_module("gguf.quants")
         quantization = import_module("gguf.constants").GGMLQuantizationType[kind]
     except ImportError:
-        raise ModelError(
-            "{file} holds weights as {dtype}, and reading them needs gguf: run `pip install gguf` "
-            "in the environment of this program, .venv beside launch.py",
-            file=header.file, dtype=kind,
-        ) from None  # fmt: skip
+        raise needs_gguf(header.file, kind) from None
     except KeyError:
         raise _unread(header, name) from None
 
