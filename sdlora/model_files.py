@@ -1,8 +1,8 @@
 """Base model files in folders: listed, never opened, each with a name of its own; no torch.
 
-A model is a file (.safetensors, or of a kind that is refused with its reason), or a diffusers
-folder. Its name is the file's stem; of several files of one stem the first keeps it, and the others
-are named with their folder.
+A model is a file (.safetensors, .gguf, or of a kind that is refused with its reason), or a
+diffusers folder. Its name is the file's stem; of several files of one stem the first keeps it, and
+the others are named with their folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from sdlora.folder_walk import SubFolder, walk_folders
 from sdlora.messages import Message, readable
 
 SAFETENSORS = (".safetensors", ".sft")
-OTHER_KINDS = (".ckpt", ".pt", ".pth", ".bin", ".gguf")  # listed with the reason they are not read
+READABLE = (*SAFETENSORS, ".gguf")
+OTHER_KINDS = (".ckpt", ".pt", ".pth", ".bin")  # listed with the reason they are not read
 # A1111's notes, the Civitai extensions' page, StabilityMatrix's and LoRA-Manager's
 MODEL_SIDECARS = (".json", ".civitai.info", ".cm-info.json", ".metadata.json")
 MODEL_PREVIEWS = tuple(
@@ -100,7 +101,7 @@ def model_called(name: str, models: Iterable[ModelFile]) -> ModelFile | None:
     none."""
     models = list(models)
     stem, dot, ending = name.rpartition(".")
-    spellings = [name, stem] if (dot + ending).lower() in (*SAFETENSORS, *OTHER_KINDS) else [name]
+    spellings = [name, stem] if (dot + ending).lower() in (*READABLE, *OTHER_KINDS) else [name]
     for key in (str, model_key):
         for spelling in spellings:
             wanted_key = key(spelling)
@@ -140,9 +141,15 @@ def _models_in(
                 models.append(_beside(entry, name, stamp, below, by_name))
             elif below or name.lower() != PARTS_FOLDER:
                 folders.append(SubFolder(entry.path, f"{below}/{name}".strip("/")))
-        elif ending in SAFETENSORS or ending in OTHER_KINDS:
+        elif ending in READABLE or ending in OTHER_KINDS:
             models.append(_beside(entry, name[: -len(ending)], _stamp(entry), below, by_name))
-    return sorted(models, key=lambda model: not model.path.lower().endswith(SAFETENSORS)), folders
+    return sorted(models, key=_rank), folders
+
+
+def _rank(model: ModelFile) -> int:
+    """Return the order in which models of one name are given it: the most exact first."""
+    path = model.path.lower()
+    return 0 if path.endswith(SAFETENSORS) else 2 if path.endswith(OTHER_KINDS) else 1
 
 
 def _beside(
@@ -195,7 +202,7 @@ def _stamp(entry: os.DirEntry[str]) -> str:
 def _stem(model: ModelFile) -> str:
     file = _file(model)
     ending = os.path.splitext(file)[1].lower()
-    known = not model.is_folder and (ending in SAFETENSORS or ending in OTHER_KINDS)
+    known = not model.is_folder and (ending in READABLE or ending in OTHER_KINDS)
     return file[: -len(ending)] if known else file
 
 
@@ -224,5 +231,5 @@ def readable_names(models: Iterable[ModelFile]) -> list[str]:
     return [
         model.name for model in models
         if readable(model.name) == model.name
-        and (model.is_folder or model.path.lower().endswith(SAFETENSORS))
+        and (model.is_folder or model.path.lower().endswith(READABLE))
     ]  # fmt: skip

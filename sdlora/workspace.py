@@ -315,7 +315,7 @@ class Workspace:
         """Return what to open for a VAE's name: a file or folder of vae/, models/vae/ or models/,
         else the name itself, a path; '' for none."""
         for folder in (self.vaes, self.models / PARTS_FOLDER, self.models):
-            for named in (folder / vae, folder / (vae + CHECKPOINT_SUFFIX)):
+            for named in (folder / (vae + ending) for ending in ("", CHECKPOINT_SUFFIX, ".gguf")):
                 if vae and path_exists(named):
                     return str(named)
         return vae

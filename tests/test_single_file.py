@@ -225,9 +225,9 @@ def test_the_refiner_of_xl_is_refused(tmp_path: Path) -> None:
 BROKEN = {
     "pickle": (b"PK\x03\x04" + b"0" * 40, "is a pickle, .* convert it with"),
     "old pickle": (b"\x80\x02" + b"0" * 40, "is a pickle"),
-    "GGUF": (b"GGUF" + b"0" * 40, "is a GGUF file"),
+    "GGUF": (b"GGUF" + b"0" * 40, "is a GGUF file of version 808464432; versions 2 and 3"),
     "page": (b"<!DOCTYPE html><html>", "is a web page"),
-    "noise": (b"no model", "is not a safetensors file, or it is cut short"),
+    "noise": (b"no model", "is not a safetensors or GGUF file, or it is cut short"),
     "header": (b'\x08\0\0\0\0\0\0\0{"a": 1' + b"0" * 20, "header of .* is damaged"),
     "entry": (b'\x08\0\0\0\0\0\0\0{"a": 1}' + b"0" * 20, "its entry 'a' is wrong"),
 }

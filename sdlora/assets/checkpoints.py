@@ -23,7 +23,7 @@ from sdlora.assets.claims import Claims, claims_of
 from sdlora.errors import ModelError, did_you_mean
 from sdlora.lora.format.hashes import Hashes, is_hash
 from sdlora.lora.library.index import Index, IndexRow
-from sdlora.messages import Message
+from sdlora.messages import Message, Setting
 from sdlora.model_files import SAFETENSORS, ModelFile, list_models, model_called, readable_names
 from sdlora.models.checkpoint_facts import (
     CheckpointFacts,
@@ -41,15 +41,21 @@ _INDEX_VERSION = 1  # of the table; hashes take minutes to compute, and outlive 
 # Other code may read files differently: facts that it kept are read again
 _SOURCES = [
     *("assets/checkpoints", "assets/claims", "models/checkpoint_facts", "architectures"),
-    *("models/checkpoint_header", "models/folder_facts", "models/registry"),
+    *("models/checkpoint_header", "models/gguf_header"),
+    *("models/folder_facts", "models/registry"),
 ]
 _PROGRAM = zlib.crc32(
     b"".join((Path(__file__).parent.parent / f"{name}.py").read_bytes() for name in _SOURCES)
 )
-# safetensors' word for a number format -> ours
+# safetensors' word for a number format -> ours; a GGUF file's, such as Q4_K, is shown as it is
 NUMBER_FORMATS = {
     "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "F64": "fp64",
 }  # fmt: skip
+DEQUANTIZED = Message(
+    "its weights are dequantised when it is opened, so that it needs as much memory as others of "
+    "its family; {base_precision} = int8 holds most of those of the denoiser in 8 bits",
+    base_precision=Setting("base_precision"),
+)
 PREDICTIONS = {"epsilon": "noise (epsilon)", "v_prediction": "v"}
 TOLD_BY = {"file": "the file says so", "name": "by its name", "family": "usual for its family"}
 PART_TITLES = {"vae": "VAE", "text_encoder": "text encoder"}
@@ -310,12 +316,13 @@ def _info(
             if header.table not in known:
                 known[header.table] = checkpoint_facts(header)
             facts = with_name_and_metadata(known[header.table], header)
+            notes = [*notes, *([DEQUANTIZED] if header.is_in_blocks else [])]
     except ModelError as error:
         return ModelInfo(title=title, claims=claims, problem=error.message, notes=notes)
     return ModelInfo(
         facts.family, facts.prediction, facts.told_by, facts.zero_terminal_snr,
         facts.is_inpainting, facts.few_steps, sorted(facts.components),
-        NUMBER_FORMATS.get(facts.dtype, facts.dtype.lower()), title, claims, Message(""), notes,
+        NUMBER_FORMATS.get(facts.dtype, facts.dtype), title, claims, Message(""), notes,
     )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class ModelFamily(ABC):
     caption_clip_skip: int = 1  # the layer that captions are read from, counted from the last
     embeds_guidance: bool = False  # the denoiser reads the guidance scale itself
     upscaler: Path | None = None  # file of the upscaler that comes with the model
+    dequantized_from: str = ""  # ggml's word for the format of a GGUF file's weights
 
     def __init__(
         self, name: str, pipeline: Pipeline, device: torch.device, dtype: torch.dtype
@@ -392,10 +393,15 @@ class ModelFamily(ABC):
 
     @property
     def details(self) -> dict[str, str]:
-        """Facts to show when a job begins: the model's title, and how its weights are held where
-        that is not as usual."""
-        held = held_weights(self.denoiser)
-        return {"model": self.title, **({"frozen weights": str(held)} if held else {})}
+        """Facts to show when a job begins: the model's title, and how its weights were stored and
+        are held where that is not as usual."""
+        facts = {"model": self.title}
+        if self.dequantized_from:
+            number_format = str(self.dtype).removeprefix("torch.")
+            facts["weights"] = f"{self.dequantized_from}, dequantised to {number_format}"
+        if held := held_weights(self.denoiser):
+            facts["frozen weights"] = str(held)
+        return facts
 
     def to_dtype(self, dtype: torch.dtype) -> None:
         """Hold all weights in another number format, for good."""

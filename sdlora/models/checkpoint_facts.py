@@ -54,7 +54,7 @@ class CheckpointFacts:
     zero_terminal_snr: bool
     in_channels: int  # of the denoiser: 4; 9 of an inpainting model
     components: frozenset[str]  # of the pipeline's, those inside
-    dtype: str  # safetensors' word for most of the denoiser's numbers
+    dtype: str  # safetensors' word, or ggml's, for most of the denoiser's numbers
     has_ema: bool = False
     few_steps: bool = False  # distilled for few steps, as its name says
 
@@ -148,6 +148,12 @@ def _refuse_other_kinds(header: CheckpointHeader, shapes: Mapping[str, Shape]) -
             "{file} holds a VAE and no denoiser; name it as the VAE, beside a model",
             file=header.file,
         )
+    if kind := header.metadata.get("general.architecture", ""):  # a GGUF file says it
+        raise ModelError(
+            "{file} is a model of the architecture {kind!r}; GGUF files of Stable Diffusion 1, 2 "
+            "and XL with the names of its first code can be used",
+            file=header.file, kind=kind[:40],
+        )  # fmt: skip
     raise ModelError(
         "{file} is not a checkpoint of Stable Diffusion 1, 2 or XL: its tensors are named as in "
         "{key!r}",
@@ -199,7 +205,8 @@ def _components(header: CheckpointHeader, family: str) -> frozenset[str]:
 
 
 def number_format(header: CheckpointHeader) -> str:
-    """Return safetensors' word for most of the numbers of a denoiser, in a checkpoint or alone."""
+    """Return safetensors' word, or ggml's, for most of the numbers of a denoiser, in a checkpoint
+    or alone."""
     prefix = DENOISER if any(name.startswith(DENOISER) for name in header.shapes) else ""
     counts = Counter(
         dtype for name, dtype in header.dtypes.items()

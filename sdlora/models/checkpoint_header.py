@@ -1,7 +1,8 @@
 """Header of a checkpoint: names, shapes and number formats of its tensors, and its metadata.
 
 Read and checked without torch and without the weights, so that a library of thousands of files is
-listed from their first bytes (https://github.com/huggingface/safetensors#format).
+listed from their first bytes (https://github.com/huggingface/safetensors#format; GGUF files:
+gguf_header.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdlora.errors import ModelError
+from sdlora.models.gguf_header import BY_NAME as GGUF_FORMATS
+from sdlora.models.gguf_header import MAGIC as GGUF
+from sdlora.models.gguf_header import read_gguf_header
 
 MAX_HEADER = 64 * 2**20
 MAX_TENSORS = 100_000
@@ -33,7 +37,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """Tensor name -> shape and -> number format (safetensors' word), and metadata."""
+    """Tensor name -> shape and -> number format (safetensors' word, or ggml's), and metadata."""
 
     file: Path
     shapes: Mapping[str, Shape]
@@ -41,6 +45,19 @@ class CheckpointHeader:
     metadata: Mapping[str, str] = field(default_factory=dict)
     body_at: int = 0  # offset of the first tensor byte
     table: bytes = b""  # digest of the tensors' names, shapes and formats, where it was asked for
+    offsets: Mapping[str, int] = field(default_factory=dict)  # of a GGUF file's tensors
+
+    @property
+    def is_gguf(self) -> bool:
+        """True for a GGUF file."""
+        return bool(self.offsets)
+
+    @property
+    def is_in_blocks(self) -> bool:
+        """True for a GGUF file of which some tensors are quantised, in blocks."""
+        return self.is_gguf and any(
+            GGUF_FORMATS[kind].values > 1 for kind in set(self.dtypes.values())
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -61,12 +78,14 @@ _JSON = json.JSONDecoder()
 
 
 def read_checkpoint_header(path: Path, tables: TensorTables | None = None) -> CheckpointHeader:
-    """Read and check the header of a safetensors file. ModelError when it is not one.
+    """Read and check the header of a safetensors or GGUF file. ModelError when it is neither.
 
     `tables` is a cache that this call adds to: checkpoints of a family differ in their weights and
     metadata, seldom in their tensors, and to parse those takes many times as long as to read them.
     """
     text, body_bytes = _header_text(path)
+    if text == GGUF:
+        return _of_gguf(path, tables is not None)
     metadata, rest = _split(text)
     digest = hashlib.blake2b(rest, digest_size=16).digest() if tables is not None else b""
     table = (tables or {}).get(digest)
@@ -84,19 +103,41 @@ def read_checkpoint_header(path: Path, tables: TensorTables | None = None) -> Ch
 
 
 def _header_text(path: Path) -> tuple[bytes, int]:
-    """Return (header as JSON, bytes after it). ModelError: it is no safetensors file."""
+    """Return (header as JSON, bytes after it), of a GGUF file its magic word alone. ModelError: it
+    is neither."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
+            if start.startswith(GGUF):  # no length that a header may have
+                return GGUF, 0
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
                 raise _other_kind(path, start)
             return file.read(length), size - 8 - length
     except OSError as error:
-        raise ModelError(
-            "{file} cannot be read: {why}", file=path, why=error.strerror or error
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _of_gguf(path: Path, with_digest: bool) -> CheckpointHeader:
+    try:
+        header = read_gguf_header(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not header.shapes:
+        raise ModelError("{file} holds {count} tensors", file=path, count=0)
+    metadata = dict(header.texts)
+    if name := metadata.get("general.name"):
+        metadata.setdefault("modelspec.title", name)
+    rows = [(name, shape, header.dtypes[name]) for name, shape in header.shapes.items()]
+    digest = hashlib.blake2b(repr(rows).encode(), digest_size=16).digest() if with_digest else b""
+    return CheckpointHeader(
+        path, header.shapes, header.dtypes, metadata, header.body_at, digest, header.offsets
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError("{file} cannot be read: {why}", file=path, why=error.strerror or error)
 
 
 def _split(text: bytes) -> tuple[Any, bytes]:
@@ -121,19 +162,13 @@ def _other_kind(path: Path, start: bytes) -> ModelError:
             "the same model",
             file=path, command=f"launch.py models convert {path.name}",
         )  # fmt: skip
-    if start.startswith(b"GGUF"):
-        return ModelError(
-            "{file} is a GGUF file; GGUF files are not opened, take the .safetensors file of the "
-            "same model",
-            file=path,
-        )
     if start.lstrip()[:1] == b"<":
         return ModelError(
             "{file} is a web page, not a model: a download that asked for a login leaves such "
             "files. Download it again",
             file=path,
         )
-    return ModelError("{file} is not a safetensors file, or it is cut short", file=path)
+    return ModelError("{file} is not a safetensors or GGUF file, or it is cut short", file=path)
 
 
 def _checked(path: Path, text: bytes) -> TensorTable:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sdlora.errors import ModelError, did_you_mean
 from sdlora.messages import Setting
+from sdlora.model_files import READABLE
 from sdlora.settings.model import BasePrecision, ModelSettings
 from sdlora.workspace import Workspace, path_exists
 
@@ -40,7 +41,7 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
         workspace.model_source(other) if other else "",
         settings.base_precision,
     )
-    vaes = sorted(path.stem for path in workspace.vaes.glob("*.safetensors"))
+    vaes = sorted(path.stem for path in workspace.vaes.glob("*") if path.suffix in READABLE)
     _check_is_there("vae", vae, options.vae, [*vaes, *workspace.model_names()])
     _check_is_there("text_encoder", other, options.text_encoder, workspace.model_names())
     return options

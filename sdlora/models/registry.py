@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdlora.architectures import FAMILIES
 from sdlora.errors import ModelError
 from sdlora.models.checkpoint_configs import resolution_of
-from sdlora.models.checkpoint_facts import checkpoint_facts, denoiser_shapes
+from sdlora.models.checkpoint_facts import checkpoint_facts, denoiser_shapes, number_format
 from sdlora.models.checkpoint_header import Shape, read_checkpoint_header
+from sdlora.models.gguf_header import needs_gguf
 from sdlora.models.options import DEFAULT_OPTIONS, ModelOptions
 from sdlora.prompt import clip_vocabulary
 from sdlora.text_files import json_value
@@ -110,6 +112,14 @@ def is_for_few_steps(source: str | Path) -> bool:
     """Return True for a single file whose name says that it is distilled for few steps."""
     file = Path(source)
     return file.is_file() and checkpoint_facts(read_checkpoint_header(file)).few_steps
+
+
+def check_packages(source: str | Path) -> None:
+    """ModelError: a file's weights are read by a package that is not installed."""
+    file = Path(source)
+    header = read_checkpoint_header(file) if file.is_file() else None
+    if header and header.is_in_blocks and find_spec("gguf") is None:
+        raise needs_gguf(file, number_format(header))
 
 
 def preset_family(source: str | Path) -> str:

@@ -24,7 +24,12 @@ from sdlora.models.checkpoint_configs import (
     resolution_of,
     scheduler_config,
 )
-from sdlora.models.checkpoint_facts import TEXT_PREFIXES, CheckpointFacts, checkpoint_facts
+from sdlora.models.checkpoint_facts import (
+    TEXT_PREFIXES,
+    CheckpointFacts,
+    checkpoint_facts,
+    number_format,
+)
 from sdlora.models.checkpoint_layout import checkpoint_layout, to_file
 from sdlora.models.checkpoint_parts import (
     PART_TITLES,
@@ -83,6 +88,7 @@ def open_single_file(
     """
     diffusers.logging.set_verbosity_error()
     with open_tensors(path) as source:
+        dequantized_from = number_format(source.header) if source.header.is_in_blocks else ""
         facts = _chosen(checkpoint_facts(source.header), options)
         elsewhere = sum(chosen_parts(facts.family, options).values(), [])
         modules = build_parts(source, facts, without=elsewhere)
@@ -96,6 +102,7 @@ def open_single_file(
     for part in parts.values():
         _name(part, path)
     family = family_class(facts.family, pipeline, device, dtype)
+    family.dequantized_from = dequantized_from
     if facts.family == "sd2" and facts.told_by == "family":
         _settle_prediction(family, facts)
     return family

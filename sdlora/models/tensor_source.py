@@ -2,6 +2,7 @@
 
 fp8 files come raw, or scaled: `X.weight` in float8 beside `X.scale_weight` or `X.weight_scale`, a
 number for the tensor or one for each row, by which it is multiplied (ComfyUI's "scaled fp8").
+GGUF files come in blocks of few bits (gguf_tensors.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from sdlora.errors import ModelError
 from sdlora.models.checkpoint_header import CheckpointHeader, read_checkpoint_header
+from sdlora.models.gguf_tensors import read_gguf_tensor
 
 _SCALES = (".scale_weight", ".weight_scale")
 _READABLE = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 
 
 class TensorSource:
-    """An open safetensors file."""
+    """An open safetensors or GGUF file."""
 
     def __init__(self, header: CheckpointHeader, file: Any) -> None:
         self.header = header
@@ -32,6 +34,8 @@ class TensorSource:
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a tensor in `dtype`. ModelError: its number format cannot be read."""
+        if self.header.is_gguf:
+            return read_gguf_tensor(self._file, self.header, name, dtype)
         if self.header.dtypes[name] not in _READABLE:
             raise ModelError(
                 "{file} holds {key!r} as {dtype}, a quantised format that cannot be read; take a "
@@ -79,7 +83,7 @@ def open_tensors(path: Path) -> Iterator[TensorSource]:
     """Open a file for reading tensors. ModelError: it is not one, or damaged."""
     header = read_checkpoint_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with path.open("rb") if header.is_gguf else safe_open(path, framework="pt") as file:
             yield TensorSource(header, file)
     except (OSError, SafetensorError) as error:
         raise ModelError("{file} cannot be opened: {why}", file=path, why=error) from None

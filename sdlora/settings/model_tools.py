@@ -33,7 +33,8 @@ class ModelCheckSettings(Settings):
 
 
 class ModelConvertSettings(Settings):
-    """Convert a model: one file or a diffusers folder, number format; .ckpt to .safetensors."""
+    """Convert a model: one file or a diffusers folder, number format; .ckpt and .gguf to
+    .safetensors."""
 
     model: str = Field(min_length=1, description="Model, by name or path")
     to: Literal["file", "folder"] = Field("file", description="What to write")

@@ -17,7 +17,7 @@ from sdlora.jobs.review import lora_of_step, loras_by_step, prompts_of
 from sdlora.jobs.run_folder import find_run, read
 from sdlora.messages import PerSurface, Setting
 from sdlora.models.options import model_options
-from sdlora.models.registry import detect_family
+from sdlora.models.registry import check_packages, detect_family
 from sdlora.settings.base import Settings
 from sdlora.settings.captioning import NEEDS_ONNX, DescribeSettings
 from sdlora.settings.grid import GridSettings
@@ -57,10 +57,11 @@ def _pictures(source: Path) -> None:
 
 def _model(settings: ModelSettings, workspace: Workspace) -> None:
     """ModelError: neither here nor the name of one on the Hugging Face hub, or not one of ours; or
-    a part that it is to be used with is not here."""
+    a part that it is to be used with is not here, or a package that reads it."""
     source = Path(workspace.checked_model(settings.model)).expanduser()
     if source.exists():
         detect_family(source)
+        check_packages(source)
     model_options(settings, workspace)
 
 
