@@ -64,7 +64,7 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
             *("validate_every", "validate_every_epochs", "validation_share", "validation_data"),
             *("patience", "measure_drift", "drift_prompts"),
         ),
-        "Model": ("prediction", "vae", "text_encoder", "base_precision"),
+        "Model": ("prediction", "vae", "text_encoder", "base_precision", "stream_blocks"),
         "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
     }
     data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
