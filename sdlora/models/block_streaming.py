@@ -19,6 +19,7 @@ device, as adapters do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,12 +41,16 @@ _ALIGNMENT = 256  # bytes; as allocators of processors and GPUs align what they 
 @dataclass(frozen=True)
 class _StreamedBlock:
     """Streamed tensors of a block, by owner and name; their master copy (bytes,) in main memory,
-    and their views of it and of each buffer."""
+    their places in that and their views of it."""
 
     places: Sequence[tuple[nn.Module, str]]
+    offsets: Sequence[int]  # bytes
     master: Tensor
     in_memory: Sequence[Tensor]
-    in_buffers: Sequence[Sequence[Tensor]]
+
+    def views(self, memory: Tensor) -> list[Tensor]:
+        """Return the tensors as they lie in a copy of the master."""
+        return [_view(memory, *pair) for pair in zip(self.offsets, self.in_memory, strict=True)]
 
     def use(self, views: Sequence[Tensor]) -> None:
         """Compute with these from now on."""
@@ -57,14 +62,13 @@ class _StreamedBlock:
 class _Buffer:
     """Memory on the device; the number of the block that it holds, and when that has arrived."""
 
-    index: int
     memory: Tensor
     number: int | None = None
     copied: Any = None  # torch.cuda.Event
 
 
 class BlockStreaming:
-    """Streamed blocks of a denoiser, which is in main memory when this is made."""
+    """Streamed blocks of a denoiser, frozen, which lies in main memory or on the device."""
 
     def __init__(self, model: nn.Module, device: torch.device, share: float) -> None:
         self.device = device
@@ -73,15 +77,12 @@ class BlockStreaming:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         every = repeated_blocks(model)
         chosen = _spread(every, share)
-        layouts = [_Layout.of(block) for block in chosen]
-        largest = max((layout.size for layout in layouts), default=0)
-        self._buffers = [
-            _Buffer(index, torch.empty(largest, dtype=torch.uint8, device=device))
-            for index in range(BUFFERS)
-        ]
-        memories = [buffer.memory for buffer in self._buffers]
         pinned = device.type == "cuda"
-        self._blocks = [layout.moved(memories, pinned) for layout in layouts]
+        self._blocks = [_moved(block, pinned) for block in chosen]  # which makes room for buffers
+        largest = max((len(block.master) for block in self._blocks), default=0)
+        self._buffers = [
+            _Buffer(torch.empty(largest, dtype=torch.uint8, device=device)) for _ in range(BUFFERS)
+        ]
         self._numbers = {
             owner: number for number, b in enumerate(self._blocks) for owner, _ in b.places
         }
@@ -94,11 +95,15 @@ class BlockStreaming:
 
     def __str__(self) -> str:
         total = sum(block.master.nbytes for block in self._blocks)
-        buffers = sum(buffer.memory.nbytes for buffer in self._buffers)
         return (
             f"{len(self._blocks)} of {self._of_all}: {size_in_words(total)} in main memory, "
-            f"{size_in_words(buffers)} of buffers on the device"
+            f"{size_in_words(self.buffer_bytes)} of buffers on the device"
         )
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffers on the device."""
+        return sum(buffer.memory.nbytes for buffer in self._buffers)
 
     def holds(self, layer: nn.Module) -> bool:
         """Return True for a layer whose weight is streamed."""
@@ -146,7 +151,7 @@ class BlockStreaming:
             torch.cuda.current_stream(self.device).wait_event(buffer.copied)
         self._buffers.sort(key=lambda each: each is buffer)  # the one in use is the last
         block = self._blocks[number]
-        block.use(block.in_buffers[buffer.index])
+        block.use(block.views(buffer.memory))
         self._following[self._recent] = number
         self._recent = self._recent[1], number
         following = self._following.get(self._recent)
@@ -173,44 +178,26 @@ class BlockStreaming:
         return buffer
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Places of a block's streamed tensors in one stretch of memory of `size` bytes."""
-
-    places: Sequence[tuple[nn.Module, str]]
-    offsets: Sequence[int]  # of the tensors, bytes
-    size: int
-
-    @classmethod
-    def of(cls, block: nn.Module) -> _Layout:
-        """Return the layout of a block's weights, and scales if they are held in few bits."""
-        places = [
-            (layer, name)
-            for layer in block.modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
-            for name, _ in (*layer.named_parameters(recurse=False), *layer.named_buffers("", False))
-            if name != "bias"
-        ]
-        offsets, size = [], 0
-        for owner, name in places:
-            offsets.append(size)
-            size += math.ceil(getattr(owner, name).nbytes / _ALIGNMENT) * _ALIGNMENT
-        return cls(places, offsets, size)
-
-    @torch.no_grad()
-    def moved(self, memories: Sequence[Tensor], pinned: bool) -> _StreamedBlock:
-        """Move the tensors into a master copy."""
-        master = _main_memory(self.size, pinned)
-        originals = [getattr(owner, name).data for owner, name in self.places]
-        in_memory, *in_buffers = (
-            [_view(memory, *pair) for pair in zip(self.offsets, originals, strict=True)]
-            for memory in (master, *memories)
-        )
-        for view, original in zip(in_memory, originals, strict=True):
-            view.copy_(original)
-        block = _StreamedBlock(self.places, master, in_memory, in_buffers)
-        block.use(in_memory)
-        return block
+@torch.no_grad()
+def _moved(block: nn.Module, pinned: bool) -> _StreamedBlock:
+    """Move a block's frozen weights, and scales if they are held in few bits, to main memory."""
+    places: list[tuple[nn.Module, str]] = [
+        (layer, name)
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        for name, tensor in (*layer.named_parameters("", False), *layer.named_buffers("", False))
+        if name != "bias" and not tensor.requires_grad
+    ]
+    originals = [getattr(owner, name).data for owner, name in places]
+    sizes = [math.ceil(t.nbytes / _ALIGNMENT) * _ALIGNMENT for t in originals]
+    offsets = [0, *itertools.accumulate(sizes)]
+    master = _main_memory(offsets.pop(), pinned)
+    in_memory = [_view(master, *pair) for pair in zip(offsets, originals, strict=True)]
+    for view, original in zip(in_memory, originals, strict=True):
+        view.copy_(original)
+    moved = _StreamedBlock(places, offsets, master, in_memory)
+    moved.use(in_memory)
+    return moved
 
 
 def _view(memory: Tensor, offset: int, like: Tensor) -> Tensor:
