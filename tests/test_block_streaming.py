@@ -219,6 +219,28 @@ def test_weights_keep_their_order_in_memory() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("precision", ["full", "int8"])
+def test_streaming_begins_while_a_model_learns(precision: Any) -> None:
+    """As when memory runs out: the same gradients as before."""
+    family = opened("sdxl", 0, precision)
+    parameters = adapted(family, targets=("attention", "feed_forward", "conv"), conv_rank=2)
+    family.enable_gradient_checkpointing()
+    expected = step(family, parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    family.stream_blocks(1.0)
+    family.stream_blocks(1.0)
+    for _ in range(2):
+        assert torch.equal(step(family, parameters), expected)
+        for parameter in parameters:
+            parameter.grad = None
+    assert all(p.requires_grad for p in parameters) and family.streaming
+    memories = [buffer.memory for buffer in family.streaming._buffers]
+    masters = [block.master for block in family.streaming._blocks]
+    own = {t.untyped_storage().data_ptr() for t in (*memories, *masters)}
+    assert not own & {p.untyped_storage().data_ptr() for p in parameters}
+
+
 def test_a_model_without_repeated_blocks_is_refused() -> None:
     with pytest.raises(ModelError, match="Sequential has no repeated blocks"):
         BlockStreaming(nn.Sequential(nn.Linear(2, 2)), CPU, 1.0)

@@ -124,10 +124,10 @@ def test_what_cannot_fit_is_told_before_it_is_loaded(
     space = Workspace.open(workspace)
     for free, warns in ((8.0, True), (80.0, False)):
         monkeypatch.setattr(train_page, "free_memory_gib", lambda _, free=free: free)
-        asked = settings(model=sparse["sdxl"])
-        events = list(train_page.predict(asked, space, torch.bfloat16, CPU))
+        asked = settings(model=sparse["sdxl"], memory="high")
+        events = list(train_page.plan_training(asked, space, torch.bfloat16, CPU))
         assert bool(events) == warns
         for event in events:
             assert isinstance(event, Warned) and "8.0 GiB are free" in event.message
-        details = result_of(train_page.predict(asked, space, torch.bfloat16, CPU))
-        assert " GiB or more: weights 4.8 GiB" in details["predicted memory"]
+        plan = result_of(train_page.plan_training(asked, space, torch.bfloat16, CPU))
+        assert " GiB or more: weights 4.8 GiB" in plan.details["predicted memory"]

@@ -197,6 +197,7 @@ def test_on_streamed_blocks_too(base_precision: str, runs: Interrupted) -> None:
     """And the LoRA is that of the resident model, to the bit."""
     chance = {"dropout": 0.2, "base_precision": base_precision}
     compare(runs, {"kill": 3, "chance": chance, "stream_blocks": 1.0})
+    compare(runs, {"kill": 3, "chance": {"dropout": 0.2}, "memory": "lowest"})
     plain, streamed = runs.folder(), runs.folder()
     runs.run(runs.settings(**chance), plain)
     events = runs.run(runs.settings(**chance, stream_blocks=1.0), streamed)

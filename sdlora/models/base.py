@@ -110,6 +110,7 @@ class ModelFamily(ABC):
         self.name, self.title = name, self.spec.title
         self.device, self.dtype = device, dtype
         self.denoiser: Any = getattr(pipeline, self.denoiser_name)
+        self.denoiser.requires_grad_(False)
         self.streaming: BlockStreaming | None = None
         if stream_blocks:
             self.streaming = BlockStreaming(self.denoiser, device, stream_blocks)
@@ -384,6 +385,13 @@ class ModelFamily(ABC):
             self.denoiser.enable_gradient_checkpointing()
         for encoder in self.text_encoders.values():
             encoder.activation_checkpointing_enable()
+
+    def stream_blocks(self, share: float) -> None:
+        """Put the weights of a share of the denoiser's blocks into main memory from now on, from
+        where they are copied while they are needed; nothing where that is done already."""
+        if not self.streaming:
+            self.denoiser.disable_gradient_checkpointing()
+            self.streaming = BlockStreaming(self.denoiser, self.device, share)
 
     def compile_blocks(self, backend: str) -> None:
         """Compile the denoiser's repeated blocks, each kind of them once (docs.pytorch.org,

@@ -20,6 +20,9 @@ MOST_STEPS = 200_000
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryLevel = Literal["auto", "high", "medium", "low", "lowest"]
+# Fields that a memory plan decides where the user has not
+PLANNED = {"gradient_checkpointing", "optimizer", "base_precision", "stream_blocks"}
 Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial", "rex"]
 MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
 CaptionLines = Literal["joined", "first", "random"]
@@ -65,7 +68,9 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
             *("patience", "measure_drift", "drift_prompts"),
         ),
         "Model": ("prediction", "vae", "text_encoder", "base_precision", "stream_blocks"),
-        "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
+        "Machine": (
+            *("memory", "precision", "gradient_checkpointing", "compile_blocks", "offload"),
+        ),
     }
     data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
@@ -340,6 +345,13 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
         max_length=16,
         description="Unrelated prompts for measuring drift; empty: three everyday ones, where "
         "there is a validation split",
+    )
+    memory: MemoryLevel = Field(
+        "auto",
+        description="Memory to use on the device. high: all that is needed; medium: compute "
+        "activations twice, AdamW in 8 bits where bitsandbytes is there; low: hold the base model "
+        "in int8 too; lowest: stream its blocks too, for GPUs of 4 to 6 GB; auto: the first that "
+        "fits. What is set beside it wins",
     )
     precision: Precision = Field(
         "auto", description="Number format; auto: the best that the device supports"
