@@ -50,7 +50,6 @@ class ModelSettings(Settings):
         le=1,
         title="Streamed blocks",
         description="Share of the denoiser's blocks, 0 to 1, whose weights lie in main memory and "
-        "are copied to the device one after the other while they are needed: 1 takes the least "
-        "memory there and the most time. The result is the same; training computes activations "
-        "twice",
+        "are copied to the device while they are needed: 1 takes the least memory there and the "
+        "most time. Results stay the same; training computes activations twice",
     )

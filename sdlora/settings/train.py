@@ -348,10 +348,9 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
     )
     memory: MemoryLevel = Field(
         "auto",
-        description="Memory to use on the device. high: all that is needed; medium: compute "
-        "activations twice, AdamW in 8 bits where bitsandbytes is there; low: hold the base model "
-        "in int8 too; lowest: stream its blocks too, for GPUs of 4 to 6 GB; auto: the first that "
-        "fits. What is set beside it wins",
+        description="Memory to use. high: all that is needed; medium: compute activations twice, "
+        "AdamW in 8 bits; low: the base model in int8, too; lowest: its blocks streamed, too; "
+        "auto: the first that fits. Settings beside it win",
     )
     precision: Precision = Field(
         "auto", description="Number format; auto: the best that the device supports"
