@@ -1,11 +1,12 @@
 """What frozen weights in 8 bits cost and save in training: `python -m benchmarks.memory`.
 
 A UNet in the shape of SDXL with random weights, LoRA on its attention and feed-forward layers; the
-base as usual, in int8 and in fp8, each with and without gradient checkpointing. Of every form: the
-cosine of all LoRA gradients to those on the base in float32, and to those on the base as usual; the
-bytes of the denoiser, the bytes that are kept for the backward pass beside them, and the seconds
-of a step as a ratio to the base as usual. "int8, dequantised first" is a product with the
-dequantised weight, as libraries have it.
+base as usual, in int8 and in fp8, and with its blocks streamed, each with and without gradient
+checkpointing, which streamed blocks always have. Of every form: the cosine of all LoRA gradients to
+those on the base in float32, and to those on the base as usual; the bytes of the denoiser, the
+bytes that are kept for the backward pass beside them, and the seconds of a step as a ratio to the
+base as usual. "int8, dequantised first" is a product with the dequantised weight, as libraries have
+it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from sdlora.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 BASES: dict[str, BasePrecision] = {
-    "full": "full", "int8": "int8", "fp8": "fp8", "int8, dequantised first": "int8",
+    "full": "full", "int8": "int8", "fp8": "fp8", "streamed": "full", "int8, streamed": "int8",
+    "int8, dequantised first": "int8",
 }  # fmt: skip
 
 
@@ -51,7 +53,20 @@ def unet_family(
             if isinstance(layer, FrozenLinear):
                 layer.forward = partial(_dequantised_first, layer)  # type: ignore[method-assign]
     family.pipeline.to(dtype=dtype)
-    return type(family)(family.name, family.pipeline, device, dtype)
+    share = float(base.endswith("streamed"))
+    return type(family)(family.name, family.pipeline, device, dtype, share)
+
+
+def device_bytes(family: ModelFamily) -> int:
+    """Return the bytes of a denoiser that are on its device: not those of streamed blocks in main
+    memory, but their buffers."""
+    modules, streaming = family.denoiser.modules(), family.streaming
+    staying = [m for m in modules if not (streaming and streaming.holds(m))]
+    tensors = [t for m in staying for t in (*m.parameters(False), *m.buffers(False))]
+    biases = [m.bias for m in family.denoiser.modules() if m not in {*staying}]
+    return sum(t.nbytes for t in (*tensors, *biases) if t is not None) + (
+        streaming.buffer_bytes if streaming else 0
+    )
 
 
 def _dequantised_first(layer: FrozenLinear, x: Tensor) -> Tensor:
@@ -112,7 +127,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for checkpointing in (False, True):
         for base in BASES:
             family = unet_family(options.unet, base, CPU, dtype)
-            weights = sum(t.nbytes for t in family.denoiser.parameters())
+            weights = device_bytes(family)
             state = train_state(family, options, gradient_checkpointing=checkpointing)
             grads, kept = gradient(state)
             usual_grads = grads if base == "full" else usual_grads

@@ -1,7 +1,5 @@
 """Linear layers held in eight bits: their values, gradients, what they keep, and their loading."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 import tiny_checkpoints
-from sdlora.adapters import attach
+from adapter_gradients import adapted, gradients, kept, random, step
 from sdlora.errors import DeviceError
 from sdlora.models import frozen_weights
 from sdlora.models.base import ModelFamily
@@ -28,14 +26,9 @@ from sdlora.models.options import ModelOptions
 from sdlora.models.registry import open_family
 from sdlora.models.tensor_source import TensorSource
 from sdlora.settings.adapter_choices import ADAPTER_CHOICES
-from sdlora.settings.train import TrainSettings
-from tiny import CPU, LATENT, TRANSFORMERS, open_tiny, tiny
+from tiny import CPU, TRANSFORMERS, open_tiny, tiny
 
 FORMATS: tuple[HeldFormat, ...] = ("int8", "fp8")
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_of(held_format: HeldFormat, dtype: torch.dtype = torch.float32) -> FrozenLinear:
@@ -119,23 +112,6 @@ def test_casts_and_saves_leave_the_bits_alone(held_format: HeldFormat) -> None:
     other.load_state_dict({name: 0 * tensor for name, tensor in was.items()})
     other.load_state_dict(was)
     assert torch.equal(other.weight, layer_of(held_format).weight)
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Tensors that autograd keeps for backward and that are not the model's own."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    found: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if (pointer := tensor.untyped_storage().data_ptr()) not in own:
-            found[pointer] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        tensors: list[Tensor] = []
-        yield tensors
-        tensors += found.values()
 
 
 @pytest.mark.parametrize("held_format", FORMATS)
@@ -224,35 +200,6 @@ def test_bytes_are_those_of_the_tensors() -> None:
 def test_fp8_is_refused_on_apple_gpus() -> None:
     with pytest.raises(DeviceError, match="Apple GPUs; choose int8"):
         check_base_precision("fp8", torch.device("mps"))
-
-
-def adapted(family: ModelFamily, **settings: Any) -> list[nn.Parameter]:
-    """The parameters of adapters that have learnt something."""
-    groups = attach(family, TrainSettings(data="x", name="x", rank=4, alpha=4, **settings))
-    rng = torch.Generator().manual_seed(0)
-    parameters = [p for group in groups for p in group.parameters]
-    for parameter in parameters:
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=rng)
-    family.denoiser.train()
-    return parameters
-
-
-def step(family: ModelFamily, parameters: list[nn.Parameter]) -> Tensor:
-    """The gradient of all adapters for one picture."""
-    x, t = random(1, 4, LATENT, LATENT).requires_grad_(), torch.tensor([500])
-    with torch.no_grad():
-        text = family.encode_prompts(["a cat"])
-    text = family.condition_on_size(text, torch.tensor([[64, 64, 0, 0, 64, 64]]))
-    with family.autocast():
-        family.predict(x, t, text).float().square().mean().backward()
-    return torch.cat([p.grad.float().flatten() for p in parameters if p.grad is not None])
-
-
-def gradients(family: ModelFamily, **settings: Any) -> Tensor:
-    parameters = adapted(family, **settings)
-    found = step(family, parameters)
-    assert len(found) == sum(p.numel() for p in parameters)
-    return found
 
 
 @pytest.mark.parametrize("held_format", FORMATS)

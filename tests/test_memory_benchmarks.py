@@ -16,13 +16,18 @@ def test_eight_bits_keep_what_the_whole_base_keeps() -> None:
         assert min(plain["cosine_to_usual"], checked["cosine_to_usual"]) > least
         assert plain["cosine"] > 0.99
         assert plain["denoiser_mib"] < 0.8 * full["denoiser_mib"]
+    for base, cosine in (("streamed", 0.9999), ("int8, streamed", 0.998)):
+        plain, checked = rows[base, False], rows[base, True]
+        assert plain["kept_mib"] == checked["kept_mib"] < 0.5 * full["kept_mib"]
+        assert plain["denoiser_mib"] < 0.5 * full["denoiser_mib"]
+        assert min(plain["cosine_to_usual"], checked["cosine_to_usual"]) > cosine
     assert all(row["step_ratio"] > 0 for row in rows.values())
 
 
 def test_the_gpu_script_runs_whole_without_one() -> None:
     options = gpu.options_of(["--pixels", "64", "--steps", "1", "--device", "cpu", "--rank", "4"])
     table = gpu.measure("small", options)
-    assert list(table) == ["full", "int8", "fp8"]
+    assert list(table) == ["full", "int8", "fp8", "streamed", "int8, streamed"]
     for base, row in table.items():
         assert (base == "full") == (row["weights"] == "as usual")
         assert list(row["generating"]) == ["0 LoRAs", "1 LoRAs", "4 LoRAs"]

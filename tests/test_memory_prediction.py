@@ -56,6 +56,30 @@ def test_weights_and_adapter_are_those_of_the_open_model(kind: str, is_file: boo
     assert full.activations is None and "activations not counted" in str(full)
 
 
+@pytest.mark.parametrize("precision", ["full", "int8"])
+@pytest.mark.parametrize(("kind", "is_file"), SOURCES)
+def test_streamed_weights_are_those_that_stay_and_the_buffers(
+    kind: str, is_file: bool, precision: Any
+) -> None:
+    source = str(tiny_checkpoints.checkpoint(kind) if is_file else tiny(kind))
+    options = ModelOptions(base_precision=precision, stream_blocks=1.0)
+    family = open_family(source, torch.bfloat16, CPU, options)
+    streaming = family.streaming
+    assert streaming is not None
+    buffers = {buffer.memory.untyped_storage().data_ptr() for buffer in streaming._buffers}
+    masters = {block.master.untyped_storage().data_ptr() for block in streaming._blocks}
+    tensors = (*family.denoiser.parameters(), *family.denoiser.buffers())
+    staying = [t for t in tensors if t.untyped_storage().data_ptr() not in buffers | masters]
+    found = sum(t.nbytes for t in staying) + sum(b.memory.nbytes for b in streaming._buffers)
+    expected = predicted(source, base_precision=precision, stream_blocks=1.0).weights
+    aligned = 2 * 256 * max(len(block.places) for block in streaming._blocks)
+    assert expected <= found <= expected + aligned
+    every = predicted(source, base_precision=precision).weights
+    half = predicted(source, base_precision=precision, stream_blocks=0.5).weights
+    assert expected < half
+    assert expected < every or len(streaming._blocks) <= 3  # tiny ones have few
+
+
 @pytest.fixture(scope="module")
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Full-size checkpoints of zeros that take no room."""
@@ -100,10 +124,10 @@ def test_what_cannot_fit_is_told_before_it_is_loaded(
     space = Workspace.open(workspace)
     for free, warns in ((8.0, True), (80.0, False)):
         monkeypatch.setattr(train_page, "free_memory_gib", lambda _, free=free: free)
-        asked = settings(model=sparse["sdxl"])
-        events = list(train_page.predict(asked, space, torch.bfloat16, CPU))
+        asked = settings(model=sparse["sdxl"], memory="high")
+        events = list(train_page.plan_training(asked, space, torch.bfloat16, CPU))
         assert bool(events) == warns
         for event in events:
             assert isinstance(event, Warned) and "8.0 GiB are free" in event.message
-        details = result_of(train_page.predict(asked, space, torch.bfloat16, CPU))
-        assert " GiB or more: weights 4.8 GiB" in details["predicted memory"]
+        plan = result_of(train_page.plan_training(asked, space, torch.bfloat16, CPU))
+        assert " GiB or more: weights 4.8 GiB" in plan.details["predicted memory"]

@@ -192,6 +192,20 @@ def test_on_frozen_weights_too(base_precision: str, runs: Interrupted) -> None:
     assert sums(plain) != sums(small), "another base is learnt on"
 
 
+@pytest.mark.parametrize("base_precision", ["full", "int8"])
+def test_on_streamed_blocks_too(base_precision: str, runs: Interrupted) -> None:
+    """And the LoRA is that of the resident model, to the bit."""
+    chance = {"dropout": 0.2, "base_precision": base_precision}
+    compare(runs, {"kill": 3, "chance": chance, "stream_blocks": 1.0})
+    compare(runs, {"kill": 3, "chance": {"dropout": 0.2}, "memory": "lowest"})
+    plain, streamed = runs.folder(), runs.folder()
+    runs.run(runs.settings(**chance), plain)
+    events = runs.run(runs.settings(**chance, stream_blocks=1.0), streamed)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert " in main memory, " in started.details["streamed blocks"]
+    assert sums(plain)[0] == sums(streamed)[0] and sums(plain)[2] == sums(streamed)[2]
+
+
 def test_a_stopped_run_goes_on_and_replaces_its_own_lora(runs: Interrupted) -> None:
     settings = runs.settings(name="stopped", schedule="linear")
     whole, broken = runs.folder(), runs.folder()

@@ -158,7 +158,10 @@ def test_every_preset_is_valid_and_yields_to_the_user(family: str, goal: Any, ef
     assert {name: getattr(chosen, name) for name in wanted} == wanted
     mine = with_preset(TrainSettings.from_values({**asked, "rank": 3, "steps": 1000}), family)
     assert (mine.rank, mine.steps) == (3, 1000)
-    assert mine.given().keys() == TrainSettings.model_fields.keys(), "a run keeps all it was"
+    left = {"base_precision", "gradient_checkpointing", "stream_blocks"}  # to the memory plan
+    assert mine.given().keys() - {"optimizer"} == (
+        TrainSettings.model_fields.keys() - left - {"optimizer"}
+    ), "a run keeps all it was"
 
 
 def test_presets_go_from_the_general_to_the_particular() -> None:

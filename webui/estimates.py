@@ -18,8 +18,8 @@ from webui.app_state import AppState, Run
 COST_SETTINGS = (
     *("model", "batch_size", "gradient_accumulation", "resolution", "targets", "rank"),
     *("adapter", "conv_rank", "group_rank", "optimizer", "ema_decay", "compile_blocks"),
-    *("train_unet", "train_text_encoder", "precision", "base_precision"),
-    *("gradient_checkpointing", "offload"),
+    *("train_unet", "train_text_encoder", "precision", "base_precision", "stream_blocks"),
+    *("gradient_checkpointing", "offload", "memory"),
 )
 
 

@@ -79,12 +79,14 @@ class _LayerHook:
 
 @torch.no_grad()
 def dequantized_weight(family: ModelFamily, place: ParameterPath) -> Tensor:
-    """Return the weight that a quantised linear layer computes with: of another library's, its
-    answer to unit vectors."""
+    """Return the weight that a quantised linear layer or a streamed layer computes with: of another
+    library's, its answer to unit vectors."""
     part, path, _ = place
     layer = family.adaptable_layers[part][path]
-    if isinstance(layer, FrozenLinear):
-        return layer.weight
+    if isinstance(layer, FrozenLinear) or family.is_streamed(part, path):
+        family.fetch_weight(part, path)
+        weight: Tensor = layer.weight
+        return weight.detach()
     if not isinstance(layer, nn.Linear):
         raise refusal("quantised", layer=path)
     unit = torch.eye(layer.in_features, device=family.device, dtype=family.dtype)

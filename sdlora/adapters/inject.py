@@ -59,6 +59,7 @@ def attach(family: ModelFamily, settings: TrainSettings) -> list[ParamGroup]:
         torch.manual_seed(generator_for(settings.seed, "adapter").initial_seed())
         for (part, path), group in groups.items():
             base = family.components[part].get_submodule(path)
+            family.fetch_weight(part, path)
             layer = adapter_type.build(base, _spec(settings, group, base.weight))
             layer.train(base.training)
             layer.adapter_type = adapter_type.name
@@ -68,7 +69,8 @@ def attach(family: ModelFamily, settings: TrainSettings) -> list[ParamGroup]:
             family.components[part].set_submodule(path, layer)
     if adapter_type.initialize:
         rng = generator_for(settings.seed, "adapter")
-        for layer in _adapted_layers(family).values():
+        for place, layer in _adapted_layers(family).items():
+            family.fetch_weight(*place)
             adapter_type.initialize(layer, rng)
     return list(_param_groups(family, settings, groups))
 

@@ -120,8 +120,10 @@ VALUES_AT_ONCE, VALUES_ELSEWHERE = 2**19, 2**25
 
 def is_mergeable(family: ModelFamily, place: ParameterPath) -> bool:
     """Return whether the parameter is an ordinary one, which can hold the sum; a quantised layer
-    may compute its weight and have none."""
+    may compute its weight and have none, and a streamed one is a copy."""
     part, path, name = place
+    if name == "weight" and family.is_streamed(part, path):
+        return False
     parameter = dict(family.adaptable_layers[part][path].named_parameters(recurse=False)).get(name)
     if parameter is None:
         return False

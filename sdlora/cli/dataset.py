@@ -79,7 +79,7 @@ def check_pictures(settings: DatasetCheckSettings, workspace: Workspace) -> Iter
 def _measured(report: Preflight, workspace: Workspace) -> Iterator[OutputLine]:
     from sdlora.device import pick_device, pick_dtype  # these load torch
     from sdlora.training.measure_step import measure
-    from sdlora.training.memory_prediction import predict_memory
+    from sdlora.training.memory_plan import plan_memory
 
     *_, cost = (event for event in measure(report, workspace) if isinstance(event, Measured))
     text = (
@@ -90,8 +90,10 @@ def _measured(report: Preflight, workspace: Workspace) -> Iterator[OutputLine]:
     settings, (device, _) = report.settings, pick_device()
     itemsize = pick_dtype(device, settings.precision)[0].itemsize
     source = workspace.model_source(settings.model)
-    if prediction := predict_memory(settings, source, itemsize, device.type == "cuda"):
-        text += f"\npredicted for the device, before it was measured: {prediction}"
+    plan = plan_memory(settings, source, itemsize, device)
+    text += f"\nplan: {plan}"
+    if plan.prediction:
+        text += f"\npredicted for the device, before it was measured: {plan.prediction}"
     yield OutputLine(text, asdict(cost))
 
 

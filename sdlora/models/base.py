@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from sdlora.architectures import FAMILIES, FamilySpec
 from sdlora.cache import digest_of
-from sdlora.errors import ModelError
+from sdlora.errors import DeviceError, ModelError
 from sdlora.lora.format.keys import text_name
 from sdlora.lora.format.name_map import Slot, build_name_map
+from sdlora.messages import Setting
+from sdlora.models.block_streaming import BlockStreaming
 from sdlora.models.frozen_weights import freeze_linears, held_weights
 from sdlora.models.im2col_convolution import use_im2col
 from sdlora.models.protocols import Pipeline, Tokenizer, Vae
@@ -103,16 +105,22 @@ class ModelFamily(ABC):
     dequantized_from: str = ""  # ggml's word for the format of a GGUF file's weights
 
     def __init__(
-        self, name: str, pipeline: Pipeline, device: torch.device, dtype: torch.dtype
-    ) -> None:
+        self, name: str, pipeline: Pipeline, device: torch.device, dtype: torch.dtype,
+        stream_blocks: float = 0.0,
+    ) -> None:  # fmt: skip
         self.spec: FamilySpec = FAMILIES[name]
         self.name, self.title = name, self.spec.title
         self.device, self.dtype = device, dtype
-        self.pipeline = pipeline.to(device)
-        self.pipeline.set_progress_bar_config(disable=True)
         self.denoiser: Any = getattr(pipeline, self.denoiser_name)
+        self.denoiser.requires_grad_(False)
         if device.type == "cpu":
             use_im2col(self.denoiser)
+        self.streaming: BlockStreaming | None = None
+        if stream_blocks:
+            self.streaming = BlockStreaming(self.denoiser, device, stream_blocks)
+        with self.streaming.left_in_memory() if self.streaming else contextlib.nullcontext():
+            self.pipeline = pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
         self.vae: Vae = pipeline.vae
         self.text_encoders: dict[str, Any] = {
             key: encoder
@@ -376,14 +384,27 @@ class ModelFamily(ABC):
             torch.cuda.empty_cache()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Compute activations twice in place of keeping them."""
-        self.denoiser.enable_gradient_checkpointing()
+        """Compute activations twice in place of keeping them; streamed blocks always do."""
+        if not self.streaming:
+            self.denoiser.enable_gradient_checkpointing()
         for encoder in self.text_encoders.values():
             encoder.activation_checkpointing_enable()
 
+    def stream_blocks(self, share: float) -> None:
+        """Put the weights of a share of the denoiser's blocks into main memory from now on, from
+        where they are copied while they are needed; nothing where that is done already."""
+        if not self.streaming:
+            self.denoiser.disable_gradient_checkpointing()
+            self.streaming = BlockStreaming(self.denoiser, self.device, share)
+
     def compile_blocks(self, backend: str) -> None:
         """Compile the denoiser's repeated blocks, each kind of them once (docs.pytorch.org,
-        regional compilation)."""
+        regional compilation). DeviceError: they are streamed."""
+        if self.streaming:
+            raise DeviceError(
+                "{compile} and {stream} do not go together; choose one of them",
+                compile=Setting("compile_blocks"), stream=Setting("stream_blocks"),
+            )  # fmt: skip
         self.denoiser.compile_repeated_blocks(backend=backend)
 
     def discard_compiled_blocks(self) -> None:
@@ -393,15 +414,27 @@ class ModelFamily(ABC):
 
     @property
     def details(self) -> dict[str, str]:
-        """Facts to show when a job begins: the model's title, and how its weights were stored and
-        are held where that is not as usual."""
+        """Facts to show when a job begins: the model's title, and how its weights were stored, how
+        and where they are held, if that is not as usual."""
         facts = {"model": self.title}
         if self.dequantized_from:
             number_format = str(self.dtype).removeprefix("torch.")
             facts["weights"] = f"{self.dequantized_from}, dequantised to {number_format}"
         if held := held_weights(self.denoiser):
             facts["frozen weights"] = str(held)
+        if self.streaming:
+            facts["streamed blocks"] = str(self.streaming)
         return facts
+
+    def is_streamed(self, part: str, path: str) -> bool:
+        """Return True for a layer whose weight is streamed and can hold no change."""
+        layer = self.adaptable_layers[part].get(path)
+        return bool(self.streaming and layer is not None and self.streaming.holds(layer))
+
+    def fetch_weight(self, part: str, path: str) -> None:
+        """Have the weight of a streamed layer on the device for now."""
+        if self.streaming and self.is_streamed(part, path):
+            self.streaming.fetch(self.adaptable_layers[part][path])
 
     def to_dtype(self, dtype: torch.dtype) -> None:
         """Hold all weights in another number format, for good."""

@@ -26,6 +26,7 @@ class ModelOptions:
     vae: str = ""
     text_encoder: str = ""
     base_precision: BasePrecision = "full"
+    stream_blocks: float = 0.0
 
 
 DEFAULT_OPTIONS = ModelOptions()
@@ -40,6 +41,7 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
         workspace.vae_source(vae),
         workspace.model_source(other) if other else "",
         settings.base_precision,
+        settings.stream_blocks,
     )
     vaes = sorted(path.stem for path in workspace.vaes.glob("*") if path.suffix in READABLE)
     _check_is_there("vae", vae, options.vae, [*vaes, *workspace.model_names()])

@@ -204,7 +204,7 @@ def open_family(
     family_class = _class_of(name)
     loaded = family_class.load_pipeline(name, folder, dtype, options.base_precision)
     single_file.apply_options(loaded, name, options, dtype)
-    family = family_class(name, loaded, device, dtype)
+    family = family_class(name, loaded, device, dtype, options.stream_blocks)
     family.upscaler = default_upscaler(folder)
     return family
 

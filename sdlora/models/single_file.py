@@ -101,7 +101,7 @@ def open_single_file(
     pipeline = single_file_pipeline(facts.family, parts, scheduler_config(facts))
     for part in parts.values():
         _name(part, path)
-    family = family_class(facts.family, pipeline, device, dtype)
+    family = family_class(facts.family, pipeline, device, dtype, options.stream_blocks)
     family.dequantized_from = dequantized_from
     if facts.family == "sd2" and facts.told_by == "family":
         _settle_prediction(family, facts)

@@ -18,7 +18,7 @@ class ImageRequest(ModelSettings):
         "Picture": ("width", "height", "upscaler", "count", "batch_size", "seed", "image_format"),
         "Sampling": ("steps", "guidance", "sampler", "zero_terminal_snr"),
         "Hires fix": ("hires_scale", "hires_steps", "hires_strength", "hires_upscaler"),
-        "Model": ("prediction", "vae", "text_encoder", "base_precision"),
+        "Model": ("prediction", "vae", "text_encoder", "base_precision", "stream_blocks"),
     }
     prompt: str = Field("", description="Prompt, with LoRA tags such as <lora:name:0.8>")
     negative_prompt: str = Field("", description="Negative prompt: what the image should not show")

@@ -44,3 +44,12 @@ class ModelSettings(Settings):
         "change, in 8 bits for about half the memory (SDXL, FLUX.1, SD 3; little of SD 1.5); int8 "
         "is nearer to the model than fp8; full: in the number format of all else",
     )
+    stream_blocks: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Streamed blocks",
+        description="Share of the denoiser's blocks, 0 to 1, whose weights lie in main memory and "
+        "are copied to the device while they are needed: 1 takes the least memory there and the "
+        "most time. Results stay the same; training computes activations twice",
+    )

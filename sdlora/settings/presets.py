@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdlora.errors import SettingsError
-from sdlora.settings.train import Effort, Goal, TrainSettings
+from sdlora.settings.train import PLANNED, Effort, Goal, TrainSettings
 
 FOLDER = Path(__file__).parent / "preset_values"
 ANY = "any"
@@ -67,11 +67,15 @@ def families() -> tuple[str, ...]:
 
 
 def with_preset(settings: TrainSettings, family: str) -> TrainSettings:
-    """Return the user's settings over the preset of `family`, goal and effort; all values count as
-    set."""
+    """Return the user's settings over the preset of `family`, goal and effort. All values count as
+    set, but for those that are left to the memory plan."""
     defaults = preset(family, settings.goal, settings.effort)
     merged = TrainSettings.from_values({**defaults, **settings.given()})
-    return TrainSettings.from_values(merged.model_dump(mode="json"))
+    left = {
+        name for name in PLANNED - settings.model_fields_set
+        if getattr(merged, name) == TrainSettings.model_fields[name].default
+    }  # fmt: skip
+    return TrainSettings.from_values(merged.model_dump(mode="json", exclude=left))
 
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)

@@ -20,6 +20,9 @@ MOST_STEPS = 200_000
 Goal = Literal["style", "character", "object"]
 Effort = Literal["fast", "balanced", "quality"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryLevel = Literal["auto", "high", "medium", "low", "lowest"]
+# Fields that a memory plan decides where the user has not
+PLANNED = {"gradient_checkpointing", "optimizer", "base_precision", "stream_blocks"}
 Schedule = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial", "rex"]
 MissingCaptions = Literal["folder", "trigger", "file_name", "leave_out", "refuse"]
 CaptionLines = Literal["joined", "first", "random"]
@@ -64,8 +67,10 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
             *("validate_every", "validate_every_epochs", "validation_share", "validation_data"),
             *("patience", "measure_drift", "drift_prompts"),
         ),
-        "Model": ("prediction", "vae", "text_encoder", "base_precision"),
-        "Machine": ("precision", "gradient_checkpointing", "compile_blocks", "offload"),
+        "Model": ("prediction", "vae", "text_encoder", "base_precision", "stream_blocks"),
+        "Machine": (
+            *("memory", "precision", "gradient_checkpointing", "compile_blocks", "offload"),
+        ),
     }
     data: str = Field(min_length=1, description="Folder or zip of captioned pictures to train on")
     name: str = Field(min_length=1, description="Name of the LoRA, and of its tag in prompts")
@@ -340,6 +345,12 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
         max_length=16,
         description="Unrelated prompts for measuring drift; empty: three everyday ones, where "
         "there is a validation split",
+    )
+    memory: MemoryLevel = Field(
+        "auto",
+        description="Memory to use. high: all that is needed; medium: compute activations twice, "
+        "AdamW in 8 bits; low: the base model in int8, too; lowest: its blocks streamed, too; "
+        "auto: the first that fits. Settings beside it win",
     )
     precision: Precision = Field(
         "auto", description="Number format; auto: the best that the device supports"

@@ -23,6 +23,7 @@ from sdlora.messages import Setting
 from sdlora.models.options import model_options
 from sdlora.models.registry import open_family
 from sdlora.training.latent_dataset import encode_dataset
+from sdlora.training.memory_plan import plan_memory
 from sdlora.training.out_of_memory import OUT_OF_MEMORY
 from sdlora.training.train_state import TrainState
 from sdlora.workspace import Workspace
@@ -38,14 +39,13 @@ def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
     device, _ = pick_device()
     dtype, _ = pick_dtype(device, settings.precision)
     free = free_memory_gib(device)
+    source = workspace.checked_model(settings.model)
+    settings = plan_memory(settings, source, dtype.itemsize, device).settings
     examples, share = largest_step(report)
     yield Progress("loading the model")
     try:
         with _peak(device) as peak:
-            family = open_family(
-                workspace.checked_model(settings.model), dtype, device,
-                model_options(settings, workspace),
-            )  # fmt: skip
+            family = open_family(source, dtype, device, model_options(settings, workspace))
             dataset = yield from encode_dataset(
                 family, examples, settings, workspace.cache, report.lists
             )
@@ -60,8 +60,8 @@ def measure(report: Preflight, workspace: Workspace) -> Iterator[Event]:
     except OUT_OF_MEMORY:
         raise DeviceError(
             "a step of {count} pictures does not fit into the {free:.1f} GiB that are free; choose "
-            "{checkpointing}, a smaller {batch} or a smaller {resolution}",
-            count=len(examples), free=free, checkpointing=Setting("gradient_checkpointing"),
+            "a lower {memory}, a smaller {batch} or a smaller {resolution}",
+            count=len(examples), free=free, memory=Setting("memory"),
             batch=Setting("batch_size"), resolution=Setting("resolution"),
         ) from None  # fmt: skip
     step_s = (time.monotonic() - began) / (STEPS - 1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sdlora.architectures import FAMILIES
 from sdlora.messages import size_in_words
+from sdlora.models.block_streaming import BUFFERS
 from sdlora.models.checkpoint_header import Shape
 from sdlora.models.frozen_weights import is_held
 from sdlora.models.registry import model_facts, tensor_shapes
@@ -53,6 +54,12 @@ ACTIVATIONS = (
     Activations("sd3", 2.24, 24, 10.1, 0.30),
     Activations("sd3", 8.06, 38, 20.7, 0.76),
     Activations("flux", 11.90, 57, 33.2, 1.50),
+)
+# Repeated blocks by the names of diffusers, and the residual blocks of single files by theirs
+_BLOCK = re.compile(
+    r"(.*\b(?:resnets|(?:single_)?transformer_blocks)\.\d+"
+    r"|(?:(?:in|out)put_blocks\.\d+\.0|middle_block\.[02])"
+    r"(?=\.(?:in_layers|out_layers|emb_layers|skip_connection)\.))\."
 )
 _LIKE = 0.1  # a model is of a row's size when it differs by no larger a share
 
@@ -111,15 +118,22 @@ def predict_memory(
 
 
 def _weight_bytes(shapes: Mapping[str, Shape], settings: TrainSettings, itemsize: int) -> int:
-    total = 0
+    """Return the bytes of the denoiser on the device: all, or with streamed blocks those that stay
+    and the buffers."""
+    total, blocks = 0, dict[str, int]()
     for name, shape in shapes.items():
         layer, _, parameter = name.rpartition(".")
         held = parameter == "weight" and len(shape) == 2 and is_held(layer)
+        size = math.prod(shape) * itemsize
         if held and settings.base_precision != "full":
-            total += math.prod(shape) + 4 * shape[0]
-        else:
-            total += math.prod(shape) * itemsize
-    return total
+            size = math.prod(shape) + 4 * shape[0]
+        total += size
+        if parameter == "weight" and len(shape) > 1 and (block := _BLOCK.match(name)):
+            blocks[block[1]] = blocks.get(block[1], 0) + size
+    if not settings.stream_blocks or not blocks:
+        return total
+    share = math.ceil(settings.stream_blocks * len(blocks)) / len(blocks)
+    return round(total - share * sum(blocks.values())) + BUFFERS * max(blocks.values())
 
 
 def _lora_numbers(
@@ -148,6 +162,6 @@ def _activation_bytes(
     if settings.offload:
         return 0
     picture_gib = row.kept_gib
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing or settings.stream_blocks:
         picture_gib = row.inputs_gib + 2 * row.kept_gib / row.blocks
     return round(picture_gib * GIB * settings.batch_size * (side / row.side) ** 2 * itemsize / 2)

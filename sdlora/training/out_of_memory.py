@@ -42,14 +42,16 @@ def retry_with_less_memory(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        settings, remedy = next_memory_saving(training.settings)
+        on_gpu = torch.cuda.is_available()
+        settings, remedy = next_memory_saving(training.settings, on_gpu)
         training.apply_settings(settings)
         message = Message("the device ran out of memory; {remedy}", remedy=remedy)
         yield Warned(message, "pictures and order are the same")
 
 
-def next_memory_saving(settings: TrainSettings) -> tuple[TrainSettings, str]:
-    """Return settings that need less memory, and how they do. DeviceError: there are none."""
+def next_memory_saving(settings: TrainSettings, on_gpu: bool = False) -> tuple[TrainSettings, str]:
+    """Return settings that need less memory, and how they do. DeviceError: there are none that give
+    the same steps."""
     whole = settings.batch_size * settings.gradient_accumulation
     if not settings.gradient_checkpointing:
         return (
@@ -66,6 +68,12 @@ def next_memory_saving(settings: TrainSettings) -> tuple[TrainSettings, str]:
             "{whole} pictures per step are computed {few} at a time", whole=whole, few=smaller
         )
         return settings.model_copy(update=parts), remedy
+    if on_gpu and not settings.stream_blocks and not settings.compile_blocks:
+        remedy = Message(
+            "{setting} = 1: the base model's blocks are copied to the GPU while they are needed",
+            setting=Setting("stream_blocks"),
+        )
+        return settings.model_copy(update={"stream_blocks": 1.0}), remedy
     if not settings.offload:
         remedy = Message(
             "{setting} is on: what a step remembers is kept in main memory",
@@ -74,9 +82,8 @@ def next_memory_saving(settings: TrainSettings) -> tuple[TrainSettings, str]:
         return settings.model_copy(update={"offload": True}), remedy
     raise DeviceError(
         "the device ran out of memory, with {checkpointing}, {offload} and one picture at a time. "
-        "Use {precision} = int8, a smaller {resolution} or {rank}, train fewer layers, or close "
-        "what else uses it",
+        "Begin anew with {memory} = low or lowest, a smaller {resolution} or {rank}, train fewer "
+        "layers, or close what else uses it",
         checkpointing=Setting("gradient_checkpointing"), offload=Setting("offload"),
-        precision=Setting("base_precision"), resolution=Setting("resolution"),
-        rank=Setting("rank"),
+        memory=Setting("memory"), resolution=Setting("resolution"), rank=Setting("rank"),
     )  # fmt: skip

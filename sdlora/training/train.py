@@ -36,7 +36,7 @@ from sdlora.training.checkpoints import SavedState, newest_checkpoint
 from sdlora.training.dataset_fingerprint import check_same, digest, fingerprints
 from sdlora.training.latent_dataset import encode_dataset
 from sdlora.training.loss import DiffusionLoss
-from sdlora.training.memory_prediction import predict_memory
+from sdlora.training.memory_plan import MemoryPlan, plan_memory
 from sdlora.training.optim import check_optimizer
 from sdlora.training.trainer import Trainer
 from sdlora.training.validation import Validation, unrelated_prompts, without_augmentation
@@ -129,7 +129,8 @@ def prepare(
     yield from reproduction_warnings(folder, digest(prints))
     split = split_dataset(pictures, settings, workspace)
     yield from to_warnings(split.problems)
-    prediction = yield from predict(settings, workspace, dtype, device)
+    plan = yield from plan_training(settings, workspace, dtype, device)
+    settings = plan.settings
     family = yield from open_model(settings, workspace, dtype, device)
     dataset = yield from encode_dataset(
         family, split.learnt, settings, workspace.cache, split.lists
@@ -144,35 +145,33 @@ def prepare(
         trigger=pictures.trigger,
         auto_choices={
             "device": f"{device}: {device_reason}", "number format": f"{dtype}: {dtype_reason}",
-            **prediction,
+            **plan.details,
         },
     )  # fmt: skip
 
 
-def predict(
+def plan_training(
     settings: TrainSettings, workspace: Workspace, dtype: torch.dtype, device: torch.device
-) -> Generator[Event, None, dict[str, str]]:
-    """Predict the memory that the training needs, as a detail to show; warn where the device has
-    less free."""
-    on_gpu = device.type == "cuda"
+) -> Generator[Event, None, MemoryPlan]:
+    """Decide how the training fits into the device's memory; warn where the plan needs more than is
+    free."""
     source = workspace.model_source(settings.model)
-    prediction = predict_memory(settings, source, dtype.itemsize, on_gpu)
-    if prediction is None:
-        return {}
+    plan = plan_memory(settings, source, dtype.itemsize, device)
     free = free_memory_gib(device)
-    if prediction.total > free * 2**30:
+    if plan.prediction and plan.prediction.total > free * 2**30:
         yield Warned(
             Message(
                 "the training needs {needed}; {free:.1f} GiB are free",
-                needed=str(prediction), free=free,
+                needed=str(plan.prediction), free=free,
             ),
             Message(
-                "{precision} = int8 makes the weights smaller, {checkpointing} the activations",
-                precision=Setting("base_precision"),
-                checkpointing=Setting("gradient_checkpointing"),
+                "{memory} = low or lowest makes the weights smaller, {batch} and {resolution} the "
+                "activations",
+                memory=Setting("memory"), batch=Setting("batch_size"),
+                resolution=Setting("resolution"),
             ),
         )  # fmt: skip
-    return {"predicted memory": str(prediction)}
+    return plan
 
 
 def open_model(

@@ -74,6 +74,8 @@ class TrainState:
         self.settings = settings
         if settings.gradient_checkpointing:
             self.family.enable_gradient_checkpointing()
+        if settings.stream_blocks:
+            self.family.stream_blocks(settings.stream_blocks)
 
     def train_step(self, step: int) -> StepResult:
         """Take one optimizer step. Nothing is read back, so the device never waits for us."""
