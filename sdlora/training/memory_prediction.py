@@ -20,6 +20,7 @@ from sdlora.messages import size_in_words
 from sdlora.models.checkpoint_header import Shape
 from sdlora.models.frozen_weights import is_held
 from sdlora.models.registry import model_facts, tensor_shapes
+from sdlora.models.weight_formats import FORMATS
 from sdlora.settings.layer_groups import WIDER
 from sdlora.settings.train import TrainSettings
 from sdlora.training.optim import OPTIMIZERS
@@ -116,7 +117,7 @@ def _weight_bytes(shapes: Mapping[str, Shape], settings: TrainSettings, itemsize
         layer, _, parameter = name.rpartition(".")
         held = parameter == "weight" and len(shape) == 2 and is_held(layer)
         if held and settings.base_precision != "full":
-            total += math.prod(shape) + 4 * shape[0]
+            total += FORMATS[settings.base_precision].held_bytes(shape)
         else:
             total += math.prod(shape) * itemsize
     return total
