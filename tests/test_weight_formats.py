@@ -2,16 +2,19 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlora.models import weight_formats
+from sdlora.models.frozen_weights import freeze_linears
 from sdlora.models.weight_formats import (
     FORMATS,
     NF4_LEVELS,
     HeldFormat,
+    Shape,
     dequantize,
     load_kernels,
     quantize,
@@ -19,7 +22,7 @@ from sdlora.models.weight_formats import (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Whole blocks of 64; rows that end within a block; an odd number of values; several shares
-SHAPES = ((16, 64), (16, 24), (7, 9), (1, 1), (700, 1500))
+SHAPES = ((16, 64), (16, 24), (7, 9), (1, 1), (140, 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +129,22 @@ def test_nf4_is_that_of_bitsandbytes_in_every_bit(shape: tuple[int, int]) -> Non
     assert ("nf4", "cpu") in weight_formats._KERNELS
     for dtype, mine in zip(DTYPES, ours, strict=True):
         assert torch.equal(dequantize(held, scale, "nf4", shape, dtype), mine)
+
+
+def test_a_librarys_kernel_is_used_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for rows of an odd width, which bitsandbytes computes in a slow form of its own."""
+    asked = []
+
+    def kernel(held: Tensor, scale: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+        asked.append(shape)
+        return torch.full(shape, 2.0, dtype=dtype)
+
+    row = replace(FORMATS["nf4"], kernels=lambda: {"cpu": kernel})
+    monkeypatch.setitem(FORMATS, "nf4", row)
+    layers = nn.ModuleDict({"even": nn.Linear(4, 3), "odd": nn.Linear(5, 3)})
+    freeze_linears(nn.ModuleDict({"blocks": nn.ModuleList([layers])}), "nf4")
+    assert (layers["even"].weight == 2).all() and (layers["odd"].weight != 2).all()
+    assert asked == [(3, 4)]
 
 
 def test_without_bitsandbytes_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,6 @@ class FrozenLinear(nn.Linear):
         self.in_features, self.out_features = like.in_features, like.out_features
         self.held_format, self.dtype = held_format, like.weight.dtype
         self.weight_shape = (self.out_features, self.in_features)
-        load_kernels(held_format)
         held, scale = quantize(like.weight, held_format)
         self.held = nn.Parameter(held, requires_grad=False)
         self.register_buffer("scale", scale)
@@ -127,6 +126,7 @@ def freeze_linears(model: nn.Module, precision: BasePrecision) -> None:
     there are two forms at a time."""
     if precision == "full":
         return
+    load_kernels(precision)
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and is_held(path):
             model.set_submodule(path, FrozenLinear(layer, precision))

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 Kernel = Callable[[Tensor, Tensor, Shape, torch.dtype], Tensor]  # as `dequantize`, of one format
 
 # Values in work at a time: they stay in a processor's cache; elsewhere a launch costs more
-_VALUES_AT_ONCE, _VALUES_AT_ONCE_ON_A_GPU = 2**19, 2**24
+_VALUES_AT_ONCE, _VALUES_AT_ONCE_ON_A_GPU = 2**17, 2**24
 
 
 @dataclass(frozen=True)
