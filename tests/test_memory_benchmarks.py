@@ -9,12 +9,12 @@ def test_few_bits_keep_what_the_whole_base_keeps() -> None:
     rows = {(row["base"], row["checkpointing"]): row for row in memory.measure(options)}
     assert len(rows) == 2 * len(memory.BASES)
     full, naive = rows["full", False], rows["int8, dequantised first", False]
-    for base, least in (("int8", 0.998), ("fp8", 0.99), ("nf4", 0.95)):
+    for base, least in (("int8", 0.998), ("fp8", 0.99), ("nf4", 0.98)):
         plain, checked = rows[base, False], rows[base, True]
         assert plain["kept_mib"] <= 1.2 * full["kept_mib"] < naive["kept_mib"]
         assert checked["kept_mib"] < 0.5 * plain["kept_mib"]
         assert min(plain["cosine_to_usual"], checked["cosine_to_usual"]) > least
-        assert plain["cosine"] > 0.99
+        assert plain["cosine"] > 0.98
         assert plain["denoiser_mib"] < 0.8 * full["denoiser_mib"]
     assert all(row["step_ratio"] > 0 for row in rows.values())
 

@@ -143,7 +143,8 @@ def test_a_librarys_kernel_is_used_on_its_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(FORMATS, "nf4", row)
     layers = nn.ModuleDict({"even": nn.Linear(4, 3), "odd": nn.Linear(5, 3)})
     freeze_linears(nn.ModuleDict({"blocks": nn.ModuleList([layers])}), "nf4")
-    assert (layers["even"].weight == 2).all() and (layers["odd"].weight != 2).all()
+    assert layers["even"].weight.unique().tolist() == [2]
+    assert layers["odd"].weight.abs().max() < 1
     assert asked == [(3, 4)]
 
 
