@@ -1,10 +1,10 @@
 """Speed and memory of training and generating on a GPU: `python -m benchmarks.gpu`.
 
 Networks in the shape of SD 1.5 at 512 px and SDXL at 1024 px, with random weights; the base as
-usual, in int8 and in fp8, and with its blocks streamed from main memory. Training, with and without
-gradient checkpointing: pictures a second, and the peak of a step in GiB. Generating: steps a second
-at guidance (two rows a picture) with 0, 1 and 4 LoRAs, and the peak. VAE and text encoders are not
-there, as after their work is done.
+usual, in int8, fp8 and nf4, and with its blocks streamed from main memory. Training, with and
+without gradient checkpointing: pictures a second, and the peak of a step in GiB. Generating: steps
+a second at guidance (two rows a picture) with 0, 1 and 4 LoRAs, and the peak. VAE and text encoders
+are not there, as after their work is done.
 
 Without a GPU it is a trial of the script: `--unets small --pixels 64`.
 """

@@ -1,12 +1,12 @@
-"""What frozen weights in 8 bits cost and save in training: `python -m benchmarks.memory`.
+"""What frozen weights in few bits cost and save in training: `python -m benchmarks.memory`.
 
 A UNet in the shape of SDXL with random weights, LoRA on its attention and feed-forward layers; the
-base as usual, in int8 and in fp8, and with its blocks streamed, each with and without gradient
+base as usual, in int8, fp8 and nf4, and with its blocks streamed, each with and without gradient
 checkpointing, which streamed blocks always have. Of every form: the cosine of all LoRA gradients to
 those on the base in float32, and to those on the base as usual; the bytes of the denoiser, the
 bytes that are kept for the backward pass beside them, and the seconds of a step as a ratio to the
 base as usual. "int8, dequantised first" is a product with the dequantised weight, as libraries have
-it.
+it. nf4 is computed by bitsandbytes where it is installed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from sdlora.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 BASES: dict[str, BasePrecision] = {
-    "full": "full", "int8": "int8", "fp8": "fp8", "streamed": "full", "int8, streamed": "int8",
-    "int8, dequantised first": "int8",
+    "full": "full", "int8": "int8", "fp8": "fp8", "nf4": "nf4", "streamed": "full",
+    "int8, streamed": "int8", "int8, dequantised first": "int8",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from sdlora.models.base import ModelFamily
 from sdlora.models.frozen_weights import FrozenLinear
 from sdlora.models.options import ModelOptions
 from sdlora.models.registry import open_family
+from sdlora.models.weight_formats import FORMATS
 from sdlora.settings.model import BasePrecision
 from tiny import CPU, LATENT, open_tiny, prompt_embeds, tiny, tiny_lora, weights_hash
 
@@ -226,7 +227,7 @@ def held(kind: str, precision: BasePrecision) -> tuple[ModelFamily, ModelFamily]
     return small, type(plain)(plain.name, plain.pipeline, plain.device, plain.dtype)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", FORMATS)
 def test_blends_on_frozen_weights_are_hooks_on_the_dequantised_base(
     precision: BasePrecision,
 ) -> None:

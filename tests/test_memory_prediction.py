@@ -1,6 +1,7 @@
 """Memory predicted from headers, against what opened models, adapters and full sizes have."""
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sdlora.events import Warned
 from sdlora.models.frozen_weights import held_weights
 from sdlora.models.options import ModelOptions
 from sdlora.models.registry import open_family
+from sdlora.models.weight_formats import FORMATS
+from sdlora.settings.model import BasePrecision
 from sdlora.settings.train import TrainSettings
 from sdlora.training import train as train_page
 from sdlora.training.memory_prediction import CONTEXT_BYTES, MemoryPrediction, predict_memory
@@ -34,20 +37,24 @@ def predicted(source: str, itemsize: int = 2, **values: Any) -> MemoryPrediction
     return found
 
 
+_FILES = [(kind, True) for kind in tiny_checkpoints.KINDS]
+_FOLDERS = [(kind, False) for kind in ("sd1", "sdxl", "sd3", "flux")]
 SOURCES = [
-    *(pytest.param(kind, True, id=f"{kind} file") for kind in tiny_checkpoints.KINDS),
-    *(pytest.param(kind, False, id=f"{kind} folder") for kind in ("sd1", "sdxl", "sd3", "flux")),
+    pytest.param(kind, is_file, precision, id=f"{kind}, {is_file=}, {precision}")
+    for (kind, is_file), precision in zip([*_FILES, *_FOLDERS], cycle(FORMATS), strict=False)
 ]
 
 
-@pytest.mark.parametrize(("kind", "is_file"), SOURCES)
-def test_weights_and_adapter_are_those_of_the_open_model(kind: str, is_file: bool) -> None:
+@pytest.mark.parametrize(("kind", "is_file", "precision"), SOURCES)
+def test_weights_and_adapter_are_those_of_the_open_model(
+    kind: str, is_file: bool, precision: BasePrecision
+) -> None:
     source = str(tiny_checkpoints.checkpoint(kind) if is_file else tiny(kind))
-    family = open_family(source, torch.bfloat16, CPU, ModelOptions(base_precision="int8"))
+    family = open_family(source, torch.bfloat16, CPU, ModelOptions(base_precision=precision))
     held = held_weights(family.denoiser)
     assert held is not None
     asked = {"rank": 4, "targets": ("attention", "feed_forward")}
-    small, full = predicted(source, base_precision="int8", **asked), predicted(source, **asked)
+    small, full = predicted(source, base_precision=precision, **asked), predicted(source, **asked)
     assert (small.weights, full.weights) == (held.bytes, held.full_bytes)
     groups = attach(family, settings(**asked))
     learnt = sum(p.numel() for group in groups for p in group.parameters)
@@ -94,11 +101,14 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 def test_full_sizes_are_those_that_were_measured(sparse: dict[str, str]) -> None:
     """GiB of the denoiser as usual and in int8, by diffusers' own modules: 1.6 and 1.35; 4.8, 2.7
-    with the linear layers alone."""
+    with the linear layers alone. nf4 has 4.5 bits where int8 has 8."""
     for kind, full, small in (("sd1", 1.6, 1.35), ("sdxl", 4.8, 2.7)):
-        assert predicted(sparse[kind]).weights / GIB == pytest.approx(full, abs=0.06)
+        whole = predicted(sparse[kind]).weights
         held = predicted(sparse[kind], base_precision="int8").weights
+        least = predicted(sparse[kind], base_precision="nf4").weights
+        assert whole / GIB == pytest.approx(full, abs=0.06)
         assert held / GIB == pytest.approx(small, abs=0.06)
+        assert (whole - least) / (whole - held) == pytest.approx(11.5 / 8, rel=0.01)
 
 
 def test_activations_scale_with_pixels_pictures_and_bits(sparse: dict[str, str]) -> None:

@@ -180,7 +180,7 @@ def compare(runs: Interrupted, case: dict[str, Any]) -> None:
     assert isinstance(events[-1], Done)
 
 
-@pytest.mark.parametrize("base_precision", ["int8", "fp8"])
+@pytest.mark.parametrize("base_precision", ["int8", "fp8", "nf4"])
 def test_on_frozen_weights_too(base_precision: str, runs: Interrupted) -> None:
     chance = {"dropout": 0.2, "base_precision": base_precision}
     compare(runs, {"kill": 3, "chance": chance, "gradient_checkpointing": True})

@@ -1,4 +1,4 @@
-"""Frozen linear layers held in eight bits: int8 or fp8, with a scale per output.
+"""Frozen linear layers held in few bits: the formats of `weight_formats`.
 
 A base model that only adapters learn on does not change, so its weights can be held in few bits and
 made larger where they are used: W = held * scale. For the backward pass only the held bits are kept
@@ -15,10 +15,11 @@ run once per picture or text and are not held.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,44 +27,14 @@ from torch.nn.functional import linear
 
 from sdlora.errors import DeviceError
 from sdlora.messages import Setting, size_in_words
+from sdlora.models.weight_formats import FORMATS, HeldFormat, dequantize, load_kernels, quantize
 from sdlora.settings.model import BasePrecision
 
-HeldFormat = Literal["int8", "fp8"]
-# Largest value of a format; both kinds of bits are stored as int8, which no cast of a model changes
-_LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3 (arXiv:2209.05433)
-_VALUES_AT_ONCE = 2**19  # in work while a weight is made small: they stay in a processor's cache
 # Paths of linear layers in a block, which has a number, but not of those that read the time there,
 # by the names of diffusers and of single files
 _IN_BLOCK = re.compile(
     r"(?!.*\b(time_emb_proj|emb_layers\.1)$|(time_embed|label_emb)\.).*\.\d+\..*"
 )
-
-
-def quantize(weight: Tensor, held_format: HeldFormat) -> tuple[Tensor, Tensor]:
-    """Return a weight (out,in) as int8 bits (out,in) and float32 scales (out,1): symmetric, the
-    largest value of each row is the largest of the format."""
-    held = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(len(weight), 1, device=weight.device)
-    count = max(1, _VALUES_AT_ONCE // weight.shape[1])
-    for first in range(0, len(weight), count):
-        rows = slice(first, first + count)
-        values = weight.detach()[rows].to(torch.float32, copy=True)
-        low, high = values.aminmax(dim=1, keepdim=True)
-        largest = torch.maximum(-low, high)
-        scale[rows] = torch.where(largest > 0, largest / _LARGEST[held_format], 1.0)
-        values.div_(scale[rows])
-        if held_format == "int8":
-            held[rows] = values.round_().to(torch.int8)
-        else:
-            held[rows] = values.to(torch.float8_e4m3fn).view(torch.int8)
-    return held, scale
-
-
-def dequantize(held: Tensor, scale: Tensor, held_format: HeldFormat, dtype: torch.dtype) -> Tensor:
-    """Return the weight of `quantize`; every value of both formats is exact in 16 bits, so that
-    only the product with the scale is rounded."""
-    values = held if held_format == "int8" else held.view(torch.float8_e4m3fn)
-    return values.to(dtype).mul_(scale)
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -73,34 +44,34 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, held: Tensor, scale: Tensor, bias: Tensor | None, *more: Any
     ) -> Tensor:
-        (held_format,) = more
-        ctx.held_format = held_format
+        ctx.held_format, ctx.shape = more
         ctx.save_for_backward(held, scale)
-        return linear(x, dequantize(held, scale, held_format, x.dtype), bias)
+        return linear(x, dequantize(held, scale, ctx.held_format, ctx.shape, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         held, scale = ctx.saved_tensors
-        weight = dequantize(held, scale, ctx.held_format, grad.dtype)
-        return grad @ weight, None, None, None, None
+        weight = dequantize(held, scale, ctx.held_format, ctx.shape, grad.dtype)
+        return grad @ weight, None, None, None, None, None
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that holds its weight in eight bits.
+    """A linear layer that holds its weight in few bits.
 
     `weight` computes the weight that it multiplies with, in `dtype`, for who needs that itself; to
     write into it changes nothing.
     """
 
-    held: Tensor  # int8 (out,in)
-    scale: Tensor  # float32 (out,1)
+    held: Tensor  # int8
+    scale: Tensor  # float32 (blocks,1)
 
     def __init__(self, like: nn.Linear, held_format: HeldFormat) -> None:
         """Hold the weight of a layer, which may be on the meta device."""
         nn.Module.__init__(self)  # nn.Linear's own would make a weight
         self.in_features, self.out_features = like.in_features, like.out_features
         self.held_format, self.dtype = held_format, like.weight.dtype
+        self.weight_shape = (self.out_features, self.in_features)
         held, scale = quantize(like.weight, held_format)
         self.held = nn.Parameter(held, requires_grad=False)
         self.register_buffer("scale", scale)
@@ -109,7 +80,7 @@ class FrozenLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight (out,in) that the layer multiplies with."""
-        return dequantize(self.held, self.scale, self.held_format, self.dtype)
+        return dequantize(self.held, self.scale, self.held_format, self.weight_shape, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + b in the type of `x`, or in that of autocast."""
@@ -122,7 +93,7 @@ class FrozenLinear(nn.Linear):
             x = x.to(torch.get_autocast_dtype(kind))
         bias = None if bias is None else bias.to(x.dtype)
         product: Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
-            x, self.held, self.scale, bias, self.held_format
+            x, self.held, self.scale, bias, self.held_format, self.weight_shape
         )
         return product
 
@@ -155,6 +126,7 @@ def freeze_linears(model: nn.Module, precision: BasePrecision) -> None:
     there are two forms at a time."""
     if precision == "full":
         return
+    load_kernels(precision)
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and is_held(path):
             model.set_submodule(path, FrozenLinear(layer, precision))
@@ -162,11 +134,11 @@ def freeze_linears(model: nn.Module, precision: BasePrecision) -> None:
 
 def check_base_precision(precision: BasePrecision, device: torch.device) -> None:
     """DeviceError: the device cannot compute with the format."""
-    if precision == "fp8" and device.type == "mps":
+    if precision != "full" and device.type in FORMATS[precision].absent_on:
         raise DeviceError(
-            "{setting} = fp8 is not there on Apple GPUs; choose int8",
-            setting=Setting("base_precision"),
-        )
+            "{setting} = {precision} is not there on Apple GPUs; choose int8",
+            setting=Setting("base_precision"), precision=precision,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,7 +164,9 @@ def held_weights(model: nn.Module) -> HeldWeights | None:
         return None
     total = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     saved = sum(
-        layer.held.numel() * layer.dtype.itemsize - layer.held.nbytes - layer.scale.nbytes
+        math.prod(layer.weight_shape) * layer.dtype.itemsize
+        - layer.held.nbytes
+        - layer.scale.nbytes
         for layer in layers
     )
     return HeldWeights(layers[0].held_format, len(layers), total, total + saved)

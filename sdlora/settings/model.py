@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sdlora.settings.base import Settings
 
-BasePrecision = Literal["full", "int8", "fp8"]
+BasePrecision = Literal["full", "int8", "fp8", "nf4"]
 
 
 class ModelSettings(Settings):
@@ -41,8 +41,10 @@ class ModelSettings(Settings):
         "full",
         title="Base model precision",
         description="Base model precision: hold the linear layers of the denoiser, which do not "
-        "change, in 8 bits for about half the memory (SDXL, FLUX.1, SD 3; little of SD 1.5); int8 "
-        "is nearer to the model than fp8; full: in the number format of all else",
+        "change, in fewer bits (SDXL, FLUX.1, SD 3; it saves little of SD 1.5). int8: about half "
+        "of their memory and nearly the same model; fp8: as much, a little less like it; nf4: a "
+        "little over a quarter, less like the model than both; full: in the number format of all "
+        "else",
     )
     stream_blocks: float = Field(
         0.0,

@@ -21,6 +21,7 @@ from sdlora.models.block_streaming import BUFFERS
 from sdlora.models.checkpoint_header import Shape
 from sdlora.models.frozen_weights import is_held
 from sdlora.models.registry import model_facts, tensor_shapes
+from sdlora.models.weight_formats import FORMATS
 from sdlora.settings.layer_groups import WIDER
 from sdlora.settings.train import TrainSettings
 from sdlora.training.optim import OPTIMIZERS
@@ -126,7 +127,7 @@ def _weight_bytes(shapes: Mapping[str, Shape], settings: TrainSettings, itemsize
         held = parameter == "weight" and len(shape) == 2 and is_held(layer)
         size = math.prod(shape) * itemsize
         if held and settings.base_precision != "full":
-            size = math.prod(shape) + 4 * shape[0]
+            size = FORMATS[settings.base_precision].held_bytes(shape)
         total += size
         if parameter == "weight" and len(shape) > 1 and (block := _BLOCK.match(name)):
             blocks[block[1]] = blocks.get(block[1], 0) + size
