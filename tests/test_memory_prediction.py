@@ -63,8 +63,8 @@ def test_weights_and_adapter_are_those_of_the_open_model(
     assert full.activations is None and "activations not counted" in str(full)
 
 
-@pytest.mark.parametrize("precision", ["full", "int8"])
-@pytest.mark.parametrize(("kind", "is_file"), SOURCES)
+@pytest.mark.parametrize("precision", ["full", "int8", "nf4"])
+@pytest.mark.parametrize(("kind", "is_file"), [*_FILES, *_FOLDERS])
 def test_streamed_weights_are_those_that_stay_and_the_buffers(
     kind: str, is_file: bool, precision: Any
 ) -> None:
