@@ -30,6 +30,7 @@ from webui.lora_details import LoraSearch
 from webui.media import Media
 
 RECENT = 12
+MAX_DOWNLOADS = 50  # newest ones, among which those that have not ended are looked for
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,21 @@ class AppState:
         except RunError:  # reported by `problems`
             return []
         return [self.run(job.folder) for job in jobs]
+
+    def downloads(self, max_ended: int, since: float) -> list[Run]:
+        """Downloads that have not ended, and the newest others that were asked for after `since`,
+        newest first; of those with the same settings the newest."""
+        newest: dict[bytes, Run] = {}
+        ended = 0
+        for run in self.latest("download", MAX_DOWNLOADS):
+            file = run.folder / run_folder.SETTINGS_FILE
+            with suppress(OSError):
+                key, asked_at = file.read_bytes(), file.stat().st_mtime
+                if key in newest or not (run.live or (asked_at >= since and ended < max_ended)):
+                    continue
+                newest[key] = run
+                ended += not run.live
+        return [*newest.values()]
 
     def live_run(self, kind: Kind) -> Run | None:
         """The newest run of a kind unless it has ended."""

@@ -128,8 +128,9 @@ def _bar(state: RunState) -> str:
     return f'<progress aria-label="Progress"{known}></progress>'
 
 
-def run_card(run: Run, title: str) -> str:
-    """Card of a run: status, progress, warnings, and the error with its advice if it failed."""
+def run_card(run: Run, title: str, below: str = "") -> str:
+    """Card of a run: status, progress, warnings, and the error with its advice if it failed.
+    `below`: HTML at its end."""
     state = run.state
     word = STATUS_LABELS[state.status]
     failed = problem(Message.of_lines(filter(None, (state.error, state.advice))))
@@ -139,7 +140,7 @@ def run_card(run: Run, title: str) -> str:
         f'<section class="run" data-run="{esc(run.name)}" data-live="{str(run.live).lower()}">'
         f"<header><h2>{esc(title)}</h2>{pill}</header>"
         f'{_bar(state)}<p class="line">{esc(status_line(state))}</p>'
-        f"{failed}{notices(warnings)}{_details(state)}</section>"
+        f"{failed}{notices(warnings)}{_details(state)}{below}</section>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from gradio.components import Component
 
 from sdlora.errors import ModelError
 from webui.app_state import AppState
+from webui.download_panel import DownloadPanel
 from webui.form import Form
 from webui.model_cards import about_model, model_cards, model_problem
 from webui.widgets import QUICK, TYPED, html
@@ -33,10 +35,10 @@ class ModelPicker:
                 label="Search models", placeholder="name, family", elem_id=f"{place}-model-search"
             )
             self.cards = html(elem_id=f"{place}-model-cards")
+        clicked_id = f"{place}-model-clicked"
+        self.downloads = DownloadPanel(app_state, place, clicked_id)
         # the page's script puts the name on the clicked card here
-        self.clicked = gr.Textbox(
-            label="Model card", elem_classes="unseen", elem_id=f"{place}-model-clicked"
-        )
+        self.clicked = gr.Textbox(label="Model card", elem_classes="unseen", elem_id=clicked_id)
         self._wire()
         # the event of a card's name put into the field
         self.chosen: Any = self.clicked.change(
@@ -55,6 +57,11 @@ class ModelPicker:
         self.accordion.expand(self._cards_html, inputs, [self.cards], **QUICK)
         self.model.change(self._marked, inputs, [self.cards], **TYPED)
 
+    def reload_on(self, event: Callable[..., Any]) -> None:
+        """List the models anew after an `event`, such as `field.change`."""
+        inputs = [self.search_box, self.model]
+        event(self._listed_anew, inputs, [self.model, self.cards], **QUICK)
+
     def describe(self, model: str | None) -> str:
         """HTML about the model of a name."""
         return described_model(self.app_state, model)
@@ -67,6 +74,10 @@ class ModelPicker:
         """Update of the list of names, with `model` chosen; None leaves the choice."""
         names = self.app_state.workspace.model_names()
         return gr.Dropdown(names) if model is None else gr.Dropdown(names, value=model)
+
+    def _listed_anew(self, search: str, model: str | None) -> list[Any]:
+        """Updates of the list of names and of the cards, after a model has come."""
+        return [self.choices(None), self._marked(search, model)]
 
     def _marked(self, search: str, model: str | None) -> Any:
         """Update of the cards after another choice, once they have been shown."""
