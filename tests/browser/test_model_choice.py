@@ -23,7 +23,7 @@ def models(workspace: Path) -> Path:
     shutil.copy(whole, folder / "animerge.safetensors")
     Image.new("RGB", (64, 64), (220, 120, 60)).save(folder / "animerge.preview.png")
     shutil.copy(tiny.checkpoint("sdxl"), folder / "pony_vpred.safetensors")
-    (folder / "old.ckpt").write_bytes(b"PK")
+    (folder / "old.ckpt").write_bytes(b"PK\x03\x04")
     return folder
 
 
