@@ -320,6 +320,13 @@ class Workspace:
                     return str(named)
         return vae
 
+    def vae_names(self) -> list[str]:
+        """Names of the VAEs in vae/ and models/vae/, for which `vae_source` knows the files."""
+        folders = (self.vaes, self.models / PARTS_FOLDER)
+        files = [path for folder in folders for path in folder.glob(f"*{CHECKPOINT_SUFFIX}")]
+        names = {path.stem for path in files if readable(path.name) == path.name}
+        return sorted(names, key=str.casefold)
+
     def model_files(self) -> list[ModelFile]:
         """Base models in the folders of models, without the starter; no file is opened."""
         return list_models(self.model_folders)[0]

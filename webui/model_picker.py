@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from gradio.components import Component
 from sdlora.errors import ModelError
 from webui.app_state import AppState
 from webui.download_panel import DownloadPanel
+from webui.fields import WIDE
 from webui.form import Form
 from webui.model_cards import about_model, model_cards, model_problem
 from webui.widgets import QUICK, TYPED, html
@@ -71,9 +72,21 @@ class ModelPicker:
         return {self.about: self.describe(model)}
 
     def choices(self, model: str | None) -> Any:
-        """Update of the list of names, with `model` chosen; None leaves the choice."""
-        names = self.app_state.workspace.model_names()
-        return gr.Dropdown(names) if model is None else gr.Dropdown(names, value=model)
+        """Update of the list of names, with `model` chosen; None leaves the choice. A model that
+        cannot be used is on its card alone, with the reason."""
+        names = [entry.name for entry in self.app_state.usable_models()]
+        return _offered(names or self.app_state.workspace.model_names(), model)
+
+    def part_choices(self, form: Form, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """Updates of the lists of VAEs and text encoders in `form`, with their `values` chosen."""
+        entries = self.app_state.usable_models()
+        with_part = {
+            part: [entry.name for entry in entries if part in entry.info.parts]
+            for part in ("vae", "text_encoder")
+        }
+        with_part["vae"] = [*self.app_state.workspace.vae_names(), *with_part["vae"]]
+        fields = {form.fields[name]: names for name, names in with_part.items()}
+        return {field: _offered(names, values.get(field)) for field, names in fields.items()}
 
     def _listed_anew(self, search: str, model: str | None) -> list[Any]:
         """Updates of the list of names and of the cards, after a model has come."""
@@ -91,6 +104,19 @@ class ModelPicker:
             if all(word in f"{entry.name} {entry.family_title}".casefold() for word in terms)
         ]  # fmt: skip
         return model_cards(entries, model or "starter", self.app_state.media, MAX_MODEL_CARDS)
+
+
+def _offered(names: list[str], chosen: str | None) -> Any:
+    """Update of a list of names; None leaves the choice."""
+    return gr.Dropdown(names) if chosen is None else gr.Dropdown(names, value=chosen)
+
+
+# Fields about the base model: other parts are offered by name, a path may be typed; their help
+# needs a row of its own
+PART_LOOKS: dict[str, dict[str, Any]] = {
+    name: {"build": partial(gr.Dropdown, [], allow_custom_value=True), "elem_classes": [WIDE]}
+    for name in ("vae", "text_encoder")
+} | {name: {"elem_classes": [WIDE]} for name in ("prediction", "base_precision")}
 
 
 def described_model(app_state: AppState, model: str | None) -> str:

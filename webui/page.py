@@ -133,9 +133,13 @@ def on_open(
     model = form.get(generate_tab.form.fields["model"]) or "starter"
     training = train.refilled(app_state, train_tab, stored[1])
     pickers: dict[Any, Any] = {}
-    for picker, values in ((generate_tab.picker, form), (train_tab.picker, training)):
+    for picker, parts, values in (
+        (generate_tab.picker, generate_tab.form, form),
+        (train_tab.picker, train_tab.advanced, training),
+    ):
         chosen = values.get(picker.model)
         pickers |= {picker.model: picker.choices(chosen), **picker.opened(chosen)}
+        pickers |= picker.part_choices(parts, values)
     return {
         **generate.view(app_state, generate_tab, next(iter(requests), None)),
         **form,

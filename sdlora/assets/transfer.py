@@ -247,7 +247,9 @@ class FileTransfer:
             try:
                 yield from self._receive()
             except DownloadError as error:
-                yield from retries.wait_after(error, progressed=self.done > farthest)
+                yield from retries.wait_after(
+                    error, progressed=self.done > farthest, begun=self.done > 0
+                )
                 farthest, self.resumed = max(farthest, self.done), self.done > 0
 
     def _receive(self) -> Iterator[Event]:

@@ -40,8 +40,7 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
         workspace.model_source(other) if other else "",
         settings.base_precision,
     )
-    vaes = sorted(path.stem for path in workspace.vaes.glob("*.safetensors"))
-    _check_is_there("vae", vae, options.vae, [*vaes, *workspace.model_names()])
+    _check_is_there("vae", vae, options.vae, [*workspace.vae_names(), *workspace.model_names()])
     _check_is_there("text_encoder", other, options.text_encoder, workspace.model_names())
     return options
 
