@@ -29,7 +29,10 @@
   };
   document.addEventListener("focusin", noteChoice);
   document.addEventListener("keyup", (event) => event.key === "Enter" && noteChoice(event));
-  document.addEventListener("click", () => setTimeout(() => noteChoice({ target: document.activeElement })));
+  document.addEventListener("mousedown", (event) => {
+    const option = event.target.closest?.("[role=option][aria-label]");
+    if (option) chosen = option.getAttribute("aria-label");
+  }, true);
 
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]")) return;
