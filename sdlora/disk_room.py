@@ -1,17 +1,20 @@
-"""Sizes on the disk in words; waiting for room on a full one, with what shall be written kept in
-memory."""
+"""Sizes on the disk in words; room for what shall be written, checked before; waiting for room on
+a full disk, with what shall be written kept in memory."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TypeVar
 
 from sdlora.errors import RunError
 from sdlora.events import Event, Progress, Warned
 from sdlora.files import DISK_FULL
-from sdlora.messages import Message
+from sdlora.messages import Message, Setting
 
+DISK_RESERVE = 256 * 2**20  # bytes that are left free
 LOOK_EVERY_S = 2.0
 ResultT = TypeVar("ResultT")
 
@@ -19,6 +22,24 @@ ResultT = TypeVar("ResultT")
 def in_words(size: int) -> str:
     """'0.4 MiB', '12.0 GiB'."""
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def check_output_room(folder: Path, needed: int) -> None:
+    """Check that the disk of `folder` has room for an output of so many bytes, before anything is
+    written. RunError: it has not."""
+    free = free_bytes(folder)
+    if needed + DISK_RESERVE > free:
+        raise RunError(
+            "this needs {needed}, and the disk of {folder} has {free} free; make room, {reserve} "
+            "more than that, or give a path on another disk as {setting}",
+            needed=in_words(needed), folder=folder, free=in_words(free),
+            reserve=in_words(DISK_RESERVE), setting=Setting("output"),
+        )  # fmt: skip
 
 
 def written_when_room(

@@ -69,8 +69,9 @@ class DeviceError(SdloraError):
 class DownloadError(SdloraError):
     """A download was refused, broke off or gave something else than a model.
 
-    `transient`: the same request may succeed later, after `wait_s` seconds or more. `http_status`
-    is that of the answer; 0: there was none.
+    `transient`: the same request may succeed later, after `wait_s` seconds or more. `refused`: the
+    host took no connection, which is worth another try only where it did before. `http_status` is
+    that of the answer; 0: there was none.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DownloadError(SdloraError):
     ) -> None:
         super().__init__(template, **values)
         self.transient, self.wait_s, self.http_status = transient, wait_s, 0
+        self.refused = False
 
 
 class BusyError(SdloraError):

@@ -96,6 +96,14 @@ def _as_letter(half: re.Match[str]) -> str:
 TEXT = Surface(str, str)
 COMMAND = Surface(flag, str)
 PAGE = Surface(label, lambda path: path.name or str(path), page=True)
+
+
+def command_surface(operands: Mapping[str, str]) -> Surface:
+    """Return the surface of a command: its positional arguments (setting -> name in its usage line)
+    are named as that line names them, all else is a flag."""
+    return Surface(lambda name: operands.get(name) or flag(name), str)
+
+
 RECORD = Surface(str, PAGE.path)  # neutral words that others may read: no folders of this machine
 
 

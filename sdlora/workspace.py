@@ -52,6 +52,7 @@ SHIPPED_SETS = {
     "zibo": "character",
 }
 CHECKPOINT_SUFFIX = ".safetensors"
+VAE_SUFFIXES = (CHECKPOINT_SUFFIX, ".gguf")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 # where A1111, Forge, SD.Next, ComfyUI and Fooocus keep them, below the folder of the program
 LORA_PLACES = ("models/Lora", "models/LyCORIS", "models/loras")
@@ -315,10 +316,20 @@ class Workspace:
         """Return what to open for a VAE's name: a file or folder of vae/, models/vae/ or models/,
         else the name itself, a path; '' for none."""
         for folder in (self.vaes, self.models / PARTS_FOLDER, self.models):
-            for named in (folder / (vae + ending) for ending in ("", CHECKPOINT_SUFFIX, ".gguf")):
+            for named in (folder / (vae + ending) for ending in ("", *VAE_SUFFIXES)):
                 if vae and path_exists(named):
                     return str(named)
         return vae
+
+    def vae_names(self) -> list[str]:
+        """Names of the VAEs in vae/ and models/vae/, for which `vae_source` knows the files."""
+        folders = (self.vaes, self.models / PARTS_FOLDER)
+        files = [path for folder in folders for path in folder.glob("*")]
+        names = {
+            path.stem for path in files
+            if path.suffix in VAE_SUFFIXES and readable(path.name) == path.name
+        }  # fmt: skip
+        return sorted(names, key=str.casefold)
 
     def model_files(self) -> list[ModelFile]:
         """Base models in the folders of models, without the starter; no file is opened."""

@@ -75,11 +75,22 @@ def test_folders_of_other_programs_are_read_in_place_whatever_their_case(space: 
         "a1111/models/Stable-diffusion/a.safetensors", "comfy/models/checkpoints/sub/b.safetensors",
         "comfy/models/diffusion_models/c.safetensors", "comfy/models/loras/no.safetensors",
         "matrix/Data/Models/StableDiffusion/d.safetensors", "plain/deep/e.safetensors",
-        "invoke/models/sdxl/main/f.safetensors", "forge/MODELS/STABLE-DIFFUSION/g.safetensors",
+        "invoke/models/sdxl/main/f.safetensors",
+        "invoke6/models/0b1d6c1e-5a4f-4a52-9d0f-8d7c3f2f1a11/h.safetensors",
+        "forge/MODELS/STABLE-DIFFUSION/g.safetensors",
     )  # fmt: skip
     for place in places:
         put(top / place)
-    folders = ["a1111", "comfy/models", "matrix", "plain", "invoke", "forge", "gone"]
+    folders = [
+        "a1111",
+        "comfy/models",
+        "matrix",
+        "plain",
+        "invoke",
+        "invoke6/models",
+        "forge",
+        "gone",
+    ]
     lines = ["# programs", *(f'"{top / folder}"' for folder in folders)]
     (space.root / "model_folders.txt").write_text("\n".join(lines), "utf-8")
     expected = {Path(place).stem: place for place in places if "loras" not in place}

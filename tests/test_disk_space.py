@@ -14,7 +14,6 @@ import pytest
 from sdlora import disk_room
 from sdlora.errors import RunError
 from sdlora.events import Checkpoint, Done, Event, Progress, Saved, Step, Stopped, Warned
-from sdlora.training import disk_space
 from sdlora.training.checkpoints import checkpoint_path
 from sdlora.training.optim import OPTIMIZERS
 from sdlora.training.train import prepare, train
@@ -58,7 +57,7 @@ def told(events: list[Event]) -> list[str]:
 
 def free(monkeypatch: pytest.MonkeyPatch, mib: float) -> None:
     usage = SimpleNamespace(free=round(mib * 2**20))
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ from model_server import (
     sha256,
 )
 from sdlora.assets import transfer
+from sdlora.assets.download_clock import Retries
 from sdlora.cli.main import main
-from sdlora.errors import BusyError
+from sdlora.errors import BusyError, DownloadError
 from sdlora.events import BytesReceived, Progress, Started, Stopped
 from sdlora.jobs import run_folder
 from sdlora.jobs.processes import identity
@@ -336,3 +338,22 @@ def test_the_command_downloads_beside_the_queue(
     assert (state.status, Path(state.result)) == ("done", space.loras / "ink.safetensors")
     assert main(["models", "download", "me/nothing", "--workspace", str(space.root)]) == 1
     assert "there is no me/nothing" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_host_that_takes_no_connection_is_told_at_once(downloads: Downloader, host: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = downloads.refused(f"http://{host}:{port}{FILE}")
+    assert "refuses the connection" in said or "there is no host" in said
+    assert downloads.clock.waits == 0, "no second try"
+
+
+def test_a_host_that_refuses_later_is_waited_for(downloads: Downloader) -> None:
+    error = DownloadError("it refuses", transient=True)
+    error.refused = True
+    retries = Retries(downloads.clock)
+    assert len(list(retries.wait_after(error, begun=True))) == 1
+    with pytest.raises(DownloadError):
+        list(retries.wait_after(error))

@@ -20,7 +20,7 @@ def studio(workspace: Path) -> StudioWithoutWorker:
     tensors = {k: v for k, v in tiny.tensors("sd1").items() if not k.startswith("first_stage")}
     tiny.write(space.models / "novae.safetensors", tensors)
     Image.new("RGB", (8, 8)).save(space.models / "novae.png")
-    (space.models / "old.ckpt").write_bytes(b"PK")
+    (space.models / "old.ckpt").write_bytes(b"PK\x03\x04")
     return StudioWithoutWorker(space)
 
 
@@ -65,3 +65,33 @@ def test_a_model_that_is_put_there_later_is_on_offer(studio: StudioWithoutWorker
     choices = browser.parts[browser.ids["generate-model"]]["props"]["choices"]
     assert "later" in [value for _, value in choices]
     assert "starter" in browser.value("generate-model-about")
+
+
+def test_what_cannot_be_used_is_on_its_card_alone(studio: StudioWithoutWorker) -> None:
+    (studio.workspace.models / "damaged.safetensors").write_bytes(b"x" * 50)
+    browser = Browser(studio)
+    browser.open()
+    for place in ("generate", "train"):
+        offered = [value for _, value in browser.prop(f"{place}-model", "choices")]
+        assert offered == ["starter", "novae", "pony <b>_vpred_lightning"]
+    cards = model_cards(studio.models.list(), "starter", studio.media, 9)
+    assert "<dt>damaged</dt>" in cards and "2 models cannot be used" in cards
+
+
+def test_parts_are_offered_by_name_and_a_path_may_be_typed(studio: StudioWithoutWorker) -> None:
+    space = studio.workspace
+    for folder in (space.vaes, space.models / "vae"):
+        folder.mkdir()
+        shutil.copy(tiny.checkpoint("sd1"), folder / f"of_{folder.parent.name}.safetensors")
+    browser = Browser(studio)
+    browser.open()
+    for place in ("generate", "train"):
+        offered = {
+            part: [value for _, value in browser.prop(f"{place}-{part}", "choices")]
+            for part in ("vae", "text-encoder")
+        }
+        whole = ["starter", "pony <b>_vpred_lightning"]
+        assert offered["vae"] == ["of_models", "of_workspace", *whole]
+        assert offered["text-encoder"] == ["starter", "novae", whole[1]]
+        assert browser.prop(f"{place}-vae", "allow_custom_value")
+        assert browser.value(f"{place}-vae") in ("", None)

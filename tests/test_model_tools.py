@@ -1,6 +1,7 @@
 """The tools of models: listed, described, checked, converted, merged; nothing is overwritten."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import tiny_checkpoints as tiny
+from sdlora import disk_room
 from sdlora.assets.merge import ModelMerge, block_weight_table
 from sdlora.cli.main import main
 from sdlora.cli.models import VERBS
@@ -50,7 +53,7 @@ def second(space: Workspace, factor: float = 2.0, name: str = "second") -> None:
 
 
 def test_list_names_all_and_says_why_not(command: Command, space: Workspace) -> None:
-    (space.models / "old.ckpt").write_bytes(b"PK")
+    (space.models / "old.ckpt").write_bytes(b"PK\x03\x04")
     code, rows, _ = command("list")
     assert code == 0 and [row["name"] for row in rows] == ["starter", "first", "old"]
     assert rows[1]["family"].startswith("Stable Diffusion 1")
@@ -169,6 +172,66 @@ def test_nothing_is_overwritten(command: Command, space: Workspace) -> None:
         code, _, error = command(*words)
         assert code == 1 and "exists, and is not replaced; choose another --output" in error
     assert (space.models / "second.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["info", "convert"])
+def test_what_is_no_pickle_is_not_called_one(command: Command, space: Workspace, verb: str) -> None:
+    (space.models / "noise.ckpt").write_bytes(bytes(range(7, 250)))
+    code, rows, error = command(verb, "noise")
+    text = str(rows) + error
+    assert code == 1 and "neither a safetensors file nor a PyTorch file" in text
+    assert "models convert" not in text
+
+
+def test_room_is_checked_before_anything_is_written(
+    command: Command, space: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second(space)
+    tiny.make("sd1").save_pretrained(space.models / "folder")
+    torch.save(tiny.tensors("sd1"), space.models / "old.ckpt")
+    monkeypatch.setattr(disk_room, "free_bytes", lambda folder: disk_room.DISK_RESERVE + 2**20)
+    before = sorted(space.models.rglob("*"))
+    for words in (
+        ("convert", "first", "--output", "third"),
+        ("convert", "first", "--to", "folder", "--output", "third"),
+        ("convert", "folder", "--output", "third"),
+        ("convert", "old", "--output", "third"),
+        ("merge", "first", "second"),
+        ("merge", "first", "old"),
+    ):
+        code, _, error = command(*words)
+        assert code == 1 and re.search(r"this needs \d+\.\d MiB, and the disk of ", error), error
+        assert "has 257.0 MiB free" in error and "--output" in error
+        assert sorted(space.models.rglob("*")) == before
+
+
+def test_conversion_prints_nothing_of_the_libraries(
+    space: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers.logging.enable_progress_bar()
+    transformers.logging.set_verbosity_warning()
+    assert main(["models", "convert", "first", "--to", "folder", "--output", "third",
+        "--workspace", str(space.root)]) == 0  # fmt: skip
+    assert capfd.readouterr().err == ""
+
+
+def test_positional_arguments_are_named_as_in_the_usage_line(
+    command: Command, space: Workspace
+) -> None:
+    for words, named in (
+        (("merge", "first"), "MODEL"),
+        (("merge", *["first"] * 4), "MODEL"),
+        (("convert", ""), "MODEL"),
+        (("download", ""), "SOURCE"),
+    ):
+        code, _, error = command(*words)
+        assert code == 1 and named in error and f"--{named.lower()}" not in error, error
+
+
+def test_a_merge_without_a_name_is_called_by_its_models(command: Command, space: Workspace) -> None:
+    second(space)
+    code, (row,), _ = command("merge", "first", "second")
+    assert code == 0 and row["output"] == str(space.models / "first_second.safetensors")
 
 
 def test_numbers_too_large_for_fp16_are_told(command: Command, space: Workspace) -> None:

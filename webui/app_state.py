@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
-from sdlora.assets.checkpoints import CheckpointLibrary
+from sdlora.assets.checkpoints import CheckpointEntry, CheckpointLibrary
 from sdlora.errors import ModelError, RunError, SettingsError
 from sdlora.events import RunState, SampleReady, Warned
 from sdlora.jobs import run_folder
@@ -30,6 +30,8 @@ from webui.lora_details import LoraSearch
 from webui.media import Media
 
 RECENT = 12
+READ_FOR_S = 1.0  # so long an opened page waits for the models' headers
+MAX_DOWNLOADS = 50  # newest ones, among which those that have not ended are looked for
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,21 @@ class AppState:
             return []
         return [self.run(job.folder) for job in jobs]
 
+    def downloads(self, max_ended: int, since: float) -> list[Run]:
+        """Downloads that have not ended, and the newest others that were asked for after `since`,
+        newest first; of those with the same settings the newest."""
+        newest: dict[bytes, Run] = {}
+        ended = 0
+        for run in self.latest("download", MAX_DOWNLOADS):
+            file = run.folder / run_folder.SETTINGS_FILE
+            with suppress(OSError):
+                key, asked_at = file.read_bytes(), file.stat().st_mtime
+                if key in newest or not (run.live or (asked_at >= since and ended < max_ended)):
+                    continue
+                newest[key] = run
+                ended += not run.live
+        return [*newest.values()]
+
     def live_run(self, kind: Kind) -> Run | None:
         """The newest run of a kind unless it has ended."""
         return next((run for run in self.latest(kind, 1) if run.live), None)
@@ -222,6 +239,16 @@ class AppState:
             return detect_family(self.workspace.model_source(model or "starter"))
         except ModelError:
             return ""
+
+    def usable_models(self) -> list[CheckpointEntry]:
+        """Models that can be used, the starter first; empty while their headers are being read for
+        the first time, which takes seconds where there are thousands."""
+        listed: list[CheckpointEntry] = []
+        reader = threading.Thread(target=lambda: listed.extend(self.models.list()), daemon=True)
+        reader.start()
+        reader.join(READ_FOR_S)
+        entries = [] if reader.is_alive() else listed
+        return [e for e in entries if not e.problem and readable(e.name) == e.name]
 
     def free_name(self, name: str) -> str:
         """`name`, or the first of `name-2`, `name-3` ... that no LoRA has yet."""

@@ -7,7 +7,6 @@ digits above 2^53. The typed text goes to the settings unchanged, which accept o
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from sdlora.settings.base import Settings
 
 # CSS classes: of numbers, of those that may be negative, of fields that need a row of their own
 NUMBER, SIGNED, WIDE = "number", "signed", "wide"
-_MARKDOWN = re.compile(r"[\\`*_\[\]<~]")
 AUTO = "auto"  # placeholder of an empty field whose default is worked out later
 
 
@@ -76,12 +74,12 @@ def _number_box(field: FieldInfo, kind: Any, look: dict[str, Any]) -> Component:
     classes = [*look.pop("elem_classes"), NUMBER]
     classes += [SIGNED] if low is None or low < 0 else []
     hint = "" if field.is_required() else placeholder(field.default)
-    escape_markdown = InputHTMLAttributes(autocomplete="off", spellcheck=False)
+    attributes = InputHTMLAttributes(autocomplete="off", spellcheck=False)
     return gr.Textbox(
         max_lines=1,
         **{
             "placeholder": hint,
-            "html_attributes": escape_markdown,
+            "html_attributes": attributes,
             "elem_classes": classes,
             **look,
         },
@@ -167,11 +165,6 @@ def default_value(field: FieldInfo) -> Any:
     return None if field.is_required() else field.default
 
 
-def escape_markdown(sentence: str | None) -> str | None:
-    """Text escaped so that Gradio's Markdown shows it unchanged, `__name__` included."""
-    return sentence and _MARKDOWN.sub(r"\\\g<0>", sentence)
-
-
 def component(
     settings: type[Settings],
     name: str,
@@ -186,7 +179,7 @@ def component(
     row, kind = widget_for(field)
     arguments = {
         "label": label(name),
-        "info": None if compact else escape_markdown(field.description),
+        "info": None if compact else field.description,
         "value": to_component(field, default_value(field)),
         "elem_classes": [],
     }

@@ -35,21 +35,22 @@ FIELD = "setting"  # CSS class of every field of a tab's form
 @dataclass(frozen=True)
 class Form:
     """Fields of a settings class on the page. `place` is the prefix of their ids, `fold` the id of
-    the accordion that holds some of them."""
+    the accordion that holds some of them, `looks` has arguments of `component` by field."""
 
     settings: type[Settings]
     place: str = ""
     fold: str = ""
+    looks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fields: dict[str, Component] = field(default_factory=dict)
 
     def add(self, *names: str, **look: Any) -> None:
         """Show these fields here; `look` are arguments of `component`."""
         for name in names:
-            own: dict[str, Any] = {}
+            own = {**look, **self.looks.get(name, {})}
             if self.place:
-                own["elem_id"] = look.get("elem_id", f"{self.place}-{name.replace('_', '-')}")
-                own["elem_classes"] = [FIELD, *look.get("elem_classes", ())]
-            self.fields[name] = component(self.settings, name, **{**look, **own})
+                own.setdefault("elem_id", f"{self.place}-{name.replace('_', '-')}")
+                own["elem_classes"] = [FIELD, *own.get("elem_classes", ())]
+            self.fields[name] = component(self.settings, name, **own)
 
     def add_rest(self, *elsewhere: str) -> None:
         """Show every field that is neither in the form nor `elsewhere`, by group: each group under

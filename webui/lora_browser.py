@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,14 @@ class LoraBrowser:
         self.timer.tick(anew, self.filter_inputs, self.views, **QUICK)
         self.typed.change(offer, [self.typed], [self.offers], **TYPED)
         self.notice.answer(self.clicked.change, click, [self.clicked], [self.edited])
+
+    def reload_on(self, app_state: AppState, event: Callable[..., Any]) -> None:
+        """List the files anew after an `event`, such as `field.change`."""
+
+        def listed(sent: Mapping[Component, Any]) -> dict[Any, Any]:
+            return self.show(app_state, self.current_filter(app_state, sent))
+
+        event(listed, self.filter_inputs, self.views, **QUICK)
 
     def current_filter(self, app_state: AppState, sent: Mapping[Component, Any]) -> LoraFilter:
         """Search and filters from the values that the page sent."""

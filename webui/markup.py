@@ -59,11 +59,15 @@ def problem(error: SdloraError | str) -> str:
     return f'<div class="notice bad" role="alert">{lines}</div>' if lines else ""
 
 
-def success(message: str, card: str = "") -> str:
-    """Notice of a completed action; `card` is the id of the element to show."""
+def success(message: str, card: str = "", queued_run: str = "") -> str:
+    """Notice of a completed action; `card` is the id of the element to show, `queued_run` the name
+    of a run at whose end the page's script closes the notice."""
     show = f'<button type="button" class="show" data-show="{esc(card)}">Show it</button>'
     link = f" {show}" if card else ""
-    return f'<div class="notice good" role="status"><p>{esc(sentence(message))}{link}</p></div>'
+    until = f' data-queued="{esc(queued_run)}"' if queued_run else ""
+    return (
+        f'<div class="notice good" role="status"{until}><p>{esc(sentence(message))}{link}</p></div>'
+    )
 
 
 def queued(run: Run, requested_name: str = "", card: str = "") -> str:
@@ -75,7 +79,7 @@ def queued(run: Run, requested_name: str = "", card: str = "") -> str:
         Message(template, name=run.name, requested=requested_name) if requested_name else template
     )
     others = [status_line(run.state)] if run.state.ahead else []
-    return success(Message.of_lines([first, *others]), card)
+    return success(Message.of_lines([first, *others]), card, run.name)
 
 
 def notices(warnings: Iterable[Warned]) -> str:
@@ -128,8 +132,9 @@ def _bar(state: RunState) -> str:
     return f'<progress aria-label="Progress"{known}></progress>'
 
 
-def run_card(run: Run, title: str) -> str:
-    """Card of a run: status, progress, warnings, and the error with its advice if it failed."""
+def run_card(run: Run, title: str, below: str = "") -> str:
+    """Card of a run: status, progress, warnings, and the error with its advice if it failed.
+    `below`: HTML at its end."""
     state = run.state
     word = STATUS_LABELS[state.status]
     failed = problem(Message.of_lines(filter(None, (state.error, state.advice))))
@@ -139,7 +144,7 @@ def run_card(run: Run, title: str) -> str:
         f'<section class="run" data-run="{esc(run.name)}" data-live="{str(run.live).lower()}">'
         f"<header><h2>{esc(title)}</h2>{pill}</header>"
         f'{_bar(state)}<p class="line">{esc(status_line(state))}</p>'
-        f"{failed}{notices(warnings)}{_details(state)}</section>"
+        f"{failed}{notices(warnings)}{_details(state)}{below}</section>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,8 @@ from gradio.components import Component
 
 from sdlora.errors import ModelError
 from webui.app_state import AppState
+from webui.download_panel import DownloadPanel
+from webui.fields import WIDE
 from webui.form import Form
 from webui.model_cards import about_model, model_cards, model_problem
 from webui.widgets import QUICK, TYPED, html
@@ -33,10 +36,10 @@ class ModelPicker:
                 label="Search models", placeholder="name, family", elem_id=f"{place}-model-search"
             )
             self.cards = html(elem_id=f"{place}-model-cards")
+        clicked_id = f"{place}-model-clicked"
+        self.downloads = DownloadPanel(app_state, place, clicked_id)
         # the page's script puts the name on the clicked card here
-        self.clicked = gr.Textbox(
-            label="Model card", elem_classes="unseen", elem_id=f"{place}-model-clicked"
-        )
+        self.clicked = gr.Textbox(label="Model card", elem_classes="unseen", elem_id=clicked_id)
         self._wire()
         # the event of a card's name put into the field
         self.chosen: Any = self.clicked.change(
@@ -55,6 +58,11 @@ class ModelPicker:
         self.accordion.expand(self._cards_html, inputs, [self.cards], **QUICK)
         self.model.change(self._marked, inputs, [self.cards], **TYPED)
 
+    def reload_on(self, event: Callable[..., Any]) -> None:
+        """List the models anew after an `event`, such as `field.change`."""
+        inputs = [self.search_box, self.model]
+        event(self._listed_anew, inputs, [self.model, self.cards], **QUICK)
+
     def describe(self, model: str | None) -> str:
         """HTML about the model of a name."""
         return described_model(self.app_state, model)
@@ -64,9 +72,25 @@ class ModelPicker:
         return {self.about: self.describe(model)}
 
     def choices(self, model: str | None) -> Any:
-        """Update of the list of names, with `model` chosen; None leaves the choice."""
-        names = self.app_state.workspace.model_names()
-        return gr.Dropdown(names) if model is None else gr.Dropdown(names, value=model)
+        """Update of the list of names, with `model` chosen; None leaves the choice. A model that
+        cannot be used is on its card alone, with the reason."""
+        names = [entry.name for entry in self.app_state.usable_models()]
+        return _offered(names or self.app_state.workspace.model_names(), model)
+
+    def part_choices(self, form: Form, values: Mapping[Component, Any]) -> dict[Component, Any]:
+        """Updates of the lists of VAEs and text encoders in `form`, with their `values` chosen."""
+        entries = self.app_state.usable_models()
+        with_part = {
+            part: [entry.name for entry in entries if part in entry.info.parts]
+            for part in ("vae", "text_encoder")
+        }
+        with_part["vae"] = [*self.app_state.workspace.vae_names(), *with_part["vae"]]
+        fields = {form.fields[name]: names for name, names in with_part.items()}
+        return {field: _offered(names, values.get(field)) for field, names in fields.items()}
+
+    def _listed_anew(self, search: str, model: str | None) -> list[Any]:
+        """Updates of the list of names and of the cards, after a model has come."""
+        return [self.choices(None), self._marked(search, model)]
 
     def _marked(self, search: str, model: str | None) -> Any:
         """Update of the cards after another choice, once they have been shown."""
@@ -80,6 +104,19 @@ class ModelPicker:
             if all(word in f"{entry.name} {entry.family_title}".casefold() for word in terms)
         ]  # fmt: skip
         return model_cards(entries, model or "starter", self.app_state.media, MAX_MODEL_CARDS)
+
+
+def _offered(names: list[str], chosen: str | None) -> Any:
+    """Update of a list of names; None leaves the choice."""
+    return gr.Dropdown(names) if chosen is None else gr.Dropdown(names, value=chosen)
+
+
+# Fields about the base model: other parts are offered by name, a path may be typed; their help
+# needs a row of its own
+PART_LOOKS: dict[str, dict[str, Any]] = {
+    name: {"build": partial(gr.Dropdown, [], allow_custom_value=True), "elem_classes": [WIDE]}
+    for name in ("vae", "text_encoder")
+} | {name: {"elem_classes": [WIDE]} for name in ("prediction", "base_precision")}
 
 
 def described_model(app_state: AppState, model: str | None) -> str:

@@ -14,6 +14,7 @@ from sdlora.errors import RunError
 from webui import drafts, markup
 from webui.app_state import AppState, Run
 from webui.calls import Page
+from webui.download_panel import PageDownloads
 from webui.lora_details import LoraFilter
 from webui.prompt_tags import with_tag
 from webui.tabs import generate, train
@@ -36,22 +37,19 @@ def build(app_state: AppState) -> gr.Blocks:
                 generate_tab = generate.build(app_state)
             with gr.Tab("Train", id="train", render_children=True):
                 train_tab = train.build(app_state)
+        panels = (generate_tab.picker.downloads, train_tab.picker.downloads)
+        downloads = PageDownloads(app_state, *panels)
 
         def opened(generate_draft: str, train_draft: str, request: gr.Request) -> dict[Any, Any]:
             stored = (drafts.parsed(generate_draft), drafts.parsed(train_draft))
             asked_for = request.query_params.get("run", "")
             shown = on_open(app_state, tabs, (generate_tab, train_tab), stored, asked_for)
-            return {**shown, problems: markup.notices(app_state.problems())}
+            notices = {problems: markup.notices(app_state.problems())}
+            return {**shown, **downloads.opened(), **notices}
 
         own = (generate_tab.draft, train_tab.draft)
-        outputs = [
-            tabs,
-            problems,
-            generate_tab.draft.lost,
-            train_tab.draft.lost,
-            *generate_tab.views,
-            *train_tab.views,
-        ]
+        outputs = [tabs, problems, generate_tab.draft.lost, train_tab.draft.lost]
+        outputs += [*generate_tab.views, *train_tab.views]
         outputs += [*generate_tab.form.fields.values(), *train_tab.held.values()]
         outputs += [*generate_tab.lora_browser.views, *generate_tab.picker.views]
         outputs += [*train_tab.measured.views, *train_tab.captioning.views, *train_tab.picker.views]
@@ -59,13 +57,26 @@ def build(app_state: AppState) -> gr.Blocks:
         page.load(
             opened,
             [draft.stored for draft in own],
-            [*outputs, *named],
+            [*outputs, *named, *downloads.views, *downloads.folds],
             js=drafts.stored(*own),
             **QUICK,
         ).then(None, js=drafts.READY, **QUICK)
         _wire_use(app_state, tabs, generate_tab, train_tab)
+        _list_anew(app_state, downloads, generate_tab, train_tab)
     page.queue(api_open=False, max_size=64)
     return page
+
+
+def _list_anew(
+    app_state: AppState,
+    downloads: PageDownloads,
+    generate_tab: generate.GenerateTab,
+    train_tab: train.TrainTab,
+) -> None:
+    """List models and LoRAs anew once a download is done."""
+    for picker in (generate_tab.picker, train_tab.picker):
+        picker.reload_on(downloads.done.change)
+    generate_tab.lora_browser.reload_on(app_state, downloads.done.change)
 
 
 def _wire_use(
@@ -122,9 +133,13 @@ def on_open(
     model = form.get(generate_tab.form.fields["model"]) or "starter"
     training = train.refilled(app_state, train_tab, stored[1])
     pickers: dict[Any, Any] = {}
-    for picker, values in ((generate_tab.picker, form), (train_tab.picker, training)):
+    for picker, parts, values in (
+        (generate_tab.picker, generate_tab.form, form),
+        (train_tab.picker, train_tab.advanced, training),
+    ):
         chosen = values.get(picker.model)
         pickers |= {picker.model: picker.choices(chosen), **picker.opened(chosen)}
+        pickers |= picker.part_choices(parts, values)
     return {
         **generate.view(app_state, generate_tab, next(iter(requests), None)),
         **form,

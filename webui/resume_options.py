@@ -57,9 +57,7 @@ class ResumeOptions:
             self.pictures: gr.Dropdown(
                 sorted(app_state.workspace.dataset_folders()) if asks else [],
                 value=None,
-                info=fields.escape_markdown(sentence(Message(info, folder=gone)))
-                if gone and asks
-                else None,
+                info=sentence(Message(info, folder=gone)) if gone and asks else None,
                 visible=bool(asks),
             ),
         }

@@ -40,10 +40,9 @@ from sdlora.assets.transfer import (
     WholeDownload,
     check_room,
     file_sha256,
-    free_bytes,
     public_url,
 )
-from sdlora.disk_room import in_words
+from sdlora.disk_room import free_bytes, in_words
 from sdlora.errors import DownloadError, SettingsError
 from sdlora.events import Done, Event, Progress, Started, Stopped, Warned
 from sdlora.file_names import MAX_NAME_LETTERS, checked_name

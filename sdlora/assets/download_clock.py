@@ -51,9 +51,14 @@ class Retries:
     clock: DownloadClock
     failures: int = 0
 
-    def wait_after(self, error: DownloadError, progressed: bool = False) -> Iterator[Event]:
-        """Wait before the next try; raise the error where there is none."""
+    def wait_after(
+        self, error: DownloadError, progressed: bool = False, begun: bool = False
+    ) -> Iterator[Event]:
+        """Wait before the next try; raise the error where there is none. `begun`: something has
+        come already."""
         self.failures = 0 if progressed else self.failures
+        if error.refused and not begun:
+            raise error
         if not error.transient or self.failures >= len(DELAYS_S) or error.wait_s > MAX_WAIT_S:
             raise error
         seconds = max(DELAYS_S[self.failures], error.wait_s)

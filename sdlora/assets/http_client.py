@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -190,7 +191,28 @@ def _no_connection(host: str, error: httpx.ConnectError) -> DownloadError:
             "set SSL_CERT_FILE to its certificate",
             host=host,
         )
-    return DownloadError(
-        "{host} cannot be reached: check the network; what is here stays",
-        host=host, transient=True,
-    )  # fmt: skip
+    if isinstance(cause := _cause(error), ConnectionRefusedError):
+        problem = DownloadError(
+            "{host} refuses the connection: check the address and its port; what is here stays",
+            host=host, transient=True,
+        )  # fmt: skip
+    elif isinstance(cause, socket.gaierror):
+        problem = DownloadError(
+            "there is no host {host}, or this computer has no network: check both; what is here "
+            "stays",
+            host=host, transient=True,
+        )  # fmt: skip
+    else:
+        return DownloadError(
+            "{host} cannot be reached: check the network; what is here stays",
+            host=host, transient=True,
+        )  # fmt: skip
+    problem.refused = True
+    return problem
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the system's error under those of the libraries."""
+    while (under := error.__cause__ or error.__context__) is not None:
+        error = under
+    return error

@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from sdlora.architectures import FAMILIES
+from sdlora.disk_room import check_output_room
 from sdlora.errors import ModelError, SettingsError
 from sdlora.files import write_if_absent
 from sdlora.messages import Setting
 from sdlora.models.checkpoint_facts import DENOISER
-from sdlora.models.stored_model import StoredModel, marks, prediction_metadata, write_tensors
+from sdlora.models.stored_model import (
+    StoredModel,
+    marks,
+    prediction_metadata,
+    tensor_bytes,
+    write_tensors,
+)
 
 ModelMergeMethod = Literal["weighted", "add_difference"]
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.")
@@ -49,7 +56,8 @@ def merge_models(
     """Write the merge of two or three models as one file; return the count of tensors that were
     merged, and of those of the first model that another one lacks or has in another shape.
 
-    ModelError: they do not go together. FileExistsError: there is a file of that name."""
+    ModelError: they do not go together. RunError: there is no room for it. FileExistsError: there
+    is a file of that name."""
     _check_alike(models, recipe)
     first, *others = models
     counts = {"merged": 0, "kept of the first": 0}
@@ -77,6 +85,7 @@ def merge_models(
         **prediction_metadata(first_facts),
     }  # fmt: skip
     table = {**first.shapes, **marks(first_facts)}
+    check_output_room(output.parent, tensor_bytes(table.values(), dtype))
     write_if_absent(output, lambda file: write_tensors(file, table, dtype, merged, metadata))
     return counts
 

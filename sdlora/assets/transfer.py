@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from sdlora.assets.download_plan import RemoteFile
 from sdlora.assets.http_client import HttpClient, chunks
 from sdlora.assets.model_file_check import HEAD_BYTES, check_head, check_model_file
 from sdlora.assets.sites import host_of
-from sdlora.disk_room import in_words
+from sdlora.disk_room import DISK_RESERVE, free_bytes, in_words
 from sdlora.errors import BusyError, DownloadError
 from sdlora.events import BytesReceived, Event, Progress, Warned
 from sdlora.files import DISK_FULL, make_folder, write_atomically, write_if_absent
@@ -35,14 +34,8 @@ from sdlora.messages import Message
 
 REPORT_EVERY_S = 1.0
 SYNC_EVERY = 64 * 2**20  # bytes
-DISK_RESERVE = 256 * 2**20  # bytes that are left free
 _BLOCK = 2**20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes on the disk of a folder, which need not exist yet."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 @dataclass
@@ -254,7 +247,9 @@ class FileTransfer:
             try:
                 yield from self._receive()
             except DownloadError as error:
-                yield from retries.wait_after(error, progressed=self.done > farthest)
+                yield from retries.wait_after(
+                    error, progressed=self.done > farthest, begun=self.done > 0
+                )
                 farthest, self.resumed = max(farthest, self.done), self.done > 0
 
     def _receive(self) -> Iterator[Event]:

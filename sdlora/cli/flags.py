@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -13,14 +13,18 @@ from pydantic.fields import FieldInfo
 from sdlora.settings.base import MORE, Settings
 from sdlora.workspace import default_workspace
 
+_OPERANDS = {"files": "FILE", "models": "MODEL"}  # of several, one is named in the usage line
 _METAVARS = {int: "N", float: "X"}
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, settings: type[Settings], but: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    settings: type[Settings],
+    but: Sequence[str] = (),
+    needed: bool = False,
 ) -> None:
     """Add one flag per field, except those in `but`, by group. A flag not given leaves its
-    default."""
+    default. `needed`: a setting without one has to be given here, and its help says so."""
     for group, names in settings.groups().items():
         part = parser if group == MORE else parser.add_argument_group(group)
         for name in (name for name in names if name not in but):
@@ -29,7 +33,7 @@ def add_flags(
                 f"--{name.replace('_', '-')}",
                 dest=name,
                 default=argparse.SUPPRESS,
-                help=f"{field.description}{_default(field)}".replace("%", "%%"),
+                help=f"{field.description}{_default(field, needed)}".replace("%", "%%"),
                 **_shape(field),
             )
 
@@ -38,15 +42,22 @@ def add_operands(
     parser: argparse.ArgumentParser, settings: type[Settings], names: Sequence[str]
 ) -> None:
     """Add these fields as positional arguments, in this order."""
+    name_operands(parser, {name: _OPERANDS.get(name, name.upper()) for name in names})
     for name in names:
         field = settings.model_fields[name]
         many = {"nargs": "+"} if typing.get_origin(field.annotation) is tuple else {}
         parser.add_argument(
             name,
-            metavar={"files": "FILE"}.get(name, name.upper()),
+            metavar=_OPERANDS.get(name, name.upper()),
             help=f"{field.description}{_default(field)}".replace("%", "%%"),
             **many,  # type: ignore[arg-type]
         )
+
+
+def name_operands(parser: argparse.ArgumentParser, operands: Mapping[str, str]) -> None:
+    """Make messages of this command call these settings as its usage line does: they are no
+    flags."""
+    parser.set_defaults(operands=operands)
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +78,10 @@ def given(options: argparse.Namespace, settings: type[Settings]) -> dict[str, An
     return {key: value for key, value in vars(options).items() if key in settings.model_fields}
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, needed: bool = False) -> str:
     value = field.default
+    if needed and field.is_required():
+        return " (must be given)"
     if field.is_required() or value in ("", None, ()):
         return ""
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -83,7 +83,7 @@ def add_tools(parser: argparse.ArgumentParser) -> None:
         description = (tool.settings.__doc__ or "").strip()
         tool_parser = tools.add_parser(name, help=description, description=description)
         add_operands(tool_parser, tool.settings, tool.operands)
-        add_flags(tool_parser, tool.settings, but=tool.operands)
+        add_flags(tool_parser, tool.settings, but=tool.operands, needed=True)
         add_shared_flags(tool_parser)
 
 

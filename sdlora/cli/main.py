@@ -17,7 +17,7 @@ from typing import Any
 from sdlora import IS_CHECKOUT, __version__
 from sdlora.cli.dataset import add_tools as add_dataset_tools
 from sdlora.cli.dataset import dataset
-from sdlora.cli.flags import add_flags, add_shared_flags, given
+from sdlora.cli.flags import add_flags, add_shared_flags, given, name_operands
 from sdlora.cli.lora import add_tools, lora
 from sdlora.cli.models import add_model_tools, models
 from sdlora.cli.runs import add_run_verbs, runs_verb
@@ -30,7 +30,7 @@ from sdlora.events import (
     to_line,
 )
 from sdlora.files import write_to_free_path
-from sdlora.messages import COMMAND, Message
+from sdlora.messages import Message, command_surface
 from sdlora.settings.image_request import ImageRequest
 from sdlora.terminal import OnInterrupt, Printer, follow
 from sdlora.workspace import TRAINING_DATA, Workspace
@@ -163,20 +163,29 @@ def build_parser() -> argparse.ArgumentParser:
     verb("worker", worker)
     verb("demo", demo)
     add_train_flags(verb("train", train))
-    image_parser = verb("generate", generate)
-    image_parser.add_argument(
-        "prompt", nargs="?", default=argparse.SUPPRESS, help="what to show; LoRA tags included"
-    )
-    image_parser.add_argument(
-        "--like", metavar="PICTURE", help="make a picture again; what is given here wins"
-    )
-    image_parser.add_argument("--output", metavar="FILE", help="where the image is copied to")
-    add_flags(image_parser, ImageRequest, but=("prompt",))
+    _add_image_flags(verb("generate", generate))
     add_run_verbs(verb("runs", runs_verb, shared=False))
     add_tools(verb("lora", lora, shared=False))
     add_model_tools(verb("models", models, shared=False))
     add_dataset_tools(verb("dataset", dataset, shared=False))
     return parser
+
+
+def _add_image_flags(image_parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb `generate`."""
+    image_parser.add_argument(
+        "prompt",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="PROMPT",
+        help="what to show; LoRA tags included",
+    )
+    name_operands(image_parser, {"prompt": "PROMPT"})
+    image_parser.add_argument(
+        "--like", metavar="PICTURE", help="make a picture again; what is given here wins"
+    )
+    image_parser.add_argument("--output", metavar="FILE", help="where the image is copied to")
+    add_flags(image_parser, ImageRequest, but=("prompt",))
 
 
 def with_verb(arguments: Sequence[str]) -> list[str]:
@@ -200,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SdloraError, OSError) as error:  # an OSError names the file and the system's reason
         if options.json:
             print(to_line(Failed(_message(error))), flush=True)
-        print(f"error: {_message(error).on(COMMAND)}", file=sys.stderr)
+        surface = command_surface(getattr(options, "operands", {}))
+        print(f"error: {_message(error).on(surface)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

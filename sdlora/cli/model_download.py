@@ -7,9 +7,8 @@ import json
 
 from sdlora.assets.download import kind_folder, open_session, plan_download
 from sdlora.assets.download_plan import DownloadPlan
-from sdlora.assets.transfer import free_bytes
 from sdlora.cli.train import DONE, FAILED
-from sdlora.disk_room import in_words
+from sdlora.disk_room import free_bytes, in_words
 from sdlora.jobs import run_folder
 from sdlora.settings.download import DownloadSettings
 from sdlora.terminal import OnInterrupt, Printer

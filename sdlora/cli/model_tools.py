@@ -12,7 +12,7 @@ from sdlora.assets.convert import converted, readable_model
 from sdlora.assets.merge import ModelMerge, merge_models
 from sdlora.device import DTYPES
 from sdlora.errors import ModelError
-from sdlora.file_names import checked_name
+from sdlora.file_names import MAX_NAME_LETTERS, checked_name
 from sdlora.lora.tools.report import Report
 from sdlora.models.check import check_model
 from sdlora.models.stored_model import open_stored
@@ -61,17 +61,19 @@ def convert(settings: ModelConvertSettings, workspace: Workspace) -> list[Report
 def merge(settings: ModelMergeSettings, workspace: Workspace) -> list[Report]:
     """Merge two or three models into a file."""
     library = CheckpointLibrary(workspace)
-    output = _output(settings.output, True, workspace)
+    paths = [library.find(name).path for name in settings.models]
+    joined = "_".join(path.stem for path in paths)[:MAX_NAME_LETTERS]
+    output = _output(settings.output or joined, True, workspace)
     recipe = ModelMerge(settings.method, settings.weight, settings.block_weights)
+    dtype = DTYPES.get(settings.precision)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         models = []
-        for name in settings.models:
-            path = library.find(name).path
-            source = stack.enter_context(readable_model(path, workspace.models))
+        for path in paths:
+            source = stack.enter_context(readable_model(path, output.parent, dtype))
             models.append(stack.enter_context(open_stored(source)))
-        dtype = DTYPES.get(settings.precision, models[0].dtype)
         try:
-            counts = merge_models(models, recipe, output, dtype)
+            counts = merge_models(models, recipe, output, dtype or models[0].dtype)
         except FileExistsError:
             raise _exists(output) from None
         differ = len({model.facts.prediction for model in models}) > 1

@@ -178,7 +178,7 @@ def add_model_tools(parser: argparse.ArgumentParser) -> None:
             epilog=f"Example: {program} {tool.example}",
         )  # fmt: skip
         add_operands(tool_parser, tool.settings, tool.operands)
-        add_flags(tool_parser, tool.settings, but=tool.operands)
+        add_flags(tool_parser, tool.settings, but=tool.operands, needed=True)
         for flag, text in tool.switches:
             tool_parser.add_argument(flag, action="store_true", help=text)
         add_shared_flags(tool_parser)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdlora import PROGRAM, kohya
-from sdlora.cli.flags import add_flags, given
+from sdlora.cli.flags import add_flags, given, name_operands
 from sdlora.errors import SdloraError, SettingsError
 from sdlora.jobs import run_folder
 from sdlora.lora.format.training_metadata import LIKE_FILE, read_training_metadata
@@ -24,7 +24,10 @@ ENDED_WELL = ("done", "stopped", "paused")
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb `train`."""
-    parser.add_argument("data", nargs="?", default=None, help="folder of pictures with captions")
+    parser.add_argument(
+        "data", nargs="?", default=None, metavar="DATA", help="folder of pictures with captions"
+    )
+    name_operands(parser, {"data": "DATA"})
     parser.add_argument(
         "--like", metavar="FILE", help="train with the settings of this LoRA; flags take precedence"
     )

@@ -49,6 +49,13 @@ PLAIN = TextEncodeOptions()
 CHANGEABLE = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | RMSNorm
 
 
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and notes out of the terminal."""
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+
+
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """Encoded texts of a batch, as the denoiser reads them beside the latents.
@@ -149,10 +156,7 @@ class ModelFamily(ABC):
 
         ModelError when a part of it is missing or damaged.
         """
-        diffusers.logging.set_verbosity_error()
-        diffusers.logging.disable_progress_bar()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet_libraries()
         pipeline_class = getattr(diffusers, FAMILIES[name].pipeline_class)
         options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
         parts = cls.skipped(folder)
@@ -442,6 +446,7 @@ class ModelFamily(ABC):
 
     def save(self, folder: Path) -> None:
         """Save the model as a diffusers folder, with its upscaler."""
+        quiet_libraries()
         self.pipeline.save_pretrained(folder, safe_serialization=True)
         if self.upscaler:
             (folder / FOLDER).mkdir(exist_ok=True)

@@ -113,7 +113,7 @@ def _header_text(path: Path) -> tuple[bytes, int]:
                 return GGUF, 0
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise _other_kind(path, start)
+                raise other_kind(path, start)
             return file.read(length), size - 8 - length
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -152,10 +152,18 @@ def _split(text: bytes) -> tuple[Any, bytes]:
     return None, text
 
 
-def _other_kind(path: Path, start: bytes) -> ModelError:
+def is_pickle(start: bytes) -> bool:
+    """Return True if a file may be PyTorch's, by its first bytes: a zip, or a pickle of the
+    protocols 2 to 5."""
+    return start.startswith((b"PK\x03\x04", b"PK\x05\x06")) or (
+        start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and len(start) > 1
+    )
+
+
+def other_kind(path: Path, start: bytes) -> ModelError:
     """Return what a file that is not a safetensors file is, by its first bytes: a safetensors file
     may begin with any of them too."""
-    if start.startswith((b"PK", b"\x80")) or path.suffix.lower() in PICKLES:
+    if is_pickle(start):
         return ModelError(
             "{file} is a pickle, which can run code when it is opened, and is not opened; convert "
             "it with {command}, which reads its weights only, or look for a .safetensors file of "
@@ -166,6 +174,12 @@ def _other_kind(path: Path, start: bytes) -> ModelError:
         return ModelError(
             "{file} is a web page, not a model: a download that asked for a login leaves such "
             "files. Download it again",
+            file=path,
+        )
+    if path.suffix.lower() in PICKLES:
+        return ModelError(
+            "{file} is neither a safetensors file nor a PyTorch file: it is damaged, or something "
+            "else. Download or copy it again",
             file=path,
         )
     return ModelError("{file} is not a safetensors or GGUF file, or it is cut short", file=path)

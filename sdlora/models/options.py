@@ -8,7 +8,6 @@ from typing import Literal
 
 from sdlora.errors import ModelError, did_you_mean
 from sdlora.messages import Setting
-from sdlora.model_files import READABLE
 from sdlora.settings.model import BasePrecision, ModelSettings
 from sdlora.workspace import Workspace, path_exists
 
@@ -43,8 +42,7 @@ def model_options(settings: ModelSettings, workspace: Workspace) -> ModelOptions
         settings.base_precision,
         settings.stream_blocks,
     )
-    vaes = sorted(path.stem for path in workspace.vaes.glob("*") if path.suffix in READABLE)
-    _check_is_there("vae", vae, options.vae, [*vaes, *workspace.model_names()])
+    _check_is_there("vae", vae, options.vae, [*workspace.vae_names(), *workspace.model_names()])
     _check_is_there("text_encoder", other, options.text_encoder, workspace.model_names())
     return options
 

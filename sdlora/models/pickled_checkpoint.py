@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import ModelError
+from sdlora.models.checkpoint_header import is_pickle, other_kind
 
 
 def read_pickled_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, in their own number formats, mapped from the file
     where its form allows it. ModelError: it holds something other than weights, or is damaged."""
     try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        if not is_pickle(start):
+            raise other_kind(path, start)
         content = _load(path)
     except UnpicklingError:
         raise ModelError(

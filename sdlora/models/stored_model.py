@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +88,11 @@ def prediction_metadata(facts: CheckpointFacts) -> dict[str, str]:
     snr = {"ss_zero_terminal_snr": "True"} if facts.zero_terminal_snr else {}
     kind = "v" if facts.prediction == "v_prediction" else "epsilon"
     return {"modelspec.prediction_type": kind, **snr}
+
+
+def tensor_bytes(shapes: Iterable[Shape], dtype: torch.dtype) -> int:
+    """Return the bytes of tensors of these shapes in `dtype`."""
+    return sum(map(math.prod, shapes)) * torch.empty((), dtype=dtype).element_size()
 
 
 def write_tensors(

@@ -50,7 +50,9 @@ class ModelMergeSettings(Settings):
     models: tuple[str, ...] = Field(
         min_length=2, max_length=3, description="Models A and B, and C for add_difference"
     )
-    output: str = Field(min_length=1, description="A path, or a name for models/")
+    output: str = Field(
+        "", description="A path, or a name for models/; empty: the names of the models, joined"
+    )
     method: Literal["weighted", "add_difference"] = Field(
         "weighted",
         description="weighted: (1 - weight) A + weight B; add_difference: A + weight (B - C)",

@@ -171,8 +171,8 @@ class TrainSettings(ModelSettings, AdapterSettings, ObjectiveSettings):
     )
     caption_wildcards: bool = Field(
         False,
-        description="Wildcards in captions: a random choice of {a|b}, and for __name__ a random "
-        "line of wildcards/name.txt, at every step",
+        description="Wildcards in captions, as in prompts: of {a|b}, and of the lines of a list in "
+        "wildcards/, one is drawn at every step",
     )
     caption_variants: int = Field(
         8,

@@ -7,14 +7,13 @@ waits in memory with it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from sdlora.cache import Cache
-from sdlora.disk_room import written_when_room
+from sdlora.disk_room import free_bytes, written_when_room
 from sdlora.errors import RunError
 from sdlora.events import Event, Warned
 from sdlora.files import DISK_FULL
@@ -36,8 +35,7 @@ class DiskSpace:
     @property
     def free(self) -> int:
         """Bytes that are free."""
-        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return shutil.disk_usage(folder).free
+        return free_bytes(self.folder)
 
     def written(
         self, write: Callable[[], ResultT], size: int, wait: bool = False

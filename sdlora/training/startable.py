@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sdlora.assets.download_sources import HubSource, parse_source
+from sdlora.assets.sites import check_online, civitai, hugging_face
 from sdlora.data.folder import list_captions, list_pictures
 from sdlora.errors import DataError, ModelError
 from sdlora.jobs.kinds import Kind, kind_of
@@ -20,6 +22,7 @@ from sdlora.models.options import model_options
 from sdlora.models.registry import check_packages, detect_family
 from sdlora.settings.base import Settings
 from sdlora.settings.captioning import NEEDS_ONNX, DescribeSettings
+from sdlora.settings.download import DownloadSettings
 from sdlora.settings.grid import GridSettings
 from sdlora.settings.image_request import ImageRequest
 from sdlora.settings.model import ModelSettings
@@ -100,10 +103,18 @@ def _captions(settings: DescribeSettings, workspace: Workspace) -> None:
         raise ModelError(NEEDS_ONNX)
 
 
+def _download(settings: DownloadSettings, workspace: Workspace) -> None:
+    """DownloadError: the source is neither a name of a site nor an address of a model."""
+    source = parse_source(settings.source, (site := hugging_face(), civitai()))
+    if isinstance(source, HubSource):
+        check_online(site)
+
+
 _CHECKS: dict[Kind, Callable[[Any, Workspace], None]] = {
     "train": _training,
     "measure": _training,
     "generate": _images,
     "grid": _comparison,
     "describe": _captions,
+    "download": _download,
 }

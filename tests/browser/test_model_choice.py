@@ -23,7 +23,7 @@ def models(workspace: Path) -> Path:
     shutil.copy(whole, folder / "animerge.safetensors")
     Image.new("RGB", (64, 64), (220, 120, 60)).save(folder / "animerge.preview.png")
     shutil.copy(tiny.checkpoint("sdxl"), folder / "pony_vpred.safetensors")
-    (folder / "old.ckpt").write_bytes(b"PK")
+    (folder / "old.ckpt").write_bytes(b"PK\x03\x04")
     return folder
 
 
@@ -52,13 +52,32 @@ def test_a_checkpoint_is_chosen_and_draws(browser: Browser, workspace: Path, mod
         expect(about.locator("img")).to_be_visible()
         expect(card).to_have_attribute("aria-pressed", "true")
         shot(page, "chosen")
+        box = page.locator("#generate-model input")
+        box.click()
+        expect(page.get_by_role("option", name="old")).to_have_count(0)
+        box.press("Control+a")
+        box.press_sequentially("pon")
+        box.press("Escape")
+        expect(box).to_have_value("animerge")
+        expect(about).to_contain_text("animerge")
         page.locator("#prompt textarea").fill("a red house")
         page.get_by_role("button", name="More settings").click()
         for name, value in (("steps", "2"), ("width", "64"), ("height", "64"), ("seed", "1")):
             place = "#seed" if name == "seed" else f"#generate-{name}"
             page.locator(f"{place} :is(input, textarea)").fill(value)
         page.locator("#generate").click()
+        notice = page.locator("#generate-notice .notice")
+        expect(notice).to_contain_text("Queued")
         expect(page.locator("#pictures img").first).to_be_visible(timeout=PATIENT_MS)
+        expect(page.locator("#generate-card .pill")).to_have_text("Done")
+        expect(notice).to_have_count(0)
+        page.locator("#seed :is(input, textarea)").fill("some")
+        page.locator("#generate").click()
+        expect(page.locator("#seed")).to_have_attribute("data-wrong", "")
+        expect(notice).to_contain_text("1 field needs attention")
+        page.locator("#generate-reset").click()
+        expect(notice).to_have_count(0)
+        expect(page.locator("[data-wrong]")).to_have_count(0)
     (picture,) = (workspace / "outputs").rglob("*.png")
     with Image.open(picture) as image:
         assert image.size == (64, 64) and "Model: animerge" in image.info["parameters"]

@@ -139,7 +139,17 @@
     markAll(notice, JSON.parse(notice.dataset.marks), notice.dataset.fold, TRIES);
   };
 
+  // Other values stand in all fields now: nothing that was said of the old ones holds.
+  const forget = (panel) => {
+    for (const field of panel.querySelectorAll("[data-wrong]")) unmark(field);
+    for (const notice of panel.querySelectorAll("[data-marks]")) {
+      notice.closest(".answer")?.querySelector("button.close")?.click();
+    }
+  };
+
   document.addEventListener("click", (event) => {
+    const reset = event.target.closest(".resets button");
+    if (reset) forget(panelOf(reset));
     const title = event.target.closest("[data-group]");
     if (title) open(title, title.getAttribute("aria-expanded") !== "true");
   });

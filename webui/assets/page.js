@@ -15,6 +15,25 @@
     }
   });
 
+  // Half a name typed into a list is dropped: what was chosen before comes back.
+  let chosen = "";
+  const noteChoice = (event) => {
+    if (event.target.matches?.("[role=combobox]")) chosen = event.target.value;
+  };
+  const leave = (field) => {
+    if (field.matches("[role=combobox]") && field.value !== chosen) {
+      field.value = chosen;
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+    setTimeout(() => field.blur()); // once the list has heard of the name
+  };
+  document.addEventListener("focusin", noteChoice);
+  document.addEventListener("keyup", (event) => event.key === "Enter" && noteChoice(event));
+  document.addEventListener("mousedown", (event) => {
+    const option = event.target.closest?.("[role=option][aria-label]");
+    if (option) chosen = option.getAttribute("aria-label");
+  }, true);
+
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -22,7 +41,7 @@
       press("generate");
     } else if (event.key === "Escape") {
       // In a field it leaves the field, as a habit of the keyboard; only beside fields it cancels.
-      if (event.target.matches?.("input, textarea, select")) event.target.blur();
+      if (event.target.matches?.("input, textarea, select")) leave(event.target);
       else press("cancel");
     }
   });
@@ -48,6 +67,16 @@
     if (first && document.querySelector(ready)) first.remove();
   };
 
+  // That a run is queued is of no interest once it has ended.
+  const closeQueued = () => {
+    for (const notice of document.querySelectorAll("[data-queued]:not([data-closed])")) {
+      const cards = [...document.querySelectorAll('[data-run][data-live="false"]')];
+      if (!cards.some((card) => card.dataset.run === notice.dataset.queued)) continue;
+      notice.setAttribute("data-closed", "");
+      notice.closest(".answer")?.querySelector("button.close")?.click();
+    }
+  };
+
   const begin = () => {
     setTimeout(() => document.getElementById("opening")?.remove(), 20_000);
     const theme = localStorage.getItem("sdlora-theme");
@@ -59,8 +88,9 @@
         setTheme(theme);
       }
       keepAddress();
+      closeQueued();
       opened();
-    }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-run"] });
+    }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["data-run", "data-live"] });
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
   else begin();

@@ -54,15 +54,19 @@
     send();
   };
 
-  // Model cards -----------------------------------------------------------------------------------
+  // Model cards, and buttons in fragments -----------------------------------------------------------------------------------
 
-  let modelClicks = 0; // so that a card chosen twice is heard twice
-  const chooseModel = (card) => {
-    const place = card.closest("[id$=-model-cards]").id.replace("-cards", "-clicked");
-    const box = document.querySelector(`#${place} :is(textarea, input)`);
-    modelClicks += 1;
-    box.value = `${modelClicks} ${card.dataset.model}`;
+  let sent = 0; // so that a button pressed twice is heard twice
+  // Puts the value of a button into the hidden field that the server listens to.
+  const tellServer = (id, value) => {
+    const box = document.querySelector(`#${id} :is(textarea, input)`);
+    sent += 1;
+    box.value = `${sent} ${value}`;
     box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const chooseModel = (card) => {
+    const cards = card.closest("[id$=-model-cards]").id;
+    tellServer(cards.replace("-cards", "-clicked"), card.dataset.model);
     for (const other of card.parentElement.children) {
       other.setAttribute("aria-pressed", String(other === card));
     }
@@ -241,6 +245,8 @@
       if (card) toggle(card);
       const model = event.target.closest(".chip[data-model]");
       if (model) chooseModel(model);
+      const button = event.target.closest("[data-send]");
+      if (button) tellServer(button.dataset.send, button.dataset.value);
     });
     document.addEventListener(
       "error",

@@ -20,7 +20,7 @@ from webui.form import Form, error_renderer
 from webui.job_poller import JobPoller
 from webui.lora_browser import LoraBrowser
 from webui.metadata_import import MetadataImporter, has_infotext
-from webui.model_picker import ModelPicker
+from webui.model_picker import PART_LOOKS, ModelPicker
 from webui.notice import Notice, Reply
 from webui.widgets import QUICK, TYPED, html
 
@@ -70,7 +70,7 @@ class GenerateTab:
 
 def build(app_state: AppState) -> GenerateTab:
     """Build the tab inside an open `gr.Tab`, with its events."""
-    form = Form(ImageRequest, "generate", "more-settings")
+    form = Form(ImageRequest, "generate", "more-settings", PART_LOOKS)
     with gr.Row(equal_height=False, elem_classes="making"):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
             form.add("prompt", lines=4, placeholder=PLACEHOLDER, elem_id="prompt", info=None)

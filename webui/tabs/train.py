@@ -32,7 +32,7 @@ from webui.form import Form, error_renderer
 from webui.job_card import JobCard
 from webui.job_poller import JobPoller
 from webui.lora_details import prompt_trigger_words
-from webui.model_picker import ModelPicker
+from webui.model_picker import PART_LOOKS, ModelPicker
 from webui.notice import Notice, Reply
 from webui.training_panel import TrainingPanel
 from webui.uploads import discard
@@ -99,7 +99,7 @@ class TrainTab:
 
 def build(app_state: AppState) -> TrainTab:
     """Build the tab inside an open `gr.Tab`, with its events."""
-    form, advanced = (Form(TrainSettings, "train", "advanced") for _ in range(2))
+    form, advanced = (Form(TrainSettings, "train", "advanced", PART_LOOKS) for _ in range(2))
     sets = sorted(app_state.workspace.dataset_folders())
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320, elem_classes="ask"):
