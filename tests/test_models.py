@@ -414,7 +414,10 @@ def test_hub_errors_are_sentences(
 def test_not_models(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x")
-    for source, sentence in ((tmp_path, "not a diffusers model"), (file, "not a safetensors file")):
+    for source, sentence in (
+        (tmp_path, "not a diffusers model"),
+        (file, "not a safetensors or GGUF file"),
+    ):
         with pytest.raises(ModelError, match=sentence):
             open_family(str(source), torch.float32, CPU)
     (tmp_path / "model_index.json").write_text("{", "utf-8")

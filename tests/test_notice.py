@@ -44,7 +44,7 @@ def places(page: Browser) -> dict[int, str]:
 
 
 def test_no_refresh_writes_a_notice(page: Browser) -> None:
-    notices, asked = places(page), {"click", "upload", "input"}
+    notices, asked = places(page), {"click", "upload", "input", "submit"}
     assert len(notices) >= 11
     timers = {i for i, part in page.parts.items() if part["type"] == "timer"}
     for row in page.config["dependencies"]:

@@ -148,7 +148,7 @@
   };
 
   document.addEventListener("click", (event) => {
-    const reset = event.target.closest(".resets button");
+    const reset = event.target.closest(".resets button:not(.unseen)");
     if (reset) forget(panelOf(reset));
     const title = event.target.closest("[data-group]");
     if (title) open(title, title.getAttribute("aria-expanded") !== "true");
