@@ -51,7 +51,7 @@ def layer_row(shape: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]
     def time_ms(way: nn.Module) -> float:
         return 1000 * median_s(lambda: way(x).backward(grad), rounds)
 
-    row = {"torch ms": time_ms(conv), "product ms": time_ms(Im2colConv2d(conv))}
+    row = {"torch ms": time_ms(conv), "product ms": time_ms(Im2colConv2d.of(conv))}
     im2col_convolution.MAX_PIXELS = USUAL
     ratio = row["torch ms"] / row["product ms"]
     return {"layer": str(shape), "batch": batch, **row, "torch / product": ratio}

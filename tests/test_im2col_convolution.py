@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from adapter_gradients import gradients
+from sdlora.adapters import Blend
 from sdlora.models import im2col_convolution
 from sdlora.models.im2col_convolution import MAX_PIXELS, Im2colConv2d, use_im2col
+from sdlora.models.registry import open_family
+from sdlora.settings.adapter_choices import ADAPTER_CHOICES
+from tiny import CPU, tiny, tiny_lora
 
 
 def check_same(conv: nn.Conv2d, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +21,7 @@ def check_same(conv: nn.Conv2d, shape: tuple[int, ...], monkeypatch: pytest.Monk
     x.requires_grad_()
     expected = conv(x)
     (gradient,) = torch.autograd.grad(expected, x, torch.ones_like(expected) + expected.detach())
-    small = Im2colConv2d(conv)
+    small = Im2colConv2d.of(conv)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Conv2d, "forward", None)  # which does not compute here
         y = small(x)
@@ -47,7 +52,7 @@ def test_the_product_is_the_convolution(
 
 def test_the_layer_is_the_one_that_it_was_made_of() -> None:
     conv = nn.Conv2d(4, 6, 3, padding=1)
-    small = Im2colConv2d(conv)
+    small = Im2colConv2d.of(conv)
     assert small.weight is conv.weight and small.bias is conv.bias
     assert small.state_dict().keys() == conv.state_dict().keys()
     assert isinstance(small, nn.Conv2d) and "4, 6, kernel_size=(3, 3)" in repr(small)
@@ -57,7 +62,7 @@ def test_the_layer_is_the_one_that_it_was_made_of() -> None:
 def test_many_pixels_are_computed_by_torch(
     pixels: int, by_product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Im2colConv2d(nn.Conv2d(2, 2, 1)).requires_grad_(False)
+    small = Im2colConv2d.of(nn.Conv2d(2, 2, 1)).requires_grad_(False)
     calls = []
     own = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(len(x)) or own(self, x))
@@ -66,7 +71,7 @@ def test_many_pixels_are_computed_by_torch(
 
 
 def test_weights_that_learn_get_their_gradient() -> None:
-    small = Im2colConv2d(nn.Conv2d(2, 2, 3, padding=1))
+    small = Im2colConv2d.of(nn.Conv2d(2, 2, 3, padding=1))
     small(torch.ones(1, 2, 4, 4)).sum().backward()
     assert small.weight.grad is not None and small.weight.grad.abs().sum() > 0
 
@@ -76,7 +81,7 @@ def test_autocast_gives_its_own_number_format(weights: torch.dtype) -> None:
     conv = nn.Conv2d(4, 6, 3, padding=1).to(weights).requires_grad_(False)
     x = torch.randn(1, 4, 4, 4, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        y, expected = Im2colConv2d(conv)(x), conv(x)
+        y, expected = Im2colConv2d.of(conv)(x), conv(x)
     assert y.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
     y.float().sum().backward()
@@ -95,3 +100,28 @@ def test_layers_with_many_weights_are_changed(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
     use_im2col(model)
     assert [name for name, m in model.items() if isinstance(m, Im2colConv2d)] == ["many"]
+
+
+@pytest.mark.parametrize("adapter", ADAPTER_CHOICES)
+def test_every_adapter_learns_on_these_layers(
+    adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = {"adapter": adapter, "targets": ("attention", "conv")}
+    usual = gradients(open_family(str(tiny("sd1")), torch.float32, CPU), **targets)
+    monkeypatch.setattr(im2col_convolution, "MIN_WEIGHTS", 0)
+    family = open_family(str(tiny("sd1")), torch.float32, CPU)
+    assert any(isinstance(m, Im2colConv2d) for m in family.denoiser.modules())
+    found = gradients(family, **targets)
+    assert torch.cosine_similarity(found, usual, dim=0) > 0.99999
+
+
+def test_a_lora_is_blended_into_these_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(im2col_convolution, "MIN_WEIGHTS", 0)
+    family = open_family(str(tiny("sd1")), torch.float32, CPU)
+    layer = family.denoiser.get_submodule("down_blocks.0.resnets.0.conv1")
+    before = layer.weight.clone()
+    blend = Blend(family)
+    blend.apply([(tiny_lora(family, targets=("conv",)), 1.0, 1.0)])
+    assert not torch.equal(layer.weight, before)
+    blend.clear()
+    assert torch.equal(layer.weight, before)

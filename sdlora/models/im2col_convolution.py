@@ -12,7 +12,7 @@ greater work and torch's convolution computes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +55,22 @@ def _split(columns: Tensor, batch: int) -> Tensor:
 class Im2colConv2d(nn.Conv2d):
     """A convolution (B,in,H,W) -> (B,out,H',W') that is a matrix product where pixels are few."""
 
-    def __init__(self, like: nn.Conv2d) -> None:
-        """Compute what `like` does, with its own weight and bias."""
-        nn.Module.__init__(self)  # nn.Conv2d's own would make a weight
-        for name in vars(like).keys() - vars(self).keys():  # stride, padding and what else it is
-            setattr(self, name, getattr(like, name))
-        self.weight, self.bias = like.weight, like.bias
-        self.windows: dict[str, Any] = {
-            "kernel_size": like.kernel_size, "stride": like.stride,
-            "padding": like.padding, "dilation": like.dilation,
+    @classmethod
+    def of(cls, like: nn.Conv2d) -> Self:
+        """Return a layer that computes what `like` does, with its own weight and bias."""
+        layer = cls.__new__(cls)  # nn.Conv2d's own beginning would make a weight
+        nn.Module.__init__(layer)
+        for name in vars(like).keys() - vars(layer).keys():  # stride, padding and what else it is
+            setattr(layer, name, getattr(like, name))
+        layer.weight, layer.bias = like.weight, like.bias
+        return layer
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """Window of the input for one pixel of the output, as `torch.nn.Unfold` takes it."""
+        return {
+            "kernel_size": self.kernel_size, "stride": self.stride,
+            "padding": self.padding, "dilation": self.dilation,
         }  # fmt: skip
 
     def output_size(self, x: Tensor) -> tuple[int, int]:
@@ -98,4 +105,4 @@ def use_im2col(model: nn.Module) -> None:
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
         ):
-            model.set_submodule(path, Im2colConv2d(layer))
+            model.set_submodule(path, Im2colConv2d.of(layer))
