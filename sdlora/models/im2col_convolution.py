@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 
-MIN_WEIGHTS = 2**20  # in a layer: below it torch's own is as fast (`benchmarks.convolutions`)
+MIN_WEIGHTS = 2**22  # in a layer: below it torch's own is as fast (`benchmarks.convolutions`)
 MAX_PIXELS = 128  # of all pictures of a batch together
 
 
