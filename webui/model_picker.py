@@ -116,7 +116,10 @@ def _offered(names: list[str], chosen: str | None) -> Any:
 PART_LOOKS: dict[str, dict[str, Any]] = {
     name: {"build": partial(gr.Dropdown, [], allow_custom_value=True), "elem_classes": [WIDE]}
     for name in ("vae", "text_encoder")
-} | {name: {"elem_classes": [WIDE]} for name in ("prediction", "base_precision")}
+} | {
+    name: {"elem_classes": [WIDE]}
+    for name in ("prediction", "base_precision", "stream_blocks", "memory")
+}
 
 
 def described_model(app_state: AppState, model: str | None) -> str:
