@@ -40,9 +40,9 @@ def retry_with_less_memory(
         except OUT_OF_MEMORY:
             pass  # outside of this block nothing holds on to what the failed step had made
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.empty_cache()
         settings, remedy = next_memory_saving(training.settings, on_gpu)
         training.apply_settings(settings)
         message = Message("the device ran out of memory; {remedy}", remedy=remedy)
