@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from sdlora.assets.checkpoints import CheckpointEntry
 from sdlora.errors import ModelError
 from webui.app_state import AppState
 from webui.download_panel import DownloadPanel
@@ -71,15 +72,17 @@ class ModelPicker:
         """Updates of a newly opened page: the models that are there by now."""
         return {self.about: self.describe(model)}
 
-    def choices(self, model: str | None) -> Any:
-        """Update of the list of names, with `model` chosen; None leaves the choice. A model that
-        cannot be used is on its card alone, with the reason."""
-        names = [entry.name for entry in self.app_state.usable_models()]
+    def choices(self, entries: Iterable[CheckpointEntry], model: str | None) -> Any:
+        """Update of the list of names, those of usable models, with `model` chosen; None leaves the
+        choice. A model that cannot be used is on its card alone, with the reason."""
+        names = [entry.name for entry in entries]
         return _offered(names or self.app_state.workspace.model_names(), model)
 
-    def part_choices(self, form: Form, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Updates of the lists of VAEs and text encoders in `form`, with their `values` chosen."""
-        entries = self.app_state.usable_models()
+    def part_choices(
+        self, entries: Sequence[CheckpointEntry], form: Form, values: Mapping[Component, Any]
+    ) -> dict[Component, Any]:
+        """Updates of the lists of VAEs and text encoders in `form`, of usable models and VAEs, with
+        their `values` chosen."""
         with_part = {
             part: [entry.name for entry in entries if part in entry.info.parts]
             for part in ("vae", "text_encoder")
@@ -90,7 +93,8 @@ class ModelPicker:
 
     def _listed_anew(self, search: str, model: str | None) -> list[Any]:
         """Updates of the list of names and of the cards, after a model has come."""
-        return [self.choices(None), self._marked(search, model)]
+        entries = self.app_state.usable_models()
+        return [self.choices(entries, None), self._marked(search, model)]
 
     def _marked(self, search: str, model: str | None) -> Any:
         """Update of the cards after another choice, once they have been shown."""

@@ -132,14 +132,14 @@ def on_open(
     form = generate.refilled(generate_tab, stored[0])
     model = form.get(generate_tab.form.fields["model"]) or "starter"
     training = train.refilled(app_state, train_tab, stored[1])
-    pickers: dict[Any, Any] = {}
+    models, pickers = app_state.usable_models(), dict[Any, Any]()
     for picker, parts, values in (
         (generate_tab.picker, generate_tab.form, form),
         (train_tab.picker, train_tab.advanced, training),
     ):
         chosen = values.get(picker.model)
-        pickers |= {picker.model: picker.choices(chosen), **picker.opened(chosen)}
-        pickers |= picker.part_choices(parts, values)
+        pickers |= {picker.model: picker.choices(models, chosen), **picker.opened(chosen)}
+        pickers |= picker.part_choices(models, parts, values)
     return {
         **generate.view(app_state, generate_tab, next(iter(requests), None)),
         **form,
