@@ -1,4 +1,4 @@
-"""Sizes on the disk in words; room for what shall be written, checked before; waiting for room on
+"""Room on the disk: for what shall be written, checked before; waiting for room on
 a full disk, with what shall be written kept in memory."""
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from typing import TypeVar
 from sdlora.errors import RunError
 from sdlora.events import Event, Progress, Warned
 from sdlora.files import DISK_FULL
-from sdlora.messages import Message, Setting
+from sdlora.messages import Message, Setting, size_in_words
 
 DISK_RESERVE = 256 * 2**20  # bytes that are left free
 LOOK_EVERY_S = 2.0
 ResultT = TypeVar("ResultT")
-
-
-def in_words(size: int) -> str:
-    """'0.4 MiB', '12.0 GiB'."""
-    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 
 def free_bytes(folder: Path) -> int:
@@ -37,8 +32,8 @@ def check_output_room(folder: Path, needed: int) -> None:
         raise RunError(
             "this needs {needed}, and the disk of {folder} has {free} free; make room, {reserve} "
             "more than that, or give a path on another disk as {setting}",
-            needed=in_words(needed), folder=folder, free=in_words(free),
-            reserve=in_words(DISK_RESERVE), setting=Setting("output"),
+            needed=size_in_words(needed), folder=folder, free=size_in_words(free),
+            reserve=size_in_words(DISK_RESERVE), setting=Setting("output"),
         )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ from sdlora.assets.transfer import (
     file_sha256,
     public_url,
 )
-from sdlora.disk_room import free_bytes, in_words
+from sdlora.disk_room import free_bytes
 from sdlora.errors import DownloadError, SettingsError
 from sdlora.events import Done, Event, Progress, Started, Stopped, Warned
 from sdlora.file_names import MAX_NAME_LETTERS, checked_name
@@ -54,7 +54,7 @@ from sdlora.files import (
     write_atomically,
     write_if_absent,
 )
-from sdlora.messages import Message, Setting
+from sdlora.messages import Message, Setting, size_in_words
 from sdlora.settings.download import AssetKind, DownloadSettings
 from sdlora.workspace import Workspace
 
@@ -136,13 +136,13 @@ def details(plan: DownloadPlan, target: Path) -> dict[str, str]:
     """Return the facts of a plan that are shown before it begins. What its page says of it is
     called so."""
     count = f" in {len(plan.files)} files" if plan.folder else ""
-    size = "not known" if plan.size is None else in_words(plan.size)
+    size = "not known" if plan.size is None else size_in_words(plan.size)
     claims = {
         f"{name.replace('_', ' ')} (its page says)": _claim_text(value)
         for name, value in plan.claims.items()
         if value and name in ("base_model", "trained_words", "license", "version")
     }
-    free = in_words(free_bytes(target.parent))
+    free = size_in_words(free_bytes(target.parent))
     return {
         "from": plan.source, "size": size + count, "to": str(target), "free there": free, **claims,
     }  # fmt: skip

@@ -24,8 +24,8 @@ from sdlora.assets.http_client import HttpClient
 from sdlora.assets.http_errors import Resource
 from sdlora.assets.model_file_check import is_model_file
 from sdlora.assets.sites import Site, check_online, hugging_face
-from sdlora.disk_room import in_words
 from sdlora.errors import DownloadError, SettingsError, did_you_mean
+from sdlora.messages import size_in_words
 from sdlora.settings.download import AssetKind, DownloadSettings
 
 MAX_SHOWN = 20  # files that a message lists
@@ -153,7 +153,7 @@ def _chosen(repository: Repository, wanted_path: str) -> str:
 
 def _listed(repository: Repository, paths: Iterable[str]) -> list[str]:
     rows = [(path, repository.remote(path).size) for path in sorted(paths)]
-    lines = [f"{path} ({in_words(size or 0)})" for path, size in rows[:MAX_SHOWN]]
+    lines = [f"{path} ({size_in_words(size or 0)})" for path, size in rows[:MAX_SHOWN]]
     return [*lines, "..."] if len(rows) > MAX_SHOWN else lines
 
 

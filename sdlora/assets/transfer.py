@@ -25,12 +25,12 @@ from sdlora.assets.download_plan import RemoteFile
 from sdlora.assets.http_client import HttpClient, chunks
 from sdlora.assets.model_file_check import HEAD_BYTES, check_head, check_model_file
 from sdlora.assets.sites import host_of
-from sdlora.disk_room import DISK_RESERVE, free_bytes, in_words
+from sdlora.disk_room import DISK_RESERVE, free_bytes
 from sdlora.errors import BusyError, DownloadError
 from sdlora.events import BytesReceived, Event, Progress, Warned
 from sdlora.files import DISK_FULL, make_folder, write_atomically, write_if_absent
 from sdlora.jobs.processes import alive, identity
-from sdlora.messages import Message
+from sdlora.messages import Message, size_in_words
 
 REPORT_EVERY_S = 1.0
 SYNC_EVERY = 64 * 2**20  # bytes
@@ -99,11 +99,11 @@ class WholeDownload:
         """Return the present state, with `done` bytes of the present file."""
         done += self.before
         left = None if self.total is None else self.rate.seconds_left(self.total - done)
-        of = "" if self.total is None else Message(" of {total}", total=in_words(self.total))
+        of = "" if self.total is None else Message(" of {total}", total=size_in_words(self.total))
         text = Message(
             "downloading {name}: {done}{of}, {rate} a second",
-            name=self.name, done=in_words(done), of=of,
-            rate=in_words(round(self.rate.bytes_per_s)),
+            name=self.name, done=size_in_words(done), of=of,
+            rate=size_in_words(round(self.rate.bytes_per_s)),
         )  # fmt: skip
         return BytesReceived(text, done, self.total or 0, self.rate.bytes_per_s, left)
 
@@ -427,6 +427,6 @@ def check_room(folder: Path, needed: int, session: DownloadSession) -> None:
         raise DownloadError(
             "the download needs {needed} more, and the disk of {folder} has {free} free; make "
             "room, {reserve} of it to spare",
-            needed=in_words(needed), folder=folder, free=in_words(free),
-            reserve=in_words(DISK_RESERVE),
+            needed=size_in_words(needed), folder=folder, free=size_in_words(free),
+            reserve=size_in_words(DISK_RESERVE),
         )  # fmt: skip

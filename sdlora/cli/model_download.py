@@ -8,8 +8,9 @@ import json
 from sdlora.assets.download import kind_folder, open_session, plan_download
 from sdlora.assets.download_plan import DownloadPlan
 from sdlora.cli.train import DONE, FAILED
-from sdlora.disk_room import free_bytes, in_words
+from sdlora.disk_room import free_bytes
 from sdlora.jobs import run_folder
+from sdlora.messages import size_in_words
 from sdlora.settings.download import DownloadSettings
 from sdlora.terminal import OnInterrupt, Printer
 from sdlora.worker import tasks
@@ -51,10 +52,10 @@ def _show_plan(settings: DownloadSettings, workspace: Workspace, as_json: bool) 
         }  # fmt: skip
         print(json.dumps(facts, ensure_ascii=False))
         return DONE
-    size = "of unknown size" if plan.size is None else in_words(plan.size)
-    print(f"{plan.source}: {plan.kind}, {size}, into {folder} ({in_words(free)} free)")
+    size = "of unknown size" if plan.size is None else size_in_words(plan.size)
+    print(f"{plan.source}: {plan.kind}, {size}, into {folder} ({size_in_words(free)} free)")
     for file in plan.files:
-        print(f"  {file.path}" + ("" if file.size is None else f"  {in_words(file.size)}"))
+        print(f"  {file.path}" + ("" if file.size is None else f"  {size_in_words(file.size)}"))
     for name, value in plan.claims.items():
         if value:
             print(f"  its page says: {name.replace('_', ' ')} = {value}")
